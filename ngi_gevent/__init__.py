@@ -1,0 +1,30 @@
+"""The Network Gateway Interface on gevent: handlers for network connections, testable without sockets."""
+
+from ngi_gevent.errors import (
+    ConnectionClosed,
+    ConnectionFailed,
+    ConnectionTimeout,
+    Deadlock,
+    ImplementationClosed,
+    LimitExceeded,
+    NGIError,
+    Timeout,
+    UnexpectedResponse,
+)
+from ngi_gevent.implementation import Implementation, connect, listener, wait
+
+__all__ = [
+    "ConnectionClosed",
+    "ConnectionFailed",
+    "ConnectionTimeout",
+    "Deadlock",
+    "Implementation",
+    "ImplementationClosed",
+    "LimitExceeded",
+    "NGIError",
+    "Timeout",
+    "UnexpectedResponse",
+    "connect",
+    "listener",
+    "wait",
+]

@@ -1,0 +1,71 @@
+"""What an address may be, checked before anything is done with it, and how it reads in a message."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any, TypeAlias
+
+__all__ = ["TCPAddress", "check_connect_address", "check_listen_address", "is_socket", "unix_path"]
+
+TCPAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
+
+#: Any other host is looked up, which may take a while.
+LOOPBACK = ("127.0.0.1", 0)
+
+_FORMS = "(host, port), or the name of a Unix socket"
+
+
+def is_socket(address: object) -> bool:
+    """Whether *address* is a socket of the caller's: the standard library's, or gevent's (which is no subclass)."""
+    return isinstance(address, socket.socket) or (hasattr(address, "getsockname") and hasattr(address, "fileno"))
+
+
+def unix_path(address: object) -> str | None:
+    """The file name that *address* is as a Unix socket, or None if it is something else."""
+    return os.fspath(address) if isinstance(address, (str, os.PathLike)) else None
+
+
+def check_connect_address(address: Any) -> None:
+    """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could connect to it."""
+    if unix_path(address) is not None:
+        _check_path(address)
+    elif isinstance(address, tuple):
+        _check_tcp(address)
+    else:
+        raise TypeError(f"an address to connect to is {_FORMS}; got {address!r}")
+
+
+def check_listen_address(address: Any) -> None:
+    """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could listen on it."""
+    if address is None or is_socket(address):
+        return
+    if unix_path(address) is not None:
+        _check_path(address)
+    elif isinstance(address, tuple):
+        _check_tcp(address)
+    else:
+        raise TypeError(
+            f"an address to listen on is {_FORMS}, a bound socket, or None for a free port; got {address!r}"
+        )
+
+
+def _check_path(address: Any) -> None:
+    path = unix_path(address)
+    if not isinstance(path, str):
+        raise TypeError(f"the name of a Unix socket is text; got {address!r}")
+    if not path or "\0" in path:
+        raise ValueError(f"the name of a Unix socket must not be empty or contain a null character; got {address!r}")
+
+
+def _check_tcp(address: tuple[Any, ...]) -> None:
+    # The four-part form is what an IPv6 socket calls its own address.
+    if len(address) not in (2, 4):
+        raise ValueError(f"an address is {_FORMS}; got {address!r}")
+    host, port = address[:2]
+    if not isinstance(host, str):
+        raise TypeError(f"the host of an address is text; got {host!r} in {address!r}")
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"the port of an address is a whole number; got {port!r} in {address!r}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"the port of an address is from 0 to 65535; got {port!r} in {address!r}")

@@ -1,0 +1,285 @@
+"""What every connection is, on sockets or in memory: its state, its handler, and the checks of what it is given.
+
+The states, of which a connection has one at a time, in the attribute ``_state``:
+
+=========  ===================================================================  ============
+state      what it means                                                        goes on to
+=========  ===================================================================  ============
+OPEN       input is delivered, output is taken                                  both others
+CLOSING    output that was taken is being delivered; nothing new is taken       CLOSED
+CLOSED     nothing is sent or received any more; what was not sent is dropped   nothing
+=========  ===================================================================  ============
+
+Why it left OPEN stands in ``_reason``: None as long as nobody but the application's own ``close`` or ``abort`` did it.
+A reason is owed to the handler, and ``_tell_close`` pays that debt once.  Implementations add the transport: when data
+comes, where output goes, and on which greenlet callbacks run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ngi_gevent.errors import ConnectionClosed, LimitExceeded
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
+
+__all__ = [
+    "CLOSED",
+    "CLOSING",
+    "END_OF_INPUT",
+    "HIGH_WATER",
+    "LOW_WATER",
+    "OPEN",
+    "OUTPUT_LIMIT",
+    "STOPPED",
+    "BaseConnection",
+    "ConnectionOwner",
+    "as_bytes",
+    "as_iterator",
+    "check_count",
+    "check_handler",
+    "check_timeout",
+    "next_chunk",
+]
+
+OPEN, CLOSING, CLOSED = "open", "closing", "closed"
+
+#: The reasons in which nothing went wrong.
+END_OF_INPUT, STOPPED = "end of input", "stopped"
+
+#: Bytes of pending output over which no more input is read from a connection, and under which reading goes on.  The
+#: kernel buffers some megabytes besides, so that this bounds memory and costs no throughput.
+HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
+
+#: Bytes of pending output at which one more write aborts the connection: enough for any answer that is better made in
+#: one piece than given to ``writelines``, and little enough that a peer who does not read cannot fill the memory.
+OUTPUT_LIMIT = 64 * 1024 * 1024
+
+
+def as_bytes(data: Any) -> bytes:
+    """*data* as bytes of our own, since it is sent later; ``TypeError`` for what is no bytes."""
+    if type(data) is bytes:
+        return data
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise TypeError(f"only bytes, a bytearray or a memoryview can be written; got {data!r:.100}")
+
+
+def as_iterator(data: Any) -> Iterator[Any]:
+    """The iterator over what ``writelines`` was given; ``TypeError`` for what is no iterable of bytes."""
+    if isinstance(data, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"writelines takes an iterable of bytes objects, not a single one or text; got {data!r:.100}")
+    try:
+        return iter(data)
+    except TypeError:
+        raise TypeError(f"writelines takes an iterable of bytes objects; got {data!r:.100}") from None
+
+
+def next_chunk(iterator: Iterator[Any]) -> bytes | None:
+    """Pull the next bytes of output; None at the end.  Raises what *iterator* does, or ``TypeError`` for no bytes."""
+    for item in iterator:
+        return as_bytes(item)
+    return None
+
+
+def check_handler(handler: Any) -> None:
+    """Raise ``TypeError``, naming *handler*, unless it can take input."""
+    if isinstance(handler, type) or not callable(getattr(handler, "handle_input", None)):
+        raise TypeError(f"a connection handler is an object with a handle_input method; got {handler!r:.100}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise, saying that it is *name*, unless *value* is a whole number from 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number; got {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} is a whole number from 0; got {value!r}")
+
+
+def check_timeout(timeout: Any) -> None:
+    """Raise unless *timeout* is a number of seconds, or None for no limit."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout is a number of seconds, or None; got {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"a timeout is a number of seconds from 0; got {timeout!r}")
+
+
+class ConnectionOwner(Protocol):
+    """What a connection tells to whoever made it: the implementation, or the listener."""
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+        """Report what a callback of the application raised, on the connection with *peer*."""
+
+    def connection_gone(self, connection: BaseConnection) -> None:
+        """Forget *connection*: it is closed, and its last callback is done."""
+
+
+class BaseConnection:
+    """State, handler and checks of a connection.  See the top of this file, and ``IConnection`` for the contract."""
+
+    __slots__ = (
+        "__weakref__",
+        "_gone",
+        "_handler",
+        "_output_limit",
+        "_owner",
+        "_pending",
+        "_reason",
+        "_state",
+        "_when_closed",
+        "control",
+        "local_address",
+        "peer_address",
+    )
+
+    def __init__(
+        self,
+        owner: ConnectionOwner,
+        control: IListener | None,
+        local_address: Any,
+        peer_address: Any,
+        output_limit: int = OUTPUT_LIMIT,
+    ) -> None:
+        self._owner = owner
+        self.control: Any = control
+        self.local_address = local_address
+        self.peer_address = peer_address
+        self._output_limit = output_limit
+        self._state = OPEN
+        self._handler: IConnectionHandler | None = None
+        self._reason: Reason | None = None
+        self._pending = 0  # bytes of output that were taken and not yet handed on
+        self._gone = False
+        self._when_closed: list[Callable[[], object]] = []
+
+    def __bool__(self) -> bool:
+        return self._state is OPEN
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.local_address!r} to {self.peer_address!r}, {self._state}>"
+
+    # The application's side.
+
+    def set_handler(self, handler: IConnectionHandler) -> None:
+        check_handler(handler)
+        first = self._handler is None
+        self._handler = handler
+        if first:
+            self._handler_set()
+
+    def setHandler(self, handler: IConnectionHandler) -> None:  # noqa: N802 (NGI 1's spelling)
+        """Deprecated: ``set_handler`` as NGI 1 spelled it."""
+        warnings.warn("setHandler is deprecated: use set_handler", DeprecationWarning, stacklevel=2)
+        self.set_handler(handler)
+
+    def writelines(self, data: Iterable[Data]) -> None:
+        iterator = as_iterator(data)
+        if self._state is not OPEN:
+            raise self._closed_error()
+        self._queue_iterator(iterator)
+
+    def close(self) -> None:
+        if self._state is OPEN:
+            self._leave_open(None)
+        else:
+            self._forgive_reason()
+
+    def abort(self) -> None:
+        self._forgive_reason()
+        self._break_off()
+
+    def when_closed(self, callback: Callable[[], object]) -> None:
+        if not callable(callback):
+            raise TypeError(f"when_closed takes something to call; got {callback!r:.100}")
+        if self._gone:
+            callback()
+        else:
+            self._when_closed.append(callback)
+
+    def _forgive_reason(self) -> None:
+        """The application ended the connection itself, too, before it was told that it had ended: no callback comes."""
+        self._reason = None
+
+    def _closed_error(self) -> ConnectionClosed:
+        return ConnectionClosed(f"the connection to {self.peer_address!r} is {self._state}")
+
+    def _over_limit(self) -> None:
+        """End a connection whose peer does not take what is written to it."""
+        self._reason = LimitExceeded(
+            f"the peer left {self._pending} bytes of output waiting, and output_limit is {self._output_limit}"
+        )
+        self._break_off()
+
+    # What a transport adds.
+
+    def write(self, data: Data) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End it now: send what can be sent without waiting, drop the rest, and owe the handler ``'stopped'``."""
+        raise NotImplementedError
+
+    def undelivered(self) -> bool:
+        """Whether something is left to do for the peer: it is open, or output is waiting."""
+        raise NotImplementedError
+
+    def _handler_set(self) -> None:
+        """There is a first handler: deliver what was held for it."""
+        raise NotImplementedError
+
+    def _queue_iterator(self, iterator: Iterator[Any]) -> None:
+        """Send what *iterator* yields after all that was queued before."""
+        raise NotImplementedError
+
+    def _leave_open(self, reason: Reason | None) -> None:
+        """Go from OPEN to CLOSING, deliver what is queued, then to CLOSED; owe the handler *reason*."""
+        raise NotImplementedError
+
+    def _break_off(self) -> None:
+        """Go to CLOSED now, dropping what was not sent, in a way that the peer does not take for an orderly end."""
+        raise NotImplementedError
+
+    # The handler's callbacks.  Called where callbacks of this connection run, one at a time.
+
+    def _failed(self, where: str, error: BaseException) -> None:
+        """The application raised *error* in *where*: report it, and end this connection."""
+        self._owner.handler_raised(self.peer_address, where, error)
+        if self._state is OPEN:
+            self._leave_open(error)
+
+    def _tell_exception(self, exception: BaseException) -> None:
+        """An iterator raised *exception*: tell the handler, or end the connection where it does not care."""
+        handle_exception = getattr(self._handler, "handle_exception", None)
+        if handle_exception is None:
+            self._failed("an iterable given to writelines", exception)
+            return
+        try:
+            handle_exception(self, exception)
+        except BaseException as error:
+            self._failed("handle_exception", error)
+
+    def _tell_close(self) -> None:
+        """Tell the handler why the connection ended, if it is owed a reason."""
+        reason, self._reason = self._reason, None
+        handle_close = getattr(self._handler, "handle_close", None)
+        if reason is None or handle_close is None:
+            return
+        try:
+            handle_close(self, reason)
+        except BaseException as error:
+            self._owner.handler_raised(self.peer_address, "handle_close", error)
+
+    def _is_gone(self) -> None:
+        """It is closed and the last callback is done: let go of it."""
+        if self._gone:
+            return
+        self._gone = True
+        self._owner.connection_gone(self)
+        callbacks, self._when_closed = self._when_closed, []
+        for callback in callbacks:
+            callback()

@@ -1,0 +1,85 @@
+"""Making connections: looking up a name, connecting a socket, and telling the handler what came of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gevent import kill
+from gevent import socket as gevent_socket
+from greenlet import GreenletExit
+
+from ngi_gevent.address import unix_path
+from ngi_gevent.connection import STOPPED
+from ngi_gevent.dispatcher import ConnectionGreenlet
+from ngi_gevent.stream import StreamConnection
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import IClientConnectHandler, Reason
+    from ngi_gevent.outstanding import Outstanding
+
+__all__ = ["Connector"]
+
+
+class Connector:
+    """One connect under way, on a greenlet that becomes the connection's."""
+
+    def __init__(self, owner: Outstanding, hub: Any, address: Any, handler: IClientConnectHandler) -> None:
+        self._owner = owner
+        self._address = address
+        self._handler = handler
+        self._greenlet = ConnectionGreenlet(self._run, hub)
+        self._connecting = True
+        hub.loop.run_callback(self._greenlet.switch)
+
+    def stop(self) -> None:
+        """Give up: the handler is told that the connect failed."""
+        if self._connecting:
+            kill(self._greenlet)
+
+    def _run(self) -> None:
+        try:
+            sock = _connected_socket(self._address)
+        except GreenletExit:
+            self._fail(STOPPED)
+            return
+        except Exception as error:
+            self._fail(error)
+            return
+        self._connecting = False
+        connection = StreamConnection(sock, _peer_address(sock, self._address), self._owner)
+        self._greenlet.connection = connection
+        self._owner.add(connection)
+        self._owner.forget(self)
+        connection.run(self._handler.connected, "connected")
+
+    def _fail(self, reason: Reason) -> None:
+        self._connecting = False
+        try:
+            self._handler.failed_connect(reason)
+        except BaseException as error:
+            self._owner.handler_raised(self._address, "failed_connect", error)
+        self._owner.forget(self)
+
+
+def _connected_socket(address: Any) -> Any:
+    """A gevent socket connected to *address*; blocks the greenlet, raises ``OSError`` and what a bad name raises."""
+    path = unix_path(address)
+    if path is None:
+        host, port = address[:2]
+        if len(address) == 4 and address[3]:
+            host = f"{host}%{address[3]}"
+        return gevent_socket.create_connection((host, port))
+    sock = gevent_socket.socket(gevent_socket.AF_UNIX, gevent_socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _peer_address(sock: Any, address: Any) -> Any:
+    try:
+        return sock.getpeername()
+    except OSError:  # it is gone already, which the connection will find out
+        return address

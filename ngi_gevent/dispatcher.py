@@ -1,0 +1,123 @@
+"""Whose turn it is: the one object of a hub that runs its connections' greenlets and sends what they wrote.
+
+A connection costs two system calls a message, one to receive and one to send, because of three things done here:
+
+* Its read watcher stays started for as long as it wants input, and does no more than to append the connection to
+  ``ready``; that is a method of a list, so no Python code runs for it.
+* Once a turn of the loop, before it polls again, ``_dispatch`` lets all that are ready run.  A greenlet that is done
+  with its message switches directly to the next in ``ready``, and only the last one back to the hub: one switch for a
+  message instead of two.
+* What is written goes to the connection's buffer, and the connection to ``unsent``.  At the end of the turn each is
+  sent in one system call, however many writes it took.  A handler that blocks ends its part of the turn too.
+
+A started watcher fires for as long as there is input, also while its greenlet is blocked in a handler.  Switching into
+that greenlet would break what it waits for, so a connection says, in ``waiting``, when it may be switched to; where it
+may not, its watcher is stopped until its greenlet is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gevent import get_hub
+from gevent.monkey import get_original
+from greenlet import getcurrent, greenlet
+
+if TYPE_CHECKING:
+    from ngi_gevent.connection import BaseConnection
+    from ngi_gevent.stream import StreamConnection
+
+__all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
+
+
+class ConnectionGreenlet(greenlet):
+    """The greenlet on which the callbacks of one connection run."""
+
+    def __init__(self, run: Callable[..., object], hub: Any, connection: BaseConnection | None = None) -> None:
+        super().__init__(run, hub)
+        self.connection = connection
+
+
+def current_connection() -> BaseConnection | None:
+    """The connection in one of whose callbacks the caller is, if it is in one."""
+    return getattr(getcurrent(), "connection", None)
+
+
+class Dispatcher:
+    """The dispatcher of one hub.  Used on that hub's thread only."""
+
+    def __init__(self, hub: Any) -> None:
+        self.hub = hub
+        self.loop = hub.loop
+        #: Connections whose greenlets have something to look at.
+        self.ready: list[StreamConnection] = []
+        #: Connections with output, or an end, to be seen to at the end of the turn.
+        self.unsent: list[StreamConnection] = []
+        self._dispatching = False
+        self._users = 0
+        # It must not keep a loop running that has nothing else to wait for.
+        self._turn = self.loop.prepare(ref=False)
+
+    @staticmethod
+    def current() -> Dispatcher:
+        """The dispatcher of the calling thread's hub."""
+        hub = get_hub()
+        dispatcher = getattr(_of_thread, "dispatcher", None)
+        if dispatcher is None or dispatcher.hub is not hub:
+            dispatcher = _of_thread.dispatcher = Dispatcher(hub)
+        return dispatcher
+
+    def acquire(self) -> None:
+        """A connection begins: dispatch from now on."""
+        self._users += 1
+        if self._users == 1:
+            self._turn.start(self._dispatch)
+
+    def release(self) -> None:
+        """A connection is gone; with the last one, nothing is left in the loop."""
+        self._users -= 1
+        if not self._users:
+            self._turn.stop()
+
+    def wake(self, connection: StreamConnection) -> None:
+        """Have the greenlet of *connection* look around, soon."""
+        self.ready.append(connection)
+        if not self._dispatching:
+            self.loop.run_callback(self._dispatch)
+
+    def send_later(self, connection: StreamConnection) -> None:
+        """Have the output of *connection* sent at the end of this turn."""
+        unsent = self.unsent
+        if not unsent and not self._dispatching:
+            self.loop.run_callback(self._send)
+        unsent.append(connection)
+
+    def spawn(self, run: Callable[[], object], connection: BaseConnection | None = None) -> None:
+        """Run something that may block on a greenlet of its own, soon."""
+        self.loop.run_callback(ConnectionGreenlet(run, self.hub, connection).switch)
+
+    def _dispatch(self) -> None:
+        ready = self.ready
+        if ready:
+            self._dispatching = True
+            try:
+                while ready:
+                    connection = ready.pop()
+                    if connection.waiting:
+                        connection.resume()
+                    else:
+                        connection.stop_reading()
+            finally:
+                self._dispatching = False
+        if self.unsent:
+            self._send()
+
+    def _send(self) -> None:
+        unsent, self.unsent = self.unsent, []
+        for connection in unsent:
+            connection.send_pending()
+
+
+# One native thread has one hub.  The original class, since patched threading.local knows greenlets, not threads.
+_of_thread = get_original("_thread", "_local")()

@@ -1,0 +1,73 @@
+"""What can go wrong, and whose doing it was: yours, the peer's, or time's.
+
+Everything that this package raises on its own account derives from :class:`NGIError`.  Two kinds of mistake do not,
+since Python has names for them already: an argument of the wrong type raises :class:`TypeError`, one of the right type
+with an impossible value raises :class:`ValueError`, both at the call and naming the value.  What the operating system
+refuses is an :class:`OSError`, as everywhere.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConnectionClosed",
+    "ConnectionFailed",
+    "ConnectionTimeout",
+    "Deadlock",
+    "ImplementationClosed",
+    "LimitExceeded",
+    "NGIError",
+    "Timeout",
+    "UnexpectedResponse",
+]
+
+
+class NGIError(Exception):
+    """The root of the errors of this package."""
+
+
+class ConnectionClosed(NGIError, ValueError):
+    """Yours: something was written to a connection that is closing or closed.
+
+    It is a :class:`ValueError` too, as writing to a closed file is.
+    """
+
+
+class ImplementationClosed(NGIError, ValueError):
+    """Yours: an implementation was used after its ``close()``."""
+
+
+class Deadlock(NGIError, RuntimeError):
+    """Yours: waiting here could never end, since what is waited for is waiting for the caller.
+
+    Raised, for instance, where a callback of a connection waits until that connection is gone.
+    """
+
+
+class ConnectionFailed(NGIError):
+    """The peer's: a connection could not be made.
+
+    :ivar reason: what ``failed_connect`` was called with: an :class:`OSError`, or text.
+    """
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class LimitExceeded(NGIError):
+    """The peer's: it took or sent so much, or so little, that a limit ended the connection."""
+
+
+class UnexpectedResponse(NGIError):
+    """The peer's: it answered something else than what was expected."""
+
+
+class Timeout(NGIError, TimeoutError):
+    """Time's: something was not done within the seconds that it was given.
+
+    Not to be confused with ``gevent.Timeout``, which is no :class:`Exception`.
+    """
+
+
+class ConnectionTimeout(ConnectionFailed, Timeout):
+    """Time's: a connection was not made within the seconds that it was given."""

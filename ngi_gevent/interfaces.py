@@ -1,0 +1,217 @@
+"""The interfaces between an application and an implementation: who implements what, who calls it, and when.
+
+An **application** writes handlers: :class:`IConnectionHandler`, :class:`IServer`, :class:`IClientConnectHandler`.  An
+**implementation** owns sockets, buffers and greenlets, and calls them.  All are protocols: nothing needs to inherit
+from them, a type checker compares the shapes.
+
+**Which greenlet.**  Every callback of a connection runs on that connection's own greenlet, so it may block (another
+request, a query, ``gevent.sleep``): only this connection waits.  The callbacks of one connection never overlap.  The
+in-memory implementation has no greenlets: there a callback runs on the caller's, and a callback that causes another
+has it queued.
+
+**Reasons.**  Why a connection ended is told as text where nothing went wrong (``'end of input'``: the peer finished;
+``'stopped'``: the listener was closed) and as the exception where something did.  ``str(reason)`` makes a fair line in
+a log either way.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+__all__ = [
+    "Address",
+    "Data",
+    "IClientConnectHandler",
+    "IConnection",
+    "IConnectionHandler",
+    "IImplementation",
+    "IListener",
+    "IServer",
+    "IServerConnection",
+    "Reason",
+]
+
+Data: TypeAlias = "bytes | bytearray | memoryview"
+Reason: TypeAlias = "str | BaseException"
+Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | os.PathLike[str] | socket.socket | None"
+
+
+class IConnectionHandler(Protocol):
+    """What an application does with one connection.  Written by the application, called by the implementation.
+
+    Two more methods are called where they exist:
+
+    ``handle_close(connection, reason)``
+        The connection ended, and not because the application closed or aborted it through this connection.  Called at
+        most once, after all input; nothing follows it.  The connection is false by then, and writing raises.
+
+    ``handle_exception(connection, exception)``
+        An iterable given to ``writelines`` raised, or yielded something that is not bytes.  What was written before it
+        is sent, the rest of that iterable is not, and the connection stays open.  Without this method, the connection
+        is closed and ``handle_close`` gets the exception.
+
+    What any of them raises is logged with its traceback.  From ``handle_input`` and ``handle_exception`` it also closes
+    the connection (what was written is delivered), and ``handle_close`` gets it as the reason.
+    """
+
+    def handle_input(self, connection: Any, data: bytes, /) -> object:
+        """Take the next bytes of the peer's stream: never empty, and split anywhere.  May block."""
+
+
+class IServer(Protocol):
+    """Anything callable that gives a new connection its handler.  Written by the application; a class often does.
+
+    Called on the connection's greenlet, so it may block.  If it raises, that is logged and this one connection is
+    closed: its listener goes on.
+    """
+
+    def __call__(self, connection: Any, /) -> object: ...
+
+
+class IClientConnectHandler(Protocol):
+    """What an application does with the outcome of a ``connect``.  Exactly one of these is called, once."""
+
+    def connected(self, connection: Any, /) -> object:
+        """Take the connection, and usually give it a handler.  Runs on the connection's greenlet, and may block."""
+
+    def failed_connect(self, reason: Any, /) -> object:
+        """Learn why there is no connection: an exception, or text.  May block, and may connect again."""
+
+
+@runtime_checkable
+class IConnection(Protocol):
+    """One connection, seen from one of its ends.
+
+    ============================  =========================  ============  =========  ===============================
+    state                         ``write``, ``writelines``  ``close()``   ``bool``   callbacks that may still come
+    ============================  =========================  ============  =========  ===============================
+    open                          queued, never block        -> closing    ``True``   all
+    closing (output is draining)  ``ConnectionClosed``       nothing       ``False``  none after one's own ``close()``
+    closed                        ``ConnectionClosed``       nothing       ``False``  none after one's own ``close()``
+    ============================  =========================  ============  =========  ===============================
+    """
+
+    @property
+    def peer_address(self) -> Any:
+        """The address of the other end, as it was when the connection was made.  Readable after the close, too."""
+
+    @property
+    def local_address(self) -> Any:
+        """The address of this end, as it was when the connection was made.  Readable after the close, too."""
+
+    def __bool__(self) -> bool:
+        """Whether the connection is open: whether a ``write`` would be accepted."""
+
+    def set_handler(self, handler: IConnectionHandler, /) -> None:
+        """Give the connection its handler, or another one.  Raises ``TypeError`` for what is none.
+
+        Nothing is read before there is a handler; input and the end of the connection are held for it.  Called again,
+        unread input goes to the new handler: that is how a protocol is changed.
+        """
+
+    def write(self, data: Data, /) -> None:
+        """Queue *data*; never blocks.  What is mutable is copied.
+
+        Small writes made in one callback leave together, when it returns or blocks.  Raises ``TypeError`` for what is
+        no bytes, bytearray or memoryview, and :class:`~ngi_gevent.ConnectionClosed` once the connection is closing.
+        """
+
+    def writelines(self, data: Iterable[Data], /) -> None:
+        """Queue what *data* will yield; never blocks.  It is pulled only as the peer takes it, never far ahead.
+
+        The iterable may block, on a greenlet of its own.  Order is kept with everything written before and after.
+        Raises ``TypeError`` for what is not iterable, text and single bytes objects, and
+        :class:`~ngi_gevent.ConnectionClosed` once the connection is closing.
+        """
+
+    def close(self) -> None:
+        """Deliver what was written, then end the connection; never blocks, and no callback follows.
+
+        The peer gets everything before it sees the end.  Closing a connection that is closing or closed does nothing.
+        """
+
+    def abort(self) -> None:
+        """End the connection now, dropping what was not sent; no callback follows.
+
+        The peer sees a broken connection, not an orderly end, as far as its kind can tell (TCP: a reset).  It also
+        ends a connection that is still closing.
+        """
+
+    def when_closed(self, callback: Callable[[], object], /) -> None:
+        """Have ``callback()`` called once the connection is closed, everything delivered, and its last callback done.
+
+        Called at once if it is so already.  It is called on the hub, so it must not block: setting an event is what it
+        is for.  ``handle_close`` tells of ends that the application did not ask for, this tells of all.
+        """
+
+
+@runtime_checkable
+class IServerConnection(IConnection, Protocol):
+    """A connection that a listener accepted."""
+
+    @property
+    def control(self) -> IListener:
+        """The listener that accepted this connection."""
+
+
+@runtime_checkable
+class IListener(Protocol):
+    """A place where connections are accepted, each given to the server callable."""
+
+    @property
+    def address(self) -> Any:
+        """Where it listens, with the port that was picked if none was named.  Readable after the close, too."""
+
+    def connections(self) -> Iterator[IServerConnection]:
+        """Iterate over those of its connections that are open now; later changes do not disturb the iteration."""
+
+    def connect(self, handler: IClientConnectHandler, /) -> object:
+        """Connect a client to this listener, as ``connect(listener.address, handler)`` of its implementation does."""
+
+    def close(self, handler: Callable[[IListener], object] | None = None, /) -> None:
+        """Stop accepting, which frees the address at once.  Never blocks; twice is harmless.
+
+        Without *handler*, every open connection ends now, without waiting for the peer to take its output:
+        ``handle_close(connection, 'stopped')``.  One that the application had closed already finishes delivering.
+
+        With *handler*, connections are left alone, and ``handler(listener)`` is called, on a greenlet of its own, when
+        the last is gone; at once if there is none.
+        """
+
+    def close_wait(self, timeout: float | None = None) -> int:
+        """Stop accepting, and wait for clients to finish on their own for up to *timeout* seconds, forever if None.
+
+        Then those that are left are ended as ``close()`` does.  Returns how many that were.  Blocks the calling
+        greenlet; raises :class:`~ngi_gevent.Deadlock` where it could only wait for itself.
+        """
+
+
+@runtime_checkable
+class IImplementation(Protocol):
+    """Something that connects and listens: on sockets, or in memory."""
+
+    def connect(self, address: Any, handler: IClientConnectHandler, /) -> None:
+        """Start to connect to *address* and return; *handler* learns what came of it.
+
+        Raises ``TypeError`` or ``ValueError`` for what can be no address, and ``TypeError`` for what is no handler.
+        Everything that is found out later is told to ``failed_connect``.
+        """
+
+    def listener(self, address: Any, server: IServer, /) -> IListener:
+        """Listen on *address* and return; every connection is given to *server*.
+
+        Raises ``TypeError`` or ``ValueError`` for what can be no address, ``TypeError`` for a server that cannot be
+        called, and ``OSError``, naming the address, where the system refuses it.
+        """
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until nothing is outstanding: no connect under way, no open connection, no listener.
+
+        Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds.
+        """
+
+    def close(self) -> None:
+        """Close every listener and end every connection; whatever is asked for afterwards raises.  Never blocks."""

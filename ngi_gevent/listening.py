@@ -1,0 +1,132 @@
+"""What every listener is, on sockets or in memory: its connections, and the ways to close it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ngi_gevent.connection import BaseConnection, check_timeout
+from ngi_gevent.errors import Deadlock
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import IServer, IServerConnection
+
+__all__ = ["BaseListener", "ListenerOwner", "check_client_handler", "check_server"]
+
+
+def check_server(server: Any) -> None:
+    """Raise ``TypeError``, naming *server*, unless it can be called."""
+    if not callable(server):
+        raise TypeError(f"a server is called with each new connection; got {server!r:.100}, which is not callable")
+
+
+def check_client_handler(handler: Any) -> None:
+    """Raise ``TypeError``, naming *handler*, unless it can be told what came of a connect."""
+    for method in "connected", "failed_connect":
+        if isinstance(handler, type) or not callable(getattr(handler, method, None)):
+            raise TypeError(
+                f"a client connect handler is an object with methods connected and failed_connect; got {handler!r:.100}"
+            )
+
+
+class ListenerOwner(Protocol):
+    """What a listener tells to the implementation that made it."""
+
+    def forget(self, item: Any) -> None:
+        """Forget this listener: it is closed, and so is its last connection."""
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None: ...
+
+
+class BaseListener:
+    """The connections of a listener, and its end.  See ``IListener`` for the contract."""
+
+    def __init__(self, owner: ListenerOwner, server: IServer) -> None:
+        self.address: Any = None
+        self._owner = owner
+        self._server = server
+        self._accepting = False
+        self._connections: dict[BaseConnection, None] = {}  # all that are not gone, in the order they came
+        self._when_empty: list[Callable[[], object]] = []
+
+    def __repr__(self) -> str:
+        state = "accepting" if self._accepting else "closed"
+        return f"<{type(self).__name__} on {self.address!r}, {state}, {len(self._connections)} connections>"
+
+    def connections(self) -> Iterator[IServerConnection]:
+        return iter([connection for connection in self._connections if connection])
+
+    def close(self, handler: Callable[[Any], object] | None = None) -> None:
+        if handler is not None and not callable(handler):
+            raise TypeError(f"what close calls when the last connection is gone is callable; got {handler!r:.100}")
+        self._close_door()
+        if handler is None:
+            for connection in list(self._connections):
+                if connection:
+                    connection.stop()
+        elif self._connections:
+            self._when_empty.append(lambda: self._call_soon(lambda: self._call_close_handler(handler)))
+        else:
+            self._call_close_handler(handler)
+
+    def stop(self) -> None:
+        self.close()
+
+    def close_wait(self, timeout: float | None = None) -> int:
+        check_timeout(timeout)
+        if self._current_connection() in self._connections:
+            raise Deadlock("close_wait was called in a callback of one of the connections that it would wait for")
+        self._close_door()
+        self._wait_until_empty(timeout)
+        left = list(self._connections)
+        ended = sum(connection.undelivered() for connection in left)
+        for connection in left:
+            connection.stop()
+        return ended
+
+    # What connections tell their owner.
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+        self._owner.handler_raised(peer, where, error)
+
+    def connection_gone(self, connection: BaseConnection) -> None:
+        del self._connections[connection]
+        self._check_empty()
+
+    # What a kind of listener adds.
+
+    def _stop_accepting(self) -> None:
+        """Accept no more connections, and free the address."""
+        raise NotImplementedError
+
+    def _current_connection(self) -> BaseConnection | None:
+        """The connection in one of whose callbacks the caller is, if it is in one."""
+        raise NotImplementedError
+
+    def _wait_until_empty(self, timeout: float | None) -> None:
+        """Wait until there are no connections, or for *timeout* seconds."""
+        raise NotImplementedError
+
+    def _call_soon(self, callback: Callable[[], object]) -> None:
+        """Call something of the application's where it disturbs nobody."""
+        raise NotImplementedError
+
+    def _close_door(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._stop_accepting()
+            self._check_empty()
+
+    def _check_empty(self) -> None:
+        if self._connections or self._accepting:
+            return
+        self._owner.forget(self)
+        callbacks, self._when_empty = self._when_empty, []
+        for callback in callbacks:
+            callback()
+
+    def _call_close_handler(self, handler: Callable[[Any], object]) -> None:
+        try:
+            handler(self)
+        except BaseException as error:
+            self._owner.handler_raised(self.address, "the handler given to listener.close", error)

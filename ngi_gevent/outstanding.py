@@ -1,0 +1,63 @@
+"""What an implementation has under way, and the log that learns what handlers raise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["Outstanding"]
+
+logger = logging.getLogger("ngi_gevent.connection")
+
+
+class _Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+class Outstanding:
+    """Listeners, connects and client connections: everything that ``wait`` waits for.  It is their owner.
+
+    Server connections belong to their listener, which is outstanding for as long as they are.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[_Stoppable, None] = {}
+        self._when_empty: list[Callable[[], object]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def __str__(self) -> str:
+        return ", ".join(map(repr, self._items)) or "nothing"
+
+    def add(self, item: _Stoppable) -> None:
+        self._items[item] = None
+
+    def forget(self, item: Any) -> None:
+        self._items.pop(item, None)
+        if not self._items:
+            callbacks, self._when_empty = self._when_empty, []
+            for callback in callbacks:
+                callback()
+
+    def includes(self, connection: Any) -> bool:
+        """Whether *connection*, if it is one, keeps this from being empty."""
+        return connection is not None and (connection in self._items or connection.control in self._items)
+
+    def when_empty(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called the next time that nothing is outstanding."""
+        self._when_empty.append(callback)
+
+    def stop(self) -> None:
+        """End everything, without waiting."""
+        for item in list(self._items):
+            item.stop()
+
+    # What is owned tells this.
+
+    def connection_gone(self, connection: Any) -> None:
+        self.forget(connection)
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+        logger.error("connection with %r: %s raised an exception", peer, where, exc_info=error)

@@ -1,0 +1,490 @@
+"""A connection on a gevent socket: one greenlet that reads and calls the handler, and a buffer that it never waits for.
+
+Three things act on a connection.  They share one native thread, so each runs until it blocks:
+
+* its **greenlet** (``run``) receives, calls the handler, and in between waits in one single place, where only the
+  dispatcher and ``_notify`` resume it.  ``_attention`` says that there is something else to look at than input;
+* the **dispatcher** and the write watcher send what is in ``_unsent``, on the hub, without ever blocking;
+* the **pump**, a second greenlet that exists only while an iterable given to ``writelines`` is not exhausted, pulls
+  from it.  ``_later`` holds the iterators in question, and all that was written behind them.
+
+How a connection ends: ``_leave_open`` stops new output; once everything is sent, ``_output_over`` half-closes the
+socket and discards input for a moment, since closing a socket with unread input in it resets the connection and may
+cost the peer the answer; ``_close_socket`` is the end.  Meanwhile the greenlet pays what it owes the handler.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from gevent import sleep
+from greenlet import getcurrent
+
+from ngi_gevent.connection import (
+    CLOSED,
+    CLOSING,
+    END_OF_INPUT,
+    HIGH_WATER,
+    LOW_WATER,
+    OPEN,
+    OUTPUT_LIMIT,
+    STOPPED,
+    BaseConnection,
+    ConnectionOwner,
+    as_bytes,
+    next_chunk,
+)
+from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher
+from ngi_gevent.errors import Timeout
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Data, IListener, Reason
+
+__all__ = ["StreamConnection"]
+
+READ, WRITE = 1, 2  # what gevent's io watchers watch for
+
+#: Bytes to receive at a time: large enough that a stream is not dominated by calls.
+RECEIVE_SIZE = 64 * 1024
+
+#: Bytes up to which small pieces of output are joined for one system call.
+SEND_SIZE = 256 * 1024
+
+#: Seconds for which the peer of a closing connection may take nothing before the rest of its output is dropped.
+SEND_TIMEOUT = 30.0
+
+#: Seconds for which a closed connection waits, discarding input, for the peer to close its side too.
+DRAIN_TIMEOUT = 1.0
+
+#: The option that makes closing a socket reset its connection, dropping what the kernel has not sent.
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class StreamConnection(BaseConnection):
+    """A connection on a gevent socket.  Made on its hub's thread; everything here runs on that thread."""
+
+    __slots__ = (
+        "_attention",
+        "_callbacks_done",
+        "_dispatcher",
+        "_exceptions",
+        "_input_over",
+        "_later",
+        "_output_waits",
+        "_paused",
+        "_read_watcher",
+        "_reading",
+        "_receive",
+        "_resume_pump",
+        "_send",
+        "_send_error",
+        "_shut",
+        "_socket",
+        "_timer",
+        "_unsent",
+        "_write_watcher",
+        "resume",
+        "waiting",
+    )
+
+    resume: Callable[[], object]
+
+    def __init__(
+        self,
+        sock: Any,
+        peer_address: Any,
+        owner: ConnectionOwner,
+        control: IListener | None = None,
+        output_limit: int = OUTPUT_LIMIT,
+    ) -> None:
+        super().__init__(owner, control, sock.getsockname(), peer_address, output_limit)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
+        # The one use of a private attribute of gevent: its own recv and send would watch the socket a second time, and
+        # cost four times as much as the plain non-blocking calls of the socket that it wraps.
+        self._receive: Callable[[int], bytes] = sock._sock.recv
+        self._send: Callable[[bytes | memoryview], int] = sock._sock.send
+
+        self._dispatcher = Dispatcher.current()
+        self.waiting = False  # whether the greenlet may be switched to
+        self._attention = True  # whether the greenlet should look at something else than input
+        self._exceptions: list[BaseException] = []  # of iterators, for the handler
+        self._callbacks_done = False
+
+        self._read_watcher = self._dispatcher.loop.io(sock.fileno(), READ)
+        self._reading = False  # whether the read watcher wakes the greenlet
+        self._paused = False  # whether reading waits for output to be taken
+        self._input_over = False  # whether the peer has finished sending
+
+        self._unsent: list[bytes | memoryview] = []
+        self._write_watcher: Any = None
+        self._output_waits = False  # whether the kernel takes no more output for now
+        self._send_error: OSError | None = None  # why output is dropped, until input tells the end too
+        self._later: deque[bytes | Iterator[Any]] | None = None
+        self._resume_pump: Callable[[], object] | None = None  # where the pump waits for output to be taken
+
+        self._shut = False  # whether our side of the socket is closed
+        self._timer: Any = None
+        self._dispatcher.acquire()
+
+    # The greenlet.
+
+    def start(self, begin: Callable[[Any], object], where: str) -> None:
+        """Run the connection on a greenlet of its own, beginning now with ``begin(connection)``.  Called on the hub."""
+        ConnectionGreenlet(lambda: self.run(begin, where), self._dispatcher.hub, self).switch()
+
+    def run(self, begin: Callable[[Any], object], where: str) -> None:
+        """The body of the connection's greenlet: every callback is called in here."""
+        self.resume = getcurrent().switch
+        try:
+            begin(self)
+            where = "handle_input"
+            self._serve()
+        except BaseException as error:
+            self._failed(where, error)
+        self._handler_told()
+
+    def _serve(self) -> None:
+        """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
+        ready = self._dispatcher.ready
+        switch_to_hub = self._dispatcher.hub.switch
+        receive = self._receive
+        while not self._attention or self._attend():
+            self.waiting = True
+            while ready:
+                following = ready.pop()
+                if following.waiting:
+                    following.resume()
+                    break
+                following.stop_reading()
+            else:
+                switch_to_hub()
+            self.waiting = False
+            if self._attention:
+                continue
+            try:
+                data = receive(RECEIVE_SIZE)
+            except BlockingIOError:
+                if self._send_error is not None:
+                    self._lost(self._send_error)
+                continue
+            except OSError as error:
+                self._lost(error)
+                continue
+            if data:
+                self._handler.handle_input(self, data)  # type: ignore[union-attr]
+            else:
+                self._input_over = True
+                self._leave_open(self._send_error or END_OF_INPUT)
+
+    def _attend(self) -> bool:
+        """See to everything but input; whether the connection is still open."""
+        self._attention = False
+        if self._handler is not None:
+            while self._exceptions and self._state is OPEN:
+                self._tell_exception(self._exceptions.pop(0))
+        if self._state is not OPEN:
+            return False
+        if self._handler is None or self._paused:
+            self.stop_reading()
+            return True
+        if not self._reading:
+            self._reading = True
+            self._read_watcher.start(self._dispatcher.ready.append, self)
+        if self._send_error is not None:
+            # Look for what is left to receive, since there may be nothing more to wake us.
+            self._dispatcher.ready.append(self)
+        return True
+
+    def _notify(self) -> None:
+        """Have the greenlet attend to something, at once or when it is back from the handler."""
+        self._attention = True
+        if self.waiting:
+            self._dispatcher.wake(self)
+
+    def stop_reading(self) -> None:
+        """Have no more input wake the greenlet, until it attends again."""
+        self._attention = True
+        if self._reading:
+            self._reading = False
+            self._read_watcher.stop()
+
+    def _handler_told(self) -> None:
+        """The connection is not open any more: tell the handler why; a missing one is told when it is set."""
+        if self._handler is not None:
+            self._tell_close()
+        self._callbacks_done = True
+        if self._state is CLOSED:
+            self._is_gone()
+
+    def _handler_set(self) -> None:
+        if not self._callbacks_done:
+            self._notify()
+        elif self._reason is not None:
+            self._dispatcher.spawn(self._tell_close, self)
+
+    # Output.
+
+    def write(self, data: Data) -> None:
+        if type(data) is not bytes:
+            data = as_bytes(data)
+        if self._state is not OPEN:
+            raise self._closed_error()
+        if not data or (self._pending > self._output_limit and self._cut_off()):
+            return
+        self._pending += len(data)
+        if self._later is None:
+            self._queue(data)
+        else:
+            self._later.append(data)
+            self._pause_if_high()
+
+    def _queue(self, data: bytes) -> None:
+        """Send *data* at the end of the turn, or after what waits for the peer already."""
+        if not self._unsent:
+            self._dispatcher.send_later(self)
+        elif self._output_waits:
+            self._pause_if_high()
+        self._unsent.append(data)
+
+    def _cut_off(self) -> bool:
+        """There is more output waiting than allowed: end the connection, unless the kernel takes it after all."""
+        self.send_pending()
+        if self._pending > self._output_limit and self._state is OPEN:
+            self._over_limit()
+        return self._state is not OPEN
+
+    def send_pending(self) -> None:
+        """Send as much as the kernel takes; never blocks.  Called once a turn, and when the socket is writable."""
+        unsent = self._unsent
+        while unsent:
+            data = unsent[0] if len(unsent) == 1 else self._gathered()
+            try:
+                sent = self._send(data)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._send_failed(error)
+                break
+            self._pending -= sent
+            if sent == len(data):
+                del unsent[0]
+            else:
+                unsent[0] = memoryview(data)[sent:]
+                break
+        if unsent or self._output_waits or self._paused or self._resume_pump is not None or self._state is CLOSING:
+            self._after_send()
+
+    def _gathered(self) -> bytes | memoryview:
+        """The first piece of what is unsent, small pieces joined."""
+        unsent = self._unsent
+        count = size = 0
+        while count < len(unsent) and size < SEND_SIZE:
+            size += len(unsent[count])
+            count += 1
+        if count > 1:
+            unsent[:count] = [b"".join(unsent[:count])]
+        return unsent[0]
+
+    def _after_send(self) -> None:
+        """Start or end what depends on how much output is left."""
+        if self._unsent:
+            self._wait_for_peer()
+        else:
+            self._output_waits = False
+            if self._write_watcher is not None:
+                self._write_watcher.stop()
+            if self._resume_pump is not None:
+                self._dispatcher.loop.run_callback(self._resume_pump)
+                self._resume_pump = None
+        if self._paused and self._pending <= LOW_WATER:
+            self._paused = False
+            self._notify()
+        if self._state is CLOSING and not self._unsent and not self._later:
+            self._output_over()
+
+    def _wait_for_peer(self) -> None:
+        """The kernel takes no more: go on when it does, and be patient with a closing connection only for so long."""
+        if not self._output_waits:
+            self._output_waits = True
+            if self._write_watcher is None:
+                self._write_watcher = self._dispatcher.loop.io(self._socket.fileno(), WRITE)
+            self._write_watcher.start(self.send_pending)
+        self._pause_if_high()
+        if self._state is CLOSING:
+            self._start_timer(SEND_TIMEOUT, self._not_taken)
+
+    def _pause_if_high(self) -> None:
+        """Read no more while there is much output to be taken."""
+        if self._pending > HIGH_WATER:
+            self._paused = True
+            if self._state is OPEN:
+                self.stop_reading()
+
+    def _not_taken(self) -> None:
+        if self._reason is not None:
+            self._reason = Timeout(f"the peer took no output for {SEND_TIMEOUT} seconds")
+        self._break_off()
+
+    def _send_failed(self, error: OSError) -> None:
+        """Nothing can be sent any more.  What had arrived before is still read, and the end with it."""
+        self._drop_output()
+        if self._send_error is None:
+            self._send_error = error
+            self._paused = False
+            self._notify()
+
+    def _drop_output(self) -> None:
+        self._unsent.clear()
+        self._pending = 0
+        if self._later is not None:
+            self._later.clear()
+
+    # The pump.
+
+    def _queue_iterator(self, iterator: Iterator[Any]) -> None:
+        if self._later is None:
+            self._later = deque([iterator])
+            self._dispatcher.spawn(self._pump)
+        else:
+            self._later.append(iterator)
+
+    def _pump(self) -> None:
+        """Move what is in ``_later`` to ``_unsent``, in order and no faster than it is sent."""
+        later = self._later
+        ahead = 0
+        while later:
+            data = self._pulled(later)
+            if not data:
+                continue
+            self._queue(data)
+            ahead += len(data)
+            if ahead >= HIGH_WATER and self._unsent:
+                ahead = 0
+                self._resume_pump = getcurrent().switch
+                self._dispatcher.hub.switch()
+        self._later = None
+        self._dispatcher.send_later(self)
+
+    def _pulled(self, later: deque[bytes | Iterator[Any]]) -> bytes | None:
+        """The next output from *later*; nothing where an iterator ended, raised, or was dropped while it blocked."""
+        head = later[0]
+        if isinstance(head, bytes):
+            return later.popleft()  # type: ignore[return-value]
+        try:
+            data = next_chunk(head)
+        except BaseException as error:
+            data = None
+            self._iterator_raised(error)
+        if not later:
+            return None
+        if data is None:
+            later.popleft()
+        elif data:
+            self._pending += len(data)
+        else:
+            sleep(0)  # an iterator with nothing to say must not keep everybody waiting
+        return data
+
+    def _iterator_raised(self, error: BaseException) -> None:
+        if self._state is OPEN:
+            self._exceptions.append(error)
+            self._notify()
+        else:
+            self._owner.handler_raised(self, "an iterable given to writelines", error)
+
+    # The end.
+
+    def _leave_open(self, reason: Reason | None) -> None:
+        self._state = CLOSING
+        self._reason = reason
+        self._dispatcher.send_later(self)
+        self._notify()
+
+    def stop(self) -> None:
+        if self._state is OPEN:
+            self._leave_open(STOPPED)
+        if self._state is CLOSING and not self._shut:
+            self.send_pending()
+            self._drop_output()
+            self._output_over()
+
+    def undelivered(self) -> bool:
+        return self._state is OPEN or (self._state is CLOSING and not self._shut)
+
+    def _lost(self, error: OSError) -> None:
+        """The connection broke: there is neither input nor output any more."""
+        self._reason = error
+        self._close_socket()
+
+    def _break_off(self) -> None:
+        if self._state is not CLOSED:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            self._close_socket()
+
+    def _output_over(self) -> None:
+        """Everything is sent: say so to the peer, and wait for its end, for a moment."""
+        if self._shut or self._state is CLOSED:
+            return
+        self._shut = True
+        if self._input_over:
+            self._close_socket()
+            return
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close_socket()
+            return
+        self.stop_reading()
+        self._read_watcher.start(self._discard_input)
+        self._start_timer(DRAIN_TIMEOUT, self._close_socket)
+
+    def _discard_input(self) -> None:
+        try:
+            data = self._receive(RECEIVE_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close_socket()
+
+    def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._stop_timer()
+        self._timer = self._dispatcher.loop.timer(seconds)
+        self._timer.start(callback)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def _close_socket(self) -> None:
+        if self._state is CLOSED:
+            return
+        # First of all, since a peer elsewhere may see the end before this returns.
+        self._state = CLOSED
+        self._drop_output()
+        self._stop_timer()
+        self._reading = self._output_waits = False
+        self._read_watcher.close()
+        if self._write_watcher is not None:
+            self._write_watcher.close()
+            self._write_watcher = None
+        if self._resume_pump is not None:
+            self._dispatcher.loop.run_callback(self._resume_pump)
+            self._resume_pump = None
+        self._socket.close()
+        self._notify()
+        if self._callbacks_done:
+            self._is_gone()
+
+    def _is_gone(self) -> None:
+        if not self._gone:
+            self._dispatcher.release()
+        super()._is_gone()

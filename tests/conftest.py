@@ -1,0 +1,51 @@
+"""Fixtures, and what is checked after every test: that nothing is left over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from stages import STAGES, SocketStage, Stage, TCPStage
+
+
+def open_sockets() -> set[str]:
+    """The sockets of this process, where the system tells."""
+    links = set()
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        try:
+            links.add(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            continue  # the listing's own descriptor
+    return {link for link in links if link.startswith("socket:")}
+
+
+@pytest.fixture
+def no_socket_left() -> Iterator[None]:
+    before = open_sockets()
+    yield
+    assert open_sockets() <= before
+
+
+def _on(kind: type[Stage], tmp_path: object) -> Iterator[Stage]:
+    stage = kind(tmp_path)
+    yield stage
+    stage.clear()
+
+
+@pytest.fixture(params=STAGES, ids=lambda kind: kind.name)
+def stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
+    """A place to play on, for each implementation."""
+    yield from _on(request.param, tmp_path)
+
+
+@pytest.fixture(params=[kind for kind in STAGES if issubclass(kind, SocketStage)], ids=lambda kind: kind.name)
+def socket_stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
+    """A place to play on, for each implementation with sockets: one where handlers may block."""
+    yield from _on(request.param, tmp_path)
+
+
+@pytest.fixture
+def tcp(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
+    """TCP on IPv4, for what need not be tried on each."""
+    yield from _on(TCPStage, tmp_path)

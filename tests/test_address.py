@@ -1,0 +1,168 @@
+"""Addresses: what can be none is refused at the call, by name, on every implementation with sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import gevent.socket
+import pytest
+from stages import Witness
+
+WRONG_TYPE = [8000, b"bytes", ["127.0.0.1", 8000], ("127.0.0.1", "8000"), (None, 8000), ("127.0.0.1", True), object()]
+WRONG_VALUE = [("127.0.0.1", 65536), ("127.0.0.1", -1), ("127.0.0.1",), ("127.0.0.1", 1, 2), "", "a\0b"]
+
+
+@pytest.mark.parametrize("address", WRONG_TYPE)
+def test_no_address_by_type(tcp, address):
+    with pytest.raises(TypeError, match="address"):
+        tcp.implementation.listener(address, tcp.server())
+    with pytest.raises(TypeError, match="address"):
+        tcp.implementation.connect(address, Witness(tcp))
+
+
+@pytest.mark.parametrize("address", WRONG_VALUE)
+def test_no_address_by_value(tcp, address):
+    with pytest.raises(ValueError, match=r"address|Unix") as caught:
+        tcp.implementation.listener(address, tcp.server())
+    assert repr(address) in str(caught.value)
+    with pytest.raises(ValueError, match=r"address|Unix"):
+        tcp.implementation.connect(address, Witness(tcp))
+
+
+def test_none_is_an_address_only_to_listen_on(tcp):
+    assert tcp.listen().address[0] == "127.0.0.1"
+    with pytest.raises(TypeError, match="address"):
+        tcp.implementation.connect(None, Witness(tcp))
+
+
+def test_port_0_picks_a_port(tcp):
+    listener = tcp.implementation.listener(("127.0.0.1", 0), tcp.server())
+    tcp.listeners.append(listener)
+    assert listener.address[1] > 0
+    assert tcp.client(listener).connection
+
+
+def test_a_name_is_looked_up(tcp):
+    listener = tcp.implementation.listener(("localhost", 0), tcp.server())
+    tcp.listeners.append(listener)
+    assert listener.address[0] == "127.0.0.1"
+    client = Witness(tcp)
+    tcp.implementation.connect(("localhost", listener.address[1]), client)
+    tcp.until(lambda: client.connection)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 70])
+def test_a_host_that_does_not_resolve(tcp, host):
+    with pytest.raises((OSError, ValueError)) as caught:
+        tcp.implementation.listener((host, 0), tcp.server())
+    assert host in str(caught.value)
+    client = Witness(tcp)
+    tcp.implementation.connect((host, 80), client)
+    tcp.until(lambda: client.failed)
+    assert isinstance(client.failed, (OSError, UnicodeError))
+
+
+def test_an_address_that_is_not_ours(tcp):
+    with pytest.raises(OSError, match=r"192\.0\.2\.1"):
+        tcp.implementation.listener(("192.0.2.1", 0), tcp.server())
+
+
+def test_the_name_of_a_unix_socket_may_be_a_path(tcp, tmp_path):
+    path = tmp_path / "socket"
+    listener = tcp.implementation.listener(path, tcp.server())
+    tcp.listeners.append(listener)
+    assert listener.address == str(path)
+    client = Witness(tcp)
+    tcp.implementation.connect(path, client)
+    tcp.until(lambda: client.connection)
+    listener.close()
+    assert not path.exists()
+
+
+def test_the_file_of_a_dead_server_is_replaced(tcp, tmp_path):
+    path = str(tmp_path / "socket")
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(path)
+    dead.listen()
+    dead.close()
+    listener = tcp.implementation.listener(path, tcp.server())
+    tcp.listeners.append(listener)
+    assert tcp.client(listener).connection
+
+
+def test_the_file_of_a_live_server_is_not(tcp, tmp_path):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as alive:
+        alive.bind(path)
+        alive.listen()
+        with pytest.raises(OSError, match="in use") as caught:
+            tcp.implementation.listener(path, tcp.server())
+        assert path in str(caught.value)
+        assert os.path.exists(path)
+
+
+def test_a_file_that_is_no_socket_is_kept(tcp, tmp_path):
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(OSError, match="precious"):
+        tcp.implementation.listener(path, tcp.server())
+    assert path.read_text() == "data"
+
+
+def test_a_file_that_somebody_else_put_there_is_kept(tcp, tmp_path):
+    path = tmp_path / "socket"
+    listener = tcp.implementation.listener(path, tcp.server())
+    path.unlink()
+    path.write_text("mine")
+    listener.close()
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", ["x" * 200, "/no/such/directory/socket"])
+def test_an_impossible_path(tcp, path):
+    with pytest.raises(OSError, match=path):
+        tcp.implementation.listener(Path(path), tcp.server())
+    client = Witness(tcp)
+    tcp.implementation.connect(path, client)
+    tcp.until(lambda: client.failed)
+    assert isinstance(client.failed, OSError)
+
+
+@pytest.mark.parametrize("make", [socket.socket, gevent.socket.socket])
+def test_a_bound_socket_is_used_as_it_is(tcp, make):
+    sock = make()
+    sock.bind(("127.0.0.1", 0))
+    address = sock.getsockname()
+    listener = tcp.implementation.listener(sock, tcp.server())
+    tcp.listeners.append(listener)
+    assert listener.address == address
+    client = tcp.client(listener)
+    tcp.until(lambda: tcp.served)
+    client.connection.write(b"hello")
+    tcp.until(lambda: tcp.served[0].data == b"hello")
+
+
+def test_a_bound_unix_socket_is_not_unlinked(tcp, tmp_path):
+    path = tmp_path / "socket"
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    tcp.implementation.listener(sock, tcp.server()).close()
+    assert path.exists()
+
+
+def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
+    taken = tcp.listen()
+    for address in taken.address, ("no-such-host.invalid", 0), tmp_path:
+        with pytest.raises(OSError, match=r"use|known"):
+            tcp.implementation.listener(address, tcp.server())
+    taken.close()
+    tcp.implementation.wait(10)
+
+
+def test_reuse_port_lets_two_listen(tcp):
+    one = tcp.listen(reuse_port=True)
+    two = tcp.implementation.listener(one.address, tcp.server(), reuse_port=True)
+    tcp.listeners.append(two)
+    assert one.address == two.address

@@ -1,0 +1,41 @@
+"""The face of the package, and its errors."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+
+import ngi_gevent
+
+MODULES = [name for _, name, _ in pkgutil.iter_modules(ngi_gevent.__path__, "ngi_gevent.")]
+
+
+@pytest.mark.parametrize("name", ["ngi_gevent", *MODULES])
+def test_all_names_what_there_is(name):
+    module = importlib.import_module(name)
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert [missing for missing in module.__all__ if not hasattr(module, missing)] == []
+    assert module.__doc__
+
+
+def test_the_face_has_every_error():
+    assert set(ngi_gevent.errors.__all__) <= set(ngi_gevent.__all__)
+    for name in ngi_gevent.errors.__all__:
+        assert issubclass(getattr(ngi_gevent, name), ngi_gevent.NGIError)
+
+
+def test_errors_are_what_they_are_like():
+    assert issubclass(ngi_gevent.ConnectionClosed, ValueError)
+    assert issubclass(ngi_gevent.Timeout, TimeoutError)
+    assert issubclass(ngi_gevent.ConnectionTimeout, ngi_gevent.ConnectionFailed)
+    assert issubclass(ngi_gevent.ConnectionTimeout, ngi_gevent.Timeout)
+
+
+@pytest.mark.parametrize("kind", [ngi_gevent.ConnectionFailed, ngi_gevent.ConnectionTimeout])
+def test_a_failed_connection_keeps_its_reason(kind):
+    reason = OSError(111, "refused")
+    error = kind(reason)
+    assert error.reason is reason
+    assert "refused" in str(error)

@@ -1,0 +1,422 @@
+"""What only connections on sockets do: handlers that block, system calls, and peers that misbehave."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+import time
+
+import gevent
+import gevent.socket
+import pytest
+from gevent.event import Event
+from stages import Witness
+
+from ngi_gevent import stream
+from ngi_gevent.dispatcher import Dispatcher
+
+
+class Blocking(Witness):
+    """Blocks in handle_input until it is released."""
+
+    def __init__(self, stage, connection=None):
+        self.release = Event()
+        super().__init__(stage, connection)
+
+    def handle_input(self, connection, data):
+        self.trace.append("in")
+        self.stage.happened()
+        connection.write(b"before")
+        self.release.wait()
+        connection.write(b"after")
+        self.trace.append("out")
+        super().handle_input(connection, data)
+
+
+def test_the_private_attribute_of_gevents_socket_is_there():
+    """stream.py takes recv and send from the socket that gevent's wraps.  The day that goes, this says so."""
+    with gevent.socket.socket() as sock:
+        assert sock._sock.fileno() == sock.fileno()
+        assert sock._sock.gettimeout() == 0
+        assert type(sock._sock).recv is not type(sock).recv
+
+
+def test_callbacks_wait_for_one_that_blocks(socket_stage):
+    def lines():
+        yield b" line"
+        raise error
+
+    error = ValueError("in an iterator")
+    peer = socket_stage.peer(socket_stage.listen(Blocking))
+    peer.send(b"one")
+    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].trace)
+    served = socket_stage.served[0]
+    peer.send(b"two")
+    peer.finish()
+    peer.read()
+    served.connection.writelines(lines())
+    socket_stage.until(lambda: peer.received == b"before line")
+    assert served.trace == ["in"]
+    served.release.set()
+    socket_stage.until(lambda: served.closed)
+    assert served.trace == [
+        *("in", "out", b"one"),
+        ("exception", error),
+        *("in", "out", b"two"),
+        ("close", "end of input"),
+    ]
+
+
+def test_writes_leave_when_the_handler_blocks(socket_stage):
+    client, served = socket_stage.talk(Blocking)
+    client.connection.write(b"x")
+    socket_stage.until(lambda: client.data == b"before")
+    served.release.set()
+    socket_stage.until(lambda: client.data == b"beforeafter")
+
+
+def test_a_stop_reaches_a_handler_that_blocks_when_it_is_back(socket_stage):
+    peer = socket_stage.peer(socket_stage.listen(Blocking))
+    peer.send(b"x")
+    peer.read()
+    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].trace)
+    served = socket_stage.served[0]
+    gone = []
+    socket_stage.listeners[0].close(lambda listener: (gone.append(1), socket_stage.happened()))
+    socket_stage.listeners[0].close()
+    socket_stage.until(lambda: peer.ended)
+    assert peer.received == b"before"
+    assert (served.trace, gone) == (["in"], [])
+    served.release.set()
+    socket_stage.until(lambda: gone)
+    # Its second write raised, since the connection is closed: that came of the handler, and is logged.
+    assert served.trace == ["in", ("close", "stopped")]
+
+
+def test_a_handler_that_blocks_delays_nobody_and_uses_no_processor_time(tcp):
+    class Sleep(Witness):
+        def handle_input(self, connection, data):
+            if data == b"sleep":
+                self.trace.append("asleep")
+                self.stage.happened()
+                gevent.sleep(1)
+                connection.write(b"slept")
+            else:
+                connection.write(data)
+
+    sleeper, served = tcp.talk(Sleep)
+    other = tcp.client(tcp.listeners[0])
+    began = time.monotonic()
+    sleeper.connection.write(b"sleep")
+    tcp.until(lambda: served.trace)
+    sleeper.connection.write(b"more, which stays unread")
+    for answers in range(1, 51):
+        other.connection.write(b"?")
+        tcp.until(lambda answers=answers: len(other.data) == answers)
+    assert time.monotonic() - began < 0.9
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    tcp.until(lambda: sleeper.data.startswith(b"slept"))
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    assert time.monotonic() - began >= 1
+    assert (now.ru_utime + now.ru_stime) - (used.ru_utime + used.ru_stime) < 0.2
+
+
+def test_nagles_algorithm_is_off_and_keep_alive_on(tcp):
+    client, served = tcp.talk()
+    for connection in client.connection, served.connection:
+        assert connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert served.connection._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_small_writes_take_one_system_call(tcp):
+    class Small(Witness):
+        def handle_input(self, connection, data):
+            for _ in range(100):
+                connection.write(b"small ")
+
+    client, served = tcp.talk(Small)
+    sent = []
+    send = served.connection._send
+    served.connection._send = lambda data: sent.append(len(data)) or send(data)
+    client.connection.write(b"go")
+    tcp.until(lambda: len(client.data) == 600)
+    assert sent == [600]
+
+
+def test_many_pieces_are_joined_and_large_ones_are_not(tcp):
+    client, served = tcp.talk()
+    sent = []
+    send = served.connection._send
+    served.connection._send = lambda data: sent.append(len(data)) or send(data)
+    for _ in range(20_000):
+        served.connection.write(b"x" * 50)
+    large = b"y" * 3_000_000
+    served.connection.write(large)
+    tcp.until(lambda: len(client.data) == 4_000_000)
+    assert client.data == b"x" * 1_000_000 + large
+    assert len(sent) < 100
+
+
+def test_a_reset_in_the_middle_of_an_answer_costs_no_log_line(socket_stage, caplog):
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(b"x" * 24_000_000)
+
+    caplog.set_level(logging.INFO)
+    peer = socket_stage.peer(socket_stage.listen(Answer))
+    peer.send(b"x")
+    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].data)
+    peer.reset()
+    socket_stage.until(lambda: socket_stage.served[0].closed)
+    assert isinstance(socket_stage.served[0].closed, OSError)
+    assert caplog.records == []
+    assert socket_stage.client(socket_stage.listeners[0]).connection
+
+
+def test_a_reset_while_the_handler_writes_on(tcp):
+    """Writing to a peer that is gone is no mistake of the handler's: it learns of the end in its turn."""
+
+    class WriteOn(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            self.release = Event()
+            self.stage.happened()
+            for _ in range(3):
+                self.release.wait()
+                self.release.clear()
+                connection.write(b"x" * 100_000)
+                self.stage.happened()
+            connection.writelines([b"x"])
+
+    peer = tcp.peer(tcp.listen(WriteOn))
+    peer.send(b"x")
+    tcp.until(lambda: tcp.served and tcp.served[0].data)
+    served = tcp.served[0]
+    peer.reset()
+    for _ in range(3):
+        served.release.set()
+        gevent.sleep(0)
+        gevent.sleep(0)
+    tcp.until(lambda: served.closed)
+    assert isinstance(served.closed, OSError)
+    assert served.trace == [b"x", ("close", served.closed)]
+
+
+def test_input_before_a_failed_send_is_still_delivered(tcp):
+    """The peer sends its last words and is gone, while output to it is being sent."""
+    peer = tcp.peer(tcp.listen(Blocking))
+    peer.send(b"first")
+    tcp.until(lambda: tcp.served and tcp.served[0].trace)
+    served = tcp.served[0]
+    peer.send(b"last words")
+    tcp.until(lambda: peer.sent == 15)
+    peer.close()  # with "before" unread in it, which resets the connection
+    served.release.set()
+    tcp.until(lambda: served.closed)
+    assert served.data in (b"firstlast words", b"first")  # whether a reset discards input is the kernel's choice
+    assert isinstance(served.closed, OSError)
+
+
+def test_a_peer_that_never_reads_holds_a_closed_connection_only_for_so_long(tcp, monkeypatch):
+    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.1)
+    tcp.peer(tcp.listen())
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.write(b"x" * 24_000_000)
+    connection.close()
+    tcp.until(lambda: connection._gone)
+    assert tcp.served[0].trace == []
+
+
+def test_a_peer_that_never_closes_holds_a_closed_connection_only_for_a_moment(tcp, monkeypatch):
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.1)
+    peer = tcp.peer(tcp.listen())
+    peer.read()
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.write(b"bye")
+    connection.close()
+    tcp.until(lambda: connection._gone)
+    assert (peer.received, peer.ended) == (b"bye", "end")
+
+
+def test_an_iterator_may_block(socket_stage):
+    def lines():
+        yield b"one "
+        release.wait()
+        yield b"two "
+
+    release = Event()
+    client, served = socket_stage.talk()
+    served.connection.writelines(lines())
+    served.connection.write(b"three")
+    served.connection.close()
+    socket_stage.until(lambda: client.data == b"one ")
+    other = socket_stage.client(socket_stage.listeners[0])
+    assert other.connection
+    release.set()
+    socket_stage.until(lambda: client.closed)
+    assert client.data == b"one two three"
+
+
+def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp):
+    def lines():
+        try:
+            yield b"one "
+            release.wait()
+            yield b"two "
+            pulled.append("too far")
+        finally:
+            pulled.append("closed")
+            tcp.happened()
+
+    release, pulled = Event(), []
+    client, served = tcp.talk()
+    served.connection.writelines(lines())
+    tcp.until(lambda: client.data == b"one ")
+    served.connection.abort()
+    release.set()
+    tcp.until(lambda: pulled)
+    assert pulled == ["closed"]
+
+
+def test_an_iterator_with_nothing_to_say_keeps_nobody_waiting(tcp):
+    def silence():
+        while not over:
+            yield b""
+        yield b"over"
+
+    over = []
+    client, served = tcp.talk()
+    served.connection.writelines(silence())
+    other = tcp.client(tcp.listeners[0])
+    other.connection.write(b"still there")
+    tcp.until(lambda: len(tcp.served) == 2 and tcp.served[1].data)
+    over.append(True)
+    tcp.until(lambda: client.data == b"over")
+
+
+def test_output_behind_an_iterator_that_waits_is_bounded_too(tcp):
+    """While an iterator is not ready, answers pile up behind it: reading stops."""
+
+    def lines():
+        release.wait()
+        yield b"late"
+
+    class Echo(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(data)
+
+    release = Event()
+    peer = tcp.peer(tcp.listen(Echo))
+    tcp.until(lambda: tcp.served)
+    served = tcp.served[0]
+    served.connection.writelines(lines())
+    peer.send(b"x" * 16_000_000)
+    tcp.until(lambda: served.connection._paused)
+    assert len(served.data) < 1_000_000
+    release.set()
+    peer.read()
+    tcp.until(lambda: len(peer.received) == 16_000_004)
+    assert not served.connection._paused
+
+
+@pytest.mark.parametrize("error", [gevent.Timeout(0), gevent.GreenletExit()])
+def test_a_handler_ended_by_gevent_is_a_handler_that_raised(tcp, caplog, error):
+    class Ended(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"before")
+            raise error
+
+    client, served = tcp.talk(Ended)
+    client.connection.write(b"x")
+    tcp.until(lambda: client.closed and served.closed)
+    assert served.closed is error
+    assert client.data == b"before"
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_who_wants_the_program_to_end_is_heard_by_the_main_greenlet(tcp, caplog, error):
+    class End(Witness):
+        def handle_input(self, connection, data):
+            raise error
+
+    client, served = tcp.talk(End)
+    client.connection.write(b"x")
+    with pytest.raises(error):
+        tcp.until(lambda: served.closed and not served.closed)
+    tcp.until(lambda: served.closed)
+
+
+def test_nothing_is_left_in_the_loop(tcp):
+    dispatcher = Dispatcher.current()
+    client, served = tcp.talk()
+    assert dispatcher._users == 2
+    client.connection.close()
+    tcp.until(lambda: client.connection._gone and served.connection._gone)
+    assert dispatcher._users == 0
+    assert not dispatcher._turn.active
+
+
+def test_close_wait_lets_clients_finish(tcp):
+    """One client that finishes after half a second, one that never does, and a new one."""
+
+    class Slow(Witness):
+        def handle_input(self, connection, data):
+            gevent.sleep(0.5)
+            connection.write(b"x" * 3_000_000)
+            connection.close()
+
+    listener = tcp.listen(Slow)
+    finishing, staying = tcp.peer(listener), tcp.peer(listener)
+    finishing.read()
+    staying.read()
+    finishing.send(b"please")
+    tcp.until(lambda: len(tcp.served) == 2)
+    waiting = gevent.spawn(listener.close_wait, 2)
+    gevent.sleep(0.1)
+    late = Witness(tcp)
+    listener.connect(late)
+    tcp.until(lambda: late.failed)
+    began = time.monotonic()
+    assert waiting.get(timeout=10) == 1
+    assert 1.5 < time.monotonic() - began < 2.5
+    tcp.until(lambda: staying.ended)
+    assert (len(finishing.received), finishing.ended, staying.ended) == (3_000_000, "end", "end")
+
+
+def test_close_wait_returns_when_the_last_has_finished(tcp):
+    listener = tcp.listen()
+    peers = [tcp.peer(listener) for _ in range(3)]
+    tcp.until(lambda: len(tcp.served) == 3)
+    waiting = gevent.spawn(listener.close_wait, 30)
+    gevent.sleep(0)
+    for peer in peers:
+        peer.finish()
+    began = time.monotonic()
+    assert waiting.get(timeout=10) == 0
+    assert time.monotonic() - began < 5
+
+
+def test_wait_serves_until_nothing_is_outstanding(tcp):
+    class Leave(Witness):
+        def handle_input(self, connection, data):
+            connection.close()
+
+    client = tcp.client(tcp.listen(Leave))
+    tcp.listeners[0].close(lambda listener: None)
+    client.connection.write(b"x")
+    tcp.implementation.wait(10)
+    assert client.closed == "end of input"
+
+
+def test_wait_raises_when_it_takes_too_long(tcp):
+    tcp.listen()
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="StreamListener"):
+        tcp.implementation.wait(0.1)
+    assert time.monotonic() - began >= 0.1

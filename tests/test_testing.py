@@ -1,0 +1,248 @@
+"""The in-memory implementation beyond the contract: printing, recording, and playing the network's part."""
+
+from __future__ import annotations
+
+import pytest
+
+import ngi_gevent
+from ngi_gevent import ConnectionClosed, ConnectionFailed, NGIError, Timeout, testing
+
+
+class Echo:
+    def __init__(self, connection):
+        connection.set_handler(self)
+
+    def handle_input(self, connection, data):
+        connection.write(data.upper())
+
+
+def test_a_connection_prints_what_is_written(capsys):
+    connection = testing.Connection()
+    connection.write(b"hello out there")
+    connection.write(b"x" * 60)
+    connection.close()
+    assert capsys.readouterr().out == ("-> b'hello out there'\n-> b'" + "x" * 48 + "\n.> " + "x" * 12 + "'\n-> CLOSE\n")
+
+
+def test_a_connection_prints_other_reasons(capsys):
+    connection = testing.Connection()
+    connection.peer.test_close("tired")
+    assert capsys.readouterr().out == "-> CLOSE tired\n"
+
+
+def test_a_printing_peer_prints_exceptions(capsys):
+    connection = testing.Connection()
+    connection.peer.writelines([b"x", 1])
+    connection.set_handler(testing.Recorder())
+    assert capsys.readouterr().out.startswith("-> EXCEPTION TypeError only bytes")
+
+
+def test_a_text_connection_prints_text_as_it_is(capsys):
+    connection = testing.TextConnection()
+    for byte in "naïve\n".encode():
+        connection.write(bytes([byte]))
+    connection.write(b"\xff\n")
+    connection.close()
+    assert capsys.readouterr().out == "naïve\n\\xff\n-> CLOSE\n"
+
+
+def test_a_handler_can_be_called_by_hand(capsys):
+    connection = testing.Connection()
+    Echo(connection).handle_input(connection, b"hello")
+    assert capsys.readouterr().out == "-> b'HELLO'\n"
+
+
+def test_a_pair_knows_its_sides():
+    recorder = testing.Recorder()
+    connection = testing.Connection(recorder, address="here", peer_address="there")
+    assert connection.peer.peer is connection
+    assert (connection.local_address, connection.peer_address) == ("here", "there")
+    assert (connection.peer.local_address, connection.peer.peer_address) == ("there", "here")
+    connection.write(b"hello")
+    assert recorder.data == b"hello"
+
+
+def test_a_recorder_records():
+    recorder = testing.Recorder()
+    connection = testing.Connection(recorder)
+    Echo(connection)
+    connection.test_input(b"one")
+    connection.test_input(bytearray(b"two"))
+    assert (recorder.data, recorder.chunks) == (b"ONETWO", [b"ONE", b"TWO"])
+    assert recorder.closed is None
+    connection.peer.writelines(1 / 0 for _ in range(1))
+    assert [type(error) for error in recorder.exceptions] == [ZeroDivisionError]
+    connection.test_close("enough")
+    assert recorder.closed == "end of input"
+
+
+def test_a_recorder_is_a_server_and_a_client():
+    implementation = testing.Implementation()
+    listener = implementation.listener("address", testing.Recorder)
+    client = testing.Recorder()
+    implementation.connect("address", client)
+    client.connection.write(b"hello")
+    (served,) = listener.connections()
+    assert served._handler.data == b"hello"
+    implementation.connect("elsewhere", client)
+    assert client.failed == "no such server"
+
+
+def test_the_network_can_be_played():
+    handler = testing.Recorder()
+    connection = testing.Connection(testing.Recorder())
+    connection.set_handler(handler)
+    reason = OSError("cable cut")
+    connection.test_input(b"some")
+    connection.test_close(reason)
+    connection.test_input(b"more")
+    connection.test_close("again")
+    assert (handler.data, handler.closed) == (b"some", reason)
+    with pytest.raises(TypeError):
+        connection.test_input("text")
+
+
+def test_callbacks_are_queued_and_not_nested():
+    order = []
+
+    class Server(testing.Recorder):
+        def handle_input(self, connection, data):
+            order.append("server in")
+            connection.write(b"answer")
+            order.append("server out")
+
+    class Client(testing.Recorder):
+        def handle_input(self, connection, data):
+            order.append("client")
+
+    implementation = testing.Implementation()
+    implementation.listener("address", Server)
+    client = Client()
+    implementation.connect("address", client)
+    client.connection.write(b"x")
+    assert order == ["server in", "server out", "client"]
+
+
+def test_a_listener_connects_a_printing_client(capsys):
+    implementation = testing.Implementation()
+    listener = implementation.listener(None, Echo)
+    client = listener.connect()
+    client.write(b"hello")
+    listener.close()
+    assert capsys.readouterr().out == "-> b'HELLO'\n-> CLOSE\n"
+    with pytest.raises(ConnectionFailed, match="no such server"):
+        listener.connect()
+
+
+def test_a_client_address_is_the_clients():
+    listener = testing.Implementation().listener("address", Echo)
+    client = testing.Recorder()
+    listener.connect(handler=client, client_address="me")
+    assert client.connection.local_address == "me"
+    assert next(listener.connections()).peer_address == "me"
+
+
+def test_implementations_do_not_share_addresses():
+    one, two = testing.Implementation(), testing.Implementation()
+    one.listener("address", Echo)
+    two.listener("address", Echo)
+    with pytest.raises(OSError, match="'address'"):
+        one.listener("address", Echo)
+    with pytest.raises(TypeError, match="hashable"):
+        one.listener([], Echo)
+    with pytest.raises(TypeError, match="hashable"):
+        one.connect([], testing.Recorder())
+
+
+def test_the_module_has_a_default_implementation():
+    listener = testing.listener("address of this test", Echo)
+    client = testing.Recorder()
+    testing.connect("address of this test", client)
+    client.connection.write(b"hello")
+    assert client.data == b"HELLO"
+    with pytest.raises(Timeout):
+        testing.wait(1)
+    listener.close()
+    testing.wait()
+
+
+def test_prepared_connections_are_had_in_order(capsys):
+    implementation = testing.Implementation()
+    first, second = testing.Connection(), testing.Connection(testing.Recorder())
+    implementation.connectable("address", first)
+    implementation.connectable("address", second)
+    clients = [testing.Recorder() for _ in range(3)]
+    for client in clients:
+        implementation.connect("address", client)
+    assert [client.connection for client in clients] == [first, second, None]
+    assert clients[2].failed == "no such server"
+    assert first.peer_address == "address"
+    first.write(b"hello")
+    assert capsys.readouterr().out == "-> b'hello'\n"
+
+
+def test_a_client_that_reconnects_for_ever_is_stopped():
+    class Stubborn(testing.Recorder):
+        tries = 0
+
+        def failed_connect(self, reason):
+            self.tries += 1
+            implementation.connect("nobody", self)
+
+    implementation = testing.Implementation()
+    client = Stubborn()
+    with pytest.raises(NGIError, match="for ever"):
+        implementation.connect("nobody", client)
+    assert 10 < client.tries < 10_000
+    implementation.listener("nobody", Echo)
+    implementation.connect("nobody", client)
+    assert client.connection
+
+
+def test_a_client_that_reconnects_until_it_succeeds_does():
+    class Patient(testing.Recorder):
+        tries = 0
+
+        def failed_connect(self, reason):
+            self.tries += 1
+            if self.tries == 3:
+                implementation.listener("late", Echo)
+            implementation.connect("late", self)
+
+    implementation = testing.Implementation()
+    client = Patient()
+    implementation.connect("late", client)
+    assert (client.tries, bool(client.connection)) == (3, True)
+
+
+def test_what_wants_the_program_to_end_leaves_the_outermost_call(caplog):
+    class Interrupted(testing.Recorder):
+        def handle_input(self, connection, data):
+            raise KeyboardInterrupt
+
+    connection = testing.Connection(Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        connection.write(b"x")
+    assert not connection.peer
+
+
+def test_it_is_said_what_may_be_a_handler():
+    with pytest.raises(TypeError, match="handle_input"):
+        testing.Connection(object())
+    with pytest.raises(TypeError, match="handle_input"):
+        testing.Connection(testing.Recorder)
+
+
+def test_a_connection_shows_itself():
+    connection = testing.Connection(testing.Recorder(), "here", "there")
+    assert repr(connection) == "<Connection 'here' to 'there', open>"
+    connection.close()
+    with pytest.raises(ConnectionClosed, match="'there' is closed"):
+        connection.write(b"x")
+
+
+def test_a_listener_shows_itself():
+    listener = ngi_gevent.testing.Implementation().listener("address", Echo)
+    assert repr(listener) == "<Listener on 'address', accepting, 0 connections>"
+    listener.close()
+    assert repr(listener) == "<Listener on 'address', closed, 0 connections>"
