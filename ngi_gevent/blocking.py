@@ -1,0 +1,176 @@
+"""Waiting for connections, imperatively: on the hub of the calling thread, so that greenlets go on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gevent.event import Event
+from gevent.exceptions import LoopExit
+
+from ngi_gevent import implementation
+from ngi_gevent.adapters import Base
+from ngi_gevent.connection import check_timeout
+from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Deadlock, Timeout
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import IConnection, Reason
+
+__all__ = ["connect", "request"]
+
+
+def request(
+    connect: Callable[[Any, Any], object], address: Any, handler: Any, timeout: float | None = None
+) -> Reason | None:
+    """Connect, have *handler* talk, and return when the connection has ended: None if the handler closed it, or why.
+
+    *connect* is that of an implementation, such as ``ngi_gevent.connect``.  *handler* is a client connect handler, a
+    class of such (which is instantiated), a server, or a connection handler.  Blocks the calling greenlet, for up to
+    *timeout* seconds in all.
+
+    Raises :class:`~ngi_gevent.ConnectionFailed`; :class:`~ngi_gevent.ConnectionTimeout` if there is no connection in
+    time; :class:`~ngi_gevent.Timeout` if there is one and it has not ended in time; and whatever the handler raised,
+    which is not logged then.  However this ends, it leaves no connection behind.
+    """
+    check_timeout(timeout)
+    asked = _Request(_connected_method(handler))
+    try:
+        connect(address, asked)
+        ended = _wait(asked.ended, timeout)
+    finally:
+        asked.give_up()
+    if asked.error is not None:
+        raise asked.error
+    if ended:
+        return asked.reason
+    if asked.connection is None:
+        raise _no_connection(address, timeout)
+    raise Timeout(f"the connection to {address!r} had not ended after {timeout} seconds")
+
+
+def connect(
+    address: Any, connect: Callable[[Any, Any], object] = implementation.connect, timeout: float | None = None
+) -> IConnection:
+    """Connect, and return the connection, which holds its input until it is given a handler.
+
+    *connect* is that of an implementation; ``ngi_gevent.connect`` by default.  Blocks the calling greenlet, for up to
+    *timeout* seconds.  Raises :class:`~ngi_gevent.ConnectionFailed`, or :class:`~ngi_gevent.ConnectionTimeout` if there
+    is no connection in time.
+    """
+    check_timeout(timeout)
+    attempt = _Attempt()
+    try:
+        connect(address, attempt)
+        _wait(attempt.ended, timeout)
+    except BaseException:
+        attempt.give_up()
+        raise
+    if attempt.error is not None:
+        raise attempt.error
+    if attempt.connection is None:
+        attempt.give_up()
+        raise _no_connection(address, timeout)
+    return attempt.connection  # type: ignore[no-any-return]
+
+
+def _wait(event: Event, timeout: float | None) -> bool:
+    try:
+        return event.wait(timeout)
+    except LoopExit:
+        raise Deadlock("nothing is left on this thread's hub that could ever end this wait") from None
+
+
+def _no_connection(address: Any, timeout: float | None) -> ConnectionTimeout:
+    return ConnectionTimeout(f"there was no connection to {address!r} after {timeout} seconds")
+
+
+def _connected_method(handler: Any) -> Callable[[Any], object]:
+    """What to call with the connection, whichever kind of handler *handler* is."""
+    if callable(getattr(handler, "connected", None)):
+        return (handler() if isinstance(handler, type) else handler).connected  # type: ignore[no-any-return]
+    if callable(getattr(handler, "handle_input", None)) and not isinstance(handler, type):
+        return lambda connection: connection.set_handler(handler)
+    if callable(handler):
+        return handler  # type: ignore[no-any-return]
+    raise TypeError(f"a request takes a client connect handler, a server or a connection handler; got {handler!r:.100}")
+
+
+class _Attempt:
+    """The client connect handler that waits for a connection."""
+
+    def __init__(self) -> None:
+        self.ended = Event()
+        self.connection: Any = None
+        self.error: BaseException | None = None
+        self._given_up = False
+
+    def connected(self, connection: Any) -> None:
+        if self._given_up:
+            connection.abort()
+            return
+        self.connection = connection
+        self.begin(connection)
+
+    def begin(self, connection: Any) -> None:
+        self.ended.set()
+
+    def failed_connect(self, reason: Any) -> None:
+        self.error = ConnectionFailed(reason)
+        self.ended.set()
+
+    def give_up(self) -> None:
+        """Nobody waits any more: leave no connection behind."""
+        self._given_up = True
+        if self.connection is not None:
+            self.connection.abort()
+
+
+class _Request(_Attempt):
+    """The client connect handler that waits for the end of a connection."""
+
+    def __init__(self, connected: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.reason: Reason | None = None
+        self._connected = connected
+
+    def begin(self, connection: Any) -> None:
+        connection.when_closed(self.ended.set)
+        watched = _WatchedConnection(connection, self)
+        try:
+            self._connected(watched)
+        except BaseException as error:
+            watched.fail(error)
+
+
+class _WatchedConnection(Base):
+    """The connection of a request, which takes what the handler raises to the caller instead of a log."""
+
+    def __init__(self, connection: Any, asked: _Request) -> None:
+        super().__init__(connection)
+        self._asked = asked
+
+    def handle_input(self, connection: Any, data: bytes) -> None:
+        try:
+            super().handle_input(connection, data)
+        except BaseException as error:
+            self.fail(error)
+
+    def handle_exception(self, connection: Any, exception: BaseException) -> None:
+        try:
+            super().handle_exception(connection, exception)
+        except BaseException as error:
+            self.fail(error)
+
+    def handle_close(self, connection: Any, reason: Reason) -> None:
+        self._asked.reason = reason
+        try:
+            super().handle_close(connection, reason)
+        except BaseException as error:
+            self._asked.error = error
+
+    def fail(self, error: BaseException) -> None:
+        """The handler raised *error*: end the connection, as the implementation would have done."""
+        self._asked.error = error
+        if self.connection:
+            self.connection.close()
+            super().handle_close(self.connection, error)

@@ -1,0 +1,262 @@
+"""The blocking helpers, on every implementation."""
+
+from __future__ import annotations
+
+import time
+import traceback
+
+import gevent
+import pytest
+from stages import Witness
+
+import ngi_gevent
+from ngi_gevent import ConnectionFailed, ConnectionTimeout, Deadlock, Timeout, blocking, generator
+
+
+class Echo(Witness):
+    def handle_input(self, connection, data):
+        connection.write(data.upper())
+
+
+class Silent(Witness):
+    pass
+
+
+class HangUp(Witness):
+    def handle_input(self, connection, data):
+        connection.close()
+
+
+def test_the_documented_session(stage):
+    """NGI's own documentation, with a class as the client connect handler and NGI 1's spelling."""
+    printed = []
+
+    class EC:
+        def connected(self, connection):
+            self.input = b""
+            with pytest.warns(DeprecationWarning, match="set_handler"):
+                connection.setHandler(self)
+            connection.write(b"test data")
+
+        def failed_connect(self, reason):
+            printed.append(reason)
+
+        def handle_input(self, connection, data):
+            self.input += data
+            if self.input == b"TEST DATA":
+                printed.append(self.input)
+                connection.close()
+
+    listener = stage.listen(Echo)
+    assert blocking.request(stage.implementation.connect, listener.address, EC) is None
+    assert printed == [b"TEST DATA"]
+    assert list(listener.connections()) == []
+    listener.close()
+    with pytest.raises(ConnectionFailed):
+        blocking.request(stage.implementation.connect, listener.address, EC)
+    assert printed == [b"TEST DATA"]
+
+
+@generator.handler
+def ask(connection):
+    connection.write(b"hello")
+    assert (yield) == b"HELLO"
+
+
+class Ask:
+    """A server callable and connection handler."""
+
+    def __init__(self, connection):
+        connection.set_handler(self)
+        connection.write(b"hello")
+
+    def handle_input(self, connection, data):
+        assert data == b"HELLO"
+        connection.close()
+
+
+def ask_by_function(connection):
+    Ask(connection)
+
+
+@pytest.mark.parametrize("handler", [ask, Ask, ask_by_function])
+def test_every_kind_of_handler_can_make_a_request(stage, handler):
+    listener = stage.listen(Echo)
+    assert blocking.request(stage.implementation.connect, listener.address, handler) is None
+    assert list(listener.connections()) == []
+
+
+def test_a_connection_handler_can_make_a_request(stage):
+    class Greet(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.write(b"welcome")
+            connection.close()
+
+    class Listen:
+        data = b""
+
+        def handle_input(self, connection, data):
+            self.data += data
+
+    handler = Listen()
+    reason = blocking.request(stage.implementation.connect, stage.listen(Greet).address, handler)
+    assert (handler.data, reason) == (b"welcome", "end of input")
+
+
+def test_the_reason_is_returned_when_the_peer_ends_it(stage):
+    client = Witness(stage)
+    client.connected = lambda connection: (connection.set_handler(client), connection.write(b"x"))
+    assert blocking.request(stage.implementation.connect, stage.listen(HangUp).address, client) == "end of input"
+    assert client.closed == "end of input"
+
+
+@pytest.mark.parametrize("handler", [None, 7, object(), "handler"])
+def test_what_is_no_handler_is_refused(stage, handler):
+    listener = stage.listen()
+    with pytest.raises(TypeError, match="request"):
+        blocking.request(stage.implementation.connect, listener.address, handler)
+
+
+@pytest.mark.parametrize("where", ["connected", "handle_input", "handle_exception", "handle_close", "iterator"])
+def test_what_the_handler_raises_is_raised_with_its_traceback_and_not_logged(stage, caplog, where):
+    class Error(Exception):
+        pass
+
+    def the_place_to_find_in_the_traceback(here):
+        if here == where:
+            raise Error(where)
+
+    def lines():
+        yield b"x"
+        if where in ("handle_exception", "iterator"):
+            the_place_to_find_in_the_traceback("iterator")
+            raise ValueError
+
+    class Client:
+        closed = None
+
+        def connected(self, connection):
+            connection.set_handler(self)
+            connection.writelines(lines())
+            the_place_to_find_in_the_traceback("connected")
+
+        def handle_input(self, connection, data):
+            the_place_to_find_in_the_traceback("handle_input")
+
+        def handle_close(self, connection, reason):
+            reasons.append(reason)
+            the_place_to_find_in_the_traceback("handle_close")
+
+        if where == "handle_exception":
+
+            def handle_exception(self, connection, exception):
+                the_place_to_find_in_the_traceback("handle_exception")
+
+    reasons = []
+    listener = stage.listen(HangUp if where == "handle_close" else Echo)
+    with pytest.raises(Error) as caught:
+        blocking.request(stage.implementation.connect, listener.address, Client())
+    assert "the_place_to_find_in_the_traceback" in "".join(traceback.format_tb(caught.value.__traceback__))
+    assert reasons == ["end of input" if where == "handle_close" else caught.value]
+    assert list(listener.connections()) == []
+    assert not caplog.records
+
+
+def test_a_request_that_takes_too_long_leaves_no_connection(stage):
+    client = Witness(stage)
+    listener = stage.listen(Silent)
+    began = time.monotonic()
+    with pytest.raises(Timeout) as caught:
+        blocking.request(stage.implementation.connect, listener.address, client, timeout=0.1)
+    assert not isinstance(caught.value, ConnectionTimeout)
+    assert 0.1 <= time.monotonic() - began < 5
+    assert not client.connection
+    stage.until(lambda: list(listener.connections()) == [])
+
+
+def test_a_connection_that_takes_too_long_is_aborted_when_it_comes():
+    class Connect:
+        def __call__(self, address, handler):
+            self.handler = handler
+
+    from ngi_gevent import testing
+
+    for call in (
+        lambda connect: blocking.request(connect, "address", ask, 0.05),
+        lambda connect: blocking.connect("address", connect, 0.05),
+    ):
+        connect = Connect()
+        with pytest.raises(ConnectionTimeout, match="'address'"):
+            call(connect)
+        connection = testing.Connection(testing.Recorder())
+        connect.handler.connected(connection)
+        assert not connection
+
+
+def test_a_wait_that_nothing_could_end_says_so():
+    with pytest.raises(Deadlock):
+        blocking.request(lambda address, handler: None, "address", ask)
+    with pytest.raises(Deadlock):
+        blocking.connect("address", lambda address, handler: None)
+
+
+@pytest.mark.parametrize("timeout", [-1, "1"])
+def test_a_wrong_timeout_is_refused(stage, timeout):
+    listener = stage.listen()
+    with pytest.raises((TypeError, ValueError), match="timeout"):
+        blocking.request(stage.implementation.connect, listener.address, ask, timeout)
+    with pytest.raises((TypeError, ValueError), match="timeout"):
+        blocking.connect(listener.address, stage.implementation.connect, timeout)
+
+
+def test_connect_returns_a_connection(stage):
+    listener = stage.listen(Echo)
+    connection = blocking.connect(listener.address, stage.implementation.connect, timeout=10)
+    stage.connections.append(connection)
+    connection.write(b"hello")
+    witness = Witness(stage)
+    connection.set_handler(witness)
+    stage.until(lambda: witness.data == b"HELLO")
+
+
+def test_connect_says_why_there_is_none(stage):
+    listener = stage.listen()
+    listener.close()
+    with pytest.raises(ConnectionFailed) as caught:
+        blocking.connect(listener.address, stage.implementation.connect)
+    assert caught.value.reason
+
+
+def test_connect_connects_by_default_as_the_package_does():
+    listener = ngi_gevent.listener(None, lambda connection: connection.close())
+    connection = blocking.connect(listener.address)
+    assert connection.peer_address == listener.address
+    connection.abort()
+    listener.close()
+    ngi_gevent.wait(10)
+
+
+def test_greenlets_go_on_while_a_request_waits(tcp):
+    class Later(Witness):
+        def handle_input(self, connection, data):
+            gevent.spawn_later(0.1, connection.write, data.upper())
+
+    listener = tcp.listen(Later)
+    requests = [gevent.spawn(blocking.request, tcp.implementation.connect, listener.address, ask) for _ in range(20)]
+    began = time.monotonic()
+    assert blocking.request(tcp.implementation.connect, listener.address, ask) is None
+    assert [request.get(timeout=10) for request in requests] == [None] * 20
+    assert time.monotonic() - began < 1
+
+
+def test_a_request_can_be_made_in_a_handler(tcp):
+    class Proxy(Witness):
+        def handle_input(self, connection, data):
+            blocking.request(tcp.implementation.connect, echo.address, ask)
+            connection.write(b"asked")
+
+    echo = tcp.listen(Echo)
+    client = tcp.client(tcp.listen(Proxy))
+    client.connection.write(b"go")
+    tcp.until(lambda: client.data == b"asked")

@@ -1,0 +1,206 @@
+"""Generator handlers, on every implementation."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from stages import Witness
+
+from ngi_gevent import ConnectionFailed, adapters, generator, testing
+
+
+def test_a_generator_is_a_server(stage):
+    @generator.handler
+    def count(connection):
+        """Count what comes."""
+        total = 0
+        while True:
+            total += len((yield))
+            connection.write(b"%d " % total)
+
+    client, _ = stage.client(stage.listen(count)), None
+    for size in 3, 4:
+        answered = len(client.data)
+        client.connection.write(b"x" * size)
+        stage.until(lambda answered=answered: len(client.data) > answered)
+    assert client.data == b"3 7 "
+    assert count.__doc__ == "Count what comes."
+    assert "count" in repr(count)
+
+
+def test_a_generator_is_a_client(stage):
+    @generator.handler
+    def client(connection):
+        connection.write(b"hello")
+        got.append((yield))
+        stage.happened()
+
+    got = []
+    listener = stage.listen(Echo)
+    stage.implementation.connect(listener.address, client)
+    stage.until(lambda: got and stage.served[0].closed)
+    assert got == [b"HELLO"]
+    assert stage.served[0].closed == "end of input"  # the generator returned
+
+
+class Echo(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.write(data.upper())
+
+
+def test_its_failed_connect_raises():
+    @generator.handler
+    def client(connection):
+        yield
+
+    with pytest.raises(ConnectionFailed, match="nobody there") as caught:
+        client.failed_connect("nobody there")
+    assert caught.value.reason == "nobody there"
+
+
+def test_a_generator_that_returns_at_once_closes_the_connection(stage):
+    @generator.handler
+    def bye(connection):
+        connection.write(b"bye")
+        if stage is None:
+            yield
+
+    listener = stage.listen(bye)
+    client = stage.client(listener)
+    stage.until(lambda: client.closed)
+    assert client.data == b"bye"
+    assert list(listener.connections()) == []
+
+
+def test_methods_can_be_generators(stage):
+    class Server:
+        def __init__(self, greeting):
+            self.greeting = greeting
+
+        @generator.handler
+        def serve(self, connection):
+            connection.write(self.greeting)
+            connection.write((yield))
+
+    assert isinstance(Server.serve, generator.Handler)
+    client = stage.client(stage.listen(Server(b"hello ").serve))
+    client.connection.write(b"you")
+    stage.until(lambda: client.closed)
+    assert client.data == b"hello you"
+    with pytest.raises(ConnectionFailed):
+        Server(b"").serve.failed_connect("no")
+
+
+def test_the_end_is_raised_at_the_yield(stage):
+    @generator.handler
+    def serve(connection):
+        try:
+            yield
+        except GeneratorExit as error:
+            ends.append(error.args)
+            assert not connection
+            stage.happened()
+            raise
+
+    ends = []
+    client = stage.client(stage.listen(serve))
+    client.connection.close()
+    stage.until(lambda: ends)
+    assert ends == [("end of input",)]
+
+
+def test_an_iterators_error_is_raised_at_the_yield(stage):
+    def lines():
+        yield b"good "
+        raise ValueError("bad")
+
+    @generator.handler
+    def serve(connection):
+        connection.writelines(lines())
+        try:
+            yield
+        except ValueError as error:
+            connection.write(str(error).encode())
+        connection.write((yield))
+
+    client = stage.client(stage.listen(serve))
+    stage.until(lambda: client.data == b"good bad")
+    client.connection.write(b"!")
+    stage.until(lambda: client.closed)
+    assert client.data == b"good bad!"
+
+
+def test_a_generator_that_raises_is_a_handler_that_raises(stage, caplog):
+    @generator.handler
+    def serve(connection):
+        connection.write(b"before")
+        raise KeyError((yield))
+
+    client = stage.client(stage.listen(serve))
+    client.connection.write(b"x")
+    stage.until(lambda: client.closed)
+    assert client.data == b"before"
+    assert [record.exc_info[0] for record in caplog.records] == [KeyError]
+
+
+def test_a_generator_that_goes_on_after_the_end_is_a_mistake(stage, caplog):
+    @generator.handler
+    def serve(connection):
+        while True:
+            try:
+                yield
+            except GeneratorExit:
+                ended.append(1)
+                stage.happened()
+                if len(ended) > 1:
+                    return
+
+    ended = []
+    client = stage.client(stage.listen(serve))
+    client.connection.close()
+    stage.until(lambda: len(ended) == 2 and caplog.records)
+    assert [record.exc_info[0] for record in caplog.records] == [RuntimeError]
+    assert caplog.records[0].levelno == logging.ERROR
+
+
+def test_what_is_no_generator_function_says_so(stage, caplog):
+    @generator.handler
+    def serve(connection):
+        return None
+
+    client = stage.client(stage.listen(serve))
+    stage.until(lambda: client.closed)
+    assert "generator function" in str(caplog.records[0].exc_info[1])
+
+
+def test_a_generator_can_have_an_adapter():
+    class Upper(adapters.Base):
+        def write(self, data):
+            super().write(data.upper())
+
+    @generator.handler(connection_adapter=Upper)
+    def serve(connection):
+        connection.write(b"got ")
+        connection.write((yield))
+
+    recorder = testing.Recorder()
+    connection = testing.Connection(recorder)
+    serve(connection)
+    connection.test_input(b"it")
+    assert (recorder.data, recorder.closed) == (b"GOT IT", "end of input")
+
+
+def test_a_listener_that_stops_in_the_first_part_is_raised_at_the_yield():
+    @generator.handler
+    def serve(connection):
+        connection.control.close()
+        try:
+            yield
+        except GeneratorExit as error:
+            ends.append(error.args)
+
+    ends = []
+    testing.Implementation().listener(None, serve).connect(testing.Recorder())
+    assert ends == [("stopped",)]
