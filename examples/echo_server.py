@@ -1,0 +1,136 @@
+"""NGI's own example: a server that sends back what it receives, in upper case."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import gevent
+from gevent.event import Event
+
+import ngi_gevent
+from ngi_gevent.interfaces import IServerConnection, Reason
+
+logger = logging.getLogger("echo_server")
+
+DESCRIPTION = """\
+Send back what comes in, in upper case.
+
+Once it listens, it says where, in one line on standard output.  Try it from another terminal:
+
+    printf 'hello out there' | nc -N 127.0.0.1 8000
+
+On SIGTERM or SIGINT (Ctrl-C) it accepts no more connections, lets its clients finish for as long as --close-timeout
+says, ends those that are left, says how many that were, and exits with 0.  A second signal ends it at once.
+"""
+
+
+class Echo:
+    """A server, one object for each connection; it is the connection's handler, too."""
+
+    def __init__(self, connection: IServerConnection) -> None:
+        logger.debug("%r connected", connection.peer_address)
+        connection.set_handler(self)
+
+    def handle_input(self, connection: IServerConnection, data: bytes) -> None:
+        connection.write(data.upper())
+
+    def handle_close(self, connection: IServerConnection, reason: Reason) -> None:
+        logger.debug("%r is gone: %s", connection.peer_address, reason)
+
+
+def bind_address(text: str) -> tuple[str, int] | str:
+    """HOST:PORT, with an IPv6 host in brackets, or the name of a Unix socket: anything with a slash in it."""
+    if "/" in text:
+        return text
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address goes in brackets, as in [::1]:8000")
+    if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither HOST:PORT nor the name of a Unix socket with a slash")
+    return host, int(port)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
+def shown(address: object) -> str:
+    """The address of a listener as --bind would take it."""
+    if not isinstance(address, tuple):
+        return str(address)
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    result = Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
+        "--bind",
+        metavar="ADDRESS",
+        type=bind_address,
+        default=("127.0.0.1", 8000),
+        help="where to listen: HOST:PORT, where port 0 picks a free one, or the path of a Unix socket "
+        "(default: 127.0.0.1:8000)",
+    )
+    result.add_argument(
+        "--close-timeout",
+        metavar="SECONDS",
+        type=seconds,
+        default=10.0,
+        help="how long clients may take to finish when the server is told to stop (default: 10)",
+    )
+    result.add_argument("--verbose", action="store_true", help="tell of each connection, on standard error")
+    return result
+
+
+def main() -> int:
+    options = parser().parse_args()
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=logging.DEBUG if options.verbose else logging.INFO,
+    )
+    stop = Event()
+
+    def told_to_stop(signal_number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + signal_number)  # the second time: whoever asks is not to be kept waiting by anything
+        stop.set()
+
+    for signal_number in signal.SIGTERM, signal.SIGINT:
+        gevent.signal_handler(signal_number, told_to_stop, signal_number)
+
+    try:
+        listener = ngi_gevent.listener(options.bind, Echo)
+    except OSError as error:
+        print(f"{sys.argv[0]}: cannot listen on {shown(options.bind)}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(f"listening on {shown(listener.address)}", flush=True)
+
+    stop.wait()
+    ended = listener.close_wait(options.close_timeout)
+    print(f"stopped, ending {ended} {'connection' if ended == 1 else 'connections'}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

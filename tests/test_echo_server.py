@@ -1,0 +1,275 @@
+"""The example server, as people run it: a process that is talked to, told to stop, and asked for what cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stages import IPV6
+
+NC = shutil.which("nc")
+
+SERVER = Path(__file__).parent.parent / "examples" / "echo_server.py"
+
+
+class Server:
+    """The example server in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-W", "error", str(SERVER), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.first_line = self.process.stdout.readline().decode()
+        self.address = self.first_line.removeprefix("listening on ").strip()
+
+    def connect(self) -> socket.socket:
+        host, _, port = self.address.rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), timeout=30)
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(signal_number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for the end: exit code, standard output and standard error."""
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out.decode(), err.decode()
+
+
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[Server]:
+    server = Server("--bind", "127.0.0.1:0", *arguments)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.communicate()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    pieces = []
+    while piece := sock.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def refused(server: Server) -> bool:
+    try:
+        server.connect().close()
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it came in the moment of closing
+        return True
+    return False
+
+
+def test_it_says_where_it_listens_and_answers():
+    with running() as server:
+        assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", server.first_line)
+        with server.connect() as client:
+            client.sendall(b"hello out there")
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b"HELLO OUT THERE"
+
+
+@pytest.mark.skipif(NC is None, reason="nc is not installed")
+def test_nc_gets_its_answer():
+    with running() as server:
+        host, port = server.address.split(":")
+        for _ in range(50):
+            answer = subprocess.run([NC, "-N", host, port], input=b"hello out there", capture_output=True, timeout=30)
+            assert answer.stdout == b"HELLO OUT THERE"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it(signal_number):
+    with running() as server:
+        server.stop(signal_number)
+        assert server.end() == (0, "stopped, ending 0 connections\n", "")
+
+
+def test_clients_may_finish():
+    with running() as server, server.connect() as client:
+        client.sendall(b"one")
+        assert client.recv(100) == b"ONE"
+        server.stop()
+        while not refused(server):
+            pass
+        client.sendall(b"two")
+        assert client.recv(100) == b"TWO"
+        client.close()
+        assert server.end() == (0, "stopped, ending 0 connections\n", "")
+
+
+def test_clients_that_do_not_finish_are_ended():
+    with running("--close-timeout", "0.3") as server, server.connect() as client:
+        client.sendall(b"one")
+        assert client.recv(100) == b"ONE"
+        began = time.monotonic()
+        server.stop()
+        assert client.recv(100) == b""
+        assert 0.3 <= time.monotonic() - began < 10
+        assert server.end() == (0, "stopped, ending 1 connection\n", "")
+
+
+def test_a_second_signal_ends_it_at_once():
+    with running("--close-timeout", "1000") as server, server.connect() as client:
+        client.sendall(b"one")
+        assert client.recv(100) == b"ONE"
+        server.stop()
+        while not refused(server):
+            pass
+        server.stop()
+        assert server.end() == (128 + signal.SIGTERM, "", "")
+
+
+def test_a_unix_socket(tmp_path):
+    path = str(tmp_path / "echo")
+    server = Server("--bind", path)
+    try:
+        assert server.first_line == f"listening on {path}\n"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.sendall(b"hello")
+            assert client.recv(100) == b"HELLO"
+        server.stop()
+        assert server.end()[0] == 0
+        assert not os.path.exists(path)
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.mark.skipif(not IPV6, reason="this machine has no IPv6")
+def test_ipv6():
+    server = Server("--bind", "[::1]:0")
+    try:
+        assert re.fullmatch(r"listening on \[::1\]:\d+\n", server.first_line)
+        with server.connect() as client:
+            client.sendall(b"hello")
+            assert client.recv(100) == b"HELLO"
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_verbose_tells_of_connections():
+    with running("--verbose") as server:
+        with server.connect() as client:
+            client.sendall(b"hello")
+            assert client.recv(100) == b"HELLO"
+        server.stop()
+        code, _, err = server.end()
+        assert code == 0
+        assert re.search(r"\('127\.0\.0\.1', \d+\) connected", err)
+        assert "is gone: end of input" in err
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SERVER), *arguments], capture_output=True, text=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    "address", ["8000", "localhost", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", ":8000", "::1:8000", ""]
+)
+def test_a_wrong_address_gives_one_clear_line(address):
+    answer = run(f"--bind={address}")
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert len(answer.stderr.splitlines()) == 1
+    assert repr(address) in answer.stderr
+
+
+@pytest.mark.parametrize("timeout", ["-1", "soon", "nan"])
+def test_a_wrong_timeout_gives_one_clear_line(timeout):
+    answer = run(f"--close-timeout={timeout}")
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert f"{timeout!r} is no number of seconds" in answer.stderr
+
+
+def test_an_address_in_use_gives_one_clear_line():
+    with running() as server:
+        answer = run("--bind", server.address)
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert re.fullmatch(rf"[^\n]*cannot listen on {server.address}: [^\n]*in use[^\n]*\n", answer.stderr)
+
+
+def test_a_host_that_does_not_resolve_gives_one_clear_line():
+    answer = run("--bind", "no-such-host.invalid:8000")
+    assert answer.returncode == 1
+    assert len(answer.stderr.splitlines()) == 1
+    assert "no-such-host.invalid" in answer.stderr
+
+
+def test_help_is_worth_reading():
+    answer = run("--help")
+    assert answer.returncode == 0
+    for word in "upper case", "SIGTERM", "nc -N", "--bind", "--close-timeout", "--verbose", "127.0.0.1:8000":
+        assert word in answer.stdout
+
+
+def test_a_client_that_sends_much_before_it_reads_costs_the_server_no_memory():
+    """It gets all of it back or stalls, like with any echo server; here it reads when it stalls, and gets all."""
+    data = os.urandom(1 << 20).upper() * 10
+    with running() as server, server.connect() as client:
+        before = resident_bytes(server.process.pid)
+        client.setblocking(False)
+        sent = 0
+        while sent < len(data):
+            if not select.select([], [client], [], 1)[1]:
+                break  # nothing was taken for a second: it waits for us to read
+            sent += client.send(data[sent : sent + 65536])
+        assert resident_bytes(server.process.pid) - before < 8 << 20
+        client.setblocking(True)
+        sender = threading.Thread(target=client.sendall, args=[data[sent:]])
+        sender.start()
+        received = bytearray()
+        while len(received) < len(data):
+            received += client.recv(1 << 20)
+        sender.join()
+        assert received == data.upper()
+        assert resident_bytes(server.process.pid) - before < 8 << 20
+
+
+def resident_bytes(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_many_plain_clients_at_once():
+    """Blocking sockets in threads, which know nothing of greenlets: each gets its own answers."""
+
+    def talk(number: int) -> None:
+        with server.connect() as client, client.makefile("rwb") as file:
+            for turn in range(20):
+                line = f"client {number} turn {turn} ".encode() * 100 + b"\n"
+                file.write(line)
+                file.flush()
+                if file.readline() != line.upper():
+                    return
+        right.append(number)
+
+    right: list[int] = []
+    with running() as server:
+        threads = [threading.Thread(target=talk, args=[number]) for number in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(right) == list(range(50))
+        server.stop()
+        assert server.end() == (0, "stopped, ending 0 connections\n", "")
