@@ -1,0 +1,60 @@
+"""The README: its code runs, and its commands name what there is."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_passes_its_own_test():
+    (code,) = blocks("python")
+    example: dict = {}
+    exec(code, example)
+    example["test_echo"]()
+
+
+def test_the_example_serves_on_sockets(tcp):
+    example: dict = {}
+    exec(blocks("python")[0], example)
+    client = tcp.client(tcp.listen(example["Echo"]))
+    client.connection.write(b"hello out there")
+    tcp.until(lambda: client.data == b"HELLO OUT THERE")
+
+
+def test_its_main_program_serves():
+    """In a process of its own, on a free port instead of the example's."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        bound.listen()
+        code = blocks("python")[0].replace('("127.0.0.1", 8000)', f"socket.socket(fileno={bound.fileno()})")
+        program = subprocess.Popen([sys.executable, "-c", f"import socket\n{code}\nmain()"], pass_fds=[bound.fileno()])
+        try:
+            with socket.create_connection(bound.getsockname(), timeout=30) as client:
+                client.sendall(b"hello")
+                assert client.recv(100) == b"HELLO"
+        finally:
+            program.kill()
+            program.wait()
+
+
+def test_every_file_that_it_names_is_there():
+    names = re.findall(r"\b(?:examples|tests|docs|benchmarks)/[\w./]+\w", README)
+    assert names
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_every_module_that_it_lists_is_there():
+    modules = re.findall(r"^\| `(ngi_gevent[\w.]*)`", README, re.MULTILINE)
+    assert len(modules) > 3
+    for name in modules:
+        __import__(name)
