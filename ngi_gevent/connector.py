@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gevent import kill
 from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
@@ -29,12 +28,16 @@ class Connector:
         self._handler = handler
         self._greenlet = ConnectionGreenlet(self._run, hub)
         self._connecting = True
-        hub.loop.run_callback(self._greenlet.switch)
+        self._loop = hub.loop
+        self._loop.run_callback(self._greenlet.switch)
 
     def stop(self) -> None:
         """Give up: the handler is told that the connect failed."""
+        self._loop.run_callback(self._give_up)
+
+    def _give_up(self) -> None:
         if self._connecting:
-            kill(self._greenlet)
+            self._greenlet.throw(GreenletExit)
 
     def _run(self) -> None:
         try:

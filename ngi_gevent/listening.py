@@ -82,6 +82,7 @@ class BaseListener:
         ended = sum(connection.undelivered() for connection in left)
         for connection in left:
             connection.stop()
+        self._wait_until_empty(0)  # only so that handlers hear of it before the caller, who may be about to exit
         return ended
 
     # What connections tell their owner.

@@ -146,6 +146,7 @@ class StreamConnection(BaseConnection):
             where = "handle_input"
             self._serve()
         except BaseException as error:
+            self.waiting = False  # the greenlet may have been killed where it waits
             self._failed(where, error)
         self._handler_told()
 
@@ -366,10 +367,20 @@ class StreamConnection(BaseConnection):
             ahead += len(data)
             if ahead >= HIGH_WATER and self._unsent:
                 ahead = 0
-                self._resume_pump = getcurrent().switch
-                self._dispatcher.hub.switch()
+                self._wait_for_room(later)
         self._later = None
         self._dispatcher.send_later(self)
+
+    def _wait_for_room(self, later: deque[bytes | Iterator[Any]]) -> None:
+        """Wait, in the pump, until all that was pulled is sent."""
+        self._resume_pump = getcurrent().switch
+        try:
+            self._dispatcher.hub.switch()
+        except BaseException as error:
+            # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
+            self._resume_pump = None
+            later.popleft()
+            self._iterator_raised(error)
 
     def _pulled(self, later: deque[bytes | Iterator[Any]]) -> bytes | None:
         """The next output from *later*; nothing where an iterator ended, raised, or was dropped while it blocked."""

@@ -71,9 +71,9 @@ class StreamListener(BaseListener):
             if self._keep_alive:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection = StreamConnection(sock, peer_address, self, self, self._output_limit)
-        except BaseException:
+        except OSError:  # it is gone before it could be served
             sock.close()
-            raise
+            return
         self._connections[connection] = None
         connection.start(self._server, "the server")
 

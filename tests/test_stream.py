@@ -339,6 +339,64 @@ def test_a_handler_ended_by_gevent_is_a_handler_that_raised(tcp, caplog, error):
     assert len(caplog.records) == 1
 
 
+def test_a_greenlet_killed_where_it_waits_closes_its_connection(tcp, caplog):
+    class Slow(Witness):
+        def handle_close(self, connection, reason):
+            self.trace.append("told")
+            self.stage.happened()
+            self.release = Event()
+            self.release.wait()
+            super().handle_close(connection, reason)
+
+    client, served = tcp.talk(Slow)
+    gevent.kill(served.connection.resume.__self__)
+    tcp.until(lambda: served.trace == ["told"])
+    client.connection.write(b"must not disturb handle_close")
+    client.connection.close()
+    tcp.until(lambda: client.connection._gone)
+    assert served.trace == ["told"]
+    served.release.set()
+    tcp.until(lambda: served.closed)
+    assert isinstance(served.closed, gevent.GreenletExit)
+
+
+def test_a_timeout_that_an_iterator_left_running_is_the_iterators_error(tcp):
+    def lines():
+        with timeout:
+            while True:
+                yield b"x" * 65536
+
+    timeout = gevent.Timeout(0.1)
+    peer = tcp.peer(tcp.listen())
+    tcp.until(lambda: tcp.served)
+    served = tcp.served[0]
+    served.connection.writelines(lines())
+    served.connection.write(b"rest")
+    tcp.until(lambda: served.exceptions)
+    assert served.exceptions == [timeout]
+    peer.read()
+    tcp.until(lambda: peer.received.endswith(b"rest"))
+
+
+def test_a_connect_under_way_is_given_up_with_its_implementation(tcp):
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(0)
+    queue = [socket.socket() for _ in range(4)]  # more than the kernel queues: further ones wait
+    for waiting in queue:
+        waiting.setblocking(False)
+        waiting.connect_ex(sock.getsockname())
+    client = Witness(tcp)
+    tcp.implementation.connect(sock.getsockname(), client)
+    gevent.sleep(0)
+    tcp.implementation.close()
+    tcp.until(lambda: client.failed)
+    assert client.failed == "stopped"
+    for each in sock, *queue:
+        each.close()
+    tcp.implementation = type(tcp.implementation)()
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_who_wants_the_program_to_end_is_heard_by_the_main_greenlet(tcp, caplog, error):
     class End(Witness):
@@ -387,6 +445,12 @@ def test_close_wait_lets_clients_finish(tcp):
     assert 1.5 < time.monotonic() - began < 2.5
     tcp.until(lambda: staying.ended)
     assert (len(finishing.received), finishing.ended, staying.ended) == (3_000_000, "end", "end")
+
+
+def test_handlers_hear_of_the_end_before_close_wait_returns(tcp):
+    client, served = tcp.talk()
+    assert tcp.listeners[0].close_wait(0) == 1
+    assert served.closed == "stopped"
 
 
 def test_close_wait_returns_when_the_last_has_finished(tcp):
