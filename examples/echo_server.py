@@ -52,8 +52,10 @@ def bind_address(text: str) -> tuple[str, int] | str:
         host = host[1:-1]
     elif ":" in host:
         raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address goes in brackets, as in [::1]:8000")
-    if not (colon and host and port.isascii() and port.isdecimal() and int(port) < 65536):
+    if not (colon and host and port.isascii() and port.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is neither HOST:PORT nor the name of a Unix socket with a slash")
+    if int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: a port is from 0 to 65535")
     return host, int(port)
 
 
@@ -121,8 +123,11 @@ def main() -> int:
 
     try:
         listener = ngi_gevent.listener(options.bind, Echo)
+    except ValueError as error:
+        print(f"{sys.argv[0]}: --bind {shown(options.bind)}: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
-        print(f"{sys.argv[0]}: cannot listen on {shown(options.bind)}: {error.strerror}", file=sys.stderr)
+        print(f"{sys.argv[0]}: cannot listen: {error.strerror}", file=sys.stderr)
         return 1
     print(f"listening on {shown(listener.address)}", flush=True)
 

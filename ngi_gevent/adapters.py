@@ -7,18 +7,28 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.connection import check_handler
+from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import Data, IConnectionHandler, Reason
+    from ngi_gevent.interfaces import Data, Reason
 
 __all__ = ["Base"]
 
 
+@documented_by(IConnectionHandler)
+@documented_by(IConnection)
 class Base:
     """Passes everything through: the adapter to build others from.
 
     To its handler it is the connection, in every callback; to the connection below, it is the handler.  It has all that
-    a connection has, and needs no optional method of its handler.
+    a connection has, and needs no optional method of its handler.  To change something, override what it passes by::
+
+        class Upper(Base):
+            def handle_input(self, connection, data):
+                super().handle_input(connection, data.upper())  # on to the handler
+
+            def write(self, data):
+                super().write(data.upper())  # on to the connection
     """
 
     def __init__(self, connection: Any) -> None:
@@ -78,12 +88,14 @@ class Base:
         self._handler.handle_input(self, data)
 
     def handle_close(self, connection: Any, reason: Reason) -> None:
+        """Tell the handler, if it cares."""
         handle_close = getattr(self._handler, "handle_close", None)
         if handle_close is not None:
             handle_close(self, reason)
 
     def handle_exception(self, connection: Any, exception: BaseException) -> None:
+        """Tell the handler; without its ``handle_exception``, raise *exception*, which closes the connection."""
         handle_exception = getattr(self._handler, "handle_exception", None)
         if handle_exception is None:
-            raise exception  # which closes the connection, as if there were no adapter in between
+            raise exception
         handle_exception(self, exception)

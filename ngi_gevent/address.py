@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
-from typing import Any, TypeAlias
+from typing import Any
 
-__all__ = ["TCPAddress", "check_connect_address", "check_listen_address", "is_socket", "unix_path"]
+__all__ = ["LOOPBACK", "check_connect_address", "check_listen_address", "is_socket", "naming", "unix_path"]
 
-TCPAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
-
-#: Any other host is looked up, which may take a while.
+#: A free port that only this machine can reach.
 LOOPBACK = ("127.0.0.1", 0)
 
 _FORMS = "(host, port), or the name of a Unix socket"
+
+#: What was meant as a port, or a host and a port, and would become a file of that name.
+_LIKE_A_PORT = re.compile(r"(?:[^/]*:)?\d+")
 
 
 def is_socket(address: object) -> bool:
@@ -38,9 +40,11 @@ def check_connect_address(address: Any) -> None:
 
 def check_listen_address(address: Any) -> None:
     """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could listen on it."""
-    if address is None or is_socket(address):
+    if address is None:
         return
-    if unix_path(address) is not None:
+    if is_socket(address):
+        _check_socket(address)
+    elif unix_path(address) is not None:
         _check_path(address)
     elif isinstance(address, tuple):
         _check_tcp(address)
@@ -50,12 +54,24 @@ def check_listen_address(address: Any) -> None:
         )
 
 
+def _check_socket(sock: Any) -> None:
+    if sock.type & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) != socket.SOCK_STREAM:
+        raise ValueError(f"a socket to listen on is a stream socket; got {sock!r}")
+    name = sock.getsockname()
+    if not (name[1] if isinstance(name, tuple) else name):
+        raise ValueError(f"a socket to listen on is bound already; got {sock!r}")
+
+
 def _check_path(address: Any) -> None:
     path = unix_path(address)
     if not isinstance(path, str):
         raise TypeError(f"the name of a Unix socket is text; got {address!r}")
     if not path or "\0" in path:
         raise ValueError(f"the name of a Unix socket must not be empty or contain a null character; got {address!r}")
+    if isinstance(address, str) and _LIKE_A_PORT.fullmatch(address):
+        raise ValueError(
+            f"{address!r} would be the name of a Unix socket: an address is {_FORMS}, such as './{address}'"
+        )
 
 
 def _check_tcp(address: tuple[Any, ...]) -> None:
@@ -65,7 +81,18 @@ def _check_tcp(address: tuple[Any, ...]) -> None:
     host, port = address[:2]
     if not isinstance(host, str):
         raise TypeError(f"the host of an address is text; got {host!r} in {address!r}")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"no host can have the name in {address!r}: {error}") from None
+    if "\0" in host:
+        raise ValueError(f"the host of an address must not contain a null character; got {address!r}")
     if isinstance(port, bool) or not isinstance(port, int):
         raise TypeError(f"the port of an address is a whole number; got {port!r} in {address!r}")
     if not 0 <= port <= 65535:
         raise ValueError(f"the port of an address is from 0 to 65535; got {port!r} in {address!r}")
+
+
+def naming(error: OSError, address: Any) -> OSError:
+    """*error* once more, saying which address it is about."""
+    return type(error)(error.errno, f"{error.strerror or error}: {address!r}")

@@ -10,7 +10,7 @@ from gevent.exceptions import LoopExit
 
 from ngi_gevent import implementation
 from ngi_gevent.adapters import Base
-from ngi_gevent.connection import check_timeout
+from ngi_gevent.connection import check_returned, check_timeout
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Deadlock, Timeout
 
 if TYPE_CHECKING:
@@ -26,12 +26,13 @@ def request(
 
     *connect* is that of an implementation, such as ``ngi_gevent.connect``.  *handler* is a client connect handler, a
     class of such (which is instantiated), a server, or a connection handler.  Blocks the calling greenlet, for up to
-    *timeout* seconds in all.
+    *timeout* seconds in all.  The handler's ``failed_connect`` is not called: its caller gets the exception instead.
 
     Raises :class:`~ngi_gevent.ConnectionFailed`; :class:`~ngi_gevent.ConnectionTimeout` if there is no connection in
     time; :class:`~ngi_gevent.Timeout` if there is one and it has not ended in time; and whatever the handler raised,
     which is not logged then.  However this ends, it leaves no connection behind.
     """
+    _check_connect(connect)
     check_timeout(timeout)
     asked = _Request(_connected_method(handler))
     try:
@@ -57,20 +58,26 @@ def connect(
     *timeout* seconds.  Raises :class:`~ngi_gevent.ConnectionFailed`, or :class:`~ngi_gevent.ConnectionTimeout` if there
     is no connection in time.
     """
+    _check_connect(connect)
     check_timeout(timeout)
     attempt = _Attempt()
     try:
         connect(address, attempt)
-        _wait(attempt.ended, timeout)
+        ended = _wait(attempt.ended, timeout)
     except BaseException:
         attempt.give_up()
         raise
-    if attempt.error is not None:
-        raise attempt.error
-    if attempt.connection is None:
+    if not ended:
         attempt.give_up()
         raise _no_connection(address, timeout)
+    if attempt.error is not None:
+        raise attempt.error
     return attempt.connection  # type: ignore[no-any-return]
+
+
+def _check_connect(connect: Any) -> None:
+    if not callable(connect):
+        raise TypeError(f"connect is that of an implementation, such as ngi_gevent.connect; got {connect!r:.100}")
 
 
 def _wait(event: Event, timeout: float | None) -> bool:
@@ -103,6 +110,10 @@ class _Attempt:
         self.connection: Any = None
         self.error: BaseException | None = None
         self._given_up = False
+        self._stop_connecting: Callable[[], object] = lambda: None
+
+    def connecting(self, give_up: Callable[[], object]) -> None:
+        self._stop_connecting = give_up
 
     def connected(self, connection: Any) -> None:
         if self._given_up:
@@ -121,7 +132,9 @@ class _Attempt:
     def give_up(self) -> None:
         """Nobody waits any more: leave no connection behind."""
         self._given_up = True
-        if self.connection is not None:
+        if self.connection is None:
+            self._stop_connecting()
+        else:
             self.connection.abort()
 
 
@@ -137,7 +150,7 @@ class _Request(_Attempt):
         connection.when_closed(self.ended.set)
         watched = _WatchedConnection(connection, self)
         try:
-            self._connected(watched)
+            check_returned(self._connected(watched), "what was to make the request")
         except BaseException as error:
             watched.fail(error)
 

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded
+from ngi_gevent.interfaces import IConnection, documented_by
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
@@ -41,6 +43,7 @@ __all__ = [
     "as_iterator",
     "check_count",
     "check_handler",
+    "check_returned",
     "check_timeout",
     "next_chunk",
 ]
@@ -91,6 +94,16 @@ def check_handler(handler: Any) -> None:
         raise TypeError(f"a connection handler is an object with a handle_input method; got {handler!r:.100}")
 
 
+def check_returned(result: object, where: str) -> None:
+    """Raise ``TypeError`` if what was called to set a handler has only made a generator or a coroutine."""
+    if isinstance(result, (GeneratorType, CoroutineType)):
+        if isinstance(result, CoroutineType):
+            result.close()  # or Python would warn that it was never awaited, which is not the mistake
+        raise TypeError(
+            f"{where} returned {result!r:.100} instead of running: is ngi_gevent.generator.handler missing?"
+        )
+
+
 def check_count(name: str, value: Any) -> None:
     """Raise, saying that it is *name*, unless *value* is a whole number from 0."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -119,6 +132,7 @@ class ConnectionOwner(Protocol):
         """Forget *connection*: it is closed, and its last callback is done."""
 
 
+@documented_by(IConnection)
 class BaseConnection:
     """State, handler and checks of a connection.  See the top of this file, and ``IConnection`` for the contract."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
-from ngi_gevent.address import unix_path
+from ngi_gevent.address import naming, unix_path
 from ngi_gevent.connection import STOPPED
 from ngi_gevent.dispatcher import ConnectionGreenlet
 from ngi_gevent.stream import StreamConnection
@@ -30,6 +30,12 @@ class Connector:
         self._connecting = True
         self._loop = hub.loop
         self._loop.run_callback(self._greenlet.switch)
+        connecting = getattr(handler, "connecting", None)
+        if connecting is not None:
+            connecting(self.stop)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} to {self._address!r}>"
 
     def stop(self) -> None:
         """Give up: the handler is told that the connect failed."""
@@ -45,8 +51,8 @@ class Connector:
         except GreenletExit:
             self._fail(STOPPED)
             return
-        except Exception as error:
-            self._fail(error)
+        except OSError as error:
+            self._fail(naming(error, self._address))
             return
         self._connecting = False
         connection = StreamConnection(sock, _peer_address(sock, self._address), self._owner)
@@ -65,7 +71,7 @@ class Connector:
 
 
 def _connected_socket(address: Any) -> Any:
-    """A gevent socket connected to *address*; blocks the greenlet, raises ``OSError`` and what a bad name raises."""
+    """A gevent socket connected to *address*; blocks the greenlet, raises ``OSError``."""
     path = unix_path(address)
     if path is None:
         host, port = address[:2]

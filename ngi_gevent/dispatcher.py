@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
 from gevent.monkey import get_original
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
+from greenlet import greenlet as raw_greenlet
 
 if TYPE_CHECKING:
     from ngi_gevent.connection import BaseConnection
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
 
-class ConnectionGreenlet(greenlet):
+class ConnectionGreenlet(raw_greenlet):
     """The greenlet on which the callbacks of one connection run."""
 
     def __init__(self, run: Callable[..., object], hub: Any, connection: BaseConnection | None = None) -> None:
@@ -93,9 +94,11 @@ class Dispatcher:
             self.loop.run_callback(self._send)
         unsent.append(connection)
 
-    def spawn(self, run: Callable[[], object], connection: BaseConnection | None = None) -> None:
+    def spawn(self, run: Callable[[], object], connection: BaseConnection | None = None) -> ConnectionGreenlet:
         """Run something that may block on a greenlet of its own, soon."""
-        self.loop.run_callback(ConnectionGreenlet(run, self.hub, connection).switch)
+        greenlet = ConnectionGreenlet(run, self.hub, connection)
+        self.loop.run_callback(greenlet.switch)
+        return greenlet
 
     def _dispatch(self) -> None:
         ready = self.ready

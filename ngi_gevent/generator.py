@@ -25,6 +25,8 @@ class Handler:
         function: Callable[..., Generator[None, bytes, object]],
         connection_adapter: Callable[[Any], Any] | None = None,
     ) -> None:
+        if not callable(function):
+            raise TypeError(f"a generator handler is made of a generator function; got {function!r:.100}")
         functools.update_wrapper(self, function)
         self._function = function
         self._connection_adapter = connection_adapter

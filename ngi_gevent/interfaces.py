@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from types import FunctionType
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 __all__ = [
     "Address",
@@ -32,7 +33,10 @@ __all__ = [
     "IServer",
     "IServerConnection",
     "Reason",
+    "documented_by",
 ]
+
+_Class = TypeVar("_Class", bound=type)
 
 Data: TypeAlias = "bytes | bytearray | memoryview"
 Reason: TypeAlias = "str | BaseException"
@@ -72,13 +76,30 @@ class IServer(Protocol):
 
 
 class IClientConnectHandler(Protocol):
-    """What an application does with the outcome of a ``connect``.  Exactly one of these is called, once."""
+    """What an application does with the outcome of a ``connect``.  Exactly one of these is called, once.
+
+    One more method is called where it exists: ``connecting(give_up)``, before ``connect`` returns, where connecting
+    takes time.  Calling ``give_up()`` ends the attempt, if it still is one: ``failed_connect('stopped')``.
+    """
 
     def connected(self, connection: Any, /) -> object:
         """Take the connection, and usually give it a handler.  Runs on the connection's greenlet, and may block."""
 
     def failed_connect(self, reason: Any, /) -> object:
         """Learn why there is no connection: an exception, or text.  May block, and may connect again."""
+
+
+def documented_by(interface: type) -> Callable[[_Class], _Class]:
+    """Give the methods of a class that implements *interface* its docstrings, where they have none of their own."""
+
+    def document(implementer: _Class) -> _Class:
+        for name, method in vars(interface).items():
+            own = vars(implementer).get(name)
+            if isinstance(own, FunctionType) and own.__doc__ is None:
+                own.__doc__ = method.__doc__
+        return implementer
+
+    return document
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.connection import BaseConnection, check_timeout
 from ngi_gevent.errors import Deadlock
+from ngi_gevent.interfaces import IListener, documented_by
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IServer, IServerConnection
@@ -38,6 +39,7 @@ class ListenerOwner(Protocol):
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None: ...
 
 
+@documented_by(IListener)
 class BaseListener:
     """The connections of a listener, and its end.  See ``IListener`` for the contract."""
 
@@ -51,7 +53,7 @@ class BaseListener:
 
     def __repr__(self) -> str:
         state = "accepting" if self._accepting else "closed"
-        return f"<{type(self).__name__} on {self.address!r}, {state}, {len(self._connections)} connections>"
+        return f"<{type(self).__name__} on {self.address!r}, {state}, connections: {len(self._connections)}>"
 
     def connections(self) -> Iterator[IServerConnection]:
         return iter([connection for connection in self._connections if connection])

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gevent import sleep
-from greenlet import getcurrent
+from greenlet import GreenletExit, getcurrent
 
 from ngi_gevent.connection import (
     CLOSED,
@@ -36,10 +36,12 @@ from ngi_gevent.connection import (
     BaseConnection,
     ConnectionOwner,
     as_bytes,
+    check_returned,
     next_chunk,
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.errors import Timeout
+from ngi_gevent.interfaces import IConnection, documented_by
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IListener, Reason
@@ -54,6 +56,9 @@ RECEIVE_SIZE = 64 * 1024
 #: Bytes up to which small pieces of output are joined for one system call.
 SEND_SIZE = 256 * 1024
 
+#: Bytes that each piece of an iterator counts for at least, so that tiny ones do not keep everybody else waiting.
+LEAST_AHEAD = 256
+
 #: Seconds for which the peer of a closing connection may take nothing before the rest of its output is dropped.
 SEND_TIMEOUT = 30.0
 
@@ -64,6 +69,7 @@ DRAIN_TIMEOUT = 1.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+@documented_by(IConnection)
 class StreamConnection(BaseConnection):
     """A connection on a gevent socket.  Made on its hub's thread; everything here runs on that thread."""
 
@@ -76,10 +82,11 @@ class StreamConnection(BaseConnection):
         "_later",
         "_output_waits",
         "_paused",
+        "_pump_greenlet",
+        "_pump_waits",
         "_read_watcher",
         "_reading",
         "_receive",
-        "_resume_pump",
         "_send",
         "_send_error",
         "_shut",
@@ -126,7 +133,8 @@ class StreamConnection(BaseConnection):
         self._output_waits = False  # whether the kernel takes no more output for now
         self._send_error: OSError | None = None  # why output is dropped, until input tells the end too
         self._later: deque[bytes | Iterator[Any]] | None = None
-        self._resume_pump: Callable[[], object] | None = None  # where the pump waits for output to be taken
+        self._pump_greenlet: ConnectionGreenlet | None = None
+        self._pump_waits = False  # whether the pump is to be resumed when everything is sent
 
         self._shut = False  # whether our side of the socket is closed
         self._timer: Any = None
@@ -142,7 +150,7 @@ class StreamConnection(BaseConnection):
         """The body of the connection's greenlet: every callback is called in here."""
         self.resume = getcurrent().switch
         try:
-            begin(self)
+            check_returned(begin(self), where)
             where = "handle_input"
             self._serve()
         except BaseException as error:
@@ -278,7 +286,7 @@ class StreamConnection(BaseConnection):
             else:
                 unsent[0] = memoryview(data)[sent:]
                 break
-        if unsent or self._output_waits or self._paused or self._resume_pump is not None or self._state is CLOSING:
+        if unsent or self._output_waits or self._paused or self._pump_waits or self._state is CLOSING:
             self._after_send()
 
     def _gathered(self) -> bytes | memoryview:
@@ -300,9 +308,9 @@ class StreamConnection(BaseConnection):
             self._output_waits = False
             if self._write_watcher is not None:
                 self._write_watcher.stop()
-            if self._resume_pump is not None:
-                self._dispatcher.loop.run_callback(self._resume_pump)
-                self._resume_pump = None
+            if self._pump_waits:
+                self._pump_waits = False
+                self._dispatcher.loop.run_callback(self._pump_greenlet.switch)  # type: ignore[union-attr]
         if self._paused and self._pending <= LOW_WATER:
             self._paused = False
             self._notify()
@@ -345,13 +353,14 @@ class StreamConnection(BaseConnection):
         self._pending = 0
         if self._later is not None:
             self._later.clear()
+            self._dispatcher.loop.run_callback(self._end_pump)
 
     # The pump.
 
     def _queue_iterator(self, iterator: Iterator[Any]) -> None:
         if self._later is None:
             self._later = deque([iterator])
-            self._dispatcher.spawn(self._pump)
+            self._pump_greenlet = self._dispatcher.spawn(self._pump)
         else:
             self._later.append(iterator)
 
@@ -364,23 +373,29 @@ class StreamConnection(BaseConnection):
             if not data:
                 continue
             self._queue(data)
-            ahead += len(data)
+            ahead += max(len(data), LEAST_AHEAD)
             if ahead >= HIGH_WATER and self._unsent:
                 ahead = 0
                 self._wait_for_room(later)
-        self._later = None
+        self._later = self._pump_greenlet = None
         self._dispatcher.send_later(self)
+
+    def _end_pump(self) -> None:
+        """Nobody wants what the pump waits for any more, be it an iterator or the peer."""
+        if self._pump_greenlet is not None:
+            self._pump_greenlet.throw(GreenletExit)
 
     def _wait_for_room(self, later: deque[bytes | Iterator[Any]]) -> None:
         """Wait, in the pump, until all that was pulled is sent."""
-        self._resume_pump = getcurrent().switch
+        self._pump_waits = True
         try:
             self._dispatcher.hub.switch()
         except BaseException as error:
-            # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
-            self._resume_pump = None
-            later.popleft()
-            self._iterator_raised(error)
+            self._pump_waits = False
+            if later:
+                # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
+                later.popleft()
+                self._iterator_raised(error)
 
     def _pulled(self, later: deque[bytes | Iterator[Any]]) -> bytes | None:
         """The next output from *later*; nothing where an iterator ended, raised, or was dropped while it blocked."""
@@ -391,7 +406,8 @@ class StreamConnection(BaseConnection):
             data = next_chunk(head)
         except BaseException as error:
             data = None
-            self._iterator_raised(error)
+            if later or not isinstance(error, GreenletExit):
+                self._iterator_raised(error)
         if not later:
             return None
         if data is None:
@@ -487,9 +503,6 @@ class StreamConnection(BaseConnection):
         if self._write_watcher is not None:
             self._write_watcher.close()
             self._write_watcher = None
-        if self._resume_pump is not None:
-            self._dispatcher.loop.run_callback(self._resume_pump)
-            self._resume_pump = None
         self._socket.close()
         self._notify()
         if self._callbacks_done:

@@ -14,9 +14,10 @@ from gevent import spawn_raw
 from gevent.event import Event
 from gevent.server import StreamServer
 
-from ngi_gevent.address import LOOPBACK, is_socket, unix_path
+from ngi_gevent.address import LOOPBACK, is_socket, naming, unix_path
 from ngi_gevent.connection import BaseConnection
 from ngi_gevent.dispatcher import current_connection
+from ngi_gevent.interfaces import IListener, documented_by
 from ngi_gevent.listening import BaseListener, ListenerOwner
 from ngi_gevent.stream import StreamConnection
 
@@ -29,6 +30,7 @@ __all__ = ["BACKLOG", "StreamListener"]
 BACKLOG = 1024
 
 
+@documented_by(IListener)
 class StreamListener(BaseListener):
     """A listener on a socket."""
 
@@ -105,7 +107,7 @@ class StreamListener(BaseListener):
         try:
             return _bound_to_host(address, reuse_port)
         except OSError as error:
-            raise _naming(error, address) from error
+            raise naming(error, address) from error
 
     def _remove_file(self) -> None:
         """Remove the file of a Unix socket, unless somebody has put another one there."""
@@ -130,18 +132,10 @@ class _Acceptor(StreamServer):
         pass
 
 
-def _naming(error: OSError, address: Any) -> OSError:
-    """*error* once more, saying which address it is about."""
-    return type(error)(error.errno, f"{error.strerror or error}: {address!r}")
-
-
 def _bound_to_host(address: Any, reuse_port: bool) -> Any:
     """A gevent socket bound to a host and port.  Of the addresses of a name, IPv4 ones are tried first."""
     host, port = address[0] or "0.0.0.0", address[1]
-    try:
-        candidates = gevent_socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except UnicodeError as error:
-        raise ValueError(f"no host can have this name: {address!r}") from error
+    candidates = gevent_socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     candidates.sort(key=lambda candidate: candidate[0] != socket.AF_INET)
     failure = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     for family, kind, protocol, _, candidate in candidates:
@@ -150,7 +144,8 @@ def _bound_to_host(address: Any, reuse_port: bool) -> Any:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if reuse_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(candidate if len(address) == 2 else address)
+            # The scope of an IPv6 address is in none but the four-part form.
+            sock.bind(address if family == socket.AF_INET6 and len(address) == 4 else candidate)
         except OSError as error:
             sock.close()
             failure = error
@@ -172,7 +167,7 @@ def _bound_to_path(path: str) -> Any:
             sock.bind(path)
     except OSError as error:
         sock.close()
-        raise _naming(error, path) from error
+        raise naming(error, path) from error
     return sock
 
 

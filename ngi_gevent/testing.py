@@ -1,12 +1,11 @@
 """An implementation without sockets, and handlers that print or record: for testing handlers in memory.
 
+Start with :class:`Recorder` and :class:`Implementation`, or, for doctests, with a :class:`Connection` that prints.
+
 Everything is synchronous and deterministic.  Nothing is spawned and nothing waits: ``connect`` has run its course when
 it returns, and what is written outside of any callback has been handled when ``write`` returns.  A callback that causes
 another has it queued, never nested: callbacks of one implementation, or of one pair made with :class:`Connection`, take
 turns in the order in which they were caused.
-
-What one side has written waits in its ``_wire``, in order: bytes, iterators given to ``writelines``, and at last an
-:class:`_End`.  The other side takes from there, whenever it is its turn and it can take input.
 """
 
 from __future__ import annotations
@@ -32,10 +31,12 @@ from ngi_gevent.connection import (
     ConnectionOwner,
     as_bytes,
     check_count,
+    check_returned,
     check_timeout,
     next_chunk,
 )
 from ngi_gevent.errors import ConnectionFailed, Deadlock, ImplementationClosed, NGIError, Timeout
+from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.listening import BaseListener, check_client_handler, check_server
 from ngi_gevent.outstanding import Outstanding
 
@@ -62,21 +63,22 @@ MAX_RECONNECTS = 1000
 
 
 class Recorder:
-    """A connection handler for asserting: it keeps all that happens.  ``Recorder(connection)`` is its own handler.
+    """A connection handler for asserting: it keeps all that happens.  ``Recorder(connection)`` sets itself as handler.
 
-    So the class is a server, too.  It is also a client connect handler that gives its connection itself.
+    So the class is a server, too; and a recorder is a client connect handler that sets itself.
+
+    :ivar chunks: the pieces of input, as they came; ``data`` is all of them.
+    :ivar closed: why the connection ended, or None.
+    :ivar exceptions: what iterables given to ``writelines`` raised.
+    :ivar connection: the connection that it set itself on, or None.
+    :ivar failed: why there is no connection, or None.
     """
 
     def __init__(self, connection: Any = None) -> None:
-        #: The pieces of input, as they came.
         self.chunks: list[bytes] = []
-        #: Why the connection ended, or None.
         self.closed: Reason | None = None
-        #: What iterables given to ``writelines`` raised.
         self.exceptions: list[BaseException] = []
-        #: Why there is no connection, or None.
         self.failed: Reason | None = None
-        #: The connection, once there is one.
         self.connection: Any = None
         if connection is not None:
             self.connected(connection)
@@ -179,6 +181,7 @@ class _MemoryOutstanding(Outstanding):
             self.turns.error = error
 
 
+@documented_by(IConnection)
 class Connection(BaseConnection):
     """One side of a connection in memory; ``peer`` is the other.  Making one makes both.
 
@@ -186,6 +189,8 @@ class Connection(BaseConnection):
     prints what it receives.  *address* and *peer_address* are those of the two sides.
     """
 
+    # What one side has written waits in its wire, in order: bytes, iterators given to writelines, and at last an _End.
+    # The other side takes from there, when it is its turn and it can take input.
     __slots__ = ("_begin", "_exceptions", "_queued", "_turns", "_wire", "peer")
 
     #: The handler of the peer, where none is given.
@@ -306,7 +311,7 @@ class Connection(BaseConnection):
         self._turns.current = self
         if self._begin is not None:
             (begin, where), self._begin = self._begin, None
-            self._call(where, begin, self)
+            self._call(where, lambda: check_returned(begin(self), where))
         elif self._state is not OPEN:
             self._finish()
         elif self._handler is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import traceback
 
@@ -192,6 +193,48 @@ def test_a_connection_that_takes_too_long_is_aborted_when_it_comes():
         connection = testing.Connection(testing.Recorder())
         connect.handler.connected(connection)
         assert not connection
+
+
+def test_a_connect_that_takes_too_long_is_given_up(tcp):
+    """A retry loop against a host that does not answer must not run out of descriptors."""
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen(0)
+        queue = [socket.socket() for _ in range(4)]  # more than the kernel queues: further ones wait
+        for waiting in queue:
+            waiting.setblocking(False)
+            waiting.connect_ex(busy.getsockname())
+        for call in (
+            lambda: blocking.connect(busy.getsockname(), tcp.implementation.connect, timeout=0.05),
+            lambda: blocking.request(tcp.implementation.connect, busy.getsockname(), ask, timeout=0.05),
+        ):
+            with pytest.raises(ConnectionTimeout):
+                call()
+        tcp.implementation.wait(5)
+        for waiting in queue:
+            waiting.close()
+
+
+def test_arguments_in_the_wrong_order_are_refused():
+    with pytest.raises(TypeError, match="connect"):
+        blocking.request(("127.0.0.1", 1), ngi_gevent.connect, ask)
+    with pytest.raises(TypeError, match="connect"):
+        blocking.connect(ngi_gevent.connect, ("127.0.0.1", 1))
+
+
+def test_a_forgotten_decorator_is_said(stage, caplog):
+    def forgotten(connection):
+        yield
+
+    async def unknown(connection):
+        pass
+
+    for no_handler in forgotten, unknown:
+        with pytest.raises(TypeError, match=r"generator\.handler"):
+            blocking.request(stage.implementation.connect, stage.listen().address, no_handler)
+        client = stage.client(stage.listen(no_handler))
+        stage.until(lambda client=client: client.closed)
+    assert [record.exc_info[0] for record in caplog.records] == [TypeError] * 2
 
 
 def test_a_wait_that_nothing_could_end_says_so():

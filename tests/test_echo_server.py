@@ -182,14 +182,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "address", ["8000", "localhost", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", ":8000", "::1:8000", ""]
+    "address",
+    ["8000", "localhost", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", ":8000", "::1:8000", "", "..:80"],
 )
 def test_a_wrong_address_gives_one_clear_line(address):
     answer = run(f"--bind={address}")
     assert answer.returncode == 2
     assert answer.stdout == ""
     assert len(answer.stderr.splitlines()) == 1
-    assert repr(address) in answer.stderr
+    assert address in answer.stderr
 
 
 @pytest.mark.parametrize("timeout", ["-1", "soon", "nan"])
@@ -203,9 +204,10 @@ def test_a_wrong_timeout_gives_one_clear_line(timeout):
 def test_an_address_in_use_gives_one_clear_line():
     with running() as server:
         answer = run("--bind", server.address)
+        port = server.address.split(":")[1]
     assert answer.returncode == 1
     assert answer.stdout == ""
-    assert re.fullmatch(rf"[^\n]*cannot listen on {server.address}: [^\n]*in use[^\n]*\n", answer.stderr)
+    assert re.fullmatch(rf"[^\n]*cannot listen: [^\n]*in use[^\n]*{port}[^\n]*\n", answer.stderr)
 
 
 def test_a_host_that_does_not_resolve_gives_one_clear_line():

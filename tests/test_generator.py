@@ -175,6 +175,11 @@ def test_what_is_no_generator_function_says_so(stage, caplog):
     assert "generator function" in str(caplog.records[0].exc_info[1])
 
 
+def test_what_cannot_be_called_is_no_generator_function():
+    with pytest.raises(TypeError, match="generator function"):
+        generator.handler(5)
+
+
 def test_a_generator_can_have_an_adapter():
     class Upper(adapters.Base):
         def write(self, data):

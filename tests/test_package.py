@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 
 import pytest
 
 import ngi_gevent
+import ngi_gevent.adapters
+import ngi_gevent.testing
 
 MODULES = [name for _, name, _ in pkgutil.iter_modules(ngi_gevent.__path__, "ngi_gevent.")]
 
@@ -24,6 +27,25 @@ def test_the_face_has_every_error():
     assert set(ngi_gevent.errors.__all__) <= set(ngi_gevent.__all__)
     for name in ngi_gevent.errors.__all__:
         assert issubclass(getattr(ngi_gevent, name), ngi_gevent.NGIError)
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        ngi_gevent.testing.Connection,
+        ngi_gevent.stream.StreamConnection,
+        ngi_gevent.adapters.Base,
+        ngi_gevent.testing.Listener,
+        ngi_gevent.stream_listener.StreamListener,
+        ngi_gevent.Implementation,
+        ngi_gevent.testing.Implementation,
+    ],
+)
+def test_every_public_method_has_a_docstring(thing):
+    internal = {"stop", "undelivered", "connection_gone", "handler_raised"}  # between our own parts
+    public = {name: method for name, method in inspect.getmembers(thing, inspect.isfunction) if name[0] != "_"}
+    assert len(public) > 3
+    assert {name for name, method in public.items() if not inspect.getdoc(method)} <= internal
 
 
 def test_errors_are_what_they_are_like():

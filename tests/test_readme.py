@@ -17,10 +17,17 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_passes_its_own_test():
-    (code,) = blocks("python")
     example: dict = {}
-    exec(code, example)
+    exec(blocks("python")[0], example)
     example["test_echo"]()
+
+
+def test_the_clients_request_prints_the_answer(tcp, capsys):
+    example: dict = {}
+    for code in blocks("python"):
+        exec(code, example)
+    example["request"](tcp.listen(example["Echo"]).address)
+    assert capsys.readouterr().out == "HELLO OUT THERE\n"
 
 
 def test_the_example_serves_on_sockets(tcp):

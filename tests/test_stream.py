@@ -287,25 +287,75 @@ def test_an_iterator_may_block(socket_stage):
     assert client.data == b"one two three"
 
 
-def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp):
+@pytest.mark.parametrize("end", ["abort", "stop", "reset"])
+def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp, caplog, end):
     def lines():
         try:
             yield b"one "
-            release.wait()
-            yield b"two "
-            pulled.append("too far")
+            Event().wait()  # for ever
         finally:
-            pulled.append("closed")
+            closed.append(True)
             tcp.happened()
 
-    release, pulled = Event(), []
-    client, served = tcp.talk()
-    served.connection.writelines(lines())
-    tcp.until(lambda: client.data == b"one ")
-    served.connection.abort()
-    release.set()
-    tcp.until(lambda: pulled)
-    assert pulled == ["closed"]
+    closed = []
+    peer = tcp.peer(tcp.listen())
+    peer.read()
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.writelines(lines())
+    connection.writelines([b"never"])
+    tcp.until(lambda: peer.received == b"one ")
+    assert not closed
+    if end == "abort":
+        connection.abort()
+    elif end == "stop":
+        tcp.listeners[0].close()
+    else:
+        peer.reset()
+    tcp.until(lambda: closed)
+    tcp.until(lambda: connection._gone)
+    assert not caplog.records
+    assert tcp.served[0].exceptions == []
+
+
+def test_an_iterator_ahead_of_a_peer_that_does_not_read_is_dropped_with_its_connection(tcp):
+    def lines():
+        try:
+            while True:
+                yield b"x" * 65536
+        finally:
+            closed.append(True)
+            tcp.happened()
+
+    closed = []
+    tcp.peer(tcp.listen())
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.writelines(lines())
+    with gevent.Timeout(20):
+        while not connection._output_waits:
+            gevent.sleep(0)
+    assert not closed
+    connection.abort()
+    tcp.until(lambda: closed)
+
+
+def test_an_iterator_of_tiny_pieces_lets_others_have_their_turn(tcp):
+    def lines():
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield b"x"
+
+    pulled = 0
+    peer = tcp.peer(tcp.listen())
+    peer.read()
+    tcp.until(lambda: tcp.served)
+    tcp.served[0].connection.writelines(lines())
+    for _ in range(10):
+        before = pulled
+        gevent.sleep(0)
+        assert pulled - before < 2000
 
 
 def test_an_iterator_with_nothing_to_say_keeps_nobody_waiting(tcp):

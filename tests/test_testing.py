@@ -243,6 +243,6 @@ def test_a_connection_shows_itself():
 
 def test_a_listener_shows_itself():
     listener = ngi_gevent.testing.Implementation().listener("address", Echo)
-    assert repr(listener) == "<Listener on 'address', accepting, 0 connections>"
+    assert repr(listener) == "<Listener on 'address', accepting, connections: 0>"
     listener.close()
-    assert repr(listener) == "<Listener on 'address', closed, 0 connections>"
+    assert repr(listener) == "<Listener on 'address', closed, connections: 0>"
