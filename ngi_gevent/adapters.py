@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.connection import check_handler
+from ngi_gevent.connection import as_bytes, as_iterator, check_count, check_handler
+from ngi_gevent.errors import LimitExceeded
+from ngi_gevent.generator import Handler
 from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, Reason
 
-__all__ = ["Base"]
+__all__ = ["MAX_LINE", "MAX_SIZE", "Base", "Lines", "Sized"]
+
+#: Bytes of a line, and of a sized record, over which a peer is told off: more than anybody means to send in one.
+MAX_LINE = 1024 * 1024
+MAX_SIZE = 16 * 1024 * 1024
+
+_LENGTH = struct.Struct(">I")
+
+#: The length that stands for no record at all, but for a sign of life.
+_HEARTBEAT = 2**32 - 1
 
 
 @documented_by(IConnectionHandler)
@@ -34,6 +46,11 @@ class Base:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self._handler: Any = None
+
+    @classmethod
+    def handler(cls, function: Callable[..., Generator[None, bytes, object]]) -> Handler:
+        """Make a generator handler whose connection is this adapter over the real one: a decorator."""
+        return Handler(function, cls)
 
     def __bool__(self) -> bool:
         return bool(self.connection)
@@ -99,3 +116,120 @@ class Base:
         if handle_exception is None:
             raise exception
         handle_exception(self, exception)
+
+    def _end(self, reason: Reason) -> None:
+        """The peer broke the rules: close the connection, and tell the handler why.  For use in ``handle_input``."""
+        self.connection.close()
+        Base.handle_close(self, self.connection, reason)
+
+
+class Lines(Base):
+    r"""Delivers lines: what the peer sends up to each ``\n``, without it.
+
+    Writing is left as it is, so the handler writes its own line ends.  What comes after the last ``\n`` is not
+    delivered when the connection ends.  A line of more than *max_line* bytes ends the connection, with
+    :class:`~ngi_gevent.LimitExceeded` as the reason.
+    """
+
+    def __init__(self, connection: Any, max_line: int = MAX_LINE) -> None:
+        super().__init__(connection)
+        check_count("max_line", max_line)
+        self._max_line = max_line
+        self._begun: list[bytes] = []  # the pieces of a line whose end has not come yet
+        self._begun_size = 0
+
+    def handle_input(self, connection: Any, data: bytes) -> None:
+        """Deliver the lines that *data* completes."""
+        *lines, rest = data.split(b"\n")
+        if lines and self._begun:
+            self._begun.append(lines[0])
+            lines[0] = b"".join(self._begun)
+            self._begun.clear()
+            self._begun_size = 0
+        max_line = self._max_line
+        for line in lines:
+            if len(line) > max_line:
+                self._too_long()
+                return
+            self._handler.handle_input(self, line)
+            if not self.connection:
+                return
+        if rest:
+            self._begun.append(rest)
+            self._begun_size += len(rest)
+            if self._begun_size > max_line:
+                self._too_long()
+
+    def _too_long(self) -> None:
+        self._begun.clear()
+        self._end(LimitExceeded(f"the peer sent a line of more than max_line, {self._max_line} bytes"))
+
+
+class Sized(Base):
+    """Sends and delivers records, each preceded by its length: 4 bytes, big-endian, unsigned.
+
+    ``write(None)`` sends a heartbeat, the length 2**32-1 with no data, which the receiver drops.  A record
+    that is not complete when the connection ends is not delivered.  One that is announced with more than *max_size*
+    bytes ends the connection at once, with :class:`~ngi_gevent.LimitExceeded` as the reason.
+    """
+
+    def __init__(self, connection: Any, max_size: int = MAX_SIZE) -> None:
+        super().__init__(connection)
+        check_count("max_size", max_size)
+        self._max_size = max_size
+        self._begun: list[bytes] = []  # the pieces of what is not complete yet
+        self._begun_size = 0
+        self._wanted = _LENGTH.size  # how many bytes of it there have to be before looking at it again is worth it
+
+    def write(self, data: Data | None) -> None:
+        """Send *data* as one record, or a heartbeat for None, in one piece whoever else writes."""
+        self.connection.write(_framed(data))
+
+    def writelines(self, data: Iterable[Data | None]) -> None:
+        """Send each of what *data* yields as one record, as ``writelines`` of a connection does."""
+        iterator = as_iterator(data)
+        self.connection.writelines(_framed(record) for record in iterator)
+
+    def handle_input(self, connection: Any, data: bytes) -> None:
+        """Deliver the records that *data* completes."""
+        self._begun.append(data)
+        self._begun_size += len(data)
+        if self._begun_size >= self._wanted:
+            data = b"".join(self._begun)
+            done = self._deliver(data)
+            self._begun = [data[done:]]
+            self._begun_size = len(data) - done
+
+    def _deliver(self, data: bytes) -> int:
+        """Deliver what is complete in *data*; how many bytes that took."""
+        done = 0
+        while len(data) - done >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(data, done)
+            start = done + _LENGTH.size
+            if size == _HEARTBEAT:
+                done = start
+                continue
+            if size > self._max_size:
+                self._end(
+                    LimitExceeded(f"the peer announced a record of {size} bytes, and max_size is {self._max_size}")
+                )
+                return len(data)
+            if len(data) - start < size:
+                self._wanted = _LENGTH.size + size
+                return done
+            done = start + size
+            self._handler.handle_input(self, data[start:done])
+            if not self.connection:
+                return len(data)
+        self._wanted = _LENGTH.size
+        return done
+
+
+def _framed(data: Any) -> bytes:
+    """A record as it is sent; raises ``TypeError`` for what is no bytes, ``ValueError`` for what is too long."""
+    if data is None:
+        return _LENGTH.pack(_HEARTBEAT)
+    record = as_bytes(data)
+    if len(record) >= _HEARTBEAT:
+        raise ValueError(f"a record is shorter than {_HEARTBEAT} bytes; got one of {len(record)}")
+    return _LENGTH.pack(len(record)) + record

@@ -1,10 +1,14 @@
-"""The adapter that passes everything through: a handler behind it notices nothing but its name."""
+"""Adapters: the one that passes everything through, and those that cut the stream into records."""
 
 from __future__ import annotations
 
-import pytest
+import struct
+import time
 
-from ngi_gevent import adapters, testing
+import pytest
+from stages import Witness
+
+from ngi_gevent import LimitExceeded, adapters, testing
 
 
 class Handler(testing.Recorder):
@@ -97,3 +101,240 @@ def test_a_later_handler_takes_over():
     assert (first.data, second.data) == (b"one", b"two")
     with pytest.raises(TypeError):
         adapter.set_handler(None)
+
+
+def over(adapter_class, **limits):
+    """A connection with a recorder behind an adapter; the adapter, and what the peer records."""
+    connection = testing.Connection(testing.Recorder())
+    adapter = adapter_class(connection, **limits)
+    handler = Handler()
+    adapter.set_handler(handler)
+    return connection, adapter, handler
+
+
+def sized(*records):
+    return b"".join(b"\xff\xff\xff\xff" if r is None else struct.pack(">I", len(r)) + r for r in records)
+
+
+def feed(connection, data, size):
+    for start in range(0, len(data), size):
+        connection.test_input(data[start : start + size])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_lines_are_delivered_without_their_ends_however_they_are_cut(size):
+    connection, adapter, handler = over(adapters.Lines)
+    feed(connection, b"one\n\ntwo\r\nthree\n\n\nunfinished", size)
+    assert handler.chunks == [b"one", b"", b"two\r", b"three", b"", b""]
+    connection.test_close("over")
+    assert handler.chunks[-1] == b""
+    assert handler.closed == "over"
+    assert handler.connections == {adapter}
+
+
+def test_lines_leaves_writing_alone():
+    connection, adapter, handler = over(adapters.Lines)
+    adapter.write(b"as it is")
+    adapter.writelines([b" and", b" this\n"])
+    assert connection.peer._handler.data == b"as it is and this\n"
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_a_line_that_is_too_long_ends_the_connection(size, caplog):
+    connection, adapter, handler = over(adapters.Lines, max_line=10)
+    feed(connection, b"0123456789\n01234567890\nnever\n", size)
+    assert handler.chunks == [b"0123456789"]
+    assert isinstance(handler.closed, LimitExceeded)
+    assert "max_line" in str(handler.closed)
+    assert not connection
+    assert connection.peer._handler.closed == "end of input"
+    assert not caplog.records
+
+
+def test_a_peer_that_never_sends_a_newline_costs_no_memory():
+    connection, adapter, handler = over(adapters.Lines)
+    for _ in range(100):
+        connection.test_input(b"x" * 65536)
+    assert isinstance(handler.closed, LimitExceeded)
+    assert adapter._begun == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 1000])
+def test_records_are_delivered_however_they_are_cut(size):
+    connection, adapter, handler = over(adapters.Sized)
+    feed(connection, sized(b"one", None, b"", b"x", None, None, b"four" * 100) + sized(b"unfinished")[:-1], size)
+    assert handler.chunks == [b"one", b"", b"x", b"four" * 100]
+    connection.test_close("over")
+    assert len(handler.chunks) == 4
+    assert handler.connections == {adapter}
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_a_record_cut_in_two_anywhere(cut):
+    connection, adapter, handler = over(adapters.Sized)
+    data = sized(b"12345678")
+    connection.test_input(data[:cut])
+    assert handler.chunks == []
+    connection.test_input(data[cut:])
+    assert handler.chunks == [b"12345678"]
+
+
+def test_sized_records_are_written_with_their_size():
+    connection, adapter, handler = over(adapters.Sized)
+    adapter.write(b"one")
+    adapter.write(None)
+    adapter.write(bytearray())
+    adapter.writelines([b"two", None, memoryview(b"three")])
+    assert connection.peer._handler.data == sized(b"one", None, b"", b"two", None, b"three")
+    for wrong in "text", 5:
+        with pytest.raises(TypeError):
+            adapter.write(wrong)
+    with pytest.raises(TypeError, match="writelines"):
+        adapter.writelines(b"bytes")
+    adapter.writelines([5])
+    assert [type(error) for error in handler.exceptions] == [TypeError]
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_record_may_be_as_long_as_max_size_and_no_longer(extra, caplog):
+    connection, adapter, handler = over(adapters.Sized, max_size=10)
+    connection.test_input(sized(b"ok") + sized(b"x" * (10 + extra)) + sized(b"after"))
+    if extra:
+        assert handler.chunks == [b"ok"]
+        assert isinstance(handler.closed, LimitExceeded)
+        assert "max_size" in str(handler.closed)
+        assert not connection
+    else:
+        assert handler.chunks == [b"ok", b"x" * 10, b"after"]
+    assert not caplog.records
+
+
+def test_a_record_of_4_gigabytes_is_refused_when_it_is_announced():
+    connection, adapter, handler = over(adapters.Sized)
+    connection.test_input(struct.pack(">I", 2**32 - 2))
+    assert isinstance(handler.closed, LimitExceeded)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [(adapters.Lines, b"one\ntwo\nthree\n"), (adapters.Sized, sized(b"one", b"two", b"three"))]
+)
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_no_record_comes_after_the_handler_ended_the_connection(kind, data, end):
+    class Leave(Handler):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            getattr(connection, end)()
+
+    connection, adapter, _ = over(kind)
+    handler = Leave()
+    adapter.set_handler(handler)
+    connection.test_input(data)
+    connection.test_input(data)
+    assert (handler.chunks, handler.closed) == ([b"one"], None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [(adapters.Lines, b"one\ntwo\nthree\n"), (adapters.Sized, sized(b"one", b"two", b"three"))]
+)
+def test_after_set_handler_the_rest_goes_to_the_new_one(kind, data):
+    class Change(Handler):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.set_handler(second)
+
+    connection, adapter, _ = over(kind)
+    first, second = Change(), Handler()
+    adapter.set_handler(first)
+    connection.test_input(data)
+    assert (first.chunks, second.chunks) == ([b"one"], [b"two", b"three"])
+
+
+def test_adapters_go_over_adapters():
+    """Lines in records: a line may go over several of them."""
+    connection = testing.Connection(testing.Recorder())
+    records = adapters.Sized(connection)
+    lines = adapters.Lines(records)
+    handler = Handler()
+    lines.set_handler(handler)
+    connection.test_input(sized(b"one\ntw", None, b"o\nthree"))
+    lines.write(b"answer\n")
+    lines.close()
+    assert handler.chunks == [b"one", b"two"]
+    assert handler.connections == {lines}
+    assert connection.peer._handler.data == sized(b"answer\n")
+    assert not connection
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(adapters.Lines, "max_line"), (adapters.Sized, "max_size")])
+def test_a_limit_is_a_number(kind, limit):
+    with pytest.raises(ValueError, match=limit):
+        kind(testing.Connection(testing.Recorder()), **{limit: -1})
+    with pytest.raises(TypeError, match=limit):
+        kind(testing.Connection(testing.Recorder()), **{limit: "10"})
+
+
+def test_a_generator_can_be_written_over_an_adapter():
+    @adapters.Lines.handler
+    def greet(connection):
+        connection.write(b"name?\n")
+        name = yield
+        connection.write(b"hello " + name + b"\n")
+
+    connection = testing.Connection(testing.Recorder())
+    greet(connection)
+    feed(connection, b"world\nmore\n", 1)
+    assert connection.peer._handler.data == b"name?\nhello world\n"
+    assert not connection
+
+
+def test_splitting_is_linear():
+    """Twenty times the data in small pieces must not take four hundred times as long."""
+
+    def seconds(work, *arguments):
+        began = time.perf_counter()
+        work(*arguments)
+        return time.perf_counter() - began
+
+    def one_line(size):
+        _, adapter, handler = over(adapters.Lines, max_line=size)
+        for _ in range(size // 1024):
+            adapter.handle_input(None, b"x" * 1024)
+        adapter.handle_input(None, b"\n")
+        assert len(handler.chunks[0]) == size
+
+    def many_lines(count):
+        _, adapter, handler = over(adapters.Lines)
+        adapter.handle_input(None, b"a line\n" * count)
+        assert len(handler.chunks) == count
+
+    def one_record(size):
+        _, adapter, handler = over(adapters.Sized, max_size=size)
+        data = sized(b"x" * size)
+        for start in range(0, len(data), 1024):
+            adapter.handle_input(None, data[start : start + 1024])
+        assert len(handler.chunks[0]) == size
+
+    assert seconds(one_line, 10 * 1024 * 1024) < 2
+    assert seconds(many_lines, 1_000_000) < 3
+    assert seconds(one_record, 10 * 1024 * 1024) < 2
+
+
+def test_word_count_over_every_implementation(stage):
+    @adapters.Sized.handler
+    def word_count(connection):
+        while True:
+            text = yield
+            connection.write(b"%d %d" % (len(text.splitlines()), len(text.split())))
+
+    class Client(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            self.sized = adapters.Sized(connection)
+            self.sized.set_handler(self)
+
+    client = stage.client(stage.listen(word_count), Client)
+    client.sized.write(b"Hello out\nthere")
+    client.sized.write(None)
+    client.sized.write(b"")
+    stage.until(lambda: len(client.chunks) == 2)
+    assert client.chunks == [b"2 3", b"0 0"]

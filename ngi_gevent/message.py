@@ -1,0 +1,54 @@
+"""One message there, one answer back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ngi_gevent import blocking
+from ngi_gevent.connection import as_bytes
+from ngi_gevent.errors import UnexpectedResponse
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Data
+
+__all__ = ["message"]
+
+
+def message(
+    connect: Callable[[Any, Any], object],
+    address: Any,
+    data: Data,
+    expected: Callable[[bytes], object] | None = None,
+    timeout: float | None = None,
+) -> bytes:
+    """Connect, send *data*, and return the answer: all of it up to the end, or up to when ``expected(answer)`` is true.
+
+    *connect* is that of an implementation.  Blocks the calling greenlet, for up to *timeout* seconds.
+
+    Raises what :func:`ngi_gevent.blocking.request` does, and :class:`~ngi_gevent.UnexpectedResponse` if the peer ended
+    the connection before the answer was as expected, or if the connection broke.
+    """
+    asked = _Message(as_bytes(data), expected)
+    reason = blocking.request(connect, address, asked, timeout)
+    if reason is None or (expected is None and not isinstance(reason, BaseException)):
+        return bytes(asked.answer)
+    raise UnexpectedResponse(f"the connection ended ({reason}) after the answer {bytes(asked.answer)!r:.200}")
+
+
+class _Message:
+    """The handler that sends the message and collects the answer."""
+
+    def __init__(self, data: bytes, expected: Callable[[bytes], object] | None) -> None:
+        self.answer = bytearray()
+        self._data = data
+        self._expected = expected
+
+    def connected(self, connection: Any) -> None:
+        connection.set_handler(self)
+        connection.write(self._data)
+
+    def handle_input(self, connection: Any, data: bytes) -> None:
+        self.answer += data
+        if self._expected is not None and self._expected(bytes(self.answer)):
+            connection.close()

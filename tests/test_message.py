@@ -1,0 +1,72 @@
+"""One message there, one answer back, on every implementation."""
+
+from __future__ import annotations
+
+import pytest
+from stages import Witness
+
+import ngi_gevent
+from ngi_gevent.message import message
+
+
+class Answer(Witness):
+    """Answers in two pieces, and ends the connection."""
+
+    def handle_input(self, connection, data):
+        connection.write(b"you said ")
+        connection.writelines([data])
+        connection.close()
+
+
+class Stay(Witness):
+    def handle_input(self, connection, data):
+        connection.write(b"you said ")
+        connection.writelines([data])
+
+
+def test_the_answer_is_all_up_to_the_end(stage):
+    assert message(stage.implementation.connect, stage.listen(Answer).address, b"hello") == b"you said hello"
+
+
+def test_the_answer_is_all_up_to_what_is_expected(stage):
+    listener = stage.listen(Stay)
+    answer = message(stage.implementation.connect, listener.address, bytearray(b"."), lambda answer: b"." in answer)
+    assert answer == b"you said ."
+    assert list(listener.connections()) == []
+
+
+def test_another_answer_is_unexpected(stage):
+    with pytest.raises(ngi_gevent.UnexpectedResponse, match="you said hello"):
+        message(stage.implementation.connect, stage.listen(Answer).address, b"hello", lambda answer: False)
+
+
+def test_an_answer_that_breaks_off_is_unexpected(tcp):
+    class Break(Witness):
+        def handle_input(self, connection, data):
+            connection.abort()
+
+    with pytest.raises(ngi_gevent.UnexpectedResponse, match="reset"):
+        message(tcp.implementation.connect, tcp.listen(Break).address, b"hello")
+
+
+def test_nobody_there(stage):
+    listener = stage.listen()
+    listener.close()
+    with pytest.raises(ngi_gevent.ConnectionFailed):
+        message(stage.implementation.connect, listener.address, b"hello")
+
+
+def test_no_answer_in_time(tcp):
+    listener = tcp.listen()
+    with pytest.raises(ngi_gevent.Timeout):
+        message(tcp.implementation.connect, listener.address, b"hello", timeout=0.1)
+
+
+def test_an_expectation_that_raises_is_raised(stage):
+    with pytest.raises(ZeroDivisionError):
+        message(stage.implementation.connect, stage.listen(Stay).address, b"hello", lambda answer: 1 / 0)
+
+
+def test_a_message_is_bytes(stage):
+    with pytest.raises(TypeError):
+        message(stage.implementation.connect, stage.listen().address, "text")
