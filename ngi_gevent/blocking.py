@@ -105,6 +105,9 @@ def _connected_method(handler: Any) -> Callable[[Any], object]:
 class _Attempt:
     """The client connect handler that waits for a connection."""
 
+    #: For implementations that can tell that waiting on this greenlet would be for ever.
+    waits = True
+
     def __init__(self) -> None:
         self.ended = Event()
         self.connection: Any = None

@@ -39,19 +39,22 @@ __all__ = [
     "STOPPED",
     "BaseConnection",
     "ConnectionOwner",
+    "PendingLines",
     "as_bytes",
     "as_iterator",
     "check_count",
     "check_handler",
     "check_returned",
     "check_timeout",
-    "next_chunk",
 ]
 
 OPEN, CLOSING, CLOSED = "open", "closing", "closed"
 
 #: The reasons in which nothing went wrong.
 END_OF_INPUT, STOPPED = "end of input", "stopped"
+
+#: Where an exception came from, for the log.
+ITERABLE = "an iterable given to writelines"
 
 #: Bytes of pending output over which no more input is read from a connection, and under which reading goes on.  The
 #: kernel buffers some megabytes besides, so that this bounds memory and costs no throughput.
@@ -81,11 +84,28 @@ def as_iterator(data: Any) -> Iterator[Any]:
         raise TypeError(f"writelines takes an iterable of bytes objects; got {data!r:.100}") from None
 
 
-def next_chunk(iterator: Iterator[Any]) -> bytes | None:
-    """Pull the next bytes of output; None at the end.  Raises what *iterator* does, or ``TypeError`` for no bytes."""
-    for item in iterator:
-        return as_bytes(item)
-    return None
+class PendingLines:
+    """What ``writelines`` was given, waiting to be pulled from.
+
+    It counts as pending output until it is exhausted, since a handler that answers everything with ``writelines`` must
+    not fill the memory either: a list with the bytes in it, anything else with what an iterator may cost.
+    """
+
+    __slots__ = ("_iterator", "size")
+
+    #: The bytes that an iterator counts for, whatever it will yield.
+    ITERATOR_SIZE = 4096
+
+    def __init__(self, data: Any) -> None:
+        self._iterator = as_iterator(data)
+        self.size = self.ITERATOR_SIZE
+        if isinstance(data, (list, tuple)):
+            self.size = max(self.size, sum(len(item) for item in data if isinstance(item, (bytes, bytearray))))
+
+    def pull(self) -> bytes | None:
+        """The next bytes; None at the end.  Raises what the iterator does, or ``TypeError`` for what is no bytes."""
+        item = next(self._iterator, self)
+        return None if item is self else as_bytes(item)
 
 
 def check_handler(handler: Any) -> None:
@@ -138,6 +158,7 @@ class BaseConnection:
 
     __slots__ = (
         "__weakref__",
+        "_exceptions",
         "_gone",
         "_handler",
         "_output_limit",
@@ -168,6 +189,7 @@ class BaseConnection:
         self._handler: IConnectionHandler | None = None
         self._reason: Reason | None = None
         self._pending = 0  # bytes of output that were taken and not yet handed on
+        self._exceptions: list[BaseException] = []  # of iterators, that the handler is to be told of
         self._gone = False
         self._when_closed: list[Callable[[], object]] = []
 
@@ -192,10 +214,12 @@ class BaseConnection:
         self.set_handler(handler)
 
     def writelines(self, data: Iterable[Data]) -> None:
-        iterator = as_iterator(data)
+        lines = PendingLines(data)
         if self._state is not OPEN:
             raise self._closed_error()
-        self._queue_iterator(iterator)
+        if not self._over_limit():
+            self._pending += lines.size
+            self._queue_lines(lines)
 
     def close(self) -> None:
         if self._state is OPEN:
@@ -211,7 +235,7 @@ class BaseConnection:
         if not callable(callback):
             raise TypeError(f"when_closed takes something to call; got {callback!r:.100}")
         if self._gone:
-            callback()
+            self._call_when_closed(callback)
         else:
             self._when_closed.append(callback)
 
@@ -222,12 +246,15 @@ class BaseConnection:
     def _closed_error(self) -> ConnectionClosed:
         return ConnectionClosed(f"the connection to {self.peer_address!r} is {self._state}")
 
-    def _over_limit(self) -> None:
-        """End a connection whose peer does not take what is written to it."""
-        self._reason = LimitExceeded(
-            f"the peer left {self._pending} bytes of output waiting, and output_limit is {self._output_limit}"
-        )
-        self._break_off()
+    def _over_limit(self) -> bool:
+        """Whether more output is waiting than allowed, which ends a connection whose peer does not take it."""
+        waiting = self._waiting_for_peer()
+        if waiting > self._output_limit:
+            self._reason = LimitExceeded(
+                f"the peer left {waiting} bytes of output waiting, and output_limit is {self._output_limit}"
+            )
+            self._break_off()
+        return self._state is not OPEN
 
     # What a transport adds.
 
@@ -246,8 +273,16 @@ class BaseConnection:
         """There is a first handler: deliver what was held for it."""
         raise NotImplementedError
 
-    def _queue_iterator(self, iterator: Iterator[Any]) -> None:
-        """Send what *iterator* yields after all that was queued before."""
+    def _queue_lines(self, lines: PendingLines) -> None:
+        """Send what *lines* yield after all that was queued before."""
+        raise NotImplementedError
+
+    def _waiting_for_peer(self) -> int:
+        """Bytes of output that the transport did not take, if it can have them now."""
+        raise NotImplementedError
+
+    def _exception_queued(self) -> None:
+        """Have the handler told of an exception, in its turn."""
         raise NotImplementedError
 
     def _leave_open(self, reason: Reason | None) -> None:
@@ -270,12 +305,32 @@ class BaseConnection:
         """An iterator raised *exception*: tell the handler, or end the connection where it does not care."""
         handle_exception = getattr(self._handler, "handle_exception", None)
         if handle_exception is None:
-            self._failed("an iterable given to writelines", exception)
+            self._failed(ITERABLE, exception)
             return
         try:
             handle_exception(self, exception)
         except BaseException as error:
             self._failed("handle_exception", error)
+
+    def _iterator_raised(self, error: BaseException) -> None:
+        """An iterator raised *error*, perhaps while a callback is running: tell the handler in its turn."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._failed(ITERABLE, error)  # not for the handler, but for who started the program
+        elif self._state is OPEN:
+            self._exceptions.append(error)
+            self._exception_queued()
+        else:
+            self._owner.handler_raised(self.peer_address, ITERABLE, error)
+
+    def _tell_end(self) -> None:
+        """The connection is not open any more: tell the handler what it has not heard yet, and why."""
+        while self._exceptions:
+            exception = self._exceptions.pop(0)
+            if self._reason is None:  # it ended the connection itself, so no callback comes
+                self._owner.handler_raised(self.peer_address, ITERABLE, exception)
+            else:
+                self._tell_exception(exception)
+        self._tell_close()
 
     def _tell_close(self) -> None:
         """Tell the handler why the connection ended, if it is owed a reason."""
@@ -296,4 +351,10 @@ class BaseConnection:
         self._owner.connection_gone(self)
         callbacks, self._when_closed = self._when_closed, []
         for callback in callbacks:
+            self._call_when_closed(callback)
+
+    def _call_when_closed(self, callback: Callable[[], object]) -> None:
+        try:
             callback()
+        except BaseException as error:
+            self._owner.handler_raised(self.peer_address, "what was given to when_closed", error)

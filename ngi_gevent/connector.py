@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING, Any
 
+from gevent import sleep
 from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
@@ -26,8 +29,9 @@ class Connector:
         self._owner = owner
         self._address = address
         self._handler = handler
-        self._greenlet = ConnectionGreenlet(self._run, hub)
+        self._greenlet = ConnectionGreenlet(self._run, hub, self)
         self._connecting = True
+        self._stopped = False
         self._loop = hub.loop
         self._loop.run_callback(self._greenlet.switch)
         connecting = getattr(handler, "connecting", None)
@@ -39,6 +43,7 @@ class Connector:
 
     def stop(self) -> None:
         """Give up: the handler is told that the connect failed."""
+        self._stopped = True
         self._loop.run_callback(self._give_up)
 
     def _give_up(self) -> None:
@@ -53,6 +58,10 @@ class Connector:
             return
         except OSError as error:
             self._fail(naming(error, self._address))
+            return
+        if self._stopped:
+            sock.close()
+            self._fail(STOPPED)
             return
         self._connecting = False
         connection = StreamConnection(sock, _peer_address(sock, self._address), self._owner)
@@ -79,8 +88,15 @@ def _connected_socket(address: Any) -> Any:
             host = f"{host}%{address[3]}"
         return gevent_socket.create_connection((host, port))
     sock = gevent_socket.socket(gevent_socket.AF_UNIX, gevent_socket.SOCK_STREAM)
+    sock.setblocking(False)
+    pause = 0.001
     try:
-        sock.connect(path)
+        while (error := sock.connect_ex(path)) == errno.EAGAIN:
+            # Its queue is full, and Unix sockets have no way to tell when there is room.
+            sleep(pause)
+            pause = min(2 * pause, 0.1)
+        if error:
+            raise OSError(error, os.strerror(error))
     except BaseException:
         sock.close()
         raise

@@ -33,15 +33,15 @@ __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
 
 class ConnectionGreenlet(raw_greenlet):
-    """The greenlet on which the callbacks of one connection run."""
+    """A greenlet on which the application is called for a connection, or for a connect that may become one."""
 
-    def __init__(self, run: Callable[..., object], hub: Any, connection: BaseConnection | None = None) -> None:
+    def __init__(self, run: Callable[..., object], hub: Any, connection: Any) -> None:
         super().__init__(run, hub)
         self.connection = connection
 
 
-def current_connection() -> BaseConnection | None:
-    """The connection in one of whose callbacks the caller is, if it is in one."""
+def current_connection() -> Any:
+    """The connection in one of whose callbacks the caller is, or the connect; None if it is in none."""
     return getattr(getcurrent(), "connection", None)
 
 
@@ -94,8 +94,8 @@ class Dispatcher:
             self.loop.run_callback(self._send)
         unsent.append(connection)
 
-    def spawn(self, run: Callable[[], object], connection: BaseConnection | None = None) -> ConnectionGreenlet:
-        """Run something that may block on a greenlet of its own, soon."""
+    def spawn(self, run: Callable[[], object], connection: BaseConnection) -> ConnectionGreenlet:
+        """Run something of *connection*'s that may block on a greenlet of its own, soon."""
         greenlet = ConnectionGreenlet(run, self.hub, connection)
         self.loop.run_callback(greenlet.switch)
         return greenlet
@@ -117,9 +117,10 @@ class Dispatcher:
             self._send()
 
     def _send(self) -> None:
-        unsent, self.unsent = self.unsent, []
-        for connection in unsent:
-            connection.send_pending()
+        unsent = self.unsent
+        while unsent:
+            # One at a time: should this be interrupted, the rest is seen to in the next turn.
+            unsent.pop().send_pending()
 
 
 # One native thread has one hub.  The original class, since patched threading.local knows greenlets, not threads.

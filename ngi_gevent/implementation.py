@@ -86,6 +86,9 @@ class Implementation:
             reuse_port=reuse_port,
             keep_alive=keep_alive,
         )
+        if self._closed:  # while a name was looked up
+            listener.close()
+            self._check_open()
         outstanding.add(listener)
         return listener
 
@@ -111,9 +114,12 @@ class Implementation:
         for outstanding in list(self._on_hub.values()):
             outstanding.stop()
 
-    def _outstanding(self) -> tuple[Any, _OutstandingOnHub]:
+    def _check_open(self) -> None:
         if self._closed:
             raise ImplementationClosed("this implementation was closed")
+
+    def _outstanding(self) -> tuple[Any, _OutstandingOnHub]:
+        self._check_open()
         hub = get_hub()
         outstanding = self._on_hub.get(hub)
         if outstanding is None:
@@ -127,11 +133,11 @@ class _OutstandingOnHub(Outstanding):
     def wait(self, timeout: float | None) -> bool:
         """Wait until nothing is outstanding, or for *timeout* seconds; whether nothing is."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self:
-            empty = Event()
-            self.when_empty(empty.set)
-            if not empty.wait(None if deadline is None else max(0, deadline - time.monotonic())):
-                break
+        empty = Event()
+        self._when_empty.append(empty.set)
+        while self and empty.wait(None if deadline is None else max(0, deadline - time.monotonic())):
+            empty.clear()
+        self._when_empty.remove(empty.set)
         return not self
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:

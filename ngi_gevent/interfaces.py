@@ -164,8 +164,8 @@ class IConnection(Protocol):
     def when_closed(self, callback: Callable[[], object], /) -> None:
         """Have ``callback()`` called once the connection is closed, everything delivered, and its last callback done.
 
-        Called at once if it is so already.  It is called on the hub, so it must not block: setting an event is what it
-        is for.  ``handle_close`` tells of ends that the application did not ask for, this tells of all.
+        Called at once if it is so already.  It may be called on the hub, so it must not block: setting an event is what
+        it is for.  ``handle_close`` tells of ends that the application did not ask for, this tells of all.
         """
 
 
@@ -195,8 +195,9 @@ class IListener(Protocol):
     def close(self, handler: Callable[[IListener], object] | None = None, /) -> None:
         """Stop accepting, which frees the address at once.  Never blocks; twice is harmless.
 
-        Without *handler*, every open connection ends now, without waiting for the peer to take its output:
-        ``handle_close(connection, 'stopped')``.  One that the application had closed already finishes delivering.
+        Without *handler*, every open connection ends now: ``handle_close(connection, 'stopped')``.  The peer gets as
+        much of the output as can be sent without waiting, so a long answer may be cut short.  A connection that the
+        application had closed already finishes delivering.
 
         With *handler*, connections are left alone, and ``handler(listener)`` is called, on a greenlet of its own, when
         the last is gone; at once if there is none.

@@ -23,7 +23,7 @@ class Outstanding:
 
     def __init__(self) -> None:
         self._items: dict[_Stoppable, None] = {}
-        self._when_empty: list[Callable[[], object]] = []
+        self._when_empty: list[Callable[[], object]] = []  # of those who wait
 
     def __bool__(self) -> bool:
         return bool(self._items)
@@ -37,22 +37,18 @@ class Outstanding:
     def forget(self, item: Any) -> None:
         self._items.pop(item, None)
         if not self._items:
-            callbacks, self._when_empty = self._when_empty, []
-            for callback in callbacks:
+            for callback in list(self._when_empty):
                 callback()
 
     def includes(self, connection: Any) -> bool:
-        """Whether *connection*, if it is one, keeps this from being empty."""
-        return connection is not None and (connection in self._items or connection.control in self._items)
-
-    def when_empty(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called the next time that nothing is outstanding."""
-        self._when_empty.append(callback)
+        """Whether *connection*, which may be a connect or None, keeps this from being empty."""
+        return connection in self._items or getattr(connection, "control", None) in self._items
 
     def stop(self) -> None:
-        """End everything, without waiting."""
+        """End everything without waiting, but for connections that are closed already: they finish delivering."""
         for item in list(self._items):
-            item.stop()
+            if item:
+                item.stop()
 
     # What is owned tells this.
 

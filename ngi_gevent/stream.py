@@ -8,17 +8,21 @@ Three things act on a connection.  They share one native thread, so each runs un
 * the **pump**, a second greenlet that exists only while an iterable given to ``writelines`` is not exhausted, pulls
   from it.  ``_later`` holds the iterators in question, and all that was written behind them.
 
-How a connection ends: ``_leave_open`` stops new output; once everything is sent, ``_output_over`` half-closes the
-socket and discards input for a moment, since closing a socket with unread input in it resets the connection and may
-cost the peer the answer; ``_close_socket`` is the end.  Meanwhile the greenlet pays what it owes the handler.
+How a connection ends: ``_leave_open`` stops new output; from then on input is discarded, since closing a socket with
+unread input in it resets the connection and may cost the peer the answer.  Once everything is sent, ``_output_over``
+half-closes the socket, and waits a moment for the peer to do so too; ``_close_socket`` is the end.  Meanwhile the
+greenlet pays what it owes the handler.
 """
 
 from __future__ import annotations
 
+import array
+import fcntl
 import socket
 import struct
+import termios
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gevent import sleep
@@ -35,12 +39,11 @@ from ngi_gevent.connection import (
     STOPPED,
     BaseConnection,
     ConnectionOwner,
+    PendingLines,
     as_bytes,
     check_returned,
-    next_chunk,
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher
-from ngi_gevent.errors import Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ SEND_SIZE = 256 * 1024
 #: Bytes that each piece of an iterator counts for at least, so that tiny ones do not keep everybody else waiting.
 LEAST_AHEAD = 256
 
-#: Seconds for which the peer of a closing connection may take nothing before the rest of its output is dropped.
+#: Seconds for which the peer of a closing connection may take nothing before it is broken off.
 SEND_TIMEOUT = 30.0
 
 #: Seconds for which a closed connection waits, discarding input, for the peer to close its side too.
@@ -77,7 +80,6 @@ class StreamConnection(BaseConnection):
         "_attention",
         "_callbacks_done",
         "_dispatcher",
-        "_exceptions",
         "_input_over",
         "_later",
         "_output_waits",
@@ -120,7 +122,6 @@ class StreamConnection(BaseConnection):
         self._dispatcher = Dispatcher.current()
         self.waiting = False  # whether the greenlet may be switched to
         self._attention = True  # whether the greenlet should look at something else than input
-        self._exceptions: list[BaseException] = []  # of iterators, for the handler
         self._callbacks_done = False
 
         self._read_watcher = self._dispatcher.loop.io(sock.fileno(), READ)
@@ -132,7 +133,7 @@ class StreamConnection(BaseConnection):
         self._write_watcher: Any = None
         self._output_waits = False  # whether the kernel takes no more output for now
         self._send_error: OSError | None = None  # why output is dropped, until input tells the end too
-        self._later: deque[bytes | Iterator[Any]] | None = None
+        self._later: deque[bytes | PendingLines] | None = None
         self._pump_greenlet: ConnectionGreenlet | None = None
         self._pump_waits = False  # whether the pump is to be resumed when everything is sent
 
@@ -226,7 +227,7 @@ class StreamConnection(BaseConnection):
     def _handler_told(self) -> None:
         """The connection is not open any more: tell the handler why; a missing one is told when it is set."""
         if self._handler is not None:
-            self._tell_close()
+            self._tell_end()
         self._callbacks_done = True
         if self._state is CLOSED:
             self._is_gone()
@@ -235,7 +236,7 @@ class StreamConnection(BaseConnection):
         if not self._callbacks_done:
             self._notify()
         elif self._reason is not None:
-            self._dispatcher.spawn(self._tell_close, self)
+            self._dispatcher.spawn(self._tell_end, self)
 
     # Output.
 
@@ -244,7 +245,7 @@ class StreamConnection(BaseConnection):
             data = as_bytes(data)
         if self._state is not OPEN:
             raise self._closed_error()
-        if not data or (self._pending > self._output_limit and self._cut_off()):
+        if not data or (self._pending > self._output_limit and self._over_limit()):
             return
         self._pending += len(data)
         if self._later is None:
@@ -261,12 +262,10 @@ class StreamConnection(BaseConnection):
             self._pause_if_high()
         self._unsent.append(data)
 
-    def _cut_off(self) -> bool:
-        """There is more output waiting than allowed: end the connection, unless the kernel takes it after all."""
-        self.send_pending()
-        if self._pending > self._output_limit and self._state is OPEN:
-            self._over_limit()
-        return self._state is not OPEN
+    def _waiting_for_peer(self) -> int:
+        if self._pending > self._output_limit:
+            self.send_pending()
+        return self._pending
 
     def send_pending(self) -> None:
         """Send as much as the kernel takes; never blocks.  Called once a turn, and when the socket is writable."""
@@ -305,12 +304,12 @@ class StreamConnection(BaseConnection):
         if self._unsent:
             self._wait_for_peer()
         else:
-            self._output_waits = False
-            if self._write_watcher is not None:
+            if self._output_waits:
+                self._output_waits = False
                 self._write_watcher.stop()
+                self._stop_timer()
             if self._pump_waits:
-                self._pump_waits = False
-                self._dispatcher.loop.run_callback(self._pump_greenlet.switch)  # type: ignore[union-attr]
+                self._dispatcher.loop.run_callback(self._resume_pump)
         if self._paused and self._pending <= LOW_WATER:
             self._paused = False
             self._notify()
@@ -326,7 +325,7 @@ class StreamConnection(BaseConnection):
             self._write_watcher.start(self.send_pending)
         self._pause_if_high()
         if self._state is CLOSING:
-            self._start_timer(SEND_TIMEOUT, self._not_taken)
+            self._expect_progress()
 
     def _pause_if_high(self) -> None:
         """Read no more while there is much output to be taken."""
@@ -335,10 +334,17 @@ class StreamConnection(BaseConnection):
             if self._state is OPEN:
                 self.stop_reading()
 
-    def _not_taken(self) -> None:
-        if self._reason is not None:
-            self._reason = Timeout(f"the peer took no output for {SEND_TIMEOUT} seconds")
-        self._break_off()
+    def _expect_progress(self) -> None:
+        """Break the connection off if the peer takes nothing for long: neither from us nor from the kernel."""
+        queued = _queued_by_kernel(self._socket)
+
+        def look_again() -> None:
+            if _queued_by_kernel(self._socket) < queued:
+                self._expect_progress()
+            else:
+                self._break_off()
+
+        self._start_timer(SEND_TIMEOUT, look_again)
 
     def _send_failed(self, error: OSError) -> None:
         """Nothing can be sent any more.  What had arrived before is still read, and the end with it."""
@@ -352,17 +358,22 @@ class StreamConnection(BaseConnection):
         self._unsent.clear()
         self._pending = 0
         if self._later is not None:
+            dropped = list(self._later)
             self._later.clear()
-            self._dispatcher.loop.run_callback(self._end_pump)
+            self._dispatcher.spawn(lambda: self._end_pump(dropped), self)
 
     # The pump.
 
-    def _queue_iterator(self, iterator: Iterator[Any]) -> None:
+    def _queue_lines(self, lines: PendingLines) -> None:
         if self._later is None:
-            self._later = deque([iterator])
-            self._pump_greenlet = self._dispatcher.spawn(self._pump)
+            self._later = deque([lines])
+            self._pump_greenlet = self._dispatcher.spawn(self._pump, self)
         else:
-            self._later.append(iterator)
+            self._later.append(lines)
+        self._pause_if_high()
+
+    def _exception_queued(self) -> None:
+        self._notify()
 
     def _pump(self) -> None:
         """Move what is in ``_later`` to ``_unsent``, in order and no faster than it is sent."""
@@ -380,12 +391,21 @@ class StreamConnection(BaseConnection):
         self._later = self._pump_greenlet = None
         self._dispatcher.send_later(self)
 
-    def _end_pump(self) -> None:
-        """Nobody wants what the pump waits for any more, be it an iterator or the peer."""
-        if self._pump_greenlet is not None:
-            self._pump_greenlet.throw(GreenletExit)
+    def _end_pump(self, dropped: list[bytes | PendingLines]) -> None:
+        """Nobody wants what the pump waits for any more, be it an iterator or the peer, nor what was *dropped*.
 
-    def _wait_for_room(self, later: deque[bytes | Iterator[Any]]) -> None:
+        On a greenlet of its own, since generators that are dropped clean up after themselves, and may block in it.
+        """
+        if self._pump_greenlet is not None:
+            self._dispatcher.loop.run_callback(self._pump_greenlet.throw, GreenletExit)
+        dropped.clear()
+
+    def _resume_pump(self) -> None:
+        if self._pump_waits:
+            self._pump_waits = False
+            self._pump_greenlet.switch()  # type: ignore[union-attr]
+
+    def _wait_for_room(self, later: deque[bytes | PendingLines]) -> None:
         """Wait, in the pump, until all that was pulled is sent."""
         self._pump_waits = True
         try:
@@ -394,16 +414,20 @@ class StreamConnection(BaseConnection):
             self._pump_waits = False
             if later:
                 # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
-                later.popleft()
+                self._exhausted(later)
                 self._iterator_raised(error)
 
-    def _pulled(self, later: deque[bytes | Iterator[Any]]) -> bytes | None:
+    def _exhausted(self, later: deque[bytes | PendingLines]) -> None:
+        """The first iterator of *later* will not yield more."""
+        self._pending -= later.popleft().size  # type: ignore[union-attr]
+
+    def _pulled(self, later: deque[bytes | PendingLines]) -> bytes | None:
         """The next output from *later*; nothing where an iterator ended, raised, or was dropped while it blocked."""
         head = later[0]
         if isinstance(head, bytes):
             return later.popleft()  # type: ignore[return-value]
         try:
-            data = next_chunk(head)
+            data = head.pull()
         except BaseException as error:
             data = None
             if later or not isinstance(error, GreenletExit):
@@ -411,19 +435,12 @@ class StreamConnection(BaseConnection):
         if not later:
             return None
         if data is None:
-            later.popleft()
+            self._exhausted(later)
         elif data:
             self._pending += len(data)
         else:
             sleep(0)  # an iterator with nothing to say must not keep everybody waiting
         return data
-
-    def _iterator_raised(self, error: BaseException) -> None:
-        if self._state is OPEN:
-            self._exceptions.append(error)
-            self._notify()
-        else:
-            self._owner.handler_raised(self, "an iterable given to writelines", error)
 
     # The end.
 
@@ -432,6 +449,10 @@ class StreamConnection(BaseConnection):
         self._reason = reason
         self._dispatcher.send_later(self)
         self._notify()
+        self.stop_reading()
+        if not self._input_over:
+            # A peer that is still sending may not take our output before we take its.
+            self._read_watcher.start(self._discard_input)
 
     def stop(self) -> None:
         if self._state is OPEN:
@@ -467,19 +488,22 @@ class StreamConnection(BaseConnection):
         except OSError:
             self._close_socket()
             return
-        self.stop_reading()
-        self._read_watcher.start(self._discard_input)
         self._start_timer(DRAIN_TIMEOUT, self._close_socket)
 
     def _discard_input(self) -> None:
         try:
-            data = self._receive(RECEIVE_SIZE)
+            if self._receive(RECEIVE_SIZE):
+                return
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
             self._close_socket()
+            return
+        self._input_over = True
+        if self._shut:
+            self._close_socket()
+        else:
+            self._read_watcher.stop()
 
     def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
         self._stop_timer()
@@ -512,3 +536,13 @@ class StreamConnection(BaseConnection):
         if not self._gone:
             self._dispatcher.release()
         super()._is_gone()
+
+
+def _queued_by_kernel(sock: Any) -> int:
+    """Bytes that the kernel has taken for the peer, and the peer has not."""
+    queued = array.array("i", [0])
+    try:
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
+    except OSError:  # not every system tells
+        return 0
+    return queued[0]

@@ -15,7 +15,6 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 from ngi_gevent.address import LOOPBACK, is_socket, naming, unix_path
-from ngi_gevent.connection import BaseConnection
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.interfaces import IListener, documented_by
 from ngi_gevent.listening import BaseListener, ListenerOwner
@@ -83,7 +82,7 @@ class StreamListener(BaseListener):
         self._acceptor.close()
         self._remove_file()
 
-    def _current_connection(self) -> BaseConnection | None:
+    def _current_connection(self) -> Any:
         return current_connection()
 
     def _wait_until_empty(self, timeout: float | None) -> None:
@@ -91,6 +90,8 @@ class StreamListener(BaseListener):
             empty = Event()
             self._when_empty.append(empty.set)
             empty.wait(timeout)
+            if empty.set in self._when_empty:
+                self._when_empty.remove(empty.set)
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
         spawn_raw(callback)
@@ -101,7 +102,8 @@ class StreamListener(BaseListener):
         path = unix_path(address)
         if path is not None:
             sock = _bound_to_path(path)
-            self._bound_file = path, os.stat(path)
+            # The directory that a relative name is in may not be the current one when it is removed.
+            self._bound_file = os.path.abspath(path), os.stat(path)
             return sock
         address = LOOPBACK if address is None else address
         try:
@@ -130,6 +132,10 @@ class _Acceptor(StreamServer):
 
     def do_close(self, *_: object) -> None:
         pass
+
+    def do_read(self) -> Any:
+        # A server may have closed its listener while gevent accepts more.
+        return None if self.closed else super().do_read()
 
 
 def _bound_to_host(address: Any, reuse_port: bool) -> Any:

@@ -15,7 +15,7 @@ import errno
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,11 @@ from ngi_gevent.connection import (
     STOPPED,
     BaseConnection,
     ConnectionOwner,
+    PendingLines,
     as_bytes,
     check_count,
     check_returned,
     check_timeout,
-    next_chunk,
 )
 from ngi_gevent.errors import ConnectionFailed, Deadlock, ImplementationClosed, NGIError, Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
@@ -57,6 +57,9 @@ __all__ = [
     "listener",
     "wait",
 ]
+
+#: Bytes that the network takes for a peer that does not read, as the buffers of a kernel would.
+NETWORK_SIZE = 1024 * 1024
 
 #: Failed connects to one address in one go, after which a client that tries again and again is stopped.
 MAX_RECONNECTS = 1000
@@ -120,6 +123,21 @@ class PrintingHandler:
         print("-> EXCEPTION", type(exception).__name__, exception)
 
 
+class _PrintingClient(PrintingHandler):
+    """A client connect handler that prints what its connection receives."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.failed: Reason = "it is made after the callback that asks for it"
+
+    def connected(self, connection: Connection) -> None:
+        self.connection = connection
+        connection.set_handler(self)
+
+    def failed_connect(self, reason: Reason) -> None:
+        self.failed = reason
+
+
 class TextPrintingHandler(PrintingHandler):
     """A printing handler that prints input as the UTF-8 text that it is."""
 
@@ -152,6 +170,7 @@ class _Turns:
         self.running = True
         try:
             while self._queue:
+                self.current = None
                 self._queue.popleft()()
         finally:
             self.running = False
@@ -159,6 +178,10 @@ class _Turns:
         error, self.error = self.error, None
         if error is not None:
             raise error
+
+
+class _Arriving(bytes):
+    """Input that a test lets arrive, which the peer has not written."""
 
 
 class _End:
@@ -191,7 +214,7 @@ class Connection(BaseConnection):
 
     # What one side has written waits in its wire, in order: bytes, iterators given to writelines, and at last an _End.
     # The other side takes from there, when it is its turn and it can take input.
-    __slots__ = ("_begin", "_exceptions", "_queued", "_turns", "_wire", "peer")
+    __slots__ = ("_begin", "_queued", "_turns", "_wire", "peer")
 
     #: The handler of the peer, where none is given.
     printing_handler: type[PrintingHandler] = PrintingHandler
@@ -221,8 +244,7 @@ class Connection(BaseConnection):
         super().__init__(owner, control, address, peer_address, output_limit)
         self._turns = turns
         self.peer = peer
-        self._wire: deque[bytes | Iterator[Any] | _End] = deque()
-        self._exceptions: deque[BaseException] = deque()
+        self._wire: deque[bytes | PendingLines | _End] = deque()
         self._begin: tuple[Callable[[Any], object], str] | None = None
         self._queued = False
 
@@ -232,7 +254,7 @@ class Connection(BaseConnection):
         """Have *data* arrive, as if the peer had written it."""
         data = as_bytes(data)
         if self._state is OPEN:
-            self.peer._wire.append(data)
+            self.peer._wire.append(_Arriving(data))
             self._take_turn()
 
     def test_close(self, reason: Reason = END_OF_INPUT) -> None:
@@ -247,16 +269,17 @@ class Connection(BaseConnection):
         data = as_bytes(data)
         if self._state is not OPEN:
             raise self._closed_error()
-        if self._pending > self._output_limit:
-            self._over_limit()
-        elif data:
+        if data and not self._over_limit():
             self._pending += len(data)
             self._put(data)
 
-    def _queue_iterator(self, iterator: Iterator[Any]) -> None:
-        self._put(iterator)
+    def _queue_lines(self, lines: PendingLines) -> None:
+        self._put(lines)
 
-    def _put(self, item: bytes | Iterator[Any] | _End) -> None:
+    def _waiting_for_peer(self) -> int:
+        return self._pending - NETWORK_SIZE
+
+    def _put(self, item: bytes | PendingLines | _End) -> None:
         self._wire.append(item)
         self.peer._take_turn()
 
@@ -267,7 +290,8 @@ class Connection(BaseConnection):
             head = self._wire[0]
             if isinstance(head, bytes):
                 written.append(head)
-                self._pending -= len(head)
+                if not isinstance(head, _Arriving):
+                    self._pending -= len(head)
                 self._wire.popleft()
             elif written:
                 break
@@ -280,19 +304,19 @@ class Connection(BaseConnection):
                     return pulled
         return b"".join(written) or None
 
-    def _pulled(self, iterator: Iterator[Any]) -> bytes | None:
+    def _pulled(self, lines: PendingLines) -> bytes | None:
         try:
-            data = next_chunk(iterator)
+            data = lines.pull()
         except BaseException as error:
             data = None
-            if self._state is OPEN:
-                self._exceptions.append(error)
-                self._queue_turn()
-            else:
-                self._owner.handler_raised(self.peer_address, "an iterable given to writelines", error)
-        if data is None and self._wire and self._wire[0] is iterator:
+            self._iterator_raised(error)
+        if data is None and self._wire and self._wire[0] is lines:
             self._wire.popleft()
+            self._pending -= lines.size
         return data
+
+    def _exception_queued(self) -> None:
+        self._queue_turn()
 
     # Callbacks.
 
@@ -317,19 +341,21 @@ class Connection(BaseConnection):
         elif self._handler is None:
             pass
         elif self._exceptions:
-            self._tell_exception(self._exceptions.popleft())
+            self._tell_exception(self._exceptions.pop(0))
             self._queue_turn()
-        elif self._pending <= HIGH_WATER:
-            self._take_input(self._handler)
+        elif self._waiting_for_peer() <= HIGH_WATER:
+            self._take_input()
 
-    def _take_input(self, handler: IConnectionHandler) -> None:
+    def _take_input(self) -> None:
         taken = self.peer._taken()
         if taken is not None:
             self.peer._queue_turn()  # it may read again, or be all delivered
+        if self._state is not OPEN:
+            return  # an iterator of the peer's has ended it
         if isinstance(taken, _End):
             self._leave_open(taken.reason)
         elif taken is not None:
-            self._call("handle_input", handler.handle_input, self, taken)
+            self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
 
     def _call(self, where: str, callback: Callable[..., object], *arguments: Any) -> None:
         try:
@@ -380,7 +406,7 @@ class Connection(BaseConnection):
     def _finish(self) -> None:
         """It is not open any more: tell the handler, discard what still comes, and be gone when all is delivered."""
         if self._handler is not None:
-            self._tell_close()
+            self._tell_end()
         if self.peer._wire:
             self.peer._wire.clear()
             self.peer._pending = 0
@@ -423,12 +449,11 @@ class Listener(BaseListener):
         if handler is not None:
             self._implementation.connect_to(self, self.address, handler, client_address)
             return None
-        client = Recorder()
+        client = _PrintingClient()
         self._implementation.connect_to(self, self.address, client, client_address)
         if client.connection is None:
-            raise ConnectionFailed(client.failed or "it is made after the callback that asked for it")
-        client.connection.set_handler(PrintingHandler())
-        return client.connection  # type: ignore[no-any-return]
+            raise ConnectionFailed(client.failed)
+        return client.connection
 
     def accept(self, handler: IClientConnectHandler, client_address: Any) -> bool:
         """Make a connection between the server and *handler*; whether this listener still does."""
@@ -488,6 +513,8 @@ class Implementation:
         self._check_open()
         check_client_handler(handler)
         _check_hashable(address)
+        if self._turns.running and getattr(handler, "waits", False):
+            raise Deadlock("waiting in a callback for a connection in memory, which is made after the callback")
         if client_address is None:
             client_address = self._fresh_address()
         if not self._turns.running:

@@ -151,10 +151,13 @@ class MemoryPeer:
 
     def send(self, data: bytes) -> None:
         # Not as pending output, which would keep the connection from reading: a plain peer has no such scruples.
-        self._connection.writelines([data])
+        self._connection.peer.test_input(data)
 
     def finish(self) -> None:
         self._connection.peer.test_close()
+
+    def read_when_sent(self) -> None:
+        self.read()
 
     def reset(self) -> None:
         self._connection.abort()
@@ -232,6 +235,9 @@ class SocketPeer:
     def reset(self) -> None:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
+
+    def read_when_sent(self) -> None:
+        self._tasks.put(self.read)
 
     def read(self) -> None:
         self._greenlets.append(gevent.spawn(self._read))

@@ -93,6 +93,15 @@ def test_the_name_of_a_unix_socket_may_be_a_path(tcp, tmp_path):
     assert not path.exists()
 
 
+def test_the_file_is_removed_from_where_it_was_made(tcp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listener = tcp.implementation.listener("socket", tcp.server())
+    assert os.path.exists("socket")
+    monkeypatch.chdir("/")
+    listener.close()
+    assert not (tmp_path / "socket").exists()
+
+
 def test_the_file_of_a_dead_server_is_replaced(tcp, tmp_path):
     path = str(tmp_path / "socket")
     dead = socket.socket(socket.AF_UNIX)

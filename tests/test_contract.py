@@ -65,6 +65,19 @@ def test_close_delivers_to_a_peer_that_is_still_sending(stage):
     assert (peer.ended, peer.received) == ("end", b"enough" * 100_000)
 
 
+def test_close_delivers_to_a_peer_that_sends_everything_before_it_reads(stage):
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"x" * MUCH)
+            connection.close()
+
+    peer = stage.peer(stage.listen(Answer))
+    peer.send(b"y" * MUCH)
+    peer.read_when_sent()
+    stage.until(lambda: peer.ended)
+    assert (peer.ended, len(peer.received)) == ("end", MUCH)
+
+
 def test_close_outside_of_callbacks_delivers_too(stage):
     client, served = stage.talk()
     served.connection.write(b"x" * 1000)
@@ -161,6 +174,17 @@ def test_in_handle_close_the_connection_is_false_and_writing_raises(stage):
     peer.finish()
     stage.until(lambda: stage.served and stage.served[0].closed)
     assert stage.served[0].truth is False
+
+
+def test_no_input_comes_after_an_iterator_of_the_peer_ended_the_connection(stage):
+    def lines():
+        client.connection.close()
+        yield b"late"
+
+    client, served = stage.talk()
+    served.connection.writelines(lines())
+    stage.until(lambda: client.connection._gone)
+    assert client.trace == []
 
 
 def test_a_broken_connection_tells_the_exception_after_its_input(stage):
@@ -604,6 +628,59 @@ def test_an_iterators_error_after_the_close_is_logged_and_what_came_before_deliv
     assert len(tracebacks(caplog, error)) == len(caplog.records) == 1
 
 
+def test_an_iterators_error_is_held_until_there_is_a_handler(stage):
+    connections = []
+
+    def keep(connection):
+        connections.append(connection)
+        connection.writelines(broken_iterator(error))
+        stage.happened()
+
+    error = Failure("in an iterator")
+    peer = stage.peer(stage.listen(keep))
+    peer.read()
+    stage.until(lambda: peer.received == b"one two " and connections[0]._exceptions)
+    stage.listeners[0].close()
+    witness = Witness(stage)
+    connections[0].set_handler(witness)
+    stage.until(lambda: witness.closed)
+    assert witness.trace == [("exception", error), ("close", "stopped")]
+
+
+def test_an_iterator_needs_no_more_than_next(stage):
+    class Iterable:
+        def __iter__(self):
+            return Iterator()
+
+    class Iterator:
+        def __next__(self):
+            if not left:
+                raise StopIteration
+            return left.pop(0)
+
+    left = [b"one ", b"two "]
+
+    client, served = stage.talk()
+    served.connection.writelines(Iterable())
+    served.connection.close()
+    stage.until(lambda: client.closed)
+    assert client.data == b"one two "
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_iterator_that_wants_the_program_to_end_is_heard(stage, caplog, error):
+    def write_and_wait():
+        served.connection.writelines(broken_iterator(error))
+        stage.until(lambda: False)
+
+    client, served = stage.talk()
+    with pytest.raises(error):
+        write_and_wait()
+    stage.until(lambda: served.closed)
+    assert type(served.closed) is error
+    assert served.exceptions == []
+
+
 # Rule 10: small writes leave together.
 
 
@@ -622,8 +699,21 @@ def test_small_writes_of_one_callback_leave_together(stage):
 # Rule 11: memory is bounded.
 
 
-def test_who_does_not_read_is_not_read_from(stage):
-    peer = stage.peer(stage.listen(Echo))
+class EchoLines(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.writelines([data.upper()])
+
+
+class EchoIterator(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.writelines(iter([data.upper()]))
+
+
+@pytest.mark.parametrize("echo", [Echo, EchoLines, EchoIterator])
+def test_who_does_not_read_is_not_read_from(stage, echo):
+    peer = stage.peer(stage.listen(echo))
     for _ in range(MUCH // 65536):
         peer.send(b"x" * 65536)
     other = stage.client(stage.listeners[0])
@@ -636,7 +726,7 @@ def test_who_does_not_read_is_not_read_from(stage):
             answered = len(other.data)
             stage.until(lambda answered=answered: len(other.data) > answered)
     assert len(stage.served[0].data) < MUCH
-    assert stage.served[0].connection._pending < MEGABYTE
+    assert stage.served[0].connection._waiting_for_peer() < MEGABYTE
     peer.read()
     stage.until(lambda: len(peer.received) == MUCH)
     assert peer.received == b"X" * MUCH
@@ -654,9 +744,30 @@ def test_output_that_nobody_takes_ends_the_connection_at_its_limit(stage):
     stage.until(lambda: served.closed)
     assert isinstance(served.closed, LimitExceeded)
     assert "output_limit" in str(served.closed)
-    assert served.connection._pending == 0
     with pytest.raises(ConnectionClosed):
         served.connection.write(b"x")
+
+
+def test_output_limit_counts_writelines_too(stage):
+    stage.peer(stage.listen(output_limit=MEGABYTE))
+    stage.until(lambda: stage.served)
+    served = stage.served[0]
+    written = 0
+    while served.connection and written < 4 * MUCH:
+        served.connection.writelines([b"x" * 65536])
+        written += 65536
+    stage.until(lambda: served.closed)
+    assert isinstance(served.closed, LimitExceeded)
+
+
+def test_two_who_write_before_they_read_get_all_of_it(stage):
+    class Talk(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.write(b"x" * 100_000)
+
+    client, served = stage.talk(Talk, Talk)
+    stage.until(lambda: len(client.data) == len(served.data) == 100_000)
 
 
 # Rule 13: addresses.
@@ -717,6 +828,25 @@ def test_when_closed_tells_of_every_end(stage):
     assert told[-1] == "later"
     with pytest.raises(TypeError):
         client.connection.when_closed(None)
+
+
+def test_a_raising_when_closed_harms_nobody(stage, caplog):
+    def fail():
+        raise error
+
+    error = Failure("in when_closed")
+    clients = [stage.client(stage.listen(Echo))]
+    clients += [stage.client(stage.listeners[0]) for _ in range(5)]
+    stage.until(lambda: len(stage.served) == 6)
+    told = []
+    clients[0].connection.when_closed(fail)
+    clients[0].connection.when_closed(lambda: told.append(1))
+    for client in clients:
+        client.connection.write(b"all in one turn")
+    clients[0].connection.close()
+    stage.until(lambda: all(client.data for client in clients[1:]) and told)
+    clients[0].connection.when_closed(fail)
+    assert len(tracebacks(caplog, error)) == len(caplog.records) == 2
 
 
 # Listeners.

@@ -13,7 +13,7 @@ import pytest
 from gevent.event import Event
 from stages import Witness
 
-from ngi_gevent import stream
+from ngi_gevent import Deadlock, ImplementationClosed, stream
 from ngi_gevent.dispatcher import Dispatcher
 
 
@@ -452,6 +452,176 @@ def test_a_timeout_that_an_iterator_left_running_is_the_iterators_error(tcp):
     assert served.exceptions == [timeout]
     peer.read()
     tcp.until(lambda: peer.received.endswith(b"rest"))
+
+
+def test_an_iterators_error_is_told_before_an_end_that_came_meanwhile(socket_stage, caplog):
+    peer = socket_stage.peer(socket_stage.listen(Blocking))
+    peer.send(b"x")
+    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].trace)
+    served = socket_stage.served[0]
+    served.connection.writelines([5])
+    with gevent.Timeout(20):
+        while not served.connection._exceptions:
+            gevent.sleep(0)
+    socket_stage.listeners[0].close()
+    served.trace.clear()
+    served.handle_input = None
+    gevent.kill(served.connection.resume.__self__)
+    socket_stage.until(lambda: served.closed)
+    assert [kind for kind, _ in served.trace] == ["exception", "close"]
+    assert served.closed == "stopped"
+
+
+def test_an_implementation_that_closes_lets_closed_clients_finish_delivering(socket_stage):
+    class Last(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.write(b"x" * 24_000_000)
+            connection.close()
+            clients.close()
+
+    clients = type(socket_stage.implementation)()
+    listener = socket_stage.listen()
+    clients.connect(listener.address, Last(socket_stage))
+    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].closed)
+    served = socket_stage.served[0]
+    assert (len(served.data), served.closed) == (24_000_000, "end of input")
+
+
+def test_a_connect_that_succeeds_while_its_implementation_closes_is_given_up(socket_stage):
+    implementation = type(socket_stage.implementation)()
+    client = Witness(socket_stage)
+    listener = socket_stage.listen()
+    implementation.connect(listener.address, client)
+    implementation.close()
+    socket_stage.until(lambda: client.failed)
+    assert (client.failed, client.connection) == ("stopped", None)
+
+
+def test_a_listener_made_while_its_implementation_closes_is_none(tcp):
+    implementation = type(tcp.implementation)()
+    making = gevent.spawn(implementation.listener, ("localhost", 0), tcp.server())
+    gevent.sleep(0)  # it looks up the name
+    implementation.close()
+    with pytest.raises(ImplementationClosed):
+        making.get(timeout=10)
+
+
+def test_a_server_may_close_its_listener(socket_stage, capfd):
+    def server(connection):
+        connection.write(b"bye")
+        connection.close()
+        connection.control.close()
+
+    peer = socket_stage.peer(socket_stage.listen(server))
+    peer.read()
+    socket_stage.until(lambda: peer.ended)
+    assert (peer.received, peer.ended) == (b"bye", "end")
+    assert capfd.readouterr().err == ""
+
+
+def test_waiting_for_oneself_is_refused_everywhere(tcp, caplog):
+    class Unlucky(Witness):
+        def failed_connect(self, reason):
+            try:
+                tcp.implementation.wait(10)
+            except Deadlock:
+                super().failed_connect("deadlock")
+
+    def lines():
+        with pytest.raises(Deadlock):
+            served.connection.control.close_wait(10)
+        yield b"refused"
+
+    listener = tcp.listen()
+    listener.close()
+    assert tcp.client(listener, Unlucky).failed == "deadlock"
+    client, served = tcp.talk()
+    served.connection.writelines(lines())
+    tcp.until(lambda: client.data == b"refused")
+
+
+def test_waits_that_time_out_leave_nothing_behind(tcp):
+    tcp.listen()
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            tcp.implementation.wait(0)
+    (outstanding,) = tcp.implementation._on_hub.values()
+    assert outstanding._when_empty == []
+
+
+def test_a_connect_to_a_busy_unix_socket_waits_without_using_the_processor(tcp, tmp_path):
+    path = str(tmp_path / "busy")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(path)
+        busy.listen(0)
+        first.connect(path)
+        client = Witness(tcp)
+        tcp.implementation.connect(path, client)
+        used = time.process_time()
+        gevent.sleep(0.5)
+        assert time.process_time() - used < 0.2
+        assert client.connection is None
+        assert client.failed is None
+        busy.accept()[0].close()
+        tcp.until(lambda: client.connection)
+        client.connection.abort()
+        tcp.implementation.wait(10)
+
+
+def test_a_dropped_iterator_may_block_while_it_cleans_up(tcp):
+    def lines():
+        try:
+            while True:
+                yield b"x" * 65536
+        finally:
+            gevent.sleep(0)
+            cleaned.append(True)
+            tcp.happened()
+
+    cleaned = []
+    peer = tcp.peer(tcp.listen())
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.writelines(lines())
+    with gevent.Timeout(20):
+        while not connection._output_waits:
+            gevent.sleep(0)
+    peer.reset()
+    tcp.until(lambda: cleaned)
+
+
+def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(tcp, monkeypatch):
+    def lines():
+        yield b"x" * 24_000_000
+        gevent.sleep(0.5)
+        yield b"end"
+
+    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.2)
+    peer = tcp.peer(tcp.listen())
+    peer.read()
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.writelines(lines())
+    connection.close()
+    tcp.until(lambda: peer.ended)
+    assert (len(peer.received), peer.ended) == (24_000_003, "end")
+
+
+def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(tcp, monkeypatch):
+    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.3)
+    peer = tcp.peer(tcp.listen())
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.write(b"x" * 24_000_000)
+    connection.close()
+    taken = 0
+    for _ in range(15):
+        taken += len(peer.socket.recv(200_000))
+        gevent.sleep(0.1)
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    assert (taken + len(peer.received), peer.ended) == (24_000_000, "end")
 
 
 def test_a_connect_under_way_is_given_up_with_its_implementation(tcp):

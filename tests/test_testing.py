@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import ngi_gevent
-from ngi_gevent import ConnectionClosed, ConnectionFailed, NGIError, Timeout, testing
+from ngi_gevent import ConnectionClosed, ConnectionFailed, Deadlock, NGIError, Timeout, blocking, testing
 
 
 class Echo:
@@ -132,6 +132,34 @@ def test_a_listener_connects_a_printing_client(capsys):
     assert capsys.readouterr().out == "-> b'HELLO'\n-> CLOSE\n"
     with pytest.raises(ConnectionFailed, match="no such server"):
         listener.connect()
+
+
+def test_a_printing_client_misses_nothing(capsys):
+    def greet(connection):
+        connection.write(b"welcome")
+        connection.close()
+
+    testing.Implementation().listener(None, greet).connect()
+    assert capsys.readouterr().out == "-> b'welcome'\n-> CLOSE\n"
+
+
+def test_waiting_in_a_callback_for_what_comes_after_it_says_so():
+    class Ask(testing.Recorder):
+        def handle_input(self, connection, data):
+            for wait in (
+                lambda: blocking.request(implementation.connect, "address", testing.Recorder(), 10),
+                lambda: blocking.connect("address", implementation.connect, 10),
+            ):
+                with pytest.raises(Deadlock):
+                    wait()
+            connection.write(b"refused")
+
+    implementation = testing.Implementation()
+    listener = implementation.listener("address", Ask)
+    client = testing.Recorder()
+    listener.connect(client)
+    client.connection.write(b"x")
+    assert client.data == b"refused"
 
 
 def test_a_client_address_is_the_clients():
