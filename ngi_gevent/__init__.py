@@ -11,7 +11,7 @@ from ngi_gevent.errors import (
     Timeout,
     UnexpectedResponse,
 )
-from ngi_gevent.implementation import Implementation, connect, listener, wait
+from ngi_gevent.implementation import Implementation, Inline, Threaded, connect, listener, wait
 
 __all__ = [
     "ConnectionClosed",
@@ -20,8 +20,10 @@ __all__ = [
     "Deadlock",
     "Implementation",
     "ImplementationClosed",
+    "Inline",
     "LimitExceeded",
     "NGIError",
+    "Threaded",
     "Timeout",
     "UnexpectedResponse",
     "connect",

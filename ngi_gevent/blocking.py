@@ -1,17 +1,20 @@
-"""Waiting for connections, imperatively: on the hub of the calling thread, so that greenlets go on meanwhile."""
+"""Waiting for connections, imperatively: on the hub of the calling thread, so that greenlets go on meanwhile.
+
+A thread that has no hub, since it knows nothing of gevent, simply waits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gevent.event import Event
 from gevent.exceptions import LoopExit
 
 from ngi_gevent import implementation
 from ngi_gevent.adapters import Base
 from ngi_gevent.connection import check_returned, check_timeout
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Deadlock, Timeout
+from ngi_gevent.threads import Flag, get_ident
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnection, Reason
@@ -37,7 +40,7 @@ def request(
     asked = _Request(_connected_method(handler))
     try:
         connect(address, asked)
-        ended = _wait(asked.ended, timeout)
+        ended = asked.wait(timeout)
     finally:
         asked.give_up()
     if asked.error is not None:
@@ -63,7 +66,7 @@ def connect(
     attempt = _Attempt()
     try:
         connect(address, attempt)
-        ended = _wait(attempt.ended, timeout)
+        ended = attempt.wait(timeout)
     except BaseException:
         attempt.give_up()
         raise
@@ -78,13 +81,6 @@ def connect(
 def _check_connect(connect: Any) -> None:
     if not callable(connect):
         raise TypeError(f"connect is that of an implementation, such as ngi_gevent.connect; got {connect!r:.100}")
-
-
-def _wait(event: Event, timeout: float | None) -> bool:
-    try:
-        return event.wait(timeout)
-    except LoopExit:
-        raise Deadlock("nothing is left on this thread's hub that could ever end this wait") from None
 
 
 def _no_connection(address: Any, timeout: float | None) -> ConnectionTimeout:
@@ -109,7 +105,9 @@ class _Attempt:
     waits = True
 
     def __init__(self) -> None:
-        self.ended = Event()
+        self.ended = Flag()
+        self._alone = True  # whether only this thread can end the wait
+        self._thread = get_ident()
         self.connection: Any = None
         self.error: BaseException | None = None
         self._given_up = False
@@ -117,6 +115,13 @@ class _Attempt:
 
     def connecting(self, give_up: Callable[[], object]) -> None:
         self._stop_connecting = give_up
+        self._alone = get_ident() == self._thread
+
+    def wait(self, timeout: float | None) -> bool:
+        try:
+            return self.ended.wait(timeout, alone=self._alone)
+        except LoopExit:
+            raise Deadlock("nothing is left on this thread's hub that could ever end this wait") from None
 
     def connected(self, connection: Any) -> None:
         if self._given_up:

@@ -158,6 +158,7 @@ class BaseConnection:
 
     __slots__ = (
         "__weakref__",
+        "_ended_elsewhere",
         "_exceptions",
         "_gone",
         "_handler",
@@ -186,6 +187,7 @@ class BaseConnection:
         self.peer_address = peer_address
         self._output_limit = output_limit
         self._state = OPEN
+        self._ended_elsewhere = False  # whether another thread has ended it, which this one will see to
         self._handler: IConnectionHandler | None = None
         self._reason: Reason | None = None
         self._pending = 0  # bytes of output that were taken and not yet handed on
@@ -194,7 +196,7 @@ class BaseConnection:
         self._when_closed: list[Callable[[], object]] = []
 
     def __bool__(self) -> bool:
-        return self._state is OPEN
+        return self._state is OPEN and not self._ended_elsewhere
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.local_address!r} to {self.peer_address!r}, {self._state}>"
@@ -203,6 +205,10 @@ class BaseConnection:
 
     def set_handler(self, handler: IConnectionHandler) -> None:
         check_handler(handler)
+        if not self._handed_over(self._take_handler, handler):
+            self._take_handler(handler)
+
+    def _take_handler(self, handler: IConnectionHandler) -> None:
         first = self._handler is None
         self._handler = handler
         if first:
@@ -215,25 +221,45 @@ class BaseConnection:
 
     def writelines(self, data: Iterable[Data]) -> None:
         lines = PendingLines(data)
-        if self._state is not OPEN:
+        if not self:
             raise self._closed_error()
-        if not self._over_limit():
+        if not self._handed_over(self._take_lines, lines):
+            self._take_lines(lines)
+
+    def _take_lines(self, lines: PendingLines) -> None:
+        if self._state is OPEN and not self._over_limit():
             self._pending += lines.size
             self._queue_lines(lines)
 
     def close(self) -> None:
+        if self._handed_over(self._close):
+            self._ended_elsewhere = True
+        else:
+            self._close()
+
+    def _close(self) -> None:
         if self._state is OPEN:
             self._leave_open(None)
         else:
             self._forgive_reason()
 
     def abort(self) -> None:
+        if self._handed_over(self._abort):
+            self._ended_elsewhere = True
+        else:
+            self._abort()
+
+    def _abort(self) -> None:
         self._forgive_reason()
         self._break_off()
 
     def when_closed(self, callback: Callable[[], object]) -> None:
         if not callable(callback):
             raise TypeError(f"when_closed takes something to call; got {callback!r:.100}")
+        if self._gone or not self._handed_over(self._take_when_closed, callback):
+            self._take_when_closed(callback)
+
+    def _take_when_closed(self, callback: Callable[[], object]) -> None:
         if self._gone:
             self._call_when_closed(callback)
         else:
@@ -244,7 +270,8 @@ class BaseConnection:
         self._reason = None
 
     def _closed_error(self) -> ConnectionClosed:
-        return ConnectionClosed(f"the connection to {self.peer_address!r} is {self._state}")
+        state = CLOSING if self._state is OPEN else self._state
+        return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}")
 
     def _over_limit(self) -> bool:
         """Whether more output is waiting than allowed, which ends a connection whose peer does not take it."""
@@ -257,6 +284,10 @@ class BaseConnection:
         return self._state is not OPEN
 
     # What a transport adds.
+
+    def _handed_over(self, call: Callable[..., object], *arguments: Any) -> bool:
+        """Whether this is another thread than the connection's: then *call* is made there, in the order of calls."""
+        return False
 
     def write(self, data: Data) -> None:
         raise NotImplementedError

@@ -44,7 +44,7 @@ class Connector:
     def stop(self) -> None:
         """Give up: the handler is told that the connect failed."""
         self._stopped = True
-        self._loop.run_callback(self._give_up)
+        self._loop.run_callback_threadsafe(self._give_up)
 
     def _give_up(self) -> None:
         if self._connecting:

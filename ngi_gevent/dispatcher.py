@@ -18,6 +18,7 @@ may not, its watcher is stopped until its greenlet is back.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
@@ -33,11 +34,15 @@ __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
 
 class ConnectionGreenlet(raw_greenlet):
-    """A greenlet on which the application is called for a connection, or for a connect that may become one."""
+    """A greenlet on which the application is called for a connection, or for a connect that may become one.
 
-    def __init__(self, run: Callable[..., object], hub: Any, connection: Any) -> None:
+    It runs in *context*, or in a copy of the context that it was made in.
+    """
+
+    def __init__(self, run: Callable[..., object], hub: Any, connection: Any, context: Context | None = None) -> None:
         super().__init__(run, hub)
         self.connection = connection
+        self.gr_context = copy_context() if context is None else context
 
 
 def current_connection() -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 from gevent.event import Event
+from gevent.monkey import is_module_patched
 
 from ngi_gevent.address import check_connect_address, check_listen_address
 from ngi_gevent.connection import OUTPUT_LIMIT, check_count, check_timeout
@@ -17,11 +19,15 @@ from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.listening import check_client_handler, check_server
 from ngi_gevent.outstanding import Outstanding
 from ngi_gevent.stream_listener import BACKLOG, StreamListener
+from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IClientConnectHandler, IServer
 
-__all__ = ["Implementation", "connect", "default", "listener", "wait"]
+__all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "wait"]
+
+
+Self = TypeVar("Self", bound="Implementation")
 
 
 class Implementation:
@@ -29,13 +35,22 @@ class Implementation:
 
     Greenlets of that thread serve the connections whenever it waits on gevent: in ``wait()``, in ``gevent.sleep``, or
     in anything that is monkey-patched.  Nothing keeps a program running by itself.  What handlers raise is logged, by
-    the logger ``ngi_gevent.connection``.
+    the logger ``ngi_gevent.connection``.  As a context manager, it is closed at the end.
+
+    It may be used from several threads, each of which has its own hub.  The connections and listeners that it makes may
+    be used from any thread, while their hub runs.
     """
 
     def __init__(self) -> None:
         self._closed = False
         # A hub that is given up must not be kept by us; what is outstanding on it keeps it.
         self._on_hub: WeakKeyDictionary[Any, _OutstandingOnHub] = WeakKeyDictionary()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def connect(self, address: Any, handler: IClientConnectHandler) -> None:
         """Start to connect to *address* and return: *handler* is told what came of it.
@@ -111,19 +126,25 @@ class Implementation:
         Whatever is asked for afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
         """
         self._closed = True
-        for outstanding in list(self._on_hub.values()):
-            outstanding.stop()
+        for hub, outstanding in list(self._on_hub.items()):
+            if hub.thread_ident == get_ident():
+                outstanding.stop()
+            else:
+                hub.loop.run_callback_threadsafe(outstanding.stop)
 
     def _check_open(self) -> None:
         if self._closed:
             raise ImplementationClosed("this implementation was closed")
+
+    def _make_outstanding(self) -> _OutstandingOnHub:
+        return _OutstandingOnHub()
 
     def _outstanding(self) -> tuple[Any, _OutstandingOnHub]:
         self._check_open()
         hub = get_hub()
         outstanding = self._on_hub.get(hub)
         if outstanding is None:
-            outstanding = self._on_hub[hub] = _OutstandingOnHub()
+            outstanding = self._on_hub[hub] = self._make_outstanding()
         return hub, outstanding
 
 
@@ -133,11 +154,17 @@ class _OutstandingOnHub(Outstanding):
     def wait(self, timeout: float | None) -> bool:
         """Wait until nothing is outstanding, or for *timeout* seconds; whether nothing is."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        empty = Event()
-        self._when_empty.append(empty.set)
-        while self and empty.wait(None if deadline is None else max(0, deadline - time.monotonic())):
-            empty.clear()
-        self._when_empty.remove(empty.set)
+        event = Event()
+        self._when_empty.append(event.set)
+        try:
+            while not self._over() and event.wait(None if deadline is None else max(0, deadline - time.monotonic())):
+                event.clear()
+        finally:
+            self._when_empty.remove(event.set)
+        return self._over()
+
+    def _over(self) -> bool:
+        """Whether there is nothing to wait for any more."""
         return not self
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
@@ -146,6 +173,120 @@ class _OutstandingOnHub(Outstanding):
         if isinstance(error, hub.SYSTEM_ERROR):
             # Somebody wants the program to end: that is for the main greenlet, as everywhere in gevent.
             hub.handle_system_error(type(error), error, error.__traceback__)
+
+
+class _OutstandingInline(_OutstandingOnHub):
+    """What is outstanding on the hub of a script, which learns of the first error from ``wait``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._error: BaseException | None = None
+
+    def wait(self, timeout: float | None) -> bool:
+        over = super().wait(timeout)
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return over
+
+    def _over(self) -> bool:
+        return self._error is not None or super()._over()
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+        if self._error is not None:
+            super().handler_raised(peer, where, error)
+            return
+        self._error = error
+        for wake in list(self._when_empty):
+            wake()
+
+
+class _OutstandingInThread(_OutstandingOnHub):
+    """What is outstanding on the hub of a thread of its own, where no program can be ended from."""
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+        Outstanding.handler_raised(self, peer, where, error)
+
+
+class Inline(Implementation):
+    """Connects and listens on the hub of the calling thread, for scripts: ``wait`` raises what a handler raised.
+
+    The first error since the last ``wait`` is kept for it, and not logged; further ones are.
+    """
+
+    def _make_outstanding(self) -> _OutstandingOnHub:
+        return _OutstandingInline()
+
+
+class Threaded(Implementation):
+    """Connects and listens on a hub in a daemon thread of its own, for programs that know nothing of gevent.
+
+    The thread is started on first use, and ends after ``close()``, when everything has ended.  It is a native one in
+    every program, monkey-patched or not.  Handlers run on that thread; what they raise is logged.  Every method may be
+    called from any thread, and waits only as long as it takes that thread to see to it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._starting = allocate_lock()
+        self._hub: Any = None
+        self._stop = Event()
+
+    def connect(self, address: Any, handler: IClientConnectHandler) -> None:
+        call_on(self._running_hub(), super().connect, address, handler)
+
+    def listener(self, address: Any, handler: IServer, **options: Any) -> StreamListener:
+        return call_on(self._running_hub(), lambda: Implementation.listener(self, address, handler, **options))
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until nothing is outstanding: no connect, no open connection, no listener.
+
+        Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds, and
+        :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would wait for.
+        """
+        call_on(self._running_hub(), super().wait, timeout)
+
+    def close(self) -> None:
+        with self._starting:
+            running = self._hub is not None and not self._closed
+            super().close()
+            if running:
+                self._hub.loop.run_callback_threadsafe(self._stop.set)
+
+    def _make_outstanding(self) -> _OutstandingOnHub:
+        return _OutstandingInThread()
+
+    def _running_hub(self) -> Any:
+        with self._starting:
+            self._check_open()
+            if self._hub is None:
+                self._start()
+        return self._hub
+
+    def _start(self) -> None:
+        patched = is_module_patched("threading")
+        if patched:
+            # A hub that is made in a new thread waits for import locks that only a hub of this thread could give it.
+            get_hub()
+        started = Flag()
+        if patched:
+            start_new_thread(self._serve, (started,))
+        else:
+            threading.Thread(target=self._serve, args=(started,), name="ngi_gevent.Threaded", daemon=True).start()
+        started.wait()
+
+    def _serve(self, started: Flag) -> None:
+        """Run the hub until this is closed and everything has ended: the body of the thread."""
+        hub = self._hub = get_hub()
+        keep_running = hub.loop.async_()  # or a loop with nothing to do would end
+        keep_running.start(lambda: None)
+        outstanding = self._on_hub[hub] = self._make_outstanding()
+        started.set()
+        self._stop.wait()
+        outstanding.stop()
+        outstanding.wait(None)
+        keep_running.close()
+        hub.destroy(destroy_loop=True)
 
 
 #: The implementation behind ``ngi_gevent.connect`` and its fellows.

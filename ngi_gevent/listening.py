@@ -56,7 +56,8 @@ class BaseListener:
         return f"<{type(self).__name__} on {self.address!r}, {state}, connections: {len(self._connections)}>"
 
     def connections(self) -> Iterator[IServerConnection]:
-        return iter([connection for connection in self._connections if connection])
+        # Copied at one go, since other threads may ask while connections come and go.
+        return iter([connection for connection in list(self._connections) if connection])
 
     def close(self, handler: Callable[[Any], object] | None = None) -> None:
         if handler is not None and not callable(handler):

@@ -45,8 +45,11 @@ from ngi_gevent.connection import (
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.interfaces import IConnection, documented_by
+from ngi_gevent.threads import get_ident
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from ngi_gevent.interfaces import Data, IListener, Reason
 
 __all__ = ["StreamConnection"]
@@ -74,7 +77,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @documented_by(IConnection)
 class StreamConnection(BaseConnection):
-    """A connection on a gevent socket.  Made on its hub's thread; everything here runs on that thread."""
+    """A connection on a gevent socket.  All runs on the thread of its hub; other threads hand over their calls."""
 
     __slots__ = (
         "_attention",
@@ -93,6 +96,7 @@ class StreamConnection(BaseConnection):
         "_send_error",
         "_shut",
         "_socket",
+        "_thread",
         "_timer",
         "_unsent",
         "_write_watcher",
@@ -120,6 +124,7 @@ class StreamConnection(BaseConnection):
         self._send: Callable[[bytes | memoryview], int] = sock._sock.send
 
         self._dispatcher = Dispatcher.current()
+        self._thread: int = self._dispatcher.hub.thread_ident
         self.waiting = False  # whether the greenlet may be switched to
         self._attention = True  # whether the greenlet should look at something else than input
         self._callbacks_done = False
@@ -143,9 +148,9 @@ class StreamConnection(BaseConnection):
 
     # The greenlet.
 
-    def start(self, begin: Callable[[Any], object], where: str) -> None:
+    def start(self, begin: Callable[[Any], object], where: str, context: Context) -> None:
         """Run the connection on a greenlet of its own, beginning now with ``begin(connection)``.  Called on the hub."""
-        ConnectionGreenlet(lambda: self.run(begin, where), self._dispatcher.hub, self).switch()
+        ConnectionGreenlet(lambda: self.run(begin, where), self._dispatcher.hub, self, context).switch()
 
     def run(self, begin: Callable[[Any], object], where: str) -> None:
         """The body of the connection's greenlet: every callback is called in here."""
@@ -243,6 +248,9 @@ class StreamConnection(BaseConnection):
     def write(self, data: Data) -> None:
         if type(data) is not bytes:
             data = as_bytes(data)
+        if get_ident() != self._thread:
+            self._write_elsewhere(data)
+            return
         if self._state is not OPEN:
             raise self._closed_error()
         if not data or (self._pending > self._output_limit and self._over_limit()):
@@ -261,6 +269,22 @@ class StreamConnection(BaseConnection):
         elif self._output_waits:
             self._pause_if_high()
         self._unsent.append(data)
+
+    def _write_elsewhere(self, data: bytes) -> None:
+        if not self:
+            raise self._closed_error()
+        self._handed_over(self._write_if_open, data)
+
+    def _write_if_open(self, data: bytes) -> None:
+        if self._state is OPEN:
+            self.write(data)
+
+    def _handed_over(self, call: Callable[..., object], *arguments: Any) -> bool:
+        if get_ident() == self._thread:
+            return False
+        if not self._gone:
+            self._dispatcher.loop.run_callback_threadsafe(call, *arguments)
+        return True
 
     def _waiting_for_peer(self) -> int:
         if self._pending > self._output_limit:

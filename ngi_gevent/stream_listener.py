@@ -7,10 +7,11 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from gevent import get_hub, spawn_raw
 from gevent import socket as gevent_socket
-from gevent import spawn_raw
 from gevent.event import Event
 from gevent.server import StreamServer
 
@@ -19,6 +20,7 @@ from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.interfaces import IListener, documented_by
 from ngi_gevent.listening import BaseListener, ListenerOwner
 from ngi_gevent.stream import StreamConnection
+from ngi_gevent.threads import call_on
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IClientConnectHandler, IServer
@@ -47,6 +49,8 @@ class StreamListener(BaseListener):
     ) -> None:
         super().__init__(owner, server)
         self._connect = connect
+        self._hub = get_hub()
+        self._context = copy_context()
         self._output_limit = output_limit
         self._keep_alive = keep_alive
         self._bound_file: tuple[str, os.stat_result] | None = None
@@ -64,7 +68,19 @@ class StreamListener(BaseListener):
         self._accepting = True
 
     def connect(self, handler: IClientConnectHandler) -> None:
-        self._connect(self.address, handler)
+        call_on(self._hub, self._connect, self.address, handler)
+
+    def close(self, handler: Callable[[Any], object] | None = None) -> None:
+        self._call(super().close, handler)
+
+    def close_wait(self, timeout: float | None = None) -> int:
+        return self._call(super().close_wait, timeout)  # type: ignore[no-any-return]
+
+    def _call(self, close: Callable[..., Any], argument: Any) -> Any:
+        """Close on this listener's thread; on any, and even if that has ended, where there is nothing left to close."""
+        if self._accepting or self._connections:
+            return call_on(self._hub, close, argument)
+        return close(argument)
 
     def _accepted(self, sock: Any, peer_address: Any) -> None:
         """A connection was accepted: run it.  Called by the acceptor, on the hub."""
@@ -76,7 +92,7 @@ class StreamListener(BaseListener):
             sock.close()
             return
         self._connections[connection] = None
-        connection.start(self._server, "the server")
+        connection.start(self._server, "the server", self._context.copy())
 
     def _stop_accepting(self) -> None:
         self._acceptor.close()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from gevent.queue import Queue
 
 import ngi_gevent
 from ngi_gevent import testing
+from ngi_gevent.threads import Flag
 
 #: Seconds in which everything that a test waits for happens, even on a busy machine.
 PATIENCE = 20
@@ -267,6 +269,30 @@ class SocketStage(Stage):
         return self.peers[-1]  # type: ignore[no-any-return]
 
 
+class ThreadedStage(SocketStage):
+    """A hub in a thread of its own, called from the test's."""
+
+    name = "threaded"
+
+    def __init__(self, tmp_path: object) -> None:
+        super().__init__(tmp_path)
+        self.implementation = ngi_gevent.Threaded()
+        self._something = Flag()
+
+    def happened(self) -> None:
+        self._something.set()
+
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self._something = Flag()
+            if condition():
+                return
+            left = deadline - time.monotonic()
+            assert left > 0
+            assert self._something.wait(left), "it did not happen in time"
+
+
 class TCPStage(SocketStage):
     name = "tcp-ipv4"
 
@@ -296,4 +322,4 @@ def _has_ipv6() -> bool:
 
 IPV6 = _has_ipv6()
 
-STAGES: list[type[Stage]] = [MemoryStage, TCPStage, *([IPv6Stage] if IPV6 else []), UnixStage]
+STAGES: list[type[Stage]] = [MemoryStage, TCPStage, *([IPv6Stage] if IPV6 else []), UnixStage, ThreadedStage]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pytest
@@ -674,8 +675,11 @@ def test_an_iterator_that_wants_the_program_to_end_is_heard(stage, caplog, error
         stage.until(lambda: False)
 
     client, served = stage.talk()
-    with pytest.raises(error):
-        write_and_wait()
+    if stage.name == "threaded":  # there is nobody to hear of it
+        served.connection.writelines(broken_iterator(error))
+    else:
+        with pytest.raises(error):
+            write_and_wait()
     stage.until(lambda: served.closed)
     assert type(served.closed) is error
     assert served.exceptions == []
@@ -736,12 +740,11 @@ def test_output_that_nobody_takes_ends_the_connection_at_its_limit(stage):
     stage.peer(stage.listen(output_limit=MEGABYTE))
     stage.until(lambda: stage.served)
     served = stage.served[0]
-    written = 0
-    while served.connection and written < MUCH:
-        served.connection.write(b"x" * 65536)
-        written += 65536
-    assert not served.connection
+    with contextlib.suppress(ConnectionClosed):
+        for _ in range(MUCH // 65536):
+            served.connection.write(b"x" * 65536)
     stage.until(lambda: served.closed)
+    assert not served.connection
     assert isinstance(served.closed, LimitExceeded)
     assert "output_limit" in str(served.closed)
     with pytest.raises(ConnectionClosed):
@@ -752,10 +755,9 @@ def test_output_limit_counts_writelines_too(stage):
     stage.peer(stage.listen(output_limit=MEGABYTE))
     stage.until(lambda: stage.served)
     served = stage.served[0]
-    written = 0
-    while served.connection and written < 4 * MUCH:
-        served.connection.writelines([b"x" * 65536])
-        written += 65536
+    with contextlib.suppress(ConnectionClosed):
+        for _ in range(MUCH // 65536):
+            served.connection.writelines([b"x" * 65536])
     stage.until(lambda: served.closed)
     assert isinstance(served.closed, LimitExceeded)
 

@@ -454,20 +454,20 @@ def test_a_timeout_that_an_iterator_left_running_is_the_iterators_error(tcp):
     tcp.until(lambda: peer.received.endswith(b"rest"))
 
 
-def test_an_iterators_error_is_told_before_an_end_that_came_meanwhile(socket_stage, caplog):
-    peer = socket_stage.peer(socket_stage.listen(Blocking))
+def test_an_iterators_error_is_told_before_an_end_that_came_meanwhile(tcp, caplog):
+    peer = tcp.peer(tcp.listen(Blocking))
     peer.send(b"x")
-    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].trace)
-    served = socket_stage.served[0]
+    tcp.until(lambda: tcp.served and tcp.served[0].trace)
+    served = tcp.served[0]
     served.connection.writelines([5])
     with gevent.Timeout(20):
         while not served.connection._exceptions:
             gevent.sleep(0)
-    socket_stage.listeners[0].close()
+    tcp.listeners[0].close()
     served.trace.clear()
     served.handle_input = None
     gevent.kill(served.connection.resume.__self__)
-    socket_stage.until(lambda: served.closed)
+    tcp.until(lambda: served.closed)
     assert [kind for kind, _ in served.trace] == ["exception", "close"]
     assert served.closed == "stopped"
 

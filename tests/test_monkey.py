@@ -1,0 +1,182 @@
+"""Programs in processes of their own: patched before the import of the package, after it, and not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PATCH = "from gevent import monkey; monkey.patch_all()\n"
+IMPORT = "import ngi_gevent, ngi_gevent.blocking, ngi_gevent.generator, ngi_gevent.testing\n"
+HEADS = {"patched before": PATCH + IMPORT, "patched after": IMPORT + PATCH, "unpatched": IMPORT}
+PATCHED = [name for name in HEADS if name != "unpatched"]
+
+
+def run(head: str, program: str) -> str:
+    """Run a program in a process; what it printed."""
+    code = HEADS[head] + textwrap.dedent(program)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr
+    return answer.stdout
+
+
+COMMON = """
+import http.server, threading, time, urllib.request
+
+class Upper:
+    def __init__(self, connection): connection.set_handler(self)
+    def handle_input(self, connection, data): connection.write(data.upper())
+
+@ngi_gevent.generator.handler
+def ask(connection):
+    connection.write(b"hello")
+    answer = yield
+    print(answer.decode(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_serving_and_asking_on_ones_own_hub(head):
+    program = """
+    listener = ngi_gevent.listener(("localhost", 0), Upper)
+    ngi_gevent.blocking.request(ngi_gevent.connect, ("localhost", listener.address[1]), ask, timeout=20)
+    listener.close()
+    ngi_gevent.wait(20)
+    """
+    assert run(head, COMMON + textwrap.dedent(program)) == "HELLO\n"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_threaded_implementation_is_on_a_real_thread(head):
+    program = """
+    from gevent.monkey import get_original
+    get_ident = get_original("_thread", "get_ident")
+    class Who(Upper):
+        def handle_input(self, connection, data): connection.write(b"%d" % get_ident())
+    with ngi_gevent.Threaded() as implementation:
+        listener = implementation.listener(("127.0.0.1", 0), Who)
+        connection = ngi_gevent.blocking.connect(listener.address, implementation.connect, 20)
+        answer = []
+        done = threading.Event()
+        class Answer:
+            def handle_input(self, connection, data): answer.append(int(data)); done.set()
+        connection.set_handler(Answer())
+        connection.write(b"who?")
+        while not answer: time.sleep(0.001)
+        print(answer[0] != get_ident())
+    """
+    assert run(head, COMMON + textwrap.dedent(program)) == "True\n"
+
+
+@pytest.mark.parametrize("head", PATCHED)
+def test_a_patched_handler_that_calls_a_slow_web_server_keeps_nobody_waiting(head):
+    program = """
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            time.sleep(1)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"slow answer")
+        def log_message(self, *arguments): pass
+
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+
+    class Fetch(Upper):
+        def handle_input(self, connection, data):
+            if data == b"fetch":
+                data = urllib.request.urlopen(f"http://127.0.0.1:{web.server_port}/").read()
+            connection.write(data.upper())
+
+    listener = ngi_gevent.listener(None, Fetch)
+
+    @ngi_gevent.generator.handler
+    def fetch(connection):
+        connection.write(b"fetch")
+        answer = yield
+        print(answer.decode(), flush=True)
+
+    ngi_gevent.connect(listener.address, fetch)
+    began = time.monotonic()
+    for _ in range(20):
+        ngi_gevent.blocking.request(ngi_gevent.connect, listener.address, ask, timeout=20)
+    assert time.monotonic() - began < 0.9
+    listener.close(lambda listener: None)
+    ngi_gevent.wait(20)
+    assert time.monotonic() - began >= 1
+    """
+    assert run(head, COMMON + textwrap.dedent(program)) == "HELLO\n" * 20 + "SLOW ANSWER\n"
+
+
+def keeping_a_server_going(implementation: str) -> str:
+    """The main program waits for an event of threading's, which a handler sets."""
+    return COMMON + textwrap.dedent(
+        f"""
+        import subprocess, sys
+        stop = threading.Event()
+        class Stop(Upper):
+            def handle_close(self, connection, reason): stop.set()
+        listener = {implementation}.listener(("127.0.0.1", 0), Stop)
+        client = subprocess.Popen([sys.executable, "-c", '''
+        import socket, sys
+        client = socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=20)
+        client.sendall(b"hello")
+        print(client.recv(100).decode(), flush=True)
+        '''.replace("\\n        ", "\\n"), str(listener.address[1])])
+        assert stop.wait(20)
+        client.wait()
+        """
+    )
+
+
+@pytest.mark.parametrize("head", PATCHED)
+def test_waiting_for_an_event_keeps_a_patched_server_going(head):
+    assert run(head, keeping_a_server_going("ngi_gevent")) == "HELLO\n"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_waiting_for_an_event_keeps_a_threaded_server_going(head):
+    assert run(head, keeping_a_server_going("ngi_gevent.Threaded()")) == "HELLO\n"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_wsgi_application_may_make_requests(head):
+    program = """
+    from gevent import pywsgi, spawn
+    from gevent.socket import create_connection
+    listener = ngi_gevent.listener(None, Upper)
+    def application(environment, start_response):
+        answers = []
+        @ngi_gevent.generator.handler
+        def ask(connection):
+            connection.write(environment["PATH_INFO"].encode())
+            answers.append((yield))
+        ngi_gevent.blocking.request(ngi_gevent.connect, listener.address, ask, timeout=20)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return answers
+    server = pywsgi.WSGIServer(("127.0.0.1", 0), application, log=None)
+    server.start()
+    def get(path):
+        sock = create_connection(("127.0.0.1", server.server_port))
+        sock.sendall(f"GET /{path} HTTP/1.0\\r\\n\\r\\n".encode())
+        answer = b""
+        while piece := sock.recv(1000): answer += piece
+        sock.close()
+        return answer.rsplit(b"\\r\\n", 1)[1]
+    print(*sorted(greenlet.get().decode() for greenlet in [spawn(get, f"path{n}") for n in range(3)]))
+    server.stop()
+    listener.close()
+    ngi_gevent.wait(20)
+    """
+    assert run(head, COMMON + textwrap.dedent(program)) == "/PATH0 /PATH1 /PATH2\n"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_in_memory_it_is_the_same(head):
+    program = """
+    listener = ngi_gevent.testing.listener(None, Upper)
+    listener.connect().write(b"hello")
+    """
+    assert run(head, COMMON + textwrap.dedent(program)) == "-> b'HELLO'\n"

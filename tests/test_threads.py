@@ -1,0 +1,464 @@
+"""Native threads, the implementation with one of its own, the one for scripts, and the contexts of handlers."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import threading
+import time
+
+import gevent
+import pytest
+from stages import PATIENCE, TCPStage, Witness
+
+import ngi_gevent
+from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, Inline, Threaded, adapters, blocking, generator
+from ngi_gevent.threads import Flag, call_on
+
+
+class Echo(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.write(data.upper())
+
+
+def in_thread(function, *arguments):
+    """Call *function* on a native thread while this one's greenlets go on; what it returned or raised."""
+    results = []
+    done = Flag()
+
+    def run():
+        try:
+            results.append(function(*arguments))
+        except BaseException as error:
+            results.append(error)
+        done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert done.wait(PATIENCE)
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
+
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+@generator.handler(connection_adapter=adapters.Sized)
+def word_count(connection):
+    while True:
+        text = yield
+        connection.write(b"%d %d" % (len(text.splitlines()), len(text.split())))
+
+
+def test_two_hundred_threads_talk_to_a_word_count_server():
+    """Each checks its own answers; afterwards nothing is left: no connection, no thread, no descriptor."""
+
+    class Client:
+        """Asks for one text after the other; runs on the hub's thread, and is waited for on the caller's."""
+
+        def __init__(self, number):
+            self.texts = [f"text {number} of\nthread {turn} ".encode() * (number + turn + 1) for turn in range(5)]
+            self.answers = []
+
+        def connected(self, connection):
+            self.connection = adapters.Sized(connection)
+            self.connection.set_handler(self)
+            self.connection.write(self.texts[0])
+
+        def failed_connect(self, reason):
+            self.answers.append(reason)
+
+        def handle_input(self, connection, data):
+            self.answers.append(data)
+            if len(self.answers) == len(self.texts):
+                connection.close()
+            else:
+                connection.write(self.texts[len(self.answers)])
+
+    def talk(number):
+        client = Client(number)
+        begin.wait()
+        reason = blocking.request(implementation.connect, listener.address, client, timeout=PATIENCE)
+        expected = [b"%d %d" % (len(text.splitlines()), len(text.split())) for text in client.texts]
+        if reason is None and client.answers == expected:
+            right.append(number)
+
+    before = descriptors(), set(threading.enumerate())
+    implementation = Threaded()
+    listener = implementation.listener(None, word_count)
+    begin, right = threading.Event(), []
+    threads = [threading.Thread(target=talk, args=[number]) for number in range(200)]
+    for thread in threads:
+        thread.start()
+    begin.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(right) == list(range(200))
+    assert list(listener.connections()) == []
+    (thread,) = set(threading.enumerate()) - before[1]
+    implementation.close()
+    thread.join(PATIENCE)
+    assert (descriptors(), set(threading.enumerate())) == before
+
+
+def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
+    client, served = tcp.talk()
+    began = time.monotonic()
+
+    def write():
+        for number in range(1000):
+            served.connection.write(b"%d " % number)
+            if number % 100 == 0:
+                served.connection.writelines([b"lines "])
+        served.connection.close()
+        assert not served.connection
+        with pytest.raises(ConnectionClosed):
+            served.connection.write(b"too late")
+        with pytest.raises(ConnectionClosed):
+            served.connection.writelines([b"too late"])
+        with pytest.raises(TypeError):
+            served.connection.write("text")
+
+    in_thread(write)
+    tcp.until(lambda: client.closed)
+    assert client.data == b"".join(b"%d " % n + (b"lines " if n % 100 == 0 else b"") for n in range(1000))
+    assert time.monotonic() - began < 5
+
+
+def test_a_waiting_hub_is_woken_at_once(tcp):
+    """Nothing else happens on the hub, and no timer helps."""
+    client, served = tcp.talk()
+    threading.Timer(0.2, served.connection.write, [b"wake up"]).start()
+    began = time.monotonic()
+    tcp.until(lambda: client.data)
+    assert time.monotonic() - began < 0.5
+
+
+def test_handlers_are_set_and_connections_ended_from_other_threads(tcp):
+    client, served = tcp.talk()
+    second = Witness(tcp)
+    in_thread(served.connection.set_handler, second)
+    in_thread(served.connection.when_closed, lambda: second.trace.append("closed"))
+    client.connection.write(b"hello")
+    tcp.until(lambda: second.data == b"hello")
+    with pytest.raises(TypeError):
+        in_thread(served.connection.set_handler, None)
+    in_thread(served.connection.abort)
+    tcp.until(lambda: second.trace[-1] == "closed")
+    assert isinstance(client.closed, ConnectionResetError) or not client.closed
+    assert in_thread(served.connection.close) is None
+    tcp.until(lambda: client.closed)
+
+
+def test_listeners_are_used_from_other_threads(tcp):
+    client, served = tcp.talk(Echo)
+    listener = tcp.listeners[0]
+    assert in_thread(lambda: len(list(listener.connections()))) == 1
+    late = Witness(tcp)
+    in_thread(listener.connect, late)
+    tcp.until(lambda: late.connection)
+    address = listener.address
+    told = []
+    in_thread(listener.close, told.append)
+    again = tcp.implementation.listener(address, tcp.server())  # the address is free when close returns
+    tcp.listeners.append(again)
+    assert in_thread(listener.close_wait, 0) == 2
+    tcp.until(lambda: told)
+    with pytest.raises(TypeError):
+        in_thread(listener.close, "handler")
+
+
+def test_an_implementation_is_closed_from_another_thread(tcp):
+    client, served = tcp.talk()
+    in_thread(tcp.implementation.close)
+    tcp.until(lambda: client.connection._gone and served.connection._gone)
+    with pytest.raises(ImplementationClosed):
+        tcp.implementation.wait()
+    tcp.implementation = ngi_gevent.Implementation()
+
+
+def test_each_thread_has_its_own_hub():
+    """An implementation used in two threads serves in each what was made there."""
+
+    def serve_and_ask():
+        listener = implementation.listener(None, lambda connection: Echo(stage, connection))
+        assert blocking.request(implementation.connect, listener.address, ask, timeout=PATIENCE) is None
+        listener.close()
+        implementation.wait(PATIENCE)
+        gevent.get_hub().destroy()
+
+    implementation, stage = ngi_gevent.Implementation(), TCPStage(None)
+    in_thread(serve_and_ask)
+    in_thread(serve_and_ask)
+
+
+@generator.handler
+def ask(connection):
+    connection.write(b"hello")
+    assert (yield) == b"HELLO"
+
+
+# The implementation with a thread of its own.
+
+
+def test_threaded_serves_a_program_that_knows_nothing_of_gevent():
+    with Threaded() as implementation:
+        listener = implementation.listener(("127.0.0.1", 0), lambda connection: connection.set_handler(Upper()))
+        assert blocking.request(implementation.connect, listener.address, ask) is None
+        client = blocking.connect(listener.address, implementation.connect, timeout=PATIENCE)
+        assert client
+        with pytest.raises(ngi_gevent.Timeout):
+            implementation.wait(0.05)
+        listener.close()
+        client.abort()
+        implementation.wait(PATIENCE)
+    for use in (
+        lambda: implementation.connect(listener.address, ask),
+        lambda: implementation.listener(None, Upper),
+        implementation.wait,
+        lambda: listener.connect(ask),
+    ):
+        with pytest.raises(ImplementationClosed):
+            use()
+    implementation.close()
+    listener.close()
+    assert listener.close_wait(1) == 0
+
+
+class Upper:
+    def handle_input(self, connection, data):
+        connection.write(data.upper())
+
+
+def test_threaded_that_was_never_used_starts_no_thread():
+    before = set(threading.enumerate())
+    Threaded().close()
+    assert set(threading.enumerate()) == before
+
+
+def test_threaded_checks_arguments_at_the_call():
+    with Threaded() as implementation:
+        with pytest.raises(TypeError, match="address"):
+            implementation.listener(8000, Upper)
+        with pytest.raises(ValueError, match="backlog"):
+            implementation.listener(None, Upper, backlog=-1)
+        with pytest.raises(TypeError, match="handler"):
+            implementation.connect(("127.0.0.1", 1), None)
+
+
+def test_a_handler_may_use_its_own_threaded_implementation(caplog):
+    class Proxy:
+        def handle_input(self, connection, data):
+            blocking.request(implementation.connect, upper.address, ask, timeout=PATIENCE)
+            try:
+                implementation.wait(1)
+            except Deadlock:
+                connection.write(b"HELLO")
+
+    with Threaded() as implementation:
+        upper = implementation.listener(None, lambda connection: connection.set_handler(Upper()))
+        proxy = implementation.listener(None, lambda connection: connection.set_handler(Proxy()))
+        assert blocking.request(implementation.connect, proxy.address, ask, timeout=PATIENCE) is None
+    assert not caplog.records
+
+
+def test_a_handler_that_wants_to_end_the_program_ends_only_its_connection(caplog):
+    class Exit:
+        def handle_input(self, connection, data):
+            raise SystemExit
+
+    with Threaded() as implementation:
+        listener = implementation.listener(None, lambda connection: connection.set_handler(Exit()))
+        reason = blocking.request(implementation.connect, listener.address, Hello(), timeout=PATIENCE)
+        assert reason == "end of input"
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+        caplog.clear()
+        assert implementation.listener(None, Upper)
+
+
+class Hello:
+    def connected(self, connection):
+        connection.set_handler(self)
+        connection.write(b"hello")
+
+    def failed_connect(self, reason):
+        pass
+
+    def handle_input(self, connection, data):
+        pass
+
+
+# Scripts.
+
+
+def test_a_script_asks_three_servers_and_ends_by_itself(tcp):
+    answers = []
+
+    class Ask(Hello):
+        def handle_input(self, connection, data):
+            answers.append(data)
+            connection.close()
+
+    addresses = [tcp.listen(Echo).address for _ in range(3)]
+    with Inline() as implementation:
+        for address in addresses:
+            implementation.connect(address, Ask())
+        implementation.wait(10)
+    assert answers == [b"HELLO"] * 3
+
+
+def test_a_scripts_error_is_raised_by_wait_once(tcp, caplog):
+    class Bad(Hello):
+        def handle_input(self, connection, data):
+            raise KeyError(data)
+
+    listener = tcp.listen(Echo)
+    implementation = Inline()
+    implementation.connect(listener.address, Bad())
+    began = time.monotonic()
+    with pytest.raises(KeyError, match="HELLO"):
+        implementation.wait(10)
+    assert time.monotonic() - began < 5
+    implementation.wait(10)
+    assert not caplog.records
+    listener.close()
+    implementation.connect(listener.address, ask)  # a generator, whose failed_connect raises
+    with pytest.raises(ngi_gevent.ConnectionFailed):
+        implementation.wait(10)
+    implementation.close()
+
+
+def test_further_errors_are_logged(tcp, caplog):
+    class Bad(Hello):
+        def connected(self, connection):
+            raise KeyError
+
+    listener = tcp.listen(Echo)
+    implementation = Inline()
+    for _ in range(3):
+        implementation.connect(listener.address, Bad())
+    tcp.until(lambda: len(caplog.records) == 2 or gevent.sleep(0.01) or len(caplog.records) == 2)
+    with pytest.raises(KeyError):
+        implementation.wait(10)
+    implementation.wait(10)
+    implementation.close()
+
+
+def test_a_server_that_never_answers_is_a_timeout(tcp):
+    listener = tcp.listen()
+    client = Witness(tcp)
+    with Inline() as implementation:
+        implementation.connect(listener.address, client)
+        with pytest.raises(ngi_gevent.Timeout, match="StreamConnection"):
+            implementation.wait(0.1)
+    tcp.until(lambda: client.connection._gone)
+    assert client.closed == "stopped"
+
+
+# Contexts.
+
+
+def test_handlers_see_the_context_that_their_listener_or_connect_was_made_in(socket_stage):
+    variable = contextvars.ContextVar("variable", default="nothing")
+
+    class Tell(Witness):
+        def connected(self, connection):
+            self.seen = [variable.get()]
+            variable.set("changed by a handler")
+            super().connected(connection)
+
+        def handle_input(self, connection, data):
+            self.seen.append(variable.get())
+            super().handle_input(connection, data)
+
+        def handle_close(self, connection, reason):
+            self.seen.append(variable.get())
+            super().handle_close(connection, reason)
+
+    variable.set("listener")
+    listener = socket_stage.listen(Tell)
+    variable.set("connect")
+    client = socket_stage.client(listener, Tell)
+    variable.set("later")
+    client.connection.write(b"x")
+    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].data)
+    second = socket_stage.client(listener, Tell)
+    socket_stage.until(lambda: len(socket_stage.served) == 2)
+    second.connection.close()
+    socket_stage.until(lambda: socket_stage.served[1].closed)
+    assert client.seen == ["connect"]
+    assert socket_stage.served[0].seen == ["listener", "changed by a handler"]
+    assert socket_stage.served[1].seen == ["listener", "changed by a handler"]
+    assert second.seen == ["later"]
+    assert variable.get() == "later"
+
+
+def test_iterators_see_the_context_that_they_were_given_in(tcp):
+    variable = contextvars.ContextVar("variable")
+
+    class Lines(Witness):
+        def handle_input(self, connection, data):
+            variable.set(b"the handler's")
+            connection.writelines(variable.get() for _ in range(1))
+
+    client, served = tcp.talk(Lines)
+    client.connection.write(b"x")
+    tcp.until(lambda: client.data == b"the handler's")
+
+
+# The parts.
+
+
+def test_a_flag_is_waited_for_natively_where_there_is_no_hub():
+    def wait():
+        assert not flag.wait(0.01)
+        waiting.set()
+        return flag.wait(PATIENCE), get_hub_if_exists()
+
+    from gevent._hub_local import get_hub_if_exists
+
+    flag, waiting = Flag(), threading.Event()
+    threading.Thread(target=lambda: (waiting.wait(), flag.set())).start()
+    assert in_thread(wait) == (True, None)
+    assert flag.wait(0)
+    assert flag.is_set()
+
+
+def test_a_flag_is_waited_for_with_greenlets_where_there_is_a_hub():
+    flag, ticks = Flag(), []
+    gevent.spawn(lambda: (gevent.sleep(0), ticks.append(1)))
+    assert not flag.wait(0.05)
+    assert ticks
+    timer = threading.Timer(0.05, flag.set)
+    timer.start()
+    assert flag.wait(PATIENCE)
+    timer.join()
+
+
+def test_a_call_on_a_hub_that_was_destroyed_is_refused():
+    hubs = []
+
+    def use_hub():
+        hubs.append(gevent.get_hub())
+        gevent.sleep(0)
+        gevent.get_hub().destroy()
+
+    in_thread(use_hub)
+    with pytest.raises(ImplementationClosed):
+        call_on(hubs[0], print)
+
+
+def test_a_call_raises_what_it_raises(tcp):
+    hub = gevent.get_hub()
+
+    def call():
+        with pytest.raises(ZeroDivisionError):
+            call_on(hub, lambda: 1 / 0)
+        return call_on(hub, threading.get_ident)
+
+    assert in_thread(call) == threading.get_ident()
