@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from gevent import get_hub
 from gevent.event import Event
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "wait"]
 
+
+#: Seconds that a program which ends gives a thread of ours to end in order.
+EXIT_PATIENCE = 1.0
 
 Self = TypeVar("Self", bound="Implementation")
 
@@ -231,6 +235,7 @@ class Threaded(Implementation):
         self._starting = allocate_lock()
         self._hub: Any = None
         self._stop = Event()
+        self._ended = Flag()
 
     def connect(self, address: Any, handler: IClientConnectHandler) -> None:
         call_on(self._running_hub(), super().connect, address, handler)
@@ -274,6 +279,12 @@ class Threaded(Implementation):
         else:
             threading.Thread(target=self._serve, args=(started,), name="ngi_gevent.Threaded", daemon=True).start()
         started.wait()
+        _running.add(self)
+
+    def end_at_exit(self) -> None:
+        """Close, and wait a moment for the thread: an interpreter that ends while a thread does may crash."""
+        self.close()
+        self._ended.wait(EXIT_PATIENCE)
 
     def _serve(self, started: Flag) -> None:
         """Run the hub until this is closed and everything has ended: the body of the thread."""
@@ -287,6 +298,16 @@ class Threaded(Implementation):
         outstanding.wait(None)
         keep_running.close()
         hub.destroy(destroy_loop=True)
+        self._ended.set()
+
+
+_running: WeakSet[Threaded] = WeakSet()
+
+
+@atexit.register
+def _end_running_threads() -> None:
+    for implementation in list(_running):
+        implementation.end_at_exit()
 
 
 #: The implementation behind ``ngi_gevent.connect`` and its fellows.

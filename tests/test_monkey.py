@@ -110,6 +110,19 @@ def test_a_patched_handler_that_calls_a_slow_web_server_keeps_nobody_waiting(hea
     assert run(head, COMMON + textwrap.dedent(program)) == "HELLO\n" * 20 + "SLOW ANSWER\n"
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("end", ["implementation.close()", "", "connection.close(); listener.close()"])
+def test_a_program_with_a_threaded_implementation_ends_in_order(head, end):
+    program = """
+    implementation = ngi_gevent.Threaded()
+    listener = implementation.listener(("127.0.0.1", 0), Upper)
+    connection = ngi_gevent.blocking.connect(listener.address, implementation.connect, 20)
+    connection.write(b"x")
+    """
+    for _ in range(3):
+        assert run(head, COMMON + textwrap.dedent(program) + end) == ""
+
+
 def keeping_a_server_going(implementation: str) -> str:
     """The main program waits for an event of threading's, which a handler sets."""
     return COMMON + textwrap.dedent(

@@ -488,14 +488,16 @@ def test_an_implementation_that_closes_lets_closed_clients_finish_delivering(soc
     assert (len(served.data), served.closed) == (24_000_000, "end of input")
 
 
-def test_a_connect_that_succeeds_while_its_implementation_closes_is_given_up(socket_stage):
-    implementation = type(socket_stage.implementation)()
-    client = Witness(socket_stage)
-    listener = socket_stage.listen()
-    implementation.connect(listener.address, client)
-    implementation.close()
-    socket_stage.until(lambda: client.failed)
-    assert (client.failed, client.connection) == ("stopped", None)
+def test_a_connect_that_succeeds_while_its_implementation_closes_is_given_up(tcp, tmp_path):
+    for address in None, tmp_path / "socket":
+        listener = tcp.implementation.listener(address, tcp.server())
+        tcp.listeners.append(listener)
+        client = Witness(tcp)
+        implementation = type(tcp.implementation)()
+        implementation.connect(listener.address, client)
+        implementation.close()
+        tcp.until(lambda client=client: client.failed)
+        assert (client.failed, client.connection) == ("stopped", None)
 
 
 def test_a_listener_made_while_its_implementation_closes_is_none(tcp):

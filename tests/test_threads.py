@@ -164,7 +164,7 @@ def test_listeners_are_used_from_other_threads(tcp):
     tcp.until(lambda: late.connection)
     address = listener.address
     told = []
-    in_thread(listener.close, told.append)
+    in_thread(listener.close, lambda listener: (told.append(listener), tcp.happened()))
     again = tcp.implementation.listener(address, tcp.server())  # the address is free when close returns
     tcp.listeners.append(again)
     assert in_thread(listener.close_wait, 0) == 2
