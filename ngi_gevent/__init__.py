@@ -11,7 +11,16 @@ from ngi_gevent.errors import (
     Timeout,
     UnexpectedResponse,
 )
-from ngi_gevent.implementation import Implementation, Inline, Threaded, connect, listener, wait
+from ngi_gevent.implementation import (
+    Implementation,
+    Inline,
+    Threaded,
+    connect,
+    listener,
+    udp,
+    udp_listener,
+    wait,
+)
 
 __all__ = [
     "ConnectionClosed",
@@ -28,5 +37,7 @@ __all__ = [
     "UnexpectedResponse",
     "connect",
     "listener",
+    "udp",
+    "udp_listener",
     "wait",
 ]

@@ -7,7 +7,15 @@ import re
 import socket
 from typing import Any
 
-__all__ = ["LOOPBACK", "check_connect_address", "check_listen_address", "is_socket", "naming", "unix_path"]
+__all__ = [
+    "LOOPBACK",
+    "check_connect_address",
+    "check_listen_address",
+    "check_send_address",
+    "is_socket",
+    "naming",
+    "unix_path",
+]
 
 #: A free port that only this machine can reach.
 LOOPBACK = ("127.0.0.1", 0)
@@ -30,33 +38,46 @@ def unix_path(address: object) -> str | None:
 
 def check_connect_address(address: Any) -> None:
     """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could connect to it."""
+    _check_peer_address(address, "connect to")
+
+
+def check_send_address(address: Any) -> None:
+    """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could send a datagram to it."""
+    _check_peer_address(address, "send to")
+
+
+def _check_peer_address(address: Any, purpose: str) -> None:
     if unix_path(address) is not None:
         _check_path(address)
     elif isinstance(address, tuple):
-        _check_tcp(address)
+        _check_host(address)
     else:
-        raise TypeError(f"an address to connect to is {_FORMS}; got {address!r}")
+        raise TypeError(f"an address to {purpose} is {_FORMS}; got {address!r}")
 
 
-def check_listen_address(address: Any) -> None:
-    """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could listen on it."""
+def check_listen_address(address: Any, kind: int = socket.SOCK_STREAM) -> None:
+    """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could listen on it.
+
+    *kind* is that of the sockets in question: for streams, or for datagrams.
+    """
     if address is None:
         return
     if is_socket(address):
-        _check_socket(address)
+        _check_socket(address, kind)
     elif unix_path(address) is not None:
         _check_path(address)
     elif isinstance(address, tuple):
-        _check_tcp(address)
+        _check_host(address)
     else:
         raise TypeError(
             f"an address to listen on is {_FORMS}, a bound socket, or None for a free port; got {address!r}"
         )
 
 
-def _check_socket(sock: Any) -> None:
-    if sock.type & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) != socket.SOCK_STREAM:
-        raise ValueError(f"a socket to listen on is a stream socket; got {sock!r}")
+def _check_socket(sock: Any, kind: int) -> None:
+    if sock.type & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) != kind:
+        wanted = "stream" if kind == socket.SOCK_STREAM else "datagram"
+        raise ValueError(f"a socket to listen on is a {wanted} socket here; got {sock!r}")
     name = sock.getsockname()
     if not (name[1] if isinstance(name, tuple) else name):
         raise ValueError(f"a socket to listen on is bound already; got {sock!r}")
@@ -74,7 +95,7 @@ def _check_path(address: Any) -> None:
         )
 
 
-def _check_tcp(address: tuple[Any, ...]) -> None:
+def _check_host(address: tuple[Any, ...]) -> None:
     # The four-part form is what an IPv6 socket calls its own address.
     if len(address) not in (2, 4):
         raise ValueError(f"an address is {_FORMS}; got {address!r}")

@@ -34,7 +34,7 @@ __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
 
 class ConnectionGreenlet(raw_greenlet):
-    """A greenlet on which the application is called for a connection, or for a connect that may become one.
+    """A greenlet on which the application is called for a connection, a connect, or a listener for datagrams.
 
     It runs in *context*, or in a copy of the context that it was made in.
     """
@@ -46,7 +46,7 @@ class ConnectionGreenlet(raw_greenlet):
 
 
 def current_connection() -> Any:
-    """The connection in one of whose callbacks the caller is, or the connect; None if it is in none."""
+    """The connection, connect or listener for datagrams in one of whose callbacks the caller is, if it is in one."""
     return getattr(getcurrent(), "connection", None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -12,20 +13,23 @@ from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import is_module_patched
 
-from ngi_gevent.address import check_connect_address, check_listen_address
-from ngi_gevent.connection import OUTPUT_LIMIT, check_count, check_timeout
+from ngi_gevent.address import check_connect_address, check_listen_address, check_send_address
+from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
 from ngi_gevent.connector import Connector
+from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.datagram_socket import DatagramListener, DatagramSender
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
+from ngi_gevent.interfaces import documented_by
 from ngi_gevent.listening import check_client_handler, check_server
 from ngi_gevent.outstanding import Outstanding
 from ngi_gevent.stream_listener import BACKLOG, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import IClientConnectHandler, IServer
+    from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
 
-__all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "wait"]
+__all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
 
 
 #: Seconds that a program which ends gives a thread of ours to end in order.
@@ -105,9 +109,38 @@ class Implementation:
             reuse_port=reuse_port,
             keep_alive=keep_alive,
         )
-        if self._closed:  # while a name was looked up
-            listener.close()
-            self._check_open()
+        self._check_still_open(listener)
+        outstanding.add(listener)
+        return listener
+
+    def udp(self, address: Any, data: Data) -> None:
+        """Send *data* to *address* as one datagram, from a socket that all datagrams of this implementation share.
+
+        *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
+        be no address or data, and ``OSError``, naming the address, where the name is not found or the system refuses
+        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and while the system takes no
+        more for now: a Unix socket keeps only a few datagrams that were not received.
+        """
+        check_send_address(address)
+        data = as_bytes(data)
+        self._outstanding()[1].sender.send(address, data)
+
+    def udp_listener(self, address: Any, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
+        """Receive datagrams on *address*, give each to *handler*, one at a time and in order, and return at once.
+
+        *address* is what it is for ``listener``; a bound socket is one for datagrams.  Raises ``TypeError`` or
+        ``ValueError`` for what can be no address, handler or buffer size, and ``OSError``, naming the address, where
+        the system refuses it; nothing is left behind then.
+
+        :param buffer_size: bytes of the longest datagram to take; a longer one is dropped, with a warning of the logger
+            ``ngi_gevent.datagram``.  The default takes the longest that UDP has; Unix sockets may send longer ones.
+        """
+        check_listen_address(address, SOCK_DGRAM)
+        check_datagram_handler(handler)
+        check_buffer_size(buffer_size)
+        hub, outstanding = self._outstanding()
+        listener = DatagramListener(outstanding, hub, address, handler, buffer_size)
+        self._check_still_open(listener)
         outstanding.add(listener)
         return listener
 
@@ -133,12 +166,18 @@ class Implementation:
         for hub, outstanding in list(self._on_hub.items()):
             if hub.thread_ident == get_ident():
                 outstanding.stop()
-            else:
+            elif hub.loop is not None:
                 hub.loop.run_callback_threadsafe(outstanding.stop)
 
     def _check_open(self) -> None:
         if self._closed:
             raise ImplementationClosed("this implementation was closed")
+
+    def _check_still_open(self, listener: StreamListener | DatagramListener) -> None:
+        """Leave no listener behind if this was closed while a name was looked up for it."""
+        if self._closed:
+            listener.close()
+            self._check_open()
 
     def _make_outstanding(self) -> _OutstandingOnHub:
         return _OutstandingOnHub()
@@ -153,7 +192,15 @@ class Implementation:
 
 
 class _OutstandingOnHub(Outstanding):
-    """What is outstanding on one hub."""
+    """What is outstanding on one hub, and what sends datagrams there, which is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sender = DatagramSender()
+
+    def stop(self) -> None:
+        super().stop()
+        self.sender.close()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until nothing is outstanding, or for *timeout* seconds; whether nothing is."""
@@ -222,6 +269,7 @@ class Inline(Implementation):
         return _OutstandingInline()
 
 
+@documented_by(Implementation)
 class Threaded(Implementation):
     """Connects and listens on a hub in a daemon thread of its own, for programs that know nothing of gevent.
 
@@ -243,6 +291,12 @@ class Threaded(Implementation):
     def listener(self, address: Any, handler: IServer, **options: Any) -> StreamListener:
         return call_on(self._running_hub(), lambda: Implementation.listener(self, address, handler, **options))
 
+    def udp(self, address: Any, data: Data) -> None:
+        call_on(self._running_hub(), super().udp, address, data)
+
+    def udp_listener(self, address: Any, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
+        return call_on(self._running_hub(), super().udp_listener, address, handler, buffer_size)
+
     def wait(self, timeout: float | None = None) -> None:
         """Wait until nothing is outstanding: no connect, no open connection, no listener.
 
@@ -252,11 +306,18 @@ class Threaded(Implementation):
         call_on(self._running_hub(), super().wait, timeout)
 
     def close(self) -> None:
+        if self._closes():
+            call_on(self._hub, self._stop_all)
+
+    def _closes(self) -> bool:
+        """Close for new requests; whether there is something to be stopped."""
         with self._starting:
-            running = self._hub is not None and not self._closed
-            super().close()
-            if running:
-                self._hub.loop.run_callback_threadsafe(self._stop.set)
+            closed, self._closed = self._closed, True
+        return self._hub is not None and not closed
+
+    def _stop_all(self) -> None:
+        self._on_hub[self._hub].stop()
+        self._stop.set()
 
     def _make_outstanding(self) -> _OutstandingOnHub:
         return _OutstandingInThread()
@@ -283,7 +344,8 @@ class Threaded(Implementation):
 
     def end_at_exit(self) -> None:
         """Close, and wait a moment for the thread: an interpreter that ends while a thread does may crash."""
-        self.close()
+        if self._closes():
+            self._hub.loop.run_callback_threadsafe(self._stop_all)
         self._ended.wait(EXIT_PATIENCE)
 
     def _serve(self, started: Flag) -> None:
@@ -294,7 +356,6 @@ class Threaded(Implementation):
         outstanding = self._on_hub[hub] = self._make_outstanding()
         started.set()
         self._stop.wait()
-        outstanding.stop()
         outstanding.wait(None)
         keep_running.close()
         hub.destroy(destroy_loop=True)
@@ -314,4 +375,6 @@ def _end_running_threads() -> None:
 default = Implementation()
 connect = default.connect
 listener = default.listener
+udp = default.udp
+udp_listener = default.udp_listener
 wait = default.wait

@@ -1,13 +1,13 @@
 """The interfaces between an application and an implementation: who implements what, who calls it, and when.
 
-An **application** writes handlers: :class:`IConnectionHandler`, :class:`IServer`, :class:`IClientConnectHandler`.  An
-**implementation** owns sockets, buffers and greenlets, and calls them.  All are protocols: nothing needs to inherit
-from them, a type checker compares the shapes.
+An **application** writes handlers: :class:`IConnectionHandler`, :class:`IServer`, :class:`IClientConnectHandler`,
+:class:`IUDPHandler`.  An **implementation** owns sockets, buffers and greenlets, and calls them.  All are protocols:
+nothing needs to inherit from them, a type checker compares the shapes.
 
 **Which greenlet.**  Every callback of a connection runs on that connection's own greenlet, so it may block (another
-request, a query, ``gevent.sleep``): only this connection waits.  The callbacks of one connection never overlap.  The
-in-memory implementation has no greenlets: there a callback runs on the caller's, and a callback that causes another
-has it queued.
+request, a query, ``gevent.sleep``): only this connection waits.  The callbacks of one connection never overlap.  A
+listener for datagrams has a greenlet too, and its handler gets one datagram at a time.  The in-memory implementation
+has no greenlets: there a callback runs on the caller's, and a callback that causes another has it queued.
 
 **Reasons.**  Why a connection ended is told as text where nothing went wrong (``'end of input'``: the peer finished;
 ``'stopped'``: the listener was closed) and as the exception where something did.  ``str(reason)`` makes a fair line in
@@ -32,6 +32,8 @@ __all__ = [
     "IListener",
     "IServer",
     "IServerConnection",
+    "IUDPHandler",
+    "IUDPListener",
     "Reason",
     "documented_by",
 ]
@@ -87,6 +89,21 @@ class IClientConnectHandler(Protocol):
 
     def failed_connect(self, reason: Any, /) -> object:
         """Learn why there is no connection: an exception, or text.  May block, and may connect again."""
+
+
+class IUDPHandler(Protocol):
+    """What an application does with datagrams: anything callable.  Called by a listener, for one at a time, in order.
+
+    It runs on the listener's greenlet, so it may block: datagrams that come meanwhile are kept by the system, as many
+    as it has room for, and the rest are lost, as datagrams are.  What it raises is logged with its traceback, and the
+    listener goes on.
+    """
+
+    def __call__(self, address: Any, data: bytes, /) -> object:
+        """Take a whole datagram, which may be empty, and the address of its sender.
+
+        A Unix socket that was not bound has no address: then it is None, and cannot be answered.
+        """
 
 
 def documented_by(interface: type) -> Callable[[_Class], _Class]:
@@ -212,6 +229,22 @@ class IListener(Protocol):
 
 
 @runtime_checkable
+class IUDPListener(Protocol):
+    """A place where datagrams are received, each given to the handler."""
+
+    @property
+    def address(self) -> Any:
+        """Where it listens, with the port that was picked if none was named.  Readable after the close, too."""
+
+    def close(self) -> None:
+        """Receive no more, which frees the address at once.  Never blocks; twice is harmless.
+
+        The handler is not called again; a call that is under way is finished.  From another native thread than its
+        own, this is done soon instead of at once.
+        """
+
+
+@runtime_checkable
 class IImplementation(Protocol):
     """Something that connects and listens: on sockets, or in memory."""
 
@@ -229,11 +262,30 @@ class IImplementation(Protocol):
         called, and ``OSError``, naming the address, where the system refuses it.
         """
 
+    def udp(self, address: Any, data: Data, /) -> None:
+        """Send *data* to *address* as one datagram, from an address of the implementation's choice.
+
+        Whether anybody receives it is not known, as always with datagrams.  Raises ``TypeError`` or ``ValueError`` for
+        what can be no address, ``TypeError`` for what is no bytes, bytearray or memoryview, and ``OSError``, naming the
+        address, where the system refuses to send it.
+        """
+
+    def udp_listener(self, address: Any, handler: IUDPHandler, /, buffer_size: int = ...) -> IUDPListener:
+        """Receive datagrams on *address* and return; each is given to *handler*.
+
+        None is ever cut: the default takes the longest that UDP has, and one longer than *buffer_size* bytes is dropped
+        and logged.  Raises ``TypeError`` or ``ValueError`` for what can be no address or buffer size, ``TypeError`` for
+        a handler that cannot be called, and ``OSError``, naming the address, where the system refuses it.
+        """
+
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding: no connect under way, no open connection, no listener.
+        """Wait until nothing is outstanding: no connect under way, no open connection, no listener of either kind.
 
         Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds.
         """
 
     def close(self) -> None:
-        """Close every listener and end every connection; whatever is asked for afterwards raises.  Never blocks."""
+        """Close every listener of either kind, and end every connection.  Never blocks.
+
+        Whatever is asked for afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
+        """

@@ -16,7 +16,7 @@ class _Stoppable(Protocol):
 
 
 class Outstanding:
-    """Listeners, connects and client connections: everything that ``wait`` waits for.  It is their owner.
+    """Listeners of both kinds, connects and client connections: everything that ``wait`` waits for.  It is their owner.
 
     Server connections belong to their listener, which is outstanding for as long as they are.
     """
@@ -41,7 +41,7 @@ class Outstanding:
                 callback()
 
     def includes(self, connection: Any) -> bool:
-        """Whether *connection*, which may be a connect or None, keeps this from being empty."""
+        """Whether *connection*, or connect, or listener for datagrams, or None, keeps this from being empty."""
         return connection in self._items or getattr(connection, "control", None) in self._items
 
     def stop(self) -> None:

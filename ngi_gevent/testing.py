@@ -15,7 +15,7 @@ import errno
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +35,18 @@ from ngi_gevent.connection import (
     check_returned,
     check_timeout,
 )
+from ngi_gevent.datagram import BUFFER_SIZE, BaseDatagramListener, check_buffer_size, check_datagram_handler
 from ngi_gevent.errors import ConnectionFailed, Deadlock, ImplementationClosed, NGIError, Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.listening import BaseListener, check_client_handler, check_server
 from ngi_gevent.outstanding import Outstanding
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import Data, IClientConnectHandler, IConnectionHandler, IServer, Reason
+    from ngi_gevent.interfaces import Data, IClientConnectHandler, IConnectionHandler, IServer, IUDPHandler, Reason
 
 __all__ = [
     "Connection",
+    "DatagramListener",
     "Implementation",
     "Listener",
     "PrintingHandler",
@@ -55,6 +57,8 @@ __all__ = [
     "connectable",
     "default",
     "listener",
+    "udp",
+    "udp_listener",
     "wait",
 ]
 
@@ -155,8 +159,8 @@ class _Turns:
         self._queue: deque[Callable[[], object]] = deque()
         #: Whether callbacks are being called.
         self.running = False
-        #: The connection in one of whose callbacks we are.
-        self.current: BaseConnection | None = None
+        #: The connection, or the listener for datagrams, in one of whose callbacks we are.
+        self.current: BaseConnection | BaseDatagramListener | None = None
         #: What a callback wants the caller of the outermost call to learn.
         self.error: BaseException | None = None
 
@@ -472,13 +476,47 @@ class Listener(BaseListener):
         self._implementation.free(self.address)
 
     def _current_connection(self) -> BaseConnection | None:
-        return self._owner.turns.current
+        current = self._owner.turns.current
+        return current if isinstance(current, BaseConnection) else None
 
     def _wait_until_empty(self, timeout: float | None) -> None:
         """Nothing waits here, and nothing would come of it."""
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
         self._owner.turns.queue(callback)
+
+
+class DatagramListener(BaseDatagramListener):
+    """A listener for datagrams in memory."""
+
+    _owner: _MemoryOutstanding
+
+    def __init__(
+        self,
+        implementation: Implementation,
+        owner: _MemoryOutstanding,
+        address: Hashable,
+        handler: IUDPHandler,
+        buffer_size: int,
+    ) -> None:
+        super().__init__(owner, handler, buffer_size)
+        self.address = address
+        self._implementation = implementation
+        self._open = True
+
+    def receive(self, sender: Hashable, data: bytes) -> None:
+        """Take a datagram that is on its way, when it is its turn."""
+        self._owner.turns.queue(lambda: self._turn(sender, data))
+        self._owner.turns.run()
+
+    def _turn(self, sender: Hashable, data: bytes) -> None:
+        if self._open:
+            self._owner.turns.current = self
+            self._take(sender, len(data), data)
+
+    def _stop_receiving(self) -> None:
+        self._implementation.free_udp(self.address)
+        self._owner.forget(self)
 
 
 class Implementation:
@@ -493,6 +531,8 @@ class Implementation:
         self._turns = _Turns()
         self._outstanding = _MemoryOutstanding(self._turns)
         self._listeners: dict[Hashable, Listener] = {}
+        self._datagram_listeners: dict[Hashable, DatagramListener] = {}
+        self._datagram_sender: Hashable = None  # the address that datagrams come from
         self._connectable: dict[Hashable, deque[Connection]] = {}
         self._fresh = count(1)
         self._failures: Counter[Hashable] = Counter()
@@ -543,9 +583,43 @@ class Implementation:
         check_count("backlog", backlog)
         if address is None:
             address = self._fresh_address()
-        if address in self._listeners:
-            raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}: {address!r}")
+        _check_free(address, self._listeners)
         listener = self._listeners[address] = Listener(self, self._outstanding, address, handler, output_limit)
+        self._outstanding.add(listener)
+        return listener
+
+    def udp(self, address: Hashable, data: Data) -> None:
+        """Send *data* to the listener for datagrams on *address*; where there is nobody, it vanishes.
+
+        It has been handled on return, unless this is called in a callback.  All datagrams of an implementation come
+        from the same address.
+        """
+        if address is None:
+            raise TypeError("None is an address only to listen on, and nobody can be sent a datagram there")
+        _check_hashable(address)
+        data = as_bytes(data)
+        self._check_open()
+        if self._datagram_sender is None:
+            self._datagram_sender = self._fresh_address()
+        listener = self._datagram_listeners.get(address)
+        if listener is not None:
+            listener.receive(self._datagram_sender, data)
+
+    def udp_listener(self, address: Hashable, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
+        """Have every datagram to *address* given to *handler*; None makes a fresh address.
+
+        It may be one that a listener for connections has too, as with the ports of TCP and UDP.  A datagram longer than
+        *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.
+        """
+        self._check_open()
+        _check_hashable(address)
+        check_datagram_handler(handler)
+        check_buffer_size(buffer_size)
+        if address is None:
+            address = self._fresh_address()
+        _check_free(address, self._datagram_listeners)
+        listener = DatagramListener(self, self._outstanding, address, handler, buffer_size)
+        self._datagram_listeners[address] = listener
         self._outstanding.add(listener)
         return listener
 
@@ -571,6 +645,10 @@ class Implementation:
     def free(self, address: Hashable) -> None:
         """Have *address* listened on no more."""
         del self._listeners[address]
+
+    def free_udp(self, address: Hashable) -> None:
+        """Have datagrams to *address* received no more."""
+        del self._datagram_listeners[address]
 
     def _connect(
         self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any
@@ -614,9 +692,16 @@ def _check_hashable(address: object) -> None:
         raise TypeError(f"an address in memory is hashable; got {address!r:.100}") from None
 
 
+def _check_free(address: Hashable, listeners: Container[Hashable]) -> None:
+    if address in listeners:
+        raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}: {address!r}")
+
+
 #: The implementation behind this module's ``connect`` and its fellows.
 default = Implementation()
 connect = default.connect
 connectable = default.connectable
 listener = default.listener
+udp = default.udp
+udp_listener = default.udp_listener
 wait = default.wait

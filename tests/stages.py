@@ -62,6 +62,20 @@ class Witness(testing.Recorder):
         self.stage.happened()
 
 
+class DatagramWitness:
+    """A handler of datagrams that keeps them, and tells its stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.senders: list[Any] = []
+        self.datagrams: list[bytes] = []
+
+    def __call__(self, address: Any, data: bytes) -> None:
+        self.senders.append(address)
+        self.datagrams.append(data)
+        self.stage.happened()
+
+
 class Stage:
     """An implementation to play on."""
 
@@ -105,6 +119,12 @@ class Stage:
         if server is None or (isinstance(server, type) and issubclass(server, Witness)):
             server = self.server(server or Witness)
         listener = self.implementation.listener(self.address(), server, **options)
+        self.listeners.append(listener)
+        return listener
+
+    def listen_udp(self, handler: Any, **options: Any) -> Any:
+        """Have *handler* get the datagrams that arrive at an address of its own."""
+        listener = self.implementation.udp_listener(self.address(), handler, **options)
         self.listeners.append(listener)
         return listener
 

@@ -1,0 +1,728 @@
+"""Datagrams: what every implementation does with them, and what only sockets can show."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import gevent
+import gevent.socket
+import pytest
+from gevent.event import Event
+from greenlet import GreenletExit
+from stages import IPV6, PATIENCE, DatagramWitness
+
+import ngi_gevent
+from ngi_gevent import Deadlock, ImplementationClosed, Timeout, testing
+from ngi_gevent.datagram_socket import MOST_AT_ONCE, DatagramSender, _send_when_possible
+from ngi_gevent.interfaces import IImplementation, IUDPListener
+
+
+class Failure(Exception):
+    """What handlers in these tests raise."""
+
+
+def warnings(caplog):
+    return [record for record in caplog.records if record.name == "ngi_gevent.datagram"]
+
+
+def inet_socket():
+    sock = socket.socket(type=socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+# The contract, on every stage.
+
+
+def test_the_interfaces_have_it_all(stage):
+    assert isinstance(stage.implementation, IImplementation)
+    assert isinstance(stage.listen_udp(DatagramWitness(stage)), IUDPListener)
+
+
+def test_datagrams_arrive_whole_and_in_order(stage):
+    witness = DatagramWitness(stage)
+    listener = stage.listen_udp(witness)
+    sent = [b"one", b"", b"two" * 1000, bytearray(b"three"), memoryview(b"four")]
+    for data in sent:
+        stage.implementation.udp(listener.address, data)
+    stage.until(lambda: len(witness.datagrams) == len(sent))
+    assert witness.datagrams == [bytes(data) for data in sent]
+    assert {type(data) for data in witness.datagrams} == {bytes}
+
+
+def test_all_datagrams_have_the_same_sender(stage):
+    one, other = DatagramWitness(stage), DatagramWitness(stage)
+    for listener in stage.listen_udp(one), stage.listen_udp(other):
+        for _ in range(2):
+            stage.implementation.udp(listener.address, b"x")
+    stage.until(lambda: len(one.senders) == len(other.senders) == 2)
+    assert len(set(one.senders + other.senders)) == 1
+    assert (one.senders[0] is None) == (stage.name == "unix")
+
+
+def test_a_handler_that_raises_is_logged_and_the_listener_goes_on(stage, caplog):
+    witness = DatagramWitness(stage)
+
+    def fail_first(address, data):
+        witness(address, data)
+        if data == b"bad":
+            raise Failure
+
+    listener = stage.listen_udp(fail_first)
+    for data in b"bad", b"good":
+        stage.implementation.udp(listener.address, data)
+    stage.until(lambda: witness.datagrams == [b"bad", b"good"])
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert isinstance(record.exc_info[1], Failure)
+    assert repr(witness.senders[0]) in record.getMessage()
+    assert record.name == "ngi_gevent.connection"
+
+
+def test_a_datagram_that_is_too_long_is_dropped_and_not_cut(stage, caplog):
+    witness = DatagramWitness(stage)
+    listener = stage.listen_udp(witness, buffer_size=10)
+    for data in b"x" * 11, b"y" * 10, b"z" * 5000, b"end":
+        stage.implementation.udp(listener.address, data)
+    stage.until(lambda: b"end" in witness.datagrams)
+    assert witness.datagrams == [b"y" * 10, b"end"]
+    assert [record.levelno for record in warnings(caplog)] == [logging.WARNING] * 2
+    for record, length in zip(warnings(caplog), ["11", "5000"], strict=True):
+        assert f"from {witness.senders[0]!r} was dropped: its {length} bytes" in record.getMessage()
+        assert "10" in record.getMessage()
+
+
+def test_a_datagram_to_nobody(stage):
+    listener = stage.listen_udp(DatagramWitness(stage))
+    listener.close()
+    if stage.name == "unix":  # the system knows, and says so
+        with pytest.raises(FileNotFoundError, match=listener.address):
+            stage.implementation.udp(listener.address, b"x")
+    else:
+        stage.implementation.udp(listener.address, b"x")
+
+
+def test_closing_frees_the_address_at_once_and_twice_is_harmless(stage):
+    witness = DatagramWitness(stage)
+    closed = stage.listen_udp(DatagramWitness(stage))
+    closed.close()
+    listener = stage.implementation.udp_listener(closed.address, witness)
+    closed.close()
+    stage.listeners.append(listener)
+    assert listener.address == closed.address
+    stage.implementation.udp(listener.address, b"x")
+    stage.until(lambda: witness.datagrams == [b"x"])
+
+
+def test_an_address_in_use_is_refused_by_name(stage):
+    listener = stage.listen_udp(DatagramWitness(stage))
+    with pytest.raises(OSError, match="in use") as caught:
+        stage.implementation.udp_listener(listener.address, DatagramWitness(stage))
+    assert caught.value.errno == errno.EADDRINUSE
+    assert repr(listener.address) in str(caught.value)
+
+
+def test_a_listener_closed_by_its_handler_gets_nothing_more(stage):
+    witness = DatagramWitness(stage)
+
+    def close(address, data):
+        witness(address, data)
+        listener.close()
+
+    listener = stage.listen_udp(close)
+    stage.implementation.udp(listener.address, b"one")
+    if stage.name != "memory":  # there it is closed by now
+        stage.implementation.udp(listener.address, b"two")
+    stage.until(lambda: witness.datagrams)
+    stage.implementation.wait(PATIENCE)
+    assert witness.datagrams == [b"one"]
+
+
+def test_handlers_never_overlap(stage):
+    """A handler that sends to itself has finished before it is called with that."""
+    trace = []
+
+    def handle(address, data):
+        trace.append(("begin", data))
+        if len(data) < 4:
+            stage.implementation.udp(listener.address, data + b"x")
+        trace.append(("end", data))
+        stage.happened()
+
+    listener = stage.listen_udp(handle)
+    stage.implementation.udp(listener.address, b"")
+    stage.until(lambda: len(trace) == 10)
+    assert trace == [(step, b"x" * length) for length in range(5) for step in ("begin", "end")]
+
+
+def test_a_listener_is_outstanding_and_a_sender_is_not(stage):
+    listener = stage.listen_udp(DatagramWitness(stage))
+    stage.implementation.udp(listener.address, b"x")
+    with pytest.raises(Timeout, match=r"DatagramListener on .*, open"):
+        stage.implementation.wait(0.01)
+    listener.close()
+    stage.implementation.wait(0)
+    assert "closed" in repr(listener)
+
+
+def test_waiting_in_a_handler_is_a_deadlock(stage):
+    raised = []
+
+    def wait(address, data):
+        for _ in "open", "closed":
+            try:
+                stage.implementation.wait(PATIENCE)
+            except Exception as error:
+                raised.append(type(error))
+            listener.close()
+        stage.happened()
+
+    listener = stage.listen_udp(wait)
+    stage.implementation.udp(listener.address, b"x")
+    stage.until(lambda: len(raised) == 2)
+    assert raised == [Deadlock, Deadlock]
+
+
+def test_a_handler_may_wait_for_another_implementation(stage):
+    waited = []
+    another = type(stage.implementation)()
+
+    def wait(address, data):
+        another.wait(PATIENCE)
+        waited.append(data)
+        stage.happened()
+
+    stage.implementation.udp(stage.listen_udp(wait).address, b"x")
+    stage.until(lambda: waited)
+    another.close()
+
+
+def test_a_handler_may_wait_for_connections(stage):
+    """Those of a listener, that is, on any implementation: it is in no callback of theirs."""
+    ended = []
+    connections = stage.listen()
+    peer = stage.peer(connections)
+    stage.until(lambda: stage.served)
+
+    def end(address, data):
+        ended.append(connections.close_wait(0))
+        stage.happened()
+
+    def tell(connection, data):  # so that the datagram comes after a callback of one of these connections
+        stage.implementation.udp(listener.address, b"x")
+
+    stage.served[0].handle_input = tell
+    listener = stage.listen_udp(end)
+    peer.send(b"go")
+    stage.until(lambda: ended)
+    assert ended == [1]
+
+
+def test_a_closed_implementation_has_closed_its_listeners(stage):
+    listener = stage.listen_udp(DatagramWitness(stage))
+    stage.implementation.udp(listener.address, b"x")
+    stage.implementation.wait = lambda timeout: None  # which it would refuse at the end of the test
+    stage.implementation.close()
+    assert "closed" in repr(listener)
+    with pytest.raises(ImplementationClosed):
+        stage.implementation.udp(listener.address, b"x")
+    with pytest.raises(ImplementationClosed):
+        stage.implementation.udp_listener(None, DatagramWitness(stage))
+
+
+@pytest.mark.parametrize("handler", [None, "text", testing.Recorder()])
+def test_a_handler_that_cannot_be_called(stage, handler):
+    with pytest.raises(TypeError, match="handler"):
+        stage.listen_udp(handler)
+
+
+@pytest.mark.parametrize(("size", "error"), [("1", TypeError), (True, TypeError), (0, ValueError), (-1, ValueError)])
+def test_a_buffer_size_that_is_none(stage, size, error):
+    with pytest.raises(error, match=r"buffer_size.*got"):
+        stage.listen_udp(DatagramWitness(stage), buffer_size=size)
+
+
+@pytest.mark.parametrize("data", ["text", None, 1, [b"x"]])
+def test_data_that_is_no_bytes(stage, data):
+    listener = stage.listen_udp(DatagramWitness(stage))
+    with pytest.raises(TypeError, match="bytes"):
+        stage.implementation.udp(listener.address, data)
+
+
+@pytest.mark.parametrize("address", [[1], None])
+def test_what_is_no_address_to_send_to_anywhere(stage, address):
+    with pytest.raises(TypeError, match="address"):
+        stage.implementation.udp(address, b"x")
+
+
+# In memory.
+
+
+def test_in_memory_any_hashable_is_an_address_and_connections_have_their_own():
+    implementation = testing.Implementation()
+    received = []
+    implementation.listener("here", testing.Recorder)
+    assert implementation.udp_listener("here", lambda address, data: received.append(data)).address == "here"
+    one, other = (implementation.udp_listener(None, print) for _ in range(2))
+    assert one.address != other.address
+    implementation.udp("here", b"x")
+    implementation.udp("nowhere", b"y")
+    testing.Implementation().udp("here", b"z")
+    assert received == [b"x"]
+
+
+def test_in_memory_a_datagram_is_for_who_listened_when_it_was_sent():
+    implementation = testing.Implementation()
+    early, late = [], []
+
+    def replace(address, data):
+        implementation.udp("there", b"x")
+        first.close()
+        implementation.udp_listener("there", lambda address, data: late.append(data))
+
+    implementation.udp_listener("here", replace)
+    first = implementation.udp_listener("there", lambda address, data: early.append(data))
+    implementation.udp("here", b"go")
+    assert (early, late) == ([], [])
+
+
+def test_in_memory_what_ends_the_program_leaves_the_call():
+    implementation = testing.Implementation()
+    implementation.udp_listener("here", lambda address, data: sys.exit(3))
+    with pytest.raises(SystemExit):
+        implementation.udp("here", b"x")
+
+
+def test_the_default_implementation_in_memory():
+    received = []
+    listener = testing.udp_listener(None, lambda address, data: received.append(data))
+    testing.udp(listener.address, b"x")
+    listener.close()
+    assert received == [b"x"]
+
+
+# On sockets: addresses.
+
+
+def test_the_default_implementation(no_socket_left):
+    received = []
+    arrived = Event()
+
+    def handle(address, data):
+        received.append(data)
+        arrived.set()
+
+    listener = ngi_gevent.udp_listener(None, handle)
+    sock = inet_socket()
+    sock.sendto(b"x", listener.address)
+    assert arrived.wait(PATIENCE)
+    listener.close()
+    sock.close()
+    ngi_gevent.wait(PATIENCE)
+    assert received == [b"x"]
+
+
+def test_the_address_tells_the_port_that_was_picked(tcp):
+    for address in None, ("127.0.0.1", 0), ("127.0.0.1", 0, 0, 0):
+        listener = tcp.implementation.udp_listener(address, DatagramWitness(tcp))
+        tcp.listeners.append(listener)
+        assert listener.address[0] == "127.0.0.1"
+        assert listener.address[1] > 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", *(["::1"] if IPV6 else [])])
+def test_the_sender_can_be_answered(tcp, host):
+    def answer(address, data):
+        tcp.implementation.udp(address, data.upper())
+
+    listener = tcp.implementation.udp_listener((host, 0), answer)
+    tcp.listeners.append(listener)
+    with gevent.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        client.sendto(b"hello", listener.address)
+        assert client.recv(100) == b"HELLO"
+
+
+def test_a_name_is_looked_up_without_blocking_the_hub(tcp):
+    witness = DatagramWitness(tcp)
+    listener = tcp.implementation.udp_listener(("localhost", 0), witness)
+    tcp.listeners.append(listener)
+    ran = Event()
+    gevent.spawn(ran.set)
+    tcp.implementation.udp(listener.address, b"to an address")
+    assert not ran.is_set()
+    tcp.implementation.udp(("localhost", listener.address[1]), b"to a name")
+    assert ran.is_set()
+    tcp.until(lambda: witness.datagrams == [b"to an address", b"to a name"])
+    assert len(set(witness.senders)) == 1
+
+
+def test_a_host_that_does_not_resolve(tcp):
+    with pytest.raises(OSError, match=r"no-such-host\.invalid"):
+        tcp.implementation.udp(("no-such-host.invalid", 80), b"x")
+    with pytest.raises(OSError, match=r"no-such-host\.invalid"):
+        tcp.implementation.udp_listener(("no-such-host.invalid", 80), DatagramWitness(tcp))
+
+
+@pytest.mark.parametrize("address", [8000, b"bytes", ["127.0.0.1", 8000], ("127.0.0.1", "8000"), (None, 8000)])
+def test_no_address_by_type(tcp, address):
+    with pytest.raises(TypeError, match="address"):
+        tcp.implementation.udp(address, b"x")
+    with pytest.raises(TypeError, match="address"):
+        tcp.implementation.udp_listener(address, DatagramWitness(tcp))
+
+
+@pytest.mark.parametrize("address", [("127.0.0.1", 65536), ("127.0.0.1",), "", "a\0b", "localhost:8000", ("a..b", 1)])
+def test_no_address_by_value(tcp, address):
+    with pytest.raises(ValueError, match=r"address|Unix|host"):
+        tcp.implementation.udp(address, b"x")
+    with pytest.raises(ValueError, match=r"address|Unix|host"):
+        tcp.implementation.udp_listener(address, DatagramWitness(tcp))
+
+
+def test_what_the_system_does_not_send_is_raised_by_name(tcp, tmp_path):
+    listener = tcp.listen_udp(DatagramWitness(tcp))
+    with pytest.raises(OSError, match="too long") as caught:
+        tcp.implementation.udp(listener.address, b"x" * 65_508)
+    assert caught.value.errno == errno.EMSGSIZE
+    assert repr(listener.address) in str(caught.value)
+    for address in tmp_path / "nobody", Path("x" * 200):
+        with pytest.raises(OSError, match=str(address)):
+            tcp.implementation.udp(address, b"x")
+
+
+def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
+    taken = tcp.listen_udp(DatagramWitness(tcp))
+    for address in taken.address, ("192.0.2.1", 0), tmp_path, "/no/such/directory/socket":
+        with pytest.raises(OSError, match=r"use|assign|directory"):
+            tcp.implementation.udp_listener(address, DatagramWitness(tcp))
+    taken.close()
+    tcp.implementation.wait(PATIENCE)
+
+
+# The caller's socket, and the files of Unix sockets.
+
+
+@pytest.mark.parametrize("make", [socket.socket, gevent.socket.socket])
+def test_a_bound_socket_is_used_as_it_is(tcp, make):
+    sock = make(type=socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    address = sock.getsockname()
+    witness = DatagramWitness(tcp)
+    listener = tcp.implementation.udp_listener(sock, witness)
+    tcp.listeners.append(listener)
+    assert listener.address == address
+    tcp.implementation.udp(address, b"x")
+    tcp.until(lambda: witness.datagrams == [b"x"])
+
+
+def test_a_socket_must_be_bound_and_of_datagrams(tcp, tmp_path):
+    with socket.socket(type=socket.SOCK_DGRAM) as unbound, socket.socket() as stream:
+        stream.bind(("127.0.0.1", 0))
+        for sock, match in (unbound, "bound"), (stream, "datagram socket"):
+            with pytest.raises(ValueError, match=match):
+                tcp.implementation.udp_listener(sock, DatagramWitness(tcp))
+
+
+def test_the_file_of_a_bound_socket_is_not_removed(tcp, tmp_path):
+    path = tmp_path / "socket"
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(str(path))
+    tcp.implementation.udp_listener(sock, DatagramWitness(tcp)).close()
+    assert path.exists()
+
+
+def test_a_unix_socket_may_be_a_path_and_its_file_is_removed(tcp, tmp_path):
+    path = tmp_path / "socket"
+    witness = DatagramWitness(tcp)
+    listener = tcp.implementation.udp_listener(path, witness)
+    assert listener.address == str(path)
+    tcp.implementation.udp(path, b"x")
+    tcp.until(lambda: witness.datagrams == [b"x"])
+    listener.close()
+    assert not path.exists()
+
+
+def test_the_file_of_a_dead_socket_is_replaced(tcp, tmp_path):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
+        dead.bind(path)
+    witness = DatagramWitness(tcp)
+    tcp.listeners.append(tcp.implementation.udp_listener(path, witness))
+    tcp.implementation.udp(path, b"x")
+    tcp.until(lambda: witness.datagrams == [b"x"])
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_the_file_of_a_live_socket_is_not(tcp, tmp_path, kind):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, kind) as alive:
+        alive.bind(path)
+        if kind == socket.SOCK_STREAM:
+            alive.listen()
+        with pytest.raises(OSError, match="in use") as caught:
+            tcp.implementation.udp_listener(path, DatagramWitness(tcp))
+        assert path in str(caught.value)
+        assert os.path.exists(path)
+
+
+def test_the_file_of_a_live_datagram_socket_is_not_replaced_by_a_listener_for_connections(tcp, tmp_path):
+    path = tmp_path / "socket"
+    tcp.listeners.append(tcp.implementation.udp_listener(path, DatagramWitness(tcp)))
+    with pytest.raises(OSError, match="in use"):
+        tcp.implementation.listener(path, tcp.server())
+
+
+def test_a_file_that_somebody_else_put_there_is_kept(tcp, tmp_path):
+    path = tmp_path / "socket"
+    listener = tcp.implementation.udp_listener(path, DatagramWitness(tcp))
+    path.unlink()
+    path.write_text("mine")
+    listener.close()
+    assert path.read_text() == "mine"
+    with pytest.raises(OSError, match="in use"):
+        tcp.implementation.udp_listener(path, DatagramWitness(tcp))
+    assert path.read_text() == "mine"
+
+
+# Receiving.
+
+
+@pytest.mark.parametrize("size", [20_000, 65_507])
+def test_long_datagrams_arrive_whole(socket_stage, size):
+    witness = DatagramWitness(socket_stage)
+    listener = socket_stage.listen_udp(witness)
+    data = os.urandom(size)
+    socket_stage.implementation.udp(listener.address, data)
+    socket_stage.until(lambda: witness.datagrams)
+    assert witness.datagrams == [data]
+
+
+def test_unix_datagrams_longer_than_those_of_udp(tcp, tmp_path, caplog):
+    witness = DatagramWitness(tcp)
+    small, large = tmp_path / "small", tmp_path / "large"
+    tcp.listeners.append(tcp.implementation.udp_listener(small, witness))
+    tcp.listeners.append(tcp.implementation.udp_listener(large, witness, buffer_size=100_000))
+    tcp.implementation.udp(small, b"x" * 100_000)
+    tcp.implementation.udp(small, b"end")
+    tcp.implementation.udp(large, b"y" * 100_000)
+    tcp.until(lambda: len(witness.datagrams) == 2)
+    assert sorted(witness.datagrams) == [b"end", b"y" * 100_000]
+    assert "100000 bytes" in warnings(caplog)[0].getMessage()
+
+
+def test_a_handler_that_blocks_keeps_the_order_and_lets_others_be_served(socket_stage):
+    slow, quick = DatagramWitness(socket_stage), DatagramWitness(socket_stage)
+    go_on = Event()
+
+    def block(address, data):
+        slow(address, data)
+        assert go_on.wait(PATIENCE)
+
+    blocked, free = socket_stage.listen_udp(block), socket_stage.listen_udp(quick)
+    for data in b"one", b"two", b"three":
+        socket_stage.implementation.udp(blocked.address, data)
+    socket_stage.implementation.udp(free.address, b"quick")
+    socket_stage.until(lambda: slow.datagrams and quick.datagrams)
+    client, served = socket_stage.talk()
+    assert slow.datagrams == [b"one"]
+    go_on.set()
+    socket_stage.until(lambda: slow.datagrams == [b"one", b"two", b"three"])
+
+
+def test_a_flood_of_datagrams_lets_others_be_served(tcp):
+    witness = DatagramWitness(tcp)
+    turns = []
+
+    def handle(address, data):
+        witness(address, data)
+        if len(witness.datagrams) == 1:
+            gevent.spawn(lambda: turns.append(len(witness.datagrams)))
+
+    listener = tcp.listen_udp(handle)
+    for _ in range(3 * MOST_AT_ONCE):
+        tcp.implementation.udp(listener.address, b"x")
+    tcp.until(lambda: len(witness.datagrams) == 3 * MOST_AT_ONCE)
+    assert turns == [MOST_AT_ONCE]
+
+
+def test_an_error_of_receiving_does_not_end_the_listener(tcp, caplog):
+    """A socket of the caller's that is connected to somebody who is gone: the system tells when it receives."""
+    witness = DatagramWitness(tcp)
+    sock, gone = inet_socket(), inet_socket()
+    peer_address = gone.getsockname()
+    sock.connect(peer_address)
+    gone.close()
+    listener = tcp.implementation.udp_listener(sock, witness)
+    tcp.listeners.append(listener)
+    sock.send(b"x")
+    with socket.socket(type=socket.SOCK_DGRAM) as peer:
+        peer.bind(peer_address)
+        peer.sendto(b"y", listener.address)
+        tcp.until(lambda: witness.datagrams == [b"y"])
+    (record,) = warnings(caplog)
+    assert "refused" in record.getMessage()
+    assert repr(listener.address) in record.getMessage()
+
+
+def test_a_timeout_left_behind_does_not_end_the_listener(tcp, caplog):
+    witness = DatagramWitness(tcp)
+    caplog.handler.addFilter(lambda record: bool(gevent.spawn(tcp.happened)))  # look again when something was logged
+
+    def handle(address, data):
+        witness(address, data)
+        if data == b"one":
+            gevent.Timeout(0.01).start()
+
+    listener = tcp.listen_udp(handle)
+    tcp.implementation.udp(listener.address, b"one")
+    tcp.until(lambda: caplog.records)
+    tcp.implementation.udp(listener.address, b"two")
+    tcp.until(lambda: witness.datagrams == [b"one", b"two"])
+    assert "receiving" in caplog.records[0].getMessage()
+
+
+def test_killing_the_greenlet_where_it_waits_closes_the_listener(tcp):
+    greenlets = []
+
+    def handle(address, data):
+        greenlets.append(gevent.getcurrent())
+        tcp.happened()
+
+    listener = tcp.listen_udp(handle)
+    tcp.implementation.udp(listener.address, b"x")
+    tcp.until(lambda: greenlets)
+    gevent.kill(greenlets[0], GreenletExit)
+    tcp.implementation.wait(PATIENCE)
+    assert "closed" in repr(listener)
+
+
+# Closing.
+
+
+def test_a_listener_whose_handler_blocks_is_outstanding_until_it_has_finished(socket_stage):
+    witness = DatagramWitness(socket_stage)
+    go_on = Event()
+
+    def block(address, data):
+        witness(address, data)
+        assert go_on.wait(PATIENCE)
+        witness(address, b"finished")
+
+    listener = socket_stage.listen_udp(block)
+    for data in b"one", b"two":
+        socket_stage.implementation.udp(listener.address, data)
+    socket_stage.until(lambda: witness.datagrams)
+    listener.close()
+    socket_stage.implementation.udp_listener(listener.address, witness).close()
+    with pytest.raises(Timeout):
+        socket_stage.implementation.wait(0.01)
+    go_on.set()
+    socket_stage.implementation.wait(PATIENCE)
+    assert witness.datagrams == [b"one", b"finished"]
+
+
+def test_a_listener_that_never_began_can_be_closed(tcp):
+    listener = tcp.implementation.udp_listener(None, DatagramWitness(tcp))
+    listener.close()
+    tcp.implementation.wait(PATIENCE)
+
+
+def test_a_listener_can_be_closed_by_another_native_thread(tcp):
+    """It is closed on its own thread, since what belongs to a hub is not to be touched by another one."""
+    listener = tcp.listen_udp(DatagramWitness(tcp))
+    gevent.sleep(0)
+    thread = threading.Thread(target=listener.close)
+    thread.start()
+    thread.join(PATIENCE)
+    assert "open" in repr(listener)
+    tcp.implementation.wait(PATIENCE)
+    assert "closed" in repr(listener)
+
+
+def test_the_greenlet_of_a_closed_listener_ends(tcp):
+    listener = tcp.listen_udp(DatagramWitness(tcp))
+    gevent.sleep(0)
+    greenlet = listener._greenlet
+    assert not greenlet.dead
+    listener.close()
+    gevent.sleep(0)
+    assert greenlet.dead
+
+
+# Sending.
+
+
+def test_a_unix_socket_that_takes_no_more_is_waited_for(tcp, tmp_path):
+    """Linux keeps ten datagrams that were not received, or as many bytes as a buffer has."""
+    small, large = DatagramWitness(tcp), DatagramWitness(tcp)
+    for witness, name, data in (small, "small", b"x"), (large, "large", b"x" * 50_000):
+        tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / name, witness))
+        for _ in range(100):
+            tcp.implementation.udp(tmp_path / name, data)
+        tcp.until(lambda witness=witness: len(witness.datagrams) == 100)
+        assert set(witness.datagrams) == {data}
+
+
+def test_a_unix_socket_that_takes_no_more_holds_up_nobody_else(tcp, tmp_path):
+    """Two greenlets wait for a socket that nobody receives from, and the rest goes on."""
+    witness = DatagramWitness(tcp)
+    tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / "free", witness))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck:
+        stuck.bind(str(tmp_path / "stuck"))
+
+        def send():
+            for _ in range(20):
+                tcp.implementation.udp(tmp_path / "stuck", b"x" * 50_000)
+
+        senders = [gevent.spawn(send) for _ in range(2)]
+        gevent.sleep(0)
+        for _ in range(20):
+            tcp.implementation.udp(tmp_path / "free", b"x")
+        tcp.until(lambda: len(witness.datagrams) == 20)
+        assert not any(sender.ready() for sender in senders)
+    for sender in senders:  # whoever was waited for is gone
+        with pytest.raises(OSError, match="stuck"):
+            sender.get(timeout=PATIENCE)
+
+
+def test_sending_when_possible_over_udp(tcp):
+    """What no test can bring about over the loopback interface, which takes all at once."""
+    witness = DatagramWitness(tcp)
+    listener = tcp.listen_udp(witness)
+    with gevent.socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        _send_when_possible(sock, listener.address, b"x")
+        tcp.until(lambda: witness.datagrams == [b"x"])
+        assert witness.senders == [sock.getsockname()]
+
+
+def test_a_sender_that_was_closed_during_a_look_up_opens_no_socket(tcp):
+    sending = gevent.spawn(tcp.implementation.udp, ("localhost", 9), b"x")
+    gevent.sleep(0)
+    assert not sending.ready()
+    tcp.implementation.wait = lambda timeout: None
+    tcp.implementation.close()
+    with pytest.raises(ImplementationClosed):
+        sending.get(timeout=PATIENCE)
+
+
+def test_a_sender_that_is_forgotten_closes_its_sockets(no_socket_left):
+    with inet_socket() as sock:
+        sender = DatagramSender()
+        sender.send(sock.getsockname(), b"x")
+        del sender
+        gc.collect()
+
+
+def test_the_default_implementation_leaves_no_warning_at_exit():
+    program = "import ngi_gevent; ngi_gevent.udp(('127.0.0.1', 9), b'x')"
+    ran = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, timeout=PATIENCE)
+    assert (ran.returncode, ran.stderr) == (0, b"")
