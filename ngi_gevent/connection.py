@@ -343,7 +343,7 @@ class BaseConnection:
         except BaseException as error:
             self._failed("handle_exception", error)
 
-    def _iterator_raised(self, error: BaseException) -> None:
+    def iterator_raised(self, error: BaseException) -> None:
         """An iterator raised *error*, perhaps while a callback is running: tell the handler in its turn."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._failed(ITERABLE, error)  # not for the handler, but for who started the program

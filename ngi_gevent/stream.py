@@ -6,7 +6,7 @@ Three things act on a connection.  They share one native thread, so each runs un
   dispatcher and ``_notify`` resume it.  ``_attention`` says that there is something else to look at than input;
 * the **dispatcher** and the write watcher send what is in ``_unsent``, on the hub, without ever blocking;
 * the **pump**, a second greenlet that exists only while an iterable given to ``writelines`` is not exhausted, pulls
-  from it.  ``_later`` holds the iterators in question, and all that was written behind them.
+  from it, and holds what was written behind it.
 
 How a connection ends: ``_leave_open`` stops new output; from then on input is discarded, since closing a socket with
 unread input in it resets the connection and may cost the peer the answer.  Once everything is sent, ``_output_over``
@@ -21,12 +21,10 @@ import fcntl
 import socket
 import struct
 import termios
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gevent import sleep
-from greenlet import GreenletExit, getcurrent
+from greenlet import getcurrent
 
 from ngi_gevent.connection import (
     CLOSED,
@@ -45,6 +43,7 @@ from ngi_gevent.connection import (
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.interfaces import IConnection, documented_by
+from ngi_gevent.pump import Pump
 from ngi_gevent.threads import get_ident
 
 if TYPE_CHECKING:
@@ -61,9 +60,6 @@ RECEIVE_SIZE = 64 * 1024
 
 #: Bytes up to which small pieces of output are joined for one system call.
 SEND_SIZE = 256 * 1024
-
-#: Bytes that each piece of an iterator counts for at least, so that tiny ones do not keep everybody else waiting.
-LEAST_AHEAD = 256
 
 #: Seconds for which the peer of a closing connection may take nothing before it is broken off.
 SEND_TIMEOUT = 30.0
@@ -84,11 +80,9 @@ class StreamConnection(BaseConnection):
         "_callbacks_done",
         "_dispatcher",
         "_input_over",
-        "_later",
         "_output_waits",
         "_paused",
-        "_pump_greenlet",
-        "_pump_waits",
+        "_pump",
         "_read_watcher",
         "_reading",
         "_receive",
@@ -138,9 +132,7 @@ class StreamConnection(BaseConnection):
         self._write_watcher: Any = None
         self._output_waits = False  # whether the kernel takes no more output for now
         self._send_error: OSError | None = None  # why output is dropped, until input tells the end too
-        self._later: deque[bytes | PendingLines] | None = None
-        self._pump_greenlet: ConnectionGreenlet | None = None
-        self._pump_waits = False  # whether the pump is to be resumed when everything is sent
+        self._pump: Pump | None = None
 
         self._shut = False  # whether our side of the socket is closed
         self._timer: Any = None
@@ -256,19 +248,11 @@ class StreamConnection(BaseConnection):
         if not data or (self._pending > self._output_limit and self._over_limit()):
             return
         self._pending += len(data)
-        if self._later is None:
-            self._queue(data)
+        if self._pump is None:
+            self.queue(data)
         else:
-            self._later.append(data)
+            self._pump.append(data)
             self._pause_if_high()
-
-    def _queue(self, data: bytes) -> None:
-        """Send *data* at the end of the turn, or after what waits for the peer already."""
-        if not self._unsent:
-            self._dispatcher.send_later(self)
-        elif self._output_waits:
-            self._pause_if_high()
-        self._unsent.append(data)
 
     def _write_elsewhere(self, data: bytes) -> None:
         if not self:
@@ -309,7 +293,7 @@ class StreamConnection(BaseConnection):
             else:
                 unsent[0] = memoryview(data)[sent:]
                 break
-        if unsent or self._output_waits or self._paused or self._pump_waits or self._state is CLOSING:
+        if unsent or self._output_waits or self._paused or self._pump is not None or self._state is CLOSING:
             self._after_send()
 
     def _gathered(self) -> bytes | memoryview:
@@ -331,13 +315,14 @@ class StreamConnection(BaseConnection):
             if self._output_waits:
                 self._output_waits = False
                 self._write_watcher.stop()
-                self._stop_timer()
-            if self._pump_waits:
-                self._dispatcher.loop.run_callback(self._resume_pump)
+                if not self._shut:  # after which the timer is about something else
+                    self._stop_timer()
+            if self._pump is not None and self._pump.waits:
+                self._pump.everything_is_sent()
         if self._paused and self._pending <= LOW_WATER:
             self._paused = False
             self._notify()
-        if self._state is CLOSING and not self._unsent and not self._later:
+        if self._state is CLOSING and not self._unsent and not self._pump:
             self._output_over()
 
     def _wait_for_peer(self) -> None:
@@ -381,90 +366,41 @@ class StreamConnection(BaseConnection):
     def _drop_output(self) -> None:
         self._unsent.clear()
         self._pending = 0
-        if self._later is not None:
-            dropped = list(self._later)
-            self._later.clear()
-            self._dispatcher.spawn(lambda: self._end_pump(dropped), self)
-
-    # The pump.
+        if self._pump is not None:
+            self._pump.drop()
 
     def _queue_lines(self, lines: PendingLines) -> None:
-        if self._later is None:
-            self._later = deque([lines])
-            self._pump_greenlet = self._dispatcher.spawn(self._pump, self)
+        if self._pump is None:
+            self._pump = Pump(self, self._dispatcher, lines)
         else:
-            self._later.append(lines)
+            self._pump.append(lines)
         self._pause_if_high()
 
     def _exception_queued(self) -> None:
         self._notify()
 
-    def _pump(self) -> None:
-        """Move what is in ``_later`` to ``_unsent``, in order and no faster than it is sent."""
-        later = self._later
-        ahead = 0
-        while later:
-            data = self._pulled(later)
-            if not data:
-                continue
-            self._queue(data)
-            ahead += max(len(data), LEAST_AHEAD)
-            if ahead >= HIGH_WATER and self._unsent:
-                ahead = 0
-                self._wait_for_room(later)
-        self._later = self._pump_greenlet = None
+    # What the pump does with the connection.
+
+    def queue(self, data: bytes) -> None:
+        """Send *data* at the end of the turn, or after what waits for the peer already."""
+        if not self._unsent:
+            self._dispatcher.send_later(self)
+        elif self._output_waits:
+            self._pause_if_high()
+        self._unsent.append(data)
+
+    def has_unsent(self) -> bool:
+        """Whether there is output that the kernel has not taken."""
+        return bool(self._unsent)
+
+    def count(self, size: int) -> None:
+        """There are *size* bytes more, or less, of pending output."""
+        self._pending += size
+
+    def pump_is_done(self) -> None:
+        """There is nothing more behind what was queued."""
+        self._pump = None
         self._dispatcher.send_later(self)
-
-    def _end_pump(self, dropped: list[bytes | PendingLines]) -> None:
-        """Nobody wants what the pump waits for any more, be it an iterator or the peer, nor what was *dropped*.
-
-        On a greenlet of its own, since generators that are dropped clean up after themselves, and may block in it.
-        """
-        if self._pump_greenlet is not None:
-            self._dispatcher.loop.run_callback(self._pump_greenlet.throw, GreenletExit)
-        dropped.clear()
-
-    def _resume_pump(self) -> None:
-        if self._pump_waits:
-            self._pump_waits = False
-            self._pump_greenlet.switch()  # type: ignore[union-attr]
-
-    def _wait_for_room(self, later: deque[bytes | PendingLines]) -> None:
-        """Wait, in the pump, until all that was pulled is sent."""
-        self._pump_waits = True
-        try:
-            self._dispatcher.hub.switch()
-        except BaseException as error:
-            self._pump_waits = False
-            if later:
-                # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
-                self._exhausted(later)
-                self._iterator_raised(error)
-
-    def _exhausted(self, later: deque[bytes | PendingLines]) -> None:
-        """The first iterator of *later* will not yield more."""
-        self._pending -= later.popleft().size  # type: ignore[union-attr]
-
-    def _pulled(self, later: deque[bytes | PendingLines]) -> bytes | None:
-        """The next output from *later*; nothing where an iterator ended, raised, or was dropped while it blocked."""
-        head = later[0]
-        if isinstance(head, bytes):
-            return later.popleft()  # type: ignore[return-value]
-        try:
-            data = head.pull()
-        except BaseException as error:
-            data = None
-            if later or not isinstance(error, GreenletExit):
-                self._iterator_raised(error)
-        if not later:
-            return None
-        if data is None:
-            self._exhausted(later)
-        elif data:
-            self._pending += len(data)
-        else:
-            sleep(0)  # an iterator with nothing to say must not keep everybody waiting
-        return data
 
     # The end.
 

@@ -313,7 +313,7 @@ class Connection(BaseConnection):
             data = lines.pull()
         except BaseException as error:
             data = None
-            self._iterator_raised(error)
+            self.iterator_raised(error)
         if data is None and self._wire and self._wire[0] is lines:
             self._wire.popleft()
             self._pending -= lines.size

@@ -610,6 +610,36 @@ def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(tc
     assert (len(peer.received), peer.ended) == (24_000_003, "end")
 
 
+def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_moment(tcp, monkeypatch):
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.2)
+    peer = tcp.peer(tcp.listen())
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.write(b"x" * 24_000_000)
+    with gevent.Timeout(20):
+        while not connection._output_waits:
+            gevent.sleep(0)
+    tcp.listeners[0].close()
+    while len(peer.received) < 100_000:  # enough for the socket to be writable once more
+        peer.received += peer.socket.recv(1_000_000)
+    tcp.until(lambda: connection._gone)
+
+
+def test_a_handler_may_write_to_many_connections(socket_stage):
+    """A chat: what one says, all of them hear."""
+
+    class Chat(Witness):
+        def handle_input(self, connection, data):
+            for other in connection.control.connections():
+                other.write(b"somebody said " + data)
+
+    clients = [socket_stage.client(socket_stage.listen(Chat))]
+    clients += [socket_stage.client(socket_stage.listeners[0]) for _ in range(19)]
+    socket_stage.until(lambda: len(socket_stage.served) == 20)
+    clients[7].connection.write(b"hello")
+    socket_stage.until(lambda: all(client.data == b"somebody said hello" for client in clients))
+
+
 def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(tcp, monkeypatch):
     monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.3)
     peer = tcp.peer(tcp.listen())

@@ -1,0 +1,117 @@
+"""The pump: the greenlet that pulls from the iterators given to ``writelines``, no faster than the peer takes it.
+
+A connection has one only while such an iterator is not exhausted.  Meanwhile, whatever is written goes behind it, in
+order, and the pump hands one after the other to the connection: bytes as they are, iterators as they yield.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gevent import sleep
+from greenlet import GreenletExit
+
+from ngi_gevent.connection import HIGH_WATER
+
+if TYPE_CHECKING:
+    from ngi_gevent.connection import PendingLines
+    from ngi_gevent.dispatcher import Dispatcher
+    from ngi_gevent.stream import StreamConnection
+
+__all__ = ["Pump"]
+
+#: Bytes that each piece of an iterator counts for at least, so that tiny ones do not keep everybody else waiting.
+LEAST_AHEAD = 256
+
+
+class Pump:
+    """The pump of one connection, on the hub's thread."""
+
+    __slots__ = ("_connection", "_dispatcher", "_greenlet", "_later", "waits")
+
+    def __init__(self, connection: StreamConnection, dispatcher: Dispatcher, lines: PendingLines) -> None:
+        self._connection = connection
+        self._dispatcher = dispatcher
+        self._later: deque[bytes | PendingLines] = deque([lines])
+        #: Whether it is to be told when everything is sent.
+        self.waits = False
+        self._greenlet = dispatcher.spawn(self._run, connection)
+
+    def __bool__(self) -> bool:
+        """Whether there is more to come."""
+        return bool(self._later)
+
+    def append(self, output: bytes | PendingLines) -> None:
+        self._later.append(output)
+
+    def everything_is_sent(self) -> None:
+        self._dispatcher.loop.run_callback(self._resume)
+
+    def drop(self) -> None:
+        """Nobody wants what is left, nor what the pump waits for, be it an iterator or the peer."""
+        dropped = list(self._later)
+        self._later.clear()
+        self._dispatcher.spawn(lambda: self._clean_up(dropped), self._connection)
+
+    def _clean_up(self, dropped: list[bytes | PendingLines]) -> None:
+        """On a greenlet of its own: generators that are dropped clean up after themselves, and may block in it."""
+        self._dispatcher.loop.run_callback(self._greenlet.throw, GreenletExit)
+        dropped.clear()
+
+    def _run(self) -> None:
+        """The body of the pump's greenlet."""
+        ahead = 0
+        while self._later:
+            data = self._pulled()
+            if not data:
+                continue
+            self._connection.queue(data)
+            ahead += max(len(data), LEAST_AHEAD)
+            if ahead >= HIGH_WATER and self._connection.has_unsent():
+                ahead = 0
+                self._wait_for_room()
+        self._connection.pump_is_done()
+
+    def _resume(self) -> None:
+        if self.waits:
+            self.waits = False
+            self._greenlet.switch()
+
+    def _wait_for_room(self) -> None:
+        """Wait until all that was pulled is sent."""
+        self.waits = True
+        try:
+            self._dispatcher.hub.switch()
+        except BaseException as error:
+            self.waits = False
+            if self._later:
+                # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
+                self._exhausted()
+                self._connection.iterator_raised(error)
+
+    def _exhausted(self) -> None:
+        """The first iterator will not yield more."""
+        self._connection.count(-self._later.popleft().size)  # type: ignore[union-attr]
+
+    def _pulled(self) -> bytes | None:
+        """The next output; nothing where an iterator ended, raised, or was dropped while it blocked."""
+        head = self._later[0]
+        if isinstance(head, bytes):
+            self._later.popleft()
+            return head
+        try:
+            data = head.pull()
+        except BaseException as error:
+            data = None
+            if self._later or not isinstance(error, GreenletExit):
+                self._connection.iterator_raised(error)
+        if not self._later:
+            return None
+        if data is None:
+            self._exhausted()
+        elif data:
+            self._connection.count(len(data))
+        else:
+            sleep(0)  # an iterator with nothing to say must not keep everybody waiting
+        return data
