@@ -822,8 +822,8 @@ def test_a_closing_and_a_closed_connection_refuse_writes_and_ignore_close(stage)
 def test_when_closed_tells_of_every_end(stage):
     client, served = stage.talk()
     told = []
-    served.connection.when_closed(lambda: told.append("served"))
-    client.connection.when_closed(lambda: told.append("client"))
+    served.connection.when_closed(lambda: (told.append("served"), stage.happened()))
+    client.connection.when_closed(lambda: (told.append("client"), stage.happened()))
     client.connection.close()
     stage.until(lambda: len(told) == 2)
     client.connection.when_closed(lambda: told.append("later"))
@@ -842,7 +842,7 @@ def test_a_raising_when_closed_harms_nobody(stage, caplog):
     stage.until(lambda: len(stage.served) == 6)
     told = []
     clients[0].connection.when_closed(fail)
-    clients[0].connection.when_closed(lambda: told.append(1))
+    clients[0].connection.when_closed(lambda: (told.append(1), stage.happened()))
     for client in clients:
         client.connection.write(b"all in one turn")
     clients[0].connection.close()
