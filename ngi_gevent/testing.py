@@ -40,6 +40,7 @@ from ngi_gevent.errors import ConnectionFailed, Deadlock, ImplementationClosed, 
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.listening import BaseListener, check_client_handler, check_server
 from ngi_gevent.outstanding import Outstanding
+from ngi_gevent.threads import allocate_lock
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IClientConnectHandler, IConnectionHandler, IServer, IUDPHandler, Reason
@@ -157,6 +158,7 @@ class _Turns:
 
     def __init__(self) -> None:
         self._queue: deque[Callable[[], object]] = deque()
+        self._lock = allocate_lock()
         #: Whether callbacks are being called.
         self.running = False
         #: The connection, or the listener for datagrams, in one of whose callbacks we are.
@@ -167,21 +169,26 @@ class _Turns:
     def queue(self, callback: Callable[[], object]) -> None:
         self._queue.append(callback)
 
+    def _begins(self) -> bool:
+        """Whether there is something to run and nobody who does; then it is the caller."""
+        with self._lock:
+            begins = bool(self._queue) and not self.running
+            self.running = self.running or begins
+        return begins
+
     def run(self) -> None:
-        """Run what is queued, and what that causes, unless that is being done already."""
-        if self.running:
-            return
-        self.running = True
-        try:
-            while self._queue:
+        """Run what is queued, and what that causes, unless that is being done already: here, or on another thread."""
+        while self._begins():
+            try:
+                while self._queue:
+                    self.current = None
+                    self._queue.popleft()()
+            finally:
                 self.current = None
-                self._queue.popleft()()
-        finally:
-            self.running = False
-            self.current = None
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
+                self.running = False
+            error, self.error = self.error, None
+            if error is not None:
+                raise error
 
 
 class _Arriving(bytes):

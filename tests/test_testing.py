@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 import ngi_gevent
@@ -160,6 +163,40 @@ def test_waiting_in_a_callback_for_what_comes_after_it_says_so():
     listener.connect(client)
     client.connection.write(b"x")
     assert client.data == b"refused"
+
+
+def test_threads_take_turns_too():
+    """What one thread causes while another runs callbacks is run by that one: callbacks do not overlap."""
+
+    class Slow(testing.Recorder):
+        running = overlapped = 0
+
+        def handle_input(self, connection, data):
+            self.running += 1
+            self.overlapped += self.running > 1
+            for _ in range(100):
+                pass
+            super().handle_input(connection, data)
+            self.running -= 1
+
+    def write():
+        for _ in range(2000):
+            connection.write(b"x")
+
+    recorder = Slow()
+    connection = testing.Connection(recorder)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=write) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    connection.write(b"")
+    assert (len(recorder.data), recorder.overlapped) == (8000, 0)
 
 
 def test_a_client_address_is_the_clients():
