@@ -112,8 +112,8 @@ class StreamConnection(BaseConnection):
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
-        # The one use of a private attribute of gevent: its own recv and send would watch the socket a second time, and
-        # cost four times as much as the plain non-blocking calls of the socket that it wraps.
+        # The one use of a private attribute of a gevent socket: its own recv and send would wait, and watch it a
+        # second time for that.  These are the plain non-blocking calls of the socket that it wraps.
         self._receive: Callable[[int], bytes] = sock._sock.recv
         self._send: Callable[[bytes | memoryview], int] = sock._sock.send
 
