@@ -14,12 +14,13 @@ from ngi_gevent import implementation
 from ngi_gevent.adapters import Base
 from ngi_gevent.connection import check_returned, check_timeout
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Deadlock, Timeout
+from ngi_gevent.files import Input, Output, files, server
 from ngi_gevent.threads import Flag, get_ident
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnection, Reason
 
-__all__ = ["connect", "request"]
+__all__ = ["connect", "open", "request", "server"]
 
 
 def request(
@@ -76,6 +77,26 @@ def connect(
     if attempt.error is not None:
         raise attempt.error
     return attempt.connection  # type: ignore[no-any-return]
+
+
+_connect = connect  # for open, whose argument has the same name
+
+
+def open(
+    address_or_connection: Any,
+    connect: Callable[[Any, Any], object] = implementation.connect,
+    timeout: float | None = None,
+) -> tuple[Output, Input]:
+    """Make binary files of a connection, or of a new one to an address: what is written to the peer, what it sends.
+
+    A connection is anything that has ``set_handler``; the files become its handler.  Otherwise this connects, as
+    :func:`connect` does, waits for up to *timeout* seconds, and raises the same.  Closing the output closes the
+    connection.  See :class:`ngi_gevent.files.Output` and :class:`ngi_gevent.files.Input`.
+    """
+    if hasattr(address_or_connection, "set_handler"):
+        check_timeout(timeout)
+        return files(address_or_connection)
+    return files(_connect(address_or_connection, connect, timeout))
 
 
 def _check_connect(connect: Any) -> None:

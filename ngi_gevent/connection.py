@@ -22,11 +22,14 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.errors import ConnectionClosed, LimitExceeded
+from gevent.exceptions import LoopExit
+
+from ngi_gevent.errors import ConnectionClosed, Deadlock, LimitExceeded
 from ngi_gevent.interfaces import IConnection, documented_by
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
+    from ngi_gevent.threads import Flag
 
 __all__ = [
     "CLOSED",
@@ -265,6 +268,20 @@ class BaseConnection:
         else:
             self._when_closed.append(callback)
 
+    # For those who wait for the connection.
+
+    def wait_for(self, flag: Flag, timeout: float | None) -> bool:
+        """Wait until something on this connection sets *flag*, or for *timeout* seconds; whether it is set.
+
+        Raises :class:`~ngi_gevent.Deadlock` in a callback, and where nothing is left that could ever set it.
+        """
+        if self._in_callback():
+            raise Deadlock("waiting for a connection in its own callback, before whose return nothing more happens")
+        try:
+            return flag.wait(timeout, alone=self._is_here())
+        except LoopExit:
+            raise Deadlock("nothing is left on this thread's hub that could ever end this wait") from None
+
     def _forgive_reason(self) -> None:
         """The application ended the connection itself, too, before it was told that it had ended: no callback comes."""
         self._reason = None
@@ -294,6 +311,18 @@ class BaseConnection:
 
     def stop(self) -> None:
         """End it now: send what can be sent without waiting, drop the rest, and owe the handler ``'stopped'``."""
+        raise NotImplementedError
+
+    def hold(self, flag: Flag) -> bool:
+        """Wait, in ``handle_input``, for *flag*, or until the connection has an end to see to; whether it was held."""
+        raise NotImplementedError
+
+    def _in_callback(self) -> bool:
+        """Whether the caller is in a callback that has to return before more happens on this connection."""
+        raise NotImplementedError
+
+    def _is_here(self) -> bool:
+        """Whether what happens on this connection happens on the calling thread."""
         raise NotImplementedError
 
     def undelivered(self) -> bool:

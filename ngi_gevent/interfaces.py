@@ -160,7 +160,8 @@ class IConnection(Protocol):
     def writelines(self, data: Iterable[Data], /) -> None:
         """Queue what *data* will yield; never blocks.  It is pulled only as the peer takes it, never far ahead.
 
-        The iterable may block, on a greenlet of its own.  Order is kept with everything written before and after.
+        The iterable may block, on a greenlet of its own.  Order is kept with everything written before and after.  An
+        empty piece sends nothing: the next is pulled when everything before it is taken.
         Raises ``TypeError`` for what is not iterable, text and single bytes objects, and
         :class:`~ngi_gevent.ConnectionClosed` once the connection is closing.
         """

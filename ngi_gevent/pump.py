@@ -112,6 +112,8 @@ class Pump:
             self._exhausted()
         elif data:
             self._connection.count(len(data))
+        elif self._connection.has_unsent():
+            self._wait_for_room()
         else:
             sleep(0)  # an iterator with nothing to say must not keep everybody waiting
         return data

@@ -41,7 +41,7 @@ from ngi_gevent.connection import (
     as_bytes,
     check_returned,
 )
-from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher
+from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.pump import Pump
 from ngi_gevent.threads import get_ident
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from ngi_gevent.interfaces import Data, IListener, Reason
+    from ngi_gevent.threads import Flag
 
 __all__ = ["StreamConnection"]
 
@@ -79,6 +80,7 @@ class StreamConnection(BaseConnection):
         "_attention",
         "_callbacks_done",
         "_dispatcher",
+        "_held",
         "_input_over",
         "_output_waits",
         "_paused",
@@ -122,6 +124,7 @@ class StreamConnection(BaseConnection):
         self.waiting = False  # whether the greenlet may be switched to
         self._attention = True  # whether the greenlet should look at something else than input
         self._callbacks_done = False
+        self._held: Flag | None = None  # what a callback waits for that would not keep us from ending
 
         self._read_watcher = self._dispatcher.loop.io(sock.fileno(), READ)
         self._reading = False  # whether the read watcher wakes the greenlet
@@ -213,6 +216,8 @@ class StreamConnection(BaseConnection):
         self._attention = True
         if self.waiting:
             self._dispatcher.wake(self)
+        elif self._held is not None and self._is_ending():
+            self._held.set()
 
     def stop_reading(self) -> None:
         """Have no more input wake the greenlet, until it attends again."""
@@ -421,6 +426,25 @@ class StreamConnection(BaseConnection):
             self.send_pending()
             self._drop_output()
             self._output_over()
+
+    def hold(self, flag: Flag) -> bool:
+        if self._is_ending() or not self._in_callback():
+            return False
+        self._held = flag
+        try:
+            flag.wait()
+        finally:
+            self._held = None
+        return True
+
+    def _in_callback(self) -> bool:
+        return current_connection() is self
+
+    def _is_here(self) -> bool:
+        return get_ident() == self._thread
+
+    def _is_ending(self) -> bool:
+        return self._state is not OPEN or self._send_error is not None
 
     def undelivered(self) -> bool:
         return self._state is OPEN or (self._state is CLOSING and not self._shut)

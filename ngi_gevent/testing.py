@@ -19,6 +19,8 @@ from collections.abc import Callable, Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from greenlet import getcurrent
+
 from ngi_gevent.connection import (
     CLOSED,
     CLOSING,
@@ -44,6 +46,7 @@ from ngi_gevent.threads import allocate_lock
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IClientConnectHandler, IConnectionHandler, IServer, IUDPHandler, Reason
+    from ngi_gevent.threads import Flag
 
 __all__ = [
     "Connection",
@@ -165,6 +168,8 @@ class _Turns:
         self.current: BaseConnection | BaseDatagramListener | None = None
         #: What a callback wants the caller of the outermost call to learn.
         self.error: BaseException | None = None
+        #: The greenlet that callbacks are being called on.
+        self.greenlet: Any = None
 
     def queue(self, callback: Callable[[], object]) -> None:
         self._queue.append(callback)
@@ -179,12 +184,13 @@ class _Turns:
     def run(self) -> None:
         """Run what is queued, and what that causes, unless that is being done already: here, or on another thread."""
         while self._begins():
+            self.greenlet = getcurrent()
             try:
                 while self._queue:
                     self.current = None
                     self._queue.popleft()()
             finally:
-                self.current = None
+                self.current = self.greenlet = None
                 self.running = False
             error, self.error = self.error, None
             if error is not None:
@@ -393,6 +399,15 @@ class Connection(BaseConnection):
             self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
             self._state = CLOSED
             self._take_turn()
+
+    def hold(self, flag: Flag) -> bool:
+        return False  # a callback that waits would keep everybody else's from coming
+
+    def _in_callback(self) -> bool:
+        return self._turns.greenlet is getcurrent()
+
+    def _is_here(self) -> bool:
+        return True
 
     def undelivered(self) -> bool:
         return self._state is OPEN or (self._state is CLOSING and self._has_output())
