@@ -362,14 +362,30 @@ def test_flush_waits_for_all_that_was_written(stage):
     stage.until(lambda: len(peer.received) == MUCH + 4)
 
 
+def test_flush_does_not_answer_for_what_is_written_meanwhile(tcp):
+    output, input, peer = talk(tcp)
+    output.write(bytes(MUCH // 2))
+    flushing = gevent.spawn(output.flush)
+    gevent.idle()
+    output.write(bytes(MUCH // 2))
+    peer.read()
+    flushing.get(timeout=PATIENCE)
+    with pytest.raises(Timeout):
+        output.flush(timeout=0)
+    output.flush(PATIENCE)
+    tcp.until(lambda: len(peer.received) == MUCH)
+
+
 def test_flushes_that_time_out_cost_nothing(tcp):
     """Each leaves a mark, which must not add up."""
     output, input, peer = talk(tcp)
     output.write(bytes(MUCH))
+    pending = []
     for _ in range(100):
         with pytest.raises(Timeout):
-            output.flush(timeout=0)
-    assert tcp.connections[0]._pending < MUCH + 10 * 4096
+            output.flush(timeout=0.001)
+        pending.append(tcp.connections[0]._pending)
+    assert pending[-1] <= pending[9]
 
 
 @pytest.mark.parametrize("unread", [b"", b"unread\n"])
@@ -697,6 +713,14 @@ def test_a_function_sees_the_context_of_its_listener(stage):
 
     output, input = blocking.open(stage.listen(tell).address, stage.implementation.connect, PATIENCE)
     assert input.read(timeout=PATIENCE) == b"seen"
+
+
+def test_a_function_leaves_its_files_closed(stage):
+    files = []
+    listener = stage.listen(blocking.server(lambda *arguments: files.extend(arguments)))
+    output, input = blocking.open(listener.address, stage.implementation.connect, PATIENCE)
+    assert input.read(timeout=PATIENCE) == b""
+    assert [file.closed for file in files] == [True, True]
 
 
 def test_what_a_function_raises_is_logged_once(stage, caplog):
