@@ -119,8 +119,9 @@ class Base:
 
     def _end(self, reason: Reason) -> None:
         """The peer broke the rules: close the connection, and tell the handler why.  For use in ``handle_input``."""
-        self.connection.close()
-        Base.handle_close(self, self.connection, reason)
+        if self.connection:
+            self.connection.close()
+            Base.handle_close(self, self.connection, reason)
 
 
 class Lines(Base):

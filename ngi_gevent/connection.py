@@ -235,10 +235,7 @@ class BaseConnection:
             self._queue_lines(lines)
 
     def close(self) -> None:
-        if self._handed_over(self._close):
-            self._ended_elsewhere = True
-        else:
-            self._close()
+        self._end(self._close)
 
     def _close(self) -> None:
         if self._state is OPEN:
@@ -247,10 +244,12 @@ class BaseConnection:
             self._forgive_reason()
 
     def abort(self) -> None:
-        if self._handed_over(self._abort):
-            self._ended_elsewhere = True
-        else:
-            self._abort()
+        self._end(self._abort)
+
+    def _end(self, end: Callable[[], None]) -> None:
+        self._ended_elsewhere = self._is_elsewhere()  # first, so that no callback begins once this has returned
+        if not self._handed_over(end):
+            end()
 
     def _abort(self) -> None:
         self._forgive_reason()
@@ -301,6 +300,10 @@ class BaseConnection:
         return self._state is not OPEN
 
     # What a transport adds.
+
+    def _is_elsewhere(self) -> bool:
+        """Whether this is another thread than the connection's."""
+        return False
 
     def _handed_over(self, call: Callable[..., object], *arguments: Any) -> bool:
         """Whether this is another thread than the connection's: then *call* is made there, in the order of calls."""
@@ -386,7 +389,7 @@ class BaseConnection:
         """The connection is not open any more: tell the handler what it has not heard yet, and why."""
         while self._exceptions:
             exception = self._exceptions.pop(0)
-            if self._reason is None:  # it ended the connection itself, so no callback comes
+            if self._reason is None or self._ended_elsewhere:  # it ended the connection itself: no callback comes
                 self._owner.handler_raised(self.peer_address, ITERABLE, exception)
             else:
                 self._tell_exception(exception)
@@ -396,7 +399,7 @@ class BaseConnection:
         """Tell the handler why the connection ended, if it is owed a reason."""
         reason, self._reason = self._reason, None
         handle_close = getattr(self._handler, "handle_close", None)
-        if reason is None or handle_close is None:
+        if reason is None or handle_close is None or self._ended_elsewhere:
             return
         try:
             handle_close(self, reason)

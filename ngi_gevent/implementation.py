@@ -205,13 +205,14 @@ class _OutstandingOnHub(Outstanding):
     def wait(self, timeout: float | None) -> bool:
         """Wait until nothing is outstanding, or for *timeout* seconds; whether nothing is."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        event = Event()
-        self._when_empty.append(event.set)
-        try:
-            while not self._over() and event.wait(None if deadline is None else max(0, deadline - time.monotonic())):
-                event.clear()
-        finally:
-            self._when_empty.remove(event.set)
+        in_time = True
+        while in_time and not self._over():
+            empty = Flag()
+            self._when_empty.append(empty.set)
+            try:
+                in_time = empty.wait(None if deadline is None else max(0, deadline - time.monotonic()))
+            finally:
+                self._when_empty.remove(empty.set)
         return self._over()
 
     def _over(self) -> bool:
@@ -231,23 +232,31 @@ class _OutstandingInline(_OutstandingOnHub):
 
     def __init__(self) -> None:
         super().__init__()
-        self._error: BaseException | None = None
+        self._raised: tuple[Any, str, BaseException] | None = None
+        self._stopped = False  # whether no wait will come any more
 
     def wait(self, timeout: float | None) -> bool:
         over = super().wait(timeout)
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised[2]
         return over
 
+    def stop(self) -> None:
+        self._stopped = True
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            super().handler_raised(*raised)
+        super().stop()
+
     def _over(self) -> bool:
-        return self._error is not None or super()._over()
+        return self._raised is not None or super()._over()
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        if self._error is not None:
+        if self._stopped or self._raised is not None:
             super().handler_raised(peer, where, error)
             return
-        self._error = error
+        self._raised = peer, where, error
         for wake in list(self._when_empty):
             wake()
 
@@ -262,7 +271,8 @@ class _OutstandingInThread(_OutstandingOnHub):
 class Inline(Implementation):
     """Connects and listens on the hub of the calling thread, for scripts: ``wait`` raises what a handler raised.
 
-    The first error since the last ``wait`` is kept for it, and not logged; further ones are.
+    The first error since the last ``wait`` is kept for it, and not logged; further ones are, and those that no ``wait``
+    comes for before ``close``.
     """
 
     def _make_outstanding(self) -> _OutstandingOnHub:
@@ -281,6 +291,8 @@ class Threaded(Implementation):
     def __init__(self) -> None:
         super().__init__()
         self._starting = allocate_lock()
+        self._begun = False  # whether somebody has started the thread, or is about to
+        self._started = Flag()
         self._hub: Any = None
         self._stop = Event()
         self._ended = Flag()
@@ -313,7 +325,11 @@ class Threaded(Implementation):
         """Close for new requests; whether there is something to be stopped."""
         with self._starting:
             closed, self._closed = self._closed, True
-        return self._hub is not None and not closed
+            begun = self._begun
+        if closed or not begun:
+            return False
+        self._started.wait()
+        return True
 
     def _stop_all(self) -> None:
         self._on_hub[self._hub].stop()
@@ -323,10 +339,13 @@ class Threaded(Implementation):
         return _OutstandingInThread()
 
     def _running_hub(self) -> Any:
+        # Nobody must wait with the lock held, since greenlets of one thread would wait for each other for ever.
         with self._starting:
             self._check_open()
-            if self._hub is None:
-                self._start()
+            begun, self._begun = self._begun, True
+        if not begun:
+            self._start()
+        self._started.wait()
         return self._hub
 
     def _start(self) -> None:
@@ -334,12 +353,10 @@ class Threaded(Implementation):
         if patched:
             # A hub that is made in a new thread waits for import locks that only a hub of this thread could give it.
             get_hub()
-        started = Flag()
         if patched:
-            start_new_thread(self._serve, (started,))
+            start_new_thread(self._serve, ())
         else:
-            threading.Thread(target=self._serve, args=(started,), name="ngi_gevent.Threaded", daemon=True).start()
-        started.wait()
+            threading.Thread(target=self._serve, name="ngi_gevent.Threaded", daemon=True).start()
         _running.add(self)
 
     def end_at_exit(self) -> None:
@@ -348,13 +365,13 @@ class Threaded(Implementation):
             self._hub.loop.run_callback_threadsafe(self._stop_all)
         self._ended.wait(EXIT_PATIENCE)
 
-    def _serve(self, started: Flag) -> None:
+    def _serve(self) -> None:
         """Run the hub until this is closed and everything has ended: the body of the thread."""
         hub = self._hub = get_hub()
         keep_running = hub.loop.async_()  # or a loop with nothing to do would end
         keep_running.start(lambda: None)
         outstanding = self._on_hub[hub] = self._make_outstanding()
-        started.set()
+        self._started.set()
         self._stop.wait()
         outstanding.wait(None)
         keep_running.close()

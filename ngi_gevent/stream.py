@@ -21,6 +21,7 @@ import fcntl
 import socket
 import struct
 import termios
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ from ngi_gevent.connection import (
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.pump import Pump
-from ngi_gevent.threads import get_ident
+from ngi_gevent.threads import allocate_lock, get_ident
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -68,6 +69,9 @@ SEND_TIMEOUT = 30.0
 #: Seconds for which a closed connection waits, discarding input, for the peer to close its side too.
 DRAIN_TIMEOUT = 1.0
 
+# Held for a moment, by whoever is the first to hand a call over to another thread.
+_handing_over = allocate_lock()
+
 #: The option that makes closing a socket reset its connection, dropping what the kernel has not sent.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -79,6 +83,7 @@ class StreamConnection(BaseConnection):
     __slots__ = (
         "_attention",
         "_callbacks_done",
+        "_calls",
         "_dispatcher",
         "_held",
         "_input_over",
@@ -124,6 +129,7 @@ class StreamConnection(BaseConnection):
         self.waiting = False  # whether the greenlet may be switched to
         self._attention = True  # whether the greenlet should look at something else than input
         self._callbacks_done = False
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] | None = None  # of other threads
         self._held: Flag | None = None  # what a callback waits for that would not keep us from ending
 
         self._read_watcher = self._dispatcher.loop.io(sock.fileno(), READ)
@@ -187,7 +193,8 @@ class StreamConnection(BaseConnection):
                 self._lost(error)
                 continue
             if data:
-                self._handler.handle_input(self, data)  # type: ignore[union-attr]
+                if not self._ended_elsewhere:
+                    self._handler.handle_input(self, data)  # type: ignore[union-attr]
             else:
                 self._input_over = True
                 self._leave_open(self._send_error or END_OF_INPUT)
@@ -196,7 +203,7 @@ class StreamConnection(BaseConnection):
         """See to everything but input; whether the connection is still open."""
         self._attention = False
         if self._handler is not None:
-            while self._exceptions and self._state is OPEN:
+            while self._exceptions and self:
                 self._tell_exception(self._exceptions.pop(0))
         if self._state is not OPEN:
             return False
@@ -248,9 +255,15 @@ class StreamConnection(BaseConnection):
         if get_ident() != self._thread:
             self._write_elsewhere(data)
             return
+        if self._calls:
+            self._make_calls()
         if self._state is not OPEN:
             raise self._closed_error()
-        if not data or (self._pending > self._output_limit and self._over_limit()):
+        if data:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if self._state is not OPEN or (self._pending > self._output_limit and self._over_limit()):
             return
         self._pending += len(data)
         if self._pump is None:
@@ -259,21 +272,36 @@ class StreamConnection(BaseConnection):
             self._pump.append(data)
             self._pause_if_high()
 
+    # Other threads.
+
     def _write_elsewhere(self, data: bytes) -> None:
         if not self:
             raise self._closed_error()
-        self._handed_over(self._write_if_open, data)
+        if data:
+            self._handed_over(self._take, data)
 
-    def _write_if_open(self, data: bytes) -> None:
-        if self._state is OPEN:
-            self.write(data)
+    def _is_elsewhere(self) -> bool:
+        return get_ident() != self._thread
 
     def _handed_over(self, call: Callable[..., object], *arguments: Any) -> bool:
         if get_ident() == self._thread:
+            if self._calls:
+                self._make_calls()
             return False
         if not self._gone:
-            self._dispatcher.loop.run_callback_threadsafe(call, *arguments)
+            with _handing_over:
+                if self._calls is None:
+                    self._calls = deque()
+            self._calls.append((call, arguments))
+            self._dispatcher.loop.run_callback_threadsafe(self._make_calls)
         return True
+
+    def _make_calls(self) -> None:
+        """Make the calls of other threads, in their order, and before any that this thread makes after them."""
+        calls = self._calls
+        while calls:
+            call, arguments = calls.popleft()
+            call(*arguments)
 
     def _waiting_for_peer(self) -> int:
         if self._pending > self._output_limit:
@@ -410,6 +438,10 @@ class StreamConnection(BaseConnection):
     # The end.
 
     def _leave_open(self, reason: Reason | None) -> None:
+        if self._calls:
+            self._make_calls()
+            if self._state is not OPEN:
+                return
         self._state = CLOSING
         self._reason = reason
         self._dispatcher.send_later(self)

@@ -8,7 +8,6 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
-from gevent.event import Event
 from gevent.server import StreamServer
 
 from ngi_gevent.binding import Binding
@@ -16,7 +15,7 @@ from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.interfaces import IListener, documented_by
 from ngi_gevent.listening import BaseListener, ListenerOwner
 from ngi_gevent.stream import StreamConnection
-from ngi_gevent.threads import call_on
+from ngi_gevent.threads import Flag, call_on
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IClientConnectHandler, IServer
@@ -99,7 +98,7 @@ class StreamListener(BaseListener):
 
     def _wait_until_empty(self, timeout: float | None) -> None:
         if self._connections:
-            empty = Event()
+            empty = Flag()
             self._when_empty.append(empty.set)
             empty.wait(timeout)
             if empty.set in self._when_empty:

@@ -7,6 +7,7 @@ asks of them is handed over to the hub's own thread.  Under monkey-patching, the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ __all__ = ["Flag", "allocate_lock", "call_on", "get_ident", "start_new_thread"]
 
 Result = TypeVar("Result")
 
-#: Seconds after which a caller looks whether the hub that is to answer still exists: it may end in that moment.
+#: Seconds after which a caller looks whether the thread that is to answer still exists: it may end in that moment.
 LOOK_AFTER = 1.0
 
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
@@ -111,7 +112,7 @@ def call_on(hub: Any, function: Callable[..., Result], *arguments: Any) -> Resul
     """Call *function* on the thread of *hub*, which is running, and return what it returns or raise what it raises.
 
     Elsewhere than on that thread, it is called on a greenlet of its own, in the caller's context, and waited for.
-    Raises :class:`~ngi_gevent.ImplementationClosed` where the hub was destroyed.
+    Raises :class:`~ngi_gevent.ImplementationClosed` where that thread has ended.
     """
     if get_ident() == hub.thread_ident:
         return function(*arguments)
@@ -136,7 +137,7 @@ def call_on(hub: Any, function: Callable[..., Result], *arguments: Any) -> Resul
     loop = hub.loop
     if loop is not None:
         loop.run_callback_threadsafe(start)
-        while not done.wait(LOOK_AFTER) and hub.loop is not None:
+        while not done.wait(LOOK_AFTER) and hub.loop is not None and hub.thread_ident in sys._current_frames():
             pass
     if not done.is_set():
         raise ImplementationClosed("the thread that was to do this has ended with its implementation")

@@ -203,7 +203,89 @@ def ask(connection):
     assert (yield) == b"HELLO"
 
 
+def test_what_a_thread_wrote_goes_before_what_the_hubs_own_thread_does_next(socket_stage):
+    class Mixed(Witness):
+        def handle_input(self, connection, data):
+            for number in range(3):
+                thread = threading.Thread(target=connection.write, args=[b"thread %d " % number])
+                thread.start()
+                thread.join()
+                if number:
+                    connection.write(b"hub %d " % number)
+            connection.close()
+
+    client, served = socket_stage.talk(Mixed)
+    client.connection.write(b"go")
+    socket_stage.until(lambda: client.closed)
+    assert client.data == b"thread 0 thread 1 hub 1 thread 2 hub 2 "
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end):
+    """The hub is busy when it ends; input is there already."""
+
+    class Busy(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if data == b"busy":
+                other = tcp.served[1].connection
+                tcp.peers[0].socket._sock.send(b"input that is there already")
+                thread = threading.Thread(target=getattr(other, end))
+                thread.start()
+                thread.join()
+                assert not other
+
+    peer = tcp.peer(tcp.listen(Busy))
+    tcp.until(lambda: tcp.served)
+    first = tcp.client(tcp.listeners[0])
+    tcp.until(lambda: len(tcp.served) == 2)
+    tcp.served.sort(key=lambda served: served.connection.peer_address == peer.socket.getsockname())
+    first.connection.write(b"busy")
+    tcp.until(lambda: tcp.served[1].connection._gone)
+    assert tcp.served[1].trace == []
+
+
+def test_wait_waits_for_what_only_another_thread_will_do():
+    class Late(Hello):
+        def connected(self, connection):
+            timers.append(threading.Timer(0.2, connection.set_handler, [self]))
+            timers[0].start()
+
+        def handle_input(self, connection, data):
+            got.append(data)
+
+    def greet(connection):
+        connection.write(b"welcome")
+        connection.close()
+
+    timers, got = [], []
+    implementation = ngi_gevent.Implementation()
+    listener = implementation.listener(None, greet)
+    implementation.connect(listener.address, Late())
+    gevent.sleep(0.05)
+    listener.close(lambda listener: None)
+    implementation.wait(PATIENCE)
+    assert got == [b"welcome"]
+
+
+def test_a_listener_whose_thread_has_ended_says_so():
+    def listen():
+        listeners.append(ngi_gevent.Implementation().listener(None, Upper))
+
+    listeners = []
+    in_thread(listen)
+    with pytest.raises(ImplementationClosed):
+        listeners[0].close()
+    listeners[0]._acceptor.close()
+
+
 # The implementation with a thread of its own.
+
+
+def test_two_greenlets_may_start_it():
+    with Threaded() as implementation:
+        starting = [gevent.spawn(implementation.listener, None, Upper) for _ in range(5)]
+        assert len({greenlet.get(timeout=PATIENCE).address for greenlet in starting}) == 5
 
 
 def test_threaded_serves_a_program_that_knows_nothing_of_gevent():
@@ -347,6 +429,26 @@ def test_further_errors_are_logged(tcp, caplog):
         implementation.wait(10)
     implementation.wait(10)
     implementation.close()
+
+
+def test_errors_that_no_wait_comes_for_are_logged(tcp, caplog):
+    class Bad(Hello):
+        def connected(self, connection):
+            connection.set_handler(self)
+            tcp.connections.append(connection)
+            connection.when_closed(tcp.happened)
+            tcp.happened()
+            raise KeyError
+
+        def handle_close(self, connection, reason):
+            raise ValueError
+
+    listener = tcp.listen(Echo)
+    with Inline() as implementation:
+        implementation.connect(listener.address, Bad())
+        tcp.until(lambda: tcp.connections and not tcp.connections[0])
+    tcp.until(lambda: len(caplog.records) == 2)
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError, KeyError]
 
 
 def test_a_server_that_never_answers_is_a_timeout(tcp):
