@@ -283,9 +283,10 @@ class Inline(Implementation):
 class Threaded(Implementation):
     """Connects and listens on a hub in a daemon thread of its own, for programs that know nothing of gevent.
 
-    The thread is started on first use, and ends after ``close()``, when everything has ended.  It is a native one in
-    every program, monkey-patched or not.  Handlers run on that thread; what they raise is logged.  Every method may be
-    called from any thread, and waits only as long as it takes that thread to see to it.
+    The thread is started on first use, and ends after ``close()``, when the last connection has ended; greenlets that
+    handlers have spawned are not waited for.  It is a native one in every program, monkey-patched or not.  Handlers run
+    on that thread; what they raise is logged.  Every method may be called from any thread, and waits only as long as it
+    takes that thread to see to it.
     """
 
     def __init__(self) -> None:

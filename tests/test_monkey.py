@@ -51,20 +51,19 @@ def test_serving_and_asking_on_ones_own_hub(head):
 @pytest.mark.parametrize("head", HEADS)
 def test_a_threaded_implementation_is_on_a_real_thread(head):
     program = """
-    from gevent.monkey import get_original
-    get_ident = get_original("_thread", "get_ident")
+    from ngi_gevent.threads import Flag, get_ident
     class Who(Upper):
         def handle_input(self, connection, data): connection.write(b"%d" % get_ident())
     with ngi_gevent.Threaded() as implementation:
         listener = implementation.listener(("127.0.0.1", 0), Who)
         connection = ngi_gevent.blocking.connect(listener.address, implementation.connect, 20)
         answer = []
-        done = threading.Event()
+        done = Flag()
         class Answer:
             def handle_input(self, connection, data): answer.append(int(data)); done.set()
         connection.set_handler(Answer())
         connection.write(b"who?")
-        while not answer: time.sleep(0.001)
+        assert done.wait(20)
         print(answer[0] != get_ident())
     """
     assert run(head, COMMON + textwrap.dedent(program)) == "True\n"
