@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gevent.exceptions import LoopExit
-
 from ngi_gevent import implementation
 from ngi_gevent.adapters import Base
 from ngi_gevent.connection import check_returned, check_timeout
-from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Deadlock, Timeout
+from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Timeout
 from ngi_gevent.files import Input, Output, files, server
 from ngi_gevent.threads import Flag, get_ident
 
@@ -139,10 +137,7 @@ class _Attempt:
         self._alone = get_ident() == self._thread
 
     def wait(self, timeout: float | None) -> bool:
-        try:
-            return self.ended.wait(timeout, alone=self._alone)
-        except LoopExit:
-            raise Deadlock("nothing is left on this thread's hub that could ever end this wait") from None
+        return self.ended.wait(timeout, alone=self._alone)
 
     def connected(self, connection: Any) -> None:
         if self._given_up:

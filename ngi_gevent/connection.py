@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gevent.exceptions import LoopExit
-
 from ngi_gevent.errors import ConnectionClosed, Deadlock, LimitExceeded
 from ngi_gevent.interfaces import IConnection, documented_by
 
@@ -276,10 +274,7 @@ class BaseConnection:
         """
         if self._in_callback():
             raise Deadlock("waiting for a connection in its own callback, before whose return nothing more happens")
-        try:
-            return flag.wait(timeout, alone=self._is_here())
-        except LoopExit:
-            raise Deadlock("nothing is left on this thread's hub that could ever end this wait") from None
+        return flag.wait(timeout, alone=not self._is_elsewhere())
 
     def _forgive_reason(self) -> None:
         """The application ended the connection itself, too, before it was told that it had ended: no callback comes."""
@@ -322,10 +317,6 @@ class BaseConnection:
 
     def _in_callback(self) -> bool:
         """Whether the caller is in a callback that has to return before more happens on this connection."""
-        raise NotImplementedError
-
-    def _is_here(self) -> bool:
-        """Whether what happens on this connection happens on the calling thread."""
         raise NotImplementedError
 
     def undelivered(self) -> bool:

@@ -472,9 +472,6 @@ class StreamConnection(BaseConnection):
     def _in_callback(self) -> bool:
         return current_connection() is self
 
-    def _is_here(self) -> bool:
-        return get_ident() == self._thread
-
     def _is_ending(self) -> bool:
         return self._state is not OPEN or self._send_error is not None
 

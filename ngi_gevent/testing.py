@@ -406,9 +406,6 @@ class Connection(BaseConnection):
     def _in_callback(self) -> bool:
         return self._turns.greenlet is getcurrent()
 
-    def _is_here(self) -> bool:
-        return True
-
     def undelivered(self) -> bool:
         return self._state is OPEN or (self._state is CLOSING and self._has_output())
 

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from gevent._hub_local import get_hub_if_exists
 from gevent.event import Event
+from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 from greenlet import greenlet
 
-from ngi_gevent.errors import ImplementationClosed
+from ngi_gevent.errors import Deadlock, ImplementationClosed
 
 __all__ = ["Flag", "allocate_lock", "call_on", "get_ident", "start_new_thread"]
 
@@ -56,8 +57,8 @@ class Flag:
     def wait(self, timeout: float | None = None, *, alone: bool = False) -> bool:
         """Wait until it is set, or for *timeout* seconds; whether it is set.
 
-        Where the caller knows that only this thread can set it (*alone*) and nothing on its hub ever could, gevent
-        raises ``LoopExit``.
+        Where the caller knows that only this thread can set it (*alone*) and nothing on its hub ever could, this
+        raises :class:`~ngi_gevent.Deadlock`.
         """
         hub = get_hub_if_exists()
         if hub is None:
@@ -93,6 +94,8 @@ class Flag:
         if self._wake_by(event.set):
             try:
                 event.wait(timeout)
+            except LoopExit:
+                raise Deadlock("nothing is left on this thread's hub that could ever end this wait") from None
             finally:
                 self._forget(event.set)
 
