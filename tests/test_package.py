@@ -12,7 +12,7 @@ import ngi_gevent
 import ngi_gevent.adapters
 import ngi_gevent.testing
 
-MODULES = [name for _, name, _ in pkgutil.iter_modules(ngi_gevent.__path__, "ngi_gevent.")]
+MODULES = [name for _, name, _ in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent.")]
 
 
 @pytest.mark.parametrize("name", ["ngi_gevent", *MODULES])

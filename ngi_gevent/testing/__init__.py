@@ -1,0 +1,43 @@
+"""An implementation without sockets, and handlers that print or record: for testing handlers in memory.
+
+Start with :class:`Recorder` and :class:`Implementation`, or, for doctests, with a :class:`Connection` that prints.
+
+Everything is synchronous and deterministic.  Nothing is spawned and nothing waits: ``connect`` has run its course when
+it returns, and what is written outside of any callback has been handled when ``write`` returns.  A callback that causes
+another has it queued, never nested: callbacks of one implementation, or of one pair made with :class:`Connection`, take
+turns in the order in which they were caused.
+"""
+
+from ngi_gevent.testing.connection import Connection, TextConnection
+from ngi_gevent.testing.datagram import DatagramListener
+from ngi_gevent.testing.implementation import (
+    Implementation,
+    connect,
+    connectable,
+    default,
+    listener,
+    udp,
+    udp_listener,
+    wait,
+)
+from ngi_gevent.testing.listening import Listener
+from ngi_gevent.testing.printing import PrintingHandler, TextPrintingHandler
+from ngi_gevent.testing.recorder import Recorder
+
+__all__ = [
+    "Connection",
+    "DatagramListener",
+    "Implementation",
+    "Listener",
+    "PrintingHandler",
+    "Recorder",
+    "TextConnection",
+    "TextPrintingHandler",
+    "connect",
+    "connectable",
+    "default",
+    "listener",
+    "udp",
+    "udp_listener",
+    "wait",
+]

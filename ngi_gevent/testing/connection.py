@@ -1,0 +1,282 @@
+"""Connections in memory, which come in pairs: what one side writes, the other gets in its turn."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from ngi_gevent.connection import (
+    CLOSED,
+    CLOSING,
+    END_OF_INPUT,
+    HIGH_WATER,
+    OPEN,
+    OUTPUT_LIMIT,
+    STOPPED,
+    BaseConnection,
+    ConnectionOwner,
+    PendingLines,
+    as_bytes,
+    check_returned,
+)
+from ngi_gevent.interfaces import IConnection, documented_by
+from ngi_gevent.testing.printing import PrintingHandler, TextPrintingHandler
+from ngi_gevent.testing.turns import MemoryOutstanding, Turns
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Data, IConnectionHandler, Reason
+    from ngi_gevent.testing.listening import Listener
+    from ngi_gevent.threads import Flag
+
+__all__ = ["Connection", "TextConnection", "unconnected"]
+
+#: Bytes that the network takes for a peer that does not read, as the buffers of a kernel would.
+NETWORK_SIZE = 1024 * 1024
+
+
+class _Arriving(bytes):
+    """Input that a test lets arrive, which the peer has not written."""
+
+
+class _End:
+    """The end of what one side sends, and what the other is told about it."""
+
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
+
+
+@documented_by(IConnection)
+class Connection(BaseConnection):
+    """One side of a connection in memory; ``peer`` is the other.  Making one makes both.
+
+    Pass it to what is to be tested, and look at the peer, whose connection handler is *handler*; without one, the peer
+    prints what it receives.  *address* and *peer_address* are those of the two sides.
+    """
+
+    # What one side has written waits in its wire, in order: bytes, iterators given to writelines, and at last an _End.
+    # The other side takes from there, when it is its turn and it can take input.
+    __slots__ = ("_begin", "_queued", "_turns", "_wire", "peer")
+
+    #: The handler of the peer, where none is given.
+    printing_handler: type[PrintingHandler] = PrintingHandler
+
+    peer: Connection
+
+    def __init__(
+        self, handler: IConnectionHandler | None = None, address: Any = None, peer_address: Any = None
+    ) -> None:
+        turns = Turns()
+        outstanding = MemoryOutstanding(turns)
+        peer = unconnected()
+        self._set_up(turns, outstanding, peer, address, peer_address)
+        peer._set_up(turns, outstanding, self, peer_address, address)
+        peer.set_handler(self.printing_handler() if handler is None else handler)
+
+    def _set_up(
+        self,
+        turns: Turns,
+        owner: ConnectionOwner,
+        peer: Connection,
+        address: Any,
+        peer_address: Any,
+        control: Listener | None = None,
+        output_limit: int = OUTPUT_LIMIT,
+    ) -> None:
+        super().__init__(owner, control, address, peer_address, output_limit)
+        self._turns = turns
+        self.peer = peer
+        self._wire: deque[bytes | PendingLines | _End] = deque()
+        self._begin: tuple[Callable[[Any], object], str] | None = None
+        self._queued = False
+
+    # The network's part, for tests.
+
+    def test_input(self, data: Data) -> None:
+        """Have *data* arrive, as if the peer had written it."""
+        data = as_bytes(data)
+        if self._state is OPEN:
+            self.peer._wire.append(_Arriving(data))
+            self._take_turn()
+
+    def test_close(self, reason: Reason = END_OF_INPUT) -> None:
+        """Have the end arrive, for *reason*, as if the peer had finished sending, or the connection had broken."""
+        if self._state is OPEN:
+            self.peer._wire.append(_End(reason))
+            self._take_turn()
+
+    # Output.
+
+    def write(self, data: Data, /) -> None:
+        data = as_bytes(data)
+        if self._state is not OPEN:
+            raise self._closed_error()
+        if data and not self._over_limit():
+            self._pending += len(data)
+            self._put(data)
+
+    def _queue_lines(self, lines: PendingLines) -> None:
+        self._put(lines)
+
+    def _waiting_for_peer(self) -> int:
+        return self._pending - NETWORK_SIZE
+
+    def _put(self, item: bytes | PendingLines | _End) -> None:
+        self._wire.append(item)
+        self.peer._take_turn()
+
+    def _taken(self) -> bytes | _End | None:
+        """What the peer gets next of what was written here: as many bytes as there are in one piece, or the end."""
+        written = []
+        while self._wire:
+            head = self._wire[0]
+            if isinstance(head, bytes):
+                written.append(head)
+                if not isinstance(head, _Arriving):
+                    self._pending -= len(head)
+                self._wire.popleft()
+            elif written:
+                break
+            elif isinstance(head, _End):
+                self._wire.popleft()
+                return head
+            else:
+                pulled = self._pulled(head)
+                if pulled:
+                    return pulled
+        return b"".join(written) or None
+
+    def _pulled(self, lines: PendingLines) -> bytes | None:
+        try:
+            data = lines.pull()
+        except BaseException as error:
+            data = None
+            self.iterator_raised(error)
+        if data is None and self._wire and self._wire[0] is lines:
+            self._wire.popleft()
+            self._pending -= lines.size
+        return data
+
+    def _exception_queued(self) -> None:
+        self._queue_turn()
+
+    # Callbacks.
+
+    def _take_turn(self) -> None:
+        self._queue_turn()
+        self._turns.run()
+
+    def _queue_turn(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self._turns.queue(self._turn)
+
+    def _turn(self) -> None:
+        """Do the next thing that there is to do, and queue another turn if there may be more."""
+        self._queued = False
+        self._turns.current = self
+        if self._begin is not None:
+            (begin, where), self._begin = self._begin, None
+            self._call(where, lambda: check_returned(begin(self), where))
+        elif self._state is not OPEN:
+            self._finish()
+        elif self._handler is None:
+            pass
+        elif self._exceptions:
+            self._tell_exception(self._exceptions.pop(0))
+            self._queue_turn()
+        elif self._waiting_for_peer() <= HIGH_WATER:
+            self._take_input()
+
+    def _take_input(self) -> None:
+        taken = self.peer._taken()
+        if taken is not None:
+            self.peer._queue_turn()  # it may read again, or be all delivered
+        if self._state is not OPEN:
+            return  # an iterator of the peer's has ended it
+        if isinstance(taken, _End):
+            self._leave_open(taken.reason)
+        elif taken is not None:
+            self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
+
+    def _call(self, where: str, callback: Callable[..., object], *arguments: Any) -> None:
+        try:
+            callback(*arguments)
+        except BaseException as error:
+            self._failed(where, error)
+        self._queue_turn()
+
+    def _handler_set(self) -> None:
+        self._take_turn()
+
+    # The end.
+
+    def start(self, begin: Callable[[Any], object], where: str) -> None:
+        """Have ``begin(self)`` called as the first callback of all."""
+        self._begin = begin, where
+        self._queue_turn()
+
+    def stop(self) -> None:
+        """End it now.  What was written in one piece is with the network already; what iterators would yield is not."""
+        if self._state is OPEN:
+            self._leave_open(STOPPED)
+        if self._state is CLOSING:
+            self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
+            self._state = CLOSED
+            self._take_turn()
+
+    def hold(self, flag: Flag) -> bool:
+        return False  # a callback that waits would keep everybody else's from coming
+
+    def _in_callback(self) -> bool:
+        return self._turns.greenlet is getcurrent()
+
+    def undelivered(self) -> bool:
+        return self._state is OPEN or (self._state is CLOSING and self._has_output())
+
+    def _has_output(self) -> bool:
+        return any(not isinstance(item, _End) for item in self._wire)
+
+    def _leave_open(self, reason: Reason | None) -> None:
+        self._state = CLOSING
+        self._reason = reason
+        self._queue_turn()
+        self._put(_End(END_OF_INPUT))
+
+    def _break_off(self) -> None:
+        if self._state is not CLOSED:
+            self._state = CLOSED
+            self._wire.clear()
+            self._pending = 0
+            self._queue_turn()
+            self._put(_End(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))))
+
+    def _finish(self) -> None:
+        """It is not open any more: tell the handler, discard what still comes, and be gone when all is delivered."""
+        if self._handler is not None:
+            self._tell_end()
+        if self.peer._wire:
+            self.peer._wire.clear()
+            self.peer._pending = 0
+            self.peer._queue_turn()
+        if self._state is CLOSING and not self._has_output():
+            self._state = CLOSED
+        if self._state is CLOSED:
+            self._is_gone()
+
+
+class TextConnection(Connection):
+    """A :class:`Connection` whose peer prints text as it is."""
+
+    __slots__ = ()
+
+    printing_handler = TextPrintingHandler
+
+
+def unconnected() -> Connection:
+    """One side of a connection, to be set up."""
+    return Connection.__new__(Connection)

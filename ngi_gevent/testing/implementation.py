@@ -1,0 +1,210 @@
+"""The implementation in memory: its addresses, and who is found there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter, deque
+from collections.abc import Container, Hashable
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
+from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
+from ngi_gevent.listening import check_client_handler, check_server
+from ngi_gevent.testing.datagram import DatagramListener
+from ngi_gevent.testing.listening import Listener
+from ngi_gevent.testing.turns import MemoryOutstanding, Turns
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
+    from ngi_gevent.testing.connection import Connection
+
+__all__ = ["Implementation", "connect", "connectable", "default", "listener", "udp", "udp_listener", "wait"]
+
+#: Failed connects to one address in one go, after which a client that tries again and again is stopped.
+MAX_RECONNECTS = 1000
+
+
+class Implementation:
+    """An implementation in memory, with addresses of its own.  See the top of this package.
+
+    Any hashable is an address.  What handlers raise is logged, as everywhere; only what wants the whole program to end
+    leaves the call that led to it.
+    """
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._turns = Turns()
+        self._outstanding = MemoryOutstanding(self._turns)
+        self._listeners: dict[Hashable, Listener] = {}
+        self._datagram_listeners: dict[Hashable, DatagramListener] = {}
+        self._datagram_sender: Hashable = None  # the address that datagrams come from
+        self._connectable: dict[Hashable, deque[Connection]] = {}
+        self._fresh = count(1)
+        self._failures: Counter[Hashable] = Counter()
+
+    def connect(self, address: Hashable, handler: IClientConnectHandler) -> None:
+        """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.
+
+        It has run its course on return, unless this is called in a callback.  Where there is nobody, *handler* is told
+        ``'no such server'``.  A client that connects again from ``failed_connect`` for ever is stopped after a thousand
+        times: the call that it began with raises :class:`~ngi_gevent.NGIError`.
+        """
+        self.connect_to(None, address, handler, None)
+
+    def connect_to(
+        self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any
+    ) -> None:
+        """Connect *handler* to *listener*, or to whoever is at *address* when it is its turn."""
+        self._check_open()
+        check_client_handler(handler)
+        _check_hashable(address)
+        if self._turns.running and getattr(handler, "waits", False):
+            raise Deadlock("waiting in a callback for a connection in memory, which is made after the callback")
+        if client_address is None:
+            client_address = self._fresh_address()
+        if not self._turns.running:
+            self._failures.clear()
+        self._turns.queue(lambda: self._connect(listener, address, handler, client_address))
+        self._turns.run()
+
+    def listener(
+        self,
+        address: Hashable,
+        handler: IServer,
+        *,
+        output_limit: int = OUTPUT_LIMIT,
+        backlog: int = 0,
+        reuse_port: bool = False,
+        keep_alive: bool = False,
+    ) -> Listener:
+        """Have every connection to *address* given to *handler*, a server; None makes a fresh address.
+
+        The options are those of listeners on sockets.  Only *output_limit* means something in memory.
+        """
+        self._check_open()
+        _check_hashable(address)
+        check_server(handler)
+        check_count("output_limit", output_limit)
+        check_count("backlog", backlog)
+        if address is None:
+            address = self._fresh_address()
+        _check_free(address, self._listeners)
+        listener = self._listeners[address] = Listener(self, self._outstanding, address, handler, output_limit)
+        self._outstanding.add(listener)
+        return listener
+
+    def udp(self, address: Hashable, data: Data) -> None:
+        """Send *data* to the listener for datagrams on *address*; where there is nobody, it vanishes.
+
+        It has been handled on return, unless this is called in a callback.  All datagrams of an implementation come
+        from the same address.
+        """
+        if address is None:
+            raise TypeError("None is an address only to listen on, and nobody can be sent a datagram there")
+        _check_hashable(address)
+        data = as_bytes(data)
+        self._check_open()
+        if self._datagram_sender is None:
+            self._datagram_sender = self._fresh_address()
+        listener = self._datagram_listeners.get(address)
+        if listener is not None:
+            listener.receive(self._datagram_sender, data)
+
+    def udp_listener(self, address: Hashable, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
+        """Have every datagram to *address* given to *handler*; None makes a fresh address.
+
+        It may be one that a listener for connections has too, as with the ports of TCP and UDP.  A datagram longer than
+        *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.
+        """
+        self._check_open()
+        _check_hashable(address)
+        check_datagram_handler(handler)
+        check_buffer_size(buffer_size)
+        if address is None:
+            address = self._fresh_address()
+        _check_free(address, self._datagram_listeners)
+        listener = DatagramListener(self, self._outstanding, address, handler, buffer_size)
+        self._datagram_listeners[address] = listener
+        self._outstanding.add(listener)
+        return listener
+
+    def connectable(self, address: Hashable, connection: Connection) -> None:
+        """Have the next ``connect`` to *address* that finds no listener get *connection*, which a test has prepared."""
+        _check_hashable(address)
+        self._connectable.setdefault(address, deque()).append(connection)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Raise :class:`~ngi_gevent.Timeout` if anything is outstanding, since waiting would not change that."""
+        self._check_open()
+        check_timeout(timeout)
+        if self._turns.current is not None:
+            raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
+        if self._outstanding:
+            raise Timeout(f"outstanding, and nothing will change that: {self._outstanding}")
+
+    def close(self) -> None:
+        """Close all listeners and end all connections; whatever is asked for afterwards raises.  Twice is harmless."""
+        self._closed = True
+        self._outstanding.stop()
+
+    def free(self, address: Hashable) -> None:
+        """Have *address* listened on no more."""
+        del self._listeners[address]
+
+    def free_udp(self, address: Hashable) -> None:
+        """Have datagrams to *address* received no more."""
+        del self._datagram_listeners[address]
+
+    def _connect(
+        self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any
+    ) -> None:
+        listener = listener or self._listeners.get(address)
+        prepared = self._connectable.get(address)
+        if listener is not None and listener.accept(handler, client_address):
+            return
+        if prepared:
+            connection = prepared.popleft()
+            connection.peer_address = connection.peer.local_address = address
+            connection.start(handler.connected, "connected")
+            connection._take_turn()
+            return
+        self._failures[address] += 1
+        if self._failures[address] > MAX_RECONNECTS:
+            self._turns.error = NGIError(f"a client connected to {address!r} from failed_connect for ever")
+            return
+        try:
+            handler.failed_connect("no such server")
+        except BaseException as error:
+            self._outstanding.handler_raised(address, "failed_connect", error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ImplementationClosed("this implementation was closed")
+
+    def _fresh_address(self) -> tuple[str, int]:
+        return "in memory", next(self._fresh)
+
+
+def _check_hashable(address: object) -> None:
+    try:
+        hash(address)
+    except TypeError:
+        raise TypeError(f"an address in memory is hashable; got {address!r:.100}") from None
+
+
+def _check_free(address: Hashable, listeners: Container[Hashable]) -> None:
+    if address in listeners:
+        raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}: {address!r}")
+
+
+#: The implementation behind this package's ``connect`` and its fellows.
+default = Implementation()
+connect = default.connect
+connectable = default.connectable
+listener = default.listener
+udp = default.udp
+udp_listener = default.udp_listener
+wait = default.wait

@@ -1,0 +1,72 @@
+"""Callbacks in memory take turns: those of one implementation, or of one pair of connections made by hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from ngi_gevent.outstanding import Outstanding
+from ngi_gevent.threads import allocate_lock
+
+if TYPE_CHECKING:
+    from ngi_gevent.connection import BaseConnection
+    from ngi_gevent.datagram import BaseDatagramListener
+
+__all__ = ["MemoryOutstanding", "Turns"]
+
+
+class Turns:
+    """Callbacks waiting for their turn, one at a time."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Callable[[], object]] = deque()
+        self._lock = allocate_lock()
+        #: Whether callbacks are being called.
+        self.running = False
+        #: The connection, or the listener for datagrams, in one of whose callbacks we are.
+        self.current: BaseConnection | BaseDatagramListener | None = None
+        #: What a callback wants the caller of the outermost call to learn.
+        self.error: BaseException | None = None
+        #: The greenlet that callbacks are being called on.
+        self.greenlet: Any = None
+
+    def queue(self, callback: Callable[[], object]) -> None:
+        self._queue.append(callback)
+
+    def _begins(self) -> bool:
+        """Whether there is something to run and nobody who does; then it is the caller."""
+        with self._lock:
+            begins = bool(self._queue) and not self.running
+            self.running = self.running or begins
+        return begins
+
+    def run(self) -> None:
+        """Run what is queued, and what that causes, unless that is being done already: here, or on another thread."""
+        while self._begins():
+            self.greenlet = getcurrent()
+            try:
+                while self._queue:
+                    self.current = None
+                    self._queue.popleft()()
+            finally:
+                self.current = self.greenlet = None
+                self.running = False
+            error, self.error = self.error, None
+            if error is not None:
+                raise error
+
+
+class MemoryOutstanding(Outstanding):
+    """What is outstanding in memory.  What wants the whole program to end leaves the outermost call."""
+
+    def __init__(self, turns: Turns) -> None:
+        super().__init__()
+        self.turns = turns
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+        super().handler_raised(peer, where, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.turns.error = error
