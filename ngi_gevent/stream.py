@@ -259,8 +259,12 @@ class StreamConnection(BaseConnection):
             self._make_calls()
         if self._state is not OPEN:
             raise self._closed_error()
-        if data:
+        if self._pending:
             self._take(data)
+        elif data:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
+            self._pending = len(data)
+            self._unsent.append(data)
+            self._dispatcher.send_later(self)
 
     def _take(self, data: bytes) -> None:
         if self._state is not OPEN or (self._pending > self._output_limit and self._over_limit()):

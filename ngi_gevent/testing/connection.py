@@ -115,7 +115,7 @@ class Connection(BaseConnection):
         data = as_bytes(data)
         if self._state is not OPEN:
             raise self._closed_error()
-        if data and not self._over_limit():
+        if data and not (self._pending > self._output_limit and self._over_limit()):
             self._pending += len(data)
             self._put(data)
 
@@ -193,9 +193,10 @@ class Connection(BaseConnection):
             self._take_input()
 
     def _take_input(self) -> None:
-        taken = self.peer._taken()
-        if taken is not None:
-            self.peer._queue_turn()  # it may read again, or be all delivered
+        peer = self.peer
+        taken = peer._taken()
+        if taken is not None and (self._wire or peer._state is not OPEN):
+            peer._queue_turn()  # it may read again, or be all delivered
         if self._state is not OPEN:
             return  # an iterator of the peer's has ended it
         if isinstance(taken, _End):
@@ -208,7 +209,8 @@ class Connection(BaseConnection):
             callback(*arguments)
         except BaseException as error:
             self._failed(where, error)
-        self._queue_turn()
+        if self.peer._wire:
+            self._queue_turn()
 
     def _handler_set(self) -> None:
         self._take_turn()
