@@ -60,8 +60,8 @@ READ, WRITE = 1, 2  # what gevent's io watchers watch for
 #: Bytes to receive at a time: large enough that a stream is not dominated by calls.
 RECEIVE_SIZE = 64 * 1024
 
-#: Bytes up to which small pieces of output are joined for one system call.
-SEND_SIZE = 256 * 1024
+#: Bytes up to which pieces of output are joined for one system call.  Larger ones are better sent than copied.
+JOINED_SIZE = 64 * 1024
 
 #: Seconds for which the peer of a closing connection may take nothing before it is broken off.
 SEND_TIMEOUT = 30.0
@@ -334,10 +334,10 @@ class StreamConnection(BaseConnection):
             self._after_send()
 
     def _gathered(self) -> bytes | memoryview:
-        """The first piece of what is unsent, small pieces joined."""
+        """The first piece of what is unsent, joined with those that follow while they are small."""
         unsent = self._unsent
-        count = size = 0
-        while count < len(unsent) and size < SEND_SIZE:
+        size, count = len(unsent[0]), 1
+        while count < len(unsent) and size + len(unsent[count]) <= JOINED_SIZE:
             size += len(unsent[count])
             count += 1
         if count > 1:
