@@ -167,13 +167,13 @@ class StreamConnection(BaseConnection):
 
     def _serve(self) -> None:
         """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
-        ready = self._dispatcher.ready
+        batch = self._dispatcher.batch
         switch_to_hub = self._dispatcher.hub.switch
         receive = self._receive
         while not self._attention or self._attend():
             self.waiting = True
-            while ready:
-                following = ready.pop()
+            while batch:
+                following = batch.pop()
                 if following.waiting:
                     following.resume()
                     break
@@ -313,7 +313,7 @@ class StreamConnection(BaseConnection):
         return self._pending
 
     def send_pending(self) -> None:
-        """Send as much as the kernel takes; never blocks.  Called once a turn, and when the socket is writable."""
+        """Send as much as the kernel takes; never blocks.  Called once a batch, and when the socket is writable."""
         unsent = self._unsent
         while unsent:
             data = unsent[0] if len(unsent) == 1 else self._gathered()
@@ -419,7 +419,7 @@ class StreamConnection(BaseConnection):
     # What the pump does with the connection.
 
     def queue(self, data: bytes) -> None:
-        """Send *data* at the end of the turn, or after what waits for the peer already."""
+        """Send *data* at the end of the batch, or after what waits for the peer already."""
         if not self._unsent:
             self._dispatcher.send_later(self)
         elif self._output_waits:
