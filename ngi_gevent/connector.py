@@ -86,7 +86,9 @@ def _connected_socket(address: Any) -> Any:
         host, port = address[:2]
         if len(address) == 4 and address[3]:
             host = f"{host}%{address[3]}"
-        return gevent_socket.create_connection((host, port))
+        sock = gevent_socket.create_connection((host, port))
+        sock.setsockopt(gevent_socket.IPPROTO_TCP, gevent_socket.TCP_NODELAY, 1)
+        return sock
     sock = gevent_socket.socket(gevent_socket.AF_UNIX, gevent_socket.SOCK_STREAM)
     sock.setblocking(False)
     pause = 0.001

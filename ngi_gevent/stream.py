@@ -116,8 +116,6 @@ class StreamConnection(BaseConnection):
         output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         super().__init__(owner, control, sock.getsockname(), peer_address, output_limit)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         # The one use of a private attribute of a gevent socket: its own recv and send would wait, and watch it a
         # second time for that.  These are the plain non-blocking calls of the socket that it wraps.

@@ -47,11 +47,11 @@ class StreamListener(BaseListener):
         self._hub = get_hub()
         self._context = copy_context()
         self._output_limit = output_limit
-        self._keep_alive = keep_alive
         self._binding = Binding(address, socket.SOCK_STREAM, reuse_port=reuse_port)
         sock = self._binding.socket
         try:
             sock.setblocking(False)
+            _set_options(sock, keep_alive)
             sock.listen(backlog)
             self.address = sock.getsockname()
             self._acceptor = _Acceptor(sock, self._accepted)
@@ -80,8 +80,6 @@ class StreamListener(BaseListener):
     def _accepted(self, sock: Any, peer_address: Any) -> None:
         """A connection was accepted: run it.  Called by the acceptor, on the hub."""
         try:
-            if self._keep_alive:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection = StreamConnection(sock, peer_address, self, self, self._output_limit)
         except OSError:  # it is gone before it could be served
             sock.close()
@@ -106,6 +104,14 @@ class StreamListener(BaseListener):
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
         spawn_raw(callback)
+
+
+def _set_options(sock: Any, keep_alive: bool) -> None:
+    """Set, on a socket to listen on, what its connections inherit: two system calls less for each of them."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if keep_alive:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 class _Acceptor(StreamServer):
