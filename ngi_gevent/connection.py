@@ -57,8 +57,10 @@ END_OF_INPUT, STOPPED = "end of input", "stopped"
 #: Where an exception came from, for the log.
 ITERABLE = "an iterable given to writelines"
 
-#: Bytes of pending output over which no more input is read from a connection, and under which reading goes on.  The
-#: kernel buffers some megabytes besides, so that this bounds memory and costs no throughput.
+#: Bytes of pending output from which on answers are limited: input is still read, but once it was answered with as much
+#: again, no more is, until less than the low-water mark is pending.  What was written before, in answer to nothing, does
+#: not keep a connection from reading: two that send much at once would wait for each other for ever.  The kernel buffers
+#: some megabytes besides, so that this bounds memory and costs no throughput.
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 
 #: Bytes of pending output at which one more write aborts the connection: enough for any answer that is better made in
@@ -165,6 +167,7 @@ class BaseConnection:
         "_handler",
         "_output_limit",
         "_owner",
+        "_pause_over",
         "_pending",
         "_reason",
         "_state",
@@ -192,6 +195,7 @@ class BaseConnection:
         self._handler: IConnectionHandler | None = None
         self._reason: Reason | None = None
         self._pending = 0  # bytes of output that were taken and not yet handed on
+        self._pause_over: int | None = None  # more of them than this pause reading, as answers to what was read
         self._exceptions: list[BaseException] = []  # of iterators, that the handler is to be told of
         self._gone = False
         self._when_closed: list[Callable[[], object]] = []
@@ -283,6 +287,11 @@ class BaseConnection:
     def _closed_error(self) -> ConnectionClosed:
         state = CLOSING if self._state is OPEN else self._state
         return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}")
+
+    def _limit_answers(self) -> None:
+        """Input is handled although much output is pending already: from here on, only so much more may come."""
+        if self._pause_over is None:
+            self._pause_over = self._pending + HIGH_WATER
 
     def _over_limit(self) -> bool:
         """Whether more output is waiting than allowed, which ends a connection whose peer does not take it."""

@@ -191,6 +191,8 @@ class StreamConnection(BaseConnection):
                 self._lost(error)
                 continue
             if data:
+                if self._pending > HIGH_WATER:
+                    self._limit_answers()
                 if not self._ended_elsewhere:
                     self._handler.handle_input(self, data)  # type: ignore[union-attr]
             else:
@@ -272,7 +274,7 @@ class StreamConnection(BaseConnection):
             self.queue(data)
         else:
             self._pump.append(data)
-            self._pause_if_high()
+        self._pause_if_answered()
 
     # Other threads.
 
@@ -328,7 +330,7 @@ class StreamConnection(BaseConnection):
             else:
                 unsent[0] = memoryview(data)[sent:]
                 break
-        if unsent or self._output_waits or self._paused or self._pump is not None or self._state is CLOSING:
+        if unsent or self._output_waits or self._pause_over is not None or self._pump is not None or self._state is CLOSING:
             self._after_send()
 
     def _gathered(self) -> bytes | memoryview:
@@ -354,9 +356,11 @@ class StreamConnection(BaseConnection):
                     self._stop_timer()
             if self._pump is not None and self._pump.waits:
                 self._pump.everything_is_sent()
-        if self._paused and self._pending <= LOW_WATER:
-            self._paused = False
-            self._notify()
+        if self._pending <= LOW_WATER:
+            self._pause_over = None
+            if self._paused:
+                self._paused = False
+                self._notify()
         if self._state is CLOSING and not self._unsent and not self._pump:
             self._output_over()
 
@@ -367,13 +371,12 @@ class StreamConnection(BaseConnection):
             if self._write_watcher is None:
                 self._write_watcher = self._dispatcher.loop.io(self._socket.fileno(), WRITE)
             self._write_watcher.start(self.send_pending)
-        self._pause_if_high()
         if self._state is CLOSING:
             self._expect_progress()
 
-    def _pause_if_high(self) -> None:
-        """Read no more while there is much output to be taken."""
-        if self._pending > HIGH_WATER:
+    def _pause_if_answered(self) -> None:
+        """Read no more if what was read while much output was pending has been answered with much more."""
+        if self._pause_over is not None and self._pending > self._pause_over:
             self._paused = True
             if self._state is OPEN:
                 self.stop_reading()
@@ -409,7 +412,7 @@ class StreamConnection(BaseConnection):
             self._pump = Pump(self, self._dispatcher, lines)
         else:
             self._pump.append(lines)
-        self._pause_if_high()
+        self._pause_if_answered()
 
     def _exception_queued(self) -> None:
         self._notify()
@@ -420,8 +423,6 @@ class StreamConnection(BaseConnection):
         """Send *data* at the end of the batch, or after what waits for the peer already."""
         if not self._unsent:
             self._dispatcher.send_later(self)
-        elif self._output_waits:
-            self._pause_if_high()
         self._unsent.append(data)
 
     def has_unsent(self) -> bool:

@@ -772,6 +772,28 @@ def test_two_who_write_before_they_read_get_all_of_it(stage):
     stage.until(lambda: len(client.data) == len(served.data) == 100_000)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_who_sends_much_at_once_reads_the_answer_meanwhile(stage, many):
+    """Neither side takes anything before the other does, if both stop reading where much is waiting."""
+
+    class Talk(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            if many:
+                connection.writelines(b"x" * 65536 for _ in range(MUCH // 65536))
+            else:
+                connection.write(b"x" * MUCH)
+
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if len(self.data) == MUCH:
+                connection.close()
+
+    client, _ = stage.talk(Echo, Talk)
+    stage.until(lambda: not client.connection)
+    assert client.data == b"X" * MUCH
+
+
 # Rule 13: addresses.
 
 

@@ -15,6 +15,7 @@ from ngi_gevent.connection import (
     CLOSING,
     END_OF_INPUT,
     HIGH_WATER,
+    LOW_WATER,
     OPEN,
     OUTPUT_LIMIT,
     STOPPED,
@@ -148,6 +149,8 @@ class Connection(BaseConnection):
                 pulled = self._pulled(head)
                 if pulled:
                     return pulled
+        if self._waiting_for_peer() <= LOW_WATER:
+            self._pause_over = None
         return b"".join(written) or None
 
     def _pulled(self, lines: PendingLines) -> bytes | None:
@@ -189,7 +192,7 @@ class Connection(BaseConnection):
         elif self._exceptions:
             self._tell_exception(self._exceptions.pop(0))
             self._queue_turn()
-        elif self._waiting_for_peer() <= HIGH_WATER:
+        elif self._pause_over is None or self._pending <= self._pause_over:
             self._take_input()
 
     def _take_input(self) -> None:
@@ -202,6 +205,8 @@ class Connection(BaseConnection):
         if isinstance(taken, _End):
             self._leave_open(taken.reason)
         elif taken is not None:
+            if self._waiting_for_peer() > HIGH_WATER:
+                self._limit_answers()
             self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
 
     def _call(self, where: str, callback: Callable[..., object], *arguments: Any) -> None:
