@@ -58,9 +58,9 @@ END_OF_INPUT, STOPPED = "end of input", "stopped"
 ITERABLE = "an iterable given to writelines"
 
 #: Bytes of pending output from which on answers are limited: input is still read, but once it was answered with as much
-#: again, no more is, until less than the low-water mark is pending.  What was written before, in answer to nothing, does
-#: not keep a connection from reading: two that send much at once would wait for each other for ever.  The kernel buffers
-#: some megabytes besides, so that this bounds memory and costs no throughput.
+#: again, no more is, until less than the low-water mark is pending.  What was written before, in answer to nothing,
+#: does not keep a connection from reading: two that send much at once would wait for each other for ever.  The kernel
+#: buffers some megabytes besides, so that this bounds memory and costs no throughput.
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 
 #: Bytes of pending output at which one more write aborts the connection: enough for any answer that is better made in

@@ -330,7 +330,13 @@ class StreamConnection(BaseConnection):
             else:
                 unsent[0] = memoryview(data)[sent:]
                 break
-        if unsent or self._output_waits or self._pause_over is not None or self._pump is not None or self._state is CLOSING:
+        if (
+            unsent
+            or self._output_waits
+            or self._pump is not None
+            or self._pause_over is not None
+            or self._state is CLOSING
+        ):
             self._after_send()
 
     def _gathered(self) -> bytes | memoryview:
