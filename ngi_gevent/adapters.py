@@ -70,6 +70,10 @@ class Base:
     def local_address(self) -> Any:
         return self.connection.local_address
 
+    @property
+    def ssl_object(self) -> Any:
+        return self.connection.ssl_object
+
     # The connection, to the handler.
 
     def set_handler(self, handler: IConnectionHandler) -> None:

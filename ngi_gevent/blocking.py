@@ -150,7 +150,7 @@ class _Attempt:
         self.ended.set()
 
     def failed_connect(self, reason: Any) -> None:
-        self.error = ConnectionFailed(reason)
+        self.error = ConnectionFailed.because(reason)
         self.ended.set()
 
     def give_up(self) -> None:

@@ -5,7 +5,8 @@ The states, of which a connection has one at a time, in the attribute ``_state``
 =========  ===================================================================  ============
 state      what it means                                                        goes on to
 =========  ===================================================================  ============
-OPEN       input is delivered, output is taken                                  both others
+HANDSHAKE  nothing yet: the two sides agree on TLS, and nobody has seen it       all others
+OPEN       input is delivered, output is taken                                  both below
 CLOSING    output that was taken is being delivered; nothing new is taken       CLOSED
 CLOSED     nothing is sent or received any more; what was not sent is dropped   nothing
 =========  ===================================================================  ============
@@ -33,6 +34,7 @@ __all__ = [
     "CLOSED",
     "CLOSING",
     "END_OF_INPUT",
+    "HANDSHAKE",
     "HIGH_WATER",
     "LOW_WATER",
     "OPEN",
@@ -49,7 +51,7 @@ __all__ = [
     "check_timeout",
 ]
 
-OPEN, CLOSING, CLOSED = "open", "closing", "closed"
+HANDSHAKE, OPEN, CLOSING, CLOSED = "handshake", "open", "closing", "closed"
 
 #: The reasons in which nothing went wrong.
 END_OF_INPUT, STOPPED = "end of input", "stopped"
@@ -177,6 +179,8 @@ class BaseConnection:
         "peer_address",
     )
 
+    ssl_object: Any = None
+
     def __init__(
         self,
         owner: ConnectionOwner,
@@ -270,6 +274,10 @@ class BaseConnection:
             self._when_closed.append(callback)
 
     # For those who wait for the connection.
+
+    def goes_on(self) -> bool:
+        """Whether nobody has ended it: it is open, or is about to be."""
+        return bool(self) or self._state is HANDSHAKE
 
     def wait_for(self, flag: Flag, timeout: float | None) -> bool:
         """Wait until something on this connection sets *flag*, or for *timeout* seconds; whether it is set.

@@ -6,29 +6,46 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
-from gevent import sleep
+from gevent import Timeout, sleep
 from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
 from ngi_gevent.address import naming, unix_path
 from ngi_gevent.connection import STOPPED
 from ngi_gevent.dispatcher import ConnectionGreenlet
+from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.stream import StreamConnection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ngi_gevent.interfaces import IClientConnectHandler, Reason
     from ngi_gevent.outstanding import Outstanding
 
-__all__ = ["Connector"]
+__all__ = ["CONNECT_TIMEOUT", "Connector"]
+
+#: Seconds for looking up a name, connecting, and the TLS handshake, in all: more than any of them takes where all is
+#: well, even over a line that loses packets, and less than the two minutes or more of the system's own patience.
+CONNECT_TIMEOUT = 60.0
 
 
 class Connector:
     """One connect under way, on a greenlet that becomes the connection's."""
 
-    def __init__(self, owner: Outstanding, hub: Any, address: Any, handler: IClientConnectHandler) -> None:
+    def __init__(
+        self,
+        owner: Outstanding,
+        hub: Any,
+        address: Any,
+        handler: IClientConnectHandler,
+        timeout: float | None,
+        make_connection: Callable[..., StreamConnection],
+    ) -> None:
         self._owner = owner
         self._address = address
         self._handler = handler
+        self._timeout = timeout
+        self._make_connection = make_connection
         self._greenlet = ConnectionGreenlet(self._run, hub, self)
         self._connecting = True
         self._stopped = False
@@ -52,23 +69,37 @@ class Connector:
 
     def _run(self) -> None:
         try:
-            sock = _connected_socket(self._address)
+            with Timeout(self._timeout):
+                connection = self._connected()
         except GreenletExit:
             self._fail(STOPPED)
-            return
+        except Timeout:
+            self._fail(ConnectionTimeout(f"there was no connection to {self._address!r} after {self._timeout} seconds"))
         except OSError as error:
-            self._fail(naming(error, self._address))
-            return
-        if self._stopped:
+            self._fail(error)
+        else:
+            self._connecting = False
+            self._greenlet.connection = connection
+            self._owner.forget(self)
+            connection.run(self._handler.connected, "connected")
+
+    def _connected(self) -> StreamConnection:
+        """The connection, ready for use; blocks the greenlet, raises ``OSError``, and ``GreenletExit`` if given up."""
+        try:
+            sock = _connected_socket(self._address)
+        except OSError as error:
+            raise naming(error, self._address) from None
+        try:
+            connection = self._make_connection(sock, _peer_address(sock, self._address), self._owner)
+        except OSError:  # it is gone before it could be used
             sock.close()
-            self._fail(STOPPED)
-            return
-        self._connecting = False
-        connection = StreamConnection(sock, _peer_address(sock, self._address), self._owner)
-        self._greenlet.connection = connection
+            raise
         self._owner.add(connection)
-        self._owner.forget(self)
-        connection.run(self._handler.connected, "connected")
+        connection.shake_hands()
+        if self._stopped:
+            connection.run(StreamConnection.abort, "giving up")
+            raise GreenletExit
+        return connection
 
     def _fail(self, reason: Reason) -> None:
         self._connecting = False

@@ -53,6 +53,11 @@ class ConnectionFailed(NGIError):
         super().__init__(reason)
         self.reason = reason
 
+    @classmethod
+    def because(cls, reason: object) -> ConnectionFailed:
+        """The error to raise for what ``failed_connect`` was called with, which may be one already."""
+        return reason if isinstance(reason, ConnectionFailed) else cls(reason)
+
 
 class LimitExceeded(NGIError):
     """The peer's: it took or sent so much, or so little, that a limit ended the connection."""

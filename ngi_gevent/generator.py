@@ -52,7 +52,7 @@ class Handler:
         self(connection)
 
     def failed_connect(self, reason: Reason) -> None:
-        raise ConnectionFailed(reason)
+        raise ConnectionFailed.because(reason)
 
 
 class _GeneratorHandler:

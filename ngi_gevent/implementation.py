@@ -15,7 +15,7 @@ from gevent.monkey import is_module_patched
 
 from ngi_gevent.address import check_connect_address, check_listen_address, check_send_address
 from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
-from ngi_gevent.connector import Connector
+from ngi_gevent.connector import CONNECT_TIMEOUT, Connector
 from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
 from ngi_gevent.datagram_socket import DatagramListener, DatagramSender
 from ngi_gevent.dispatcher import current_connection
@@ -23,10 +23,14 @@ from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.interfaces import documented_by
 from ngi_gevent.listening import check_client_handler, check_server
 from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.stream_listener import BACKLOG, StreamListener
+from ngi_gevent.stream import StreamConnection
+from ngi_gevent.stream_listener import BACKLOG, HANDSHAKE_TIMEOUT, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from ssl import SSLContext
+
     from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
@@ -60,16 +64,38 @@ class Implementation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def connect(self, address: Any, handler: IClientConnectHandler) -> None:
+    def connect(
+        self,
+        address: Any,
+        handler: IClientConnectHandler,
+        *,
+        ssl_context: SSLContext | None = None,
+        server_hostname: str | None = None,
+        timeout: float | None = CONNECT_TIMEOUT,
+    ) -> None:
         """Start to connect to *address* and return: *handler* is told what came of it.
 
         *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
-        be no address or handler; all else is told to ``failed_connect``, on a greenlet of this connect's own.
+        be no address, handler or option; all else is told to ``failed_connect``, on a greenlet of this connect's own.
+
+        :param ssl_context: what to speak TLS with; any ``ssl.SSLContext`` for clients.  Where the handshake fails,
+            ``failed_connect`` gets the ``ssl.SSLError``: ``ssl.SSLCertVerificationError`` for a certificate that is not
+            trusted, or not that of the server.
+        :param server_hostname: the name to ask for, and to find in the certificate, if it is not the host of *address*;
+            ``''`` for none, which only a context allows that does not check it.
+        :param timeout: seconds for looking up the name, connecting, and the handshake, in all; None for no limit but
+            the system's.  Then ``failed_connect`` gets a :class:`~ngi_gevent.ConnectionTimeout`.
         """
         check_connect_address(address)
         check_client_handler(handler)
+        check_timeout(timeout)
+        make_connection: Callable[..., StreamConnection] = StreamConnection
+        if ssl_context is not None:
+            make_connection = _tls().client_side(ssl_context, server_hostname, address)
+        elif server_hostname is not None:
+            raise ValueError(f"server_hostname is for TLS, which takes an ssl_context; got {server_hostname!r}")
         hub, outstanding = self._outstanding()
-        outstanding.add(Connector(outstanding, hub, address, handler))
+        outstanding.add(Connector(outstanding, hub, address, handler, timeout, make_connection))
 
     def listener(
         self,
@@ -80,6 +106,8 @@ class Implementation:
         output_limit: int = OUTPUT_LIMIT,
         reuse_port: bool = False,
         keep_alive: bool = True,
+        ssl_context: SSLContext | None = None,
+        handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> StreamListener:
         """Listen on *address*, give every connection to *handler*, a server, and return at once.
 
@@ -93,11 +121,18 @@ class Implementation:
             :class:`~ngi_gevent.LimitExceeded` as the reason.
         :param reuse_port: whether other processes may listen on the same port, the kernel sharing out connections.
         :param keep_alive: whether the kernel looks, now and then, whether a silent peer is still there.
+        :param ssl_context: what to speak TLS with; any ``ssl.SSLContext`` for servers.  *handler* is called when the
+            handshake is done.  One that fails is a line in the log of ``ngi_gevent.connection``, of level INFO.
+        :param handshake_timeout: seconds for the handshake; None for no limit.
         """
         check_listen_address(address)
         check_server(handler)
         check_count("backlog", backlog)
         check_count("output_limit", output_limit)
+        check_timeout(handshake_timeout)
+        make_connection: Callable[..., StreamConnection] = StreamConnection
+        if ssl_context is not None:
+            make_connection = _tls().server_side(ssl_context, handshake_timeout)
         outstanding = self._outstanding()[1]
         listener = StreamListener(
             outstanding,
@@ -108,6 +143,7 @@ class Implementation:
             output_limit=output_limit,
             reuse_port=reuse_port,
             keep_alive=keep_alive,
+            make_connection=make_connection,
         )
         self._check_still_open(listener)
         outstanding.add(listener)
@@ -189,6 +225,13 @@ class Implementation:
         if outstanding is None:
             outstanding = self._on_hub[hub] = self._make_outstanding()
         return hub, outstanding
+
+
+def _tls() -> Any:
+    """The module for TLS, which is not to be imported before somebody asks for TLS; it says why."""
+    from ngi_gevent import tls
+
+    return tls
 
 
 class _OutstandingOnHub(Outstanding):
@@ -298,8 +341,8 @@ class Threaded(Implementation):
         self._stop = Event()
         self._ended = Flag()
 
-    def connect(self, address: Any, handler: IClientConnectHandler) -> None:
-        call_on(self._running_hub(), super().connect, address, handler)
+    def connect(self, address: Any, handler: IClientConnectHandler, **options: Any) -> None:
+        call_on(self._running_hub(), lambda: Implementation.connect(self, address, handler, **options))
 
     def listener(self, address: Any, handler: IServer, **options: Any) -> StreamListener:
         return call_on(self._running_hub(), lambda: Implementation.listener(self, address, handler, **options))

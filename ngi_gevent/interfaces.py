@@ -140,6 +140,14 @@ class IConnection(Protocol):
     def local_address(self) -> Any:
         """The address of this end, as it was when the connection was made.  Readable after the close, too."""
 
+    @property
+    def ssl_object(self) -> Any:
+        """What the standard library knows of this connection's TLS, an ``ssl.SSLObject``; None without TLS.
+
+        It is for asking: ``getpeercert()``, ``version()``, ``cipher()``, ``selected_alpn_protocol()``, on the thread of
+        the connection.  Reading and writing are up to the connection.  Readable after the close, too.
+        """
+
     def __bool__(self) -> bool:
         """Whether the connection is open: whether a ``write`` would be accepted."""
 

@@ -65,7 +65,7 @@ class BaseListener:
         self._close_door()
         if handler is None:
             for connection in list(self._connections):
-                if connection:
+                if connection.goes_on():
                     connection.stop()
         elif self._connections:
             self._when_empty.append(lambda: self._call_soon(lambda: self._call_close_handler(handler)))

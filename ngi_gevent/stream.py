@@ -151,6 +151,9 @@ class StreamConnection(BaseConnection):
         """Run the connection on a greenlet of its own, beginning now with ``begin(connection)``.  Called on the hub."""
         ConnectionGreenlet(lambda: self.run(begin, where), self._dispatcher.hub, self, context).switch()
 
+    def shake_hands(self) -> None:
+        """Agree with the peer on how to talk, on the greenlet that is to be the connection's; raises ``OSError``."""
+
     def run(self, begin: Callable[[Any], object], where: str) -> None:
         """The body of the connection's greenlet: every callback is called in here."""
         self.resume = getcurrent().switch

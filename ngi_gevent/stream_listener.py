@@ -20,10 +20,14 @@ from ngi_gevent.threads import Flag, call_on
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IClientConnectHandler, IServer
 
-__all__ = ["BACKLOG", "StreamListener"]
+__all__ = ["BACKLOG", "HANDSHAKE_TIMEOUT", "StreamListener"]
 
 #: Connections that the kernel keeps until they are accepted.  It cuts this to its own maximum, 4,096 by default.
 BACKLOG = 1024
+
+#: Seconds for a TLS handshake.  It takes two round trips, so this is plenty for a slow line that loses packets, and so
+#: little that strangers who connect and say nothing do not pile up.
+HANDSHAKE_TIMEOUT = 10.0
 
 
 @documented_by(IListener)
@@ -33,7 +37,7 @@ class StreamListener(BaseListener):
     def __init__(
         self,
         owner: ListenerOwner,
-        connect: Callable[[Any, IClientConnectHandler], None],
+        connect: Callable[..., None],
         address: Any,
         server: IServer,
         *,
@@ -41,12 +45,14 @@ class StreamListener(BaseListener):
         output_limit: int,
         reuse_port: bool,
         keep_alive: bool,
+        make_connection: Callable[..., StreamConnection],
     ) -> None:
         super().__init__(owner, server)
         self._connect = connect
         self._hub = get_hub()
         self._context = copy_context()
         self._output_limit = output_limit
+        self._make_connection = make_connection
         self._binding = Binding(address, socket.SOCK_STREAM, reuse_port=reuse_port)
         sock = self._binding.socket
         try:
@@ -62,8 +68,8 @@ class StreamListener(BaseListener):
             raise
         self._accepting = True
 
-    def connect(self, handler: IClientConnectHandler) -> None:
-        call_on(self._hub, self._connect, self.address, handler)
+    def connect(self, handler: IClientConnectHandler, **options: Any) -> None:
+        call_on(self._hub, lambda: self._connect(self.address, handler, **options))
 
     def close(self, handler: Callable[[Any], object] | None = None) -> None:
         self._call(super().close, handler)
@@ -80,7 +86,7 @@ class StreamListener(BaseListener):
     def _accepted(self, sock: Any, peer_address: Any) -> None:
         """A connection was accepted: run it.  Called by the acceptor, on the hub."""
         try:
-            connection = StreamConnection(sock, peer_address, self, self, self._output_limit)
+            connection = self._make_connection(sock, peer_address, self, self, self._output_limit)
         except OSError:  # it is gone before it could be served
             sock.close()
             return

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ssl
 import struct
 import time
 from collections.abc import Callable
 from typing import Any
 
 import gevent
+from certificates import client_context, server_context
 from gevent import socket
 from gevent.event import Event
 from gevent.queue import Queue
@@ -317,6 +320,82 @@ class TCPStage(SocketStage):
     name = "tcp-ipv4"
 
 
+class TLSImplementation(ngi_gevent.Implementation):
+    """One that speaks TLS, unless told otherwise."""
+
+    def connect(self, address: Any, handler: Any, **options: Any) -> None:
+        options = {"ssl_context": client_context(), "server_hostname": "localhost"} | options
+        super().connect(address, handler, **options)
+
+    def listener(self, address: Any, handler: Any, **options: Any) -> Any:
+        return super().listener(address, handler, **{"ssl_context": server_context()} | options)
+
+
+class TLSSocket:
+    """The standard library's TLS on a plain gevent socket, as far as a peer needs it.
+
+    ``ssl.SSLSocket`` cannot end its own side and go on reading.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ssl = client_context().wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self._do(self._ssl.do_handshake)
+
+    def _do(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        while True:
+            try:
+                return operation(*arguments)
+            except ssl.SSLWantReadError:
+                self._flush()
+                data = self._sock.recv(1 << 20)
+                if not data:
+                    raise ssl.SSLEOFError("the server ended the connection without ending TLS") from None
+                self._incoming.write(data)
+            finally:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self._sock.sendall(self._outgoing.read())
+
+    def sendall(self, data: bytes) -> None:
+        self._ssl.write(data)
+        self._flush()
+
+    def recv(self, size: int) -> bytes:
+        pieces = []
+        with contextlib.suppress(ssl.SSLZeroReturnError):  # which it says where both sides have ended
+            pieces.append(self._do(self._ssl.read, size))
+            while self._incoming.pending and pieces[-1]:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    pieces.append(self._ssl.read(size))
+        return b"".join(pieces)
+
+    def shutdown(self, how: int) -> None:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._ssl.unwrap()
+        self._flush()
+        self._sock.shutdown(how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class TLSStage(SocketStage):
+    name = "tls"
+
+    def __init__(self, tmp_path: object) -> None:
+        super().__init__(tmp_path)
+        self.implementation = TLSImplementation()
+
+    def peer(self, listener: Any) -> SocketPeer:
+        peer = super().peer(listener)
+        peer.socket = TLSSocket(peer.socket)
+        return peer
+
+
 class IPv6Stage(SocketStage):
     name = "tcp-ipv6"
 
@@ -342,4 +421,4 @@ def _has_ipv6() -> bool:
 
 IPV6 = _has_ipv6()
 
-STAGES: list[type[Stage]] = [MemoryStage, TCPStage, *([IPv6Stage] if IPV6 else []), UnixStage, ThreadedStage]
+STAGES: list[type[Stage]] = [MemoryStage, TCPStage, *([IPv6Stage] if IPV6 else []), UnixStage, TLSStage, ThreadedStage]
