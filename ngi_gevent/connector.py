@@ -17,16 +17,11 @@ from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.stream import StreamConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ngi_gevent.interfaces import IClientConnectHandler, Reason
     from ngi_gevent.outstanding import Outstanding
+    from ngi_gevent.transport import MakeConnection
 
-__all__ = ["CONNECT_TIMEOUT", "Connector"]
-
-#: Seconds for looking up a name, connecting, and the TLS handshake, in all: more than any of them takes where all is
-#: well, even over a line that loses packets, and less than the two minutes or more of the system's own patience.
-CONNECT_TIMEOUT = 60.0
+__all__ = ["Connector"]
 
 
 class Connector:
@@ -39,7 +34,7 @@ class Connector:
         address: Any,
         handler: IClientConnectHandler,
         timeout: float | None,
-        make_connection: Callable[..., StreamConnection],
+        make_connection: MakeConnection,
     ) -> None:
         self._owner = owner
         self._address = address

@@ -13,9 +13,10 @@ from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import is_module_patched
 
+from ngi_gevent import transport
 from ngi_gevent.address import check_connect_address, check_listen_address, check_send_address
 from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
-from ngi_gevent.connector import CONNECT_TIMEOUT, Connector
+from ngi_gevent.connector import Connector
 from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
 from ngi_gevent.datagram_socket import DatagramListener, DatagramSender
 from ngi_gevent.dispatcher import current_connection
@@ -23,12 +24,10 @@ from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.interfaces import documented_by
 from ngi_gevent.listening import check_client_handler, check_server
 from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.stream import StreamConnection
-from ngi_gevent.stream_listener import BACKLOG, HANDSHAKE_TIMEOUT, StreamListener
+from ngi_gevent.stream_listener import BACKLOG, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from ssl import SSLContext
 
     from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
@@ -71,7 +70,7 @@ class Implementation:
         *,
         ssl_context: SSLContext | None = None,
         server_hostname: str | None = None,
-        timeout: float | None = CONNECT_TIMEOUT,
+        timeout: float | None = transport.CONNECT_TIMEOUT,
     ) -> None:
         """Start to connect to *address* and return: *handler* is told what came of it.
 
@@ -88,12 +87,9 @@ class Implementation:
         """
         check_connect_address(address)
         check_client_handler(handler)
-        check_timeout(timeout)
-        make_connection: Callable[..., StreamConnection] = StreamConnection
-        if ssl_context is not None:
-            make_connection = _tls().client_side(ssl_context, server_hostname, address)
-        elif server_hostname is not None:
-            raise ValueError(f"server_hostname is for TLS, which takes an ssl_context; got {server_hostname!r}")
+        make_connection = transport.of_clients(
+            transport.host_of(address), ssl_context=ssl_context, server_hostname=server_hostname, timeout=timeout
+        )
         hub, outstanding = self._outstanding()
         outstanding.add(Connector(outstanding, hub, address, handler, timeout, make_connection))
 
@@ -107,7 +103,7 @@ class Implementation:
         reuse_port: bool = False,
         keep_alive: bool = True,
         ssl_context: SSLContext | None = None,
-        handshake_timeout: float | None = HANDSHAKE_TIMEOUT,
+        handshake_timeout: float | None = transport.HANDSHAKE_TIMEOUT,
     ) -> StreamListener:
         """Listen on *address*, give every connection to *handler*, a server, and return at once.
 
@@ -129,10 +125,7 @@ class Implementation:
         check_server(handler)
         check_count("backlog", backlog)
         check_count("output_limit", output_limit)
-        check_timeout(handshake_timeout)
-        make_connection: Callable[..., StreamConnection] = StreamConnection
-        if ssl_context is not None:
-            make_connection = _tls().server_side(ssl_context, handshake_timeout)
+        make_connection = transport.of_servers(ssl_context, handshake_timeout)
         outstanding = self._outstanding()[1]
         listener = StreamListener(
             outstanding,
@@ -225,13 +218,6 @@ class Implementation:
         if outstanding is None:
             outstanding = self._on_hub[hub] = self._make_outstanding()
         return hub, outstanding
-
-
-def _tls() -> Any:
-    """The module for TLS, which is not to be imported before somebody asks for TLS; it says why."""
-    from ngi_gevent import tls
-
-    return tls
 
 
 class _OutstandingOnHub(Outstanding):

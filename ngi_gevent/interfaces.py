@@ -216,7 +216,10 @@ class IListener(Protocol):
         """Iterate over those of its connections that are open now; later changes do not disturb the iteration."""
 
     def connect(self, handler: IClientConnectHandler, /) -> object:
-        """Connect a client to this listener, as ``connect(listener.address, handler)`` of its implementation does."""
+        """Connect a client to this listener, as ``connect(listener.address, handler)`` of its implementation does.
+
+        The options, too, are those of that ``connect``: with TLS, a client needs an ``ssl_context`` of its own.
+        """
 
     def close(self, handler: Callable[[IListener], object] | None = None, /) -> None:
         """Stop accepting, which frees the address at once.  Never blocks; twice is harmless.

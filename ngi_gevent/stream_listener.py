@@ -14,20 +14,16 @@ from ngi_gevent.binding import Binding
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.interfaces import IListener, documented_by
 from ngi_gevent.listening import BaseListener, ListenerOwner
-from ngi_gevent.stream import StreamConnection
 from ngi_gevent.threads import Flag, call_on
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IClientConnectHandler, IServer
+    from ngi_gevent.transport import MakeConnection
 
-__all__ = ["BACKLOG", "HANDSHAKE_TIMEOUT", "StreamListener"]
+__all__ = ["BACKLOG", "StreamListener"]
 
 #: Connections that the kernel keeps until they are accepted.  It cuts this to its own maximum, 4,096 by default.
 BACKLOG = 1024
-
-#: Seconds for a TLS handshake.  It takes two round trips, so this is plenty for a slow line that loses packets, and so
-#: little that strangers who connect and say nothing do not pile up.
-HANDSHAKE_TIMEOUT = 10.0
 
 
 @documented_by(IListener)
@@ -45,7 +41,7 @@ class StreamListener(BaseListener):
         output_limit: int,
         reuse_port: bool,
         keep_alive: bool,
-        make_connection: Callable[..., StreamConnection],
+        make_connection: MakeConnection,
     ) -> None:
         super().__init__(owner, server)
         self._connect = connect

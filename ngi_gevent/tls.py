@@ -11,8 +11,7 @@ that it does could ever block.  To the rest of the connection, ``_decrypt`` and 
 
 Plaintext stays in ``_unsent``, and counts as pending, until the kernel has taken what it became.
 
-This module is imported when a context is given, and not before: who imports the package and patches ``ssl`` afterwards
-must not find it in use.
+This module is imported when a context is given, and not before.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from gevent import Timeout
 from gevent.monkey import get_original
 from greenlet import getcurrent
 
-from ngi_gevent.address import unix_path
 from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.stream import RECEIVE_SIZE, StreamConnection
@@ -60,14 +58,12 @@ def server_side(ssl_context: Any, handshake_timeout: float | None) -> Callable[.
     return partial(TLSConnection, _checked(partial(ssl_context.wrap_bio, server_side=True)), handshake_timeout)
 
 
-def client_side(ssl_context: Any, server_hostname: str | None, address: Any) -> Callable[..., TLSConnection]:
-    """What makes a connection of a socket that was connected to *address*, where *server_hostname* is expected.
+def client_side(ssl_context: Any, server_hostname: str) -> Callable[..., TLSConnection]:
+    """What makes connections of sockets that were connected to *server_hostname*, which may be ``''`` for none.
 
     Raises ``TypeError`` or ``ValueError`` for what is no context, and for a name that cannot be one, or is missing.
     """
     _check_context(ssl_context)
-    if server_hostname is None:
-        server_hostname = "" if unix_path(address) is not None else address[0]
     if not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname is text; got {server_hostname!r}")
     make = partial(ssl_context.wrap_bio, server_hostname=server_hostname or None)

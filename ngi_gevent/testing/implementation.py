@@ -9,6 +9,7 @@ from collections.abc import Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from ngi_gevent import transport
 from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
 from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
@@ -18,6 +19,8 @@ from ngi_gevent.testing.listening import Listener
 from ngi_gevent.testing.turns import MemoryOutstanding, Turns
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
     from ngi_gevent.testing.connection import Connection
 
@@ -25,6 +28,9 @@ __all__ = ["Implementation", "connect", "connectable", "default", "listener", "u
 
 #: Failed connects to one address in one go, after which a client that tries again and again is stopped.
 MAX_RECONNECTS = 1000
+
+#: The host that everybody is at in memory, for checking options that are about hosts.
+HOST = "localhost"
 
 
 class Implementation:
@@ -45,14 +51,21 @@ class Implementation:
         self._fresh = count(1)
         self._failures: Counter[Hashable] = Counter()
 
-    def connect(self, address: Hashable, handler: IClientConnectHandler) -> None:
+    def connect(self, address: Hashable, handler: IClientConnectHandler, **options: Any) -> None:
         """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.
 
         It has run its course on return, unless this is called in a callback.  Where there is nobody, *handler* is told
         ``'no such server'``.  A client that connects again from ``failed_connect`` for ever is stopped after a thousand
         times: the call that it began with raises :class:`~ngi_gevent.NGIError`.
+
+        The options are those of connecting to sockets.  They are checked, and mean nothing in memory.
         """
+        self.check_options(**options)
         self.connect_to(None, address, handler, None)
+
+    def check_options(self, **options: Any) -> None:
+        """Raise ``TypeError`` or ``ValueError`` for what can be no options of a connect."""
+        transport.of_clients(HOST, **options)
 
     def connect_to(
         self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any
@@ -79,16 +92,20 @@ class Implementation:
         backlog: int = 0,
         reuse_port: bool = False,
         keep_alive: bool = False,
+        ssl_context: SSLContext | None = None,
+        handshake_timeout: float | None = None,
     ) -> Listener:
         """Have every connection to *address* given to *handler*, a server; None makes a fresh address.
 
-        The options are those of listeners on sockets.  Only *output_limit* means something in memory.
+        The options are those of listeners on sockets.  They are checked, and only *output_limit* means something in
+        memory: nothing is encrypted there, and the ``ssl_object`` of connections is None.
         """
         self._check_open()
         _check_hashable(address)
         check_server(handler)
         check_count("output_limit", output_limit)
         check_count("backlog", backlog)
+        transport.of_servers(ssl_context, handshake_timeout)
         if address is None:
             address = self._fresh_address()
         _check_free(address, self._listeners)

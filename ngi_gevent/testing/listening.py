@@ -38,8 +38,14 @@ class Listener(BaseListener):
         self._output_limit = output_limit
         self._accepting = True
 
-    def connect(self, handler: IClientConnectHandler | None = None, client_address: Any = None) -> Connection | None:
-        """Connect *handler* to this listener; without one, return a client connection that prints what it receives."""
+    def connect(
+        self, handler: IClientConnectHandler | None = None, client_address: Any = None, **options: Any
+    ) -> Connection | None:
+        """Connect *handler* to this listener; without one, return a client connection that prints what it receives.
+
+        The options are those of the implementation's ``connect``.
+        """
+        self._implementation.check_options(**options)
         if handler is not None:
             self._implementation.connect_to(self, self.address, handler, client_address)
             return None
