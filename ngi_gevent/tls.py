@@ -66,6 +66,9 @@ def client_side(ssl_context: Any, server_hostname: str) -> Callable[..., TLSConn
     _check_context(ssl_context)
     if not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname is text; got {server_hostname!r}")
+    if ssl_context.check_hostname and not server_hostname:
+        # An SSLObject, unlike an SSLSocket, would check nothing then.
+        raise ValueError("server_hostname is missing, and this ssl_context is to check it (check_hostname)")
     make = partial(ssl_context.wrap_bio, server_hostname=server_hostname or None)
     return partial(TLSConnection, _checked(make), None)
 
@@ -80,7 +83,7 @@ def _checked(make: MakeSSLObject) -> MakeSSLObject:
     """*make*, having tried it: the ``ssl`` module knows best what a context can do, and which names there can be."""
     try:
         make(ssl.MemoryBIO(), ssl.MemoryBIO())
-    except (ssl.SSLError, ValueError) as error:
+    except (ssl.SSLError, ValueError, TypeError) as error:
         raise ValueError(f"this ssl_context cannot be used so: {error}") from None
     return make
 
@@ -188,7 +191,9 @@ class TLSConnection(StreamConnection):
             return b""
         if not data:
             self._input_over = True
-            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the connection in the TLS handshake")
+            raise self._send_error or ssl.SSLEOFError(
+                ssl.SSL_ERROR_EOF, "the peer ended the connection in the TLS handshake"
+            )
         return data
 
     def _refuse(self) -> None:

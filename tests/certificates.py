@@ -7,17 +7,14 @@ import ssl
 
 import trustme
 
-
-@functools.cache
-def authority() -> trustme.CA:
-    """Who signs the certificates of the tests."""
-    return trustme.CA()
+#: Who signs the certificates of the tests.
+AUTHORITY = trustme.CA()
 
 
 @functools.cache
 def certificate(*names: str) -> trustme.LeafCert:
     """A certificate for *names*: hosts, IP addresses, or people."""
-    return authority().issue_cert(*names)
+    return AUTHORITY.issue_cert(*names)
 
 
 @functools.cache
@@ -42,5 +39,5 @@ def new_server_context(kind: type[ssl.SSLContext] = ssl.SSLContext) -> ssl.SSLCo
 def new_client_context(kind: type[ssl.SSLContext] = ssl.SSLContext) -> ssl.SSLContext:
     """A context for clients that trust the servers of the tests, to be changed."""
     context = kind(ssl.PROTOCOL_TLS_CLIENT)
-    authority().configure_trust(context)
+    AUTHORITY.configure_trust(context)
     return context

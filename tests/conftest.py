@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from stages import STAGES, SocketStage, Stage, TCPStage
+from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage
 
 
 def open_sockets() -> set[str]:
@@ -49,3 +49,9 @@ def socket_stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_lef
 def tcp(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """TCP on IPv4, for what need not be tried on each."""
     yield from _on(TCPStage, tmp_path)
+
+
+@pytest.fixture
+def tls(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
+    """TLS over TCP."""
+    yield from _on(TLSStage, tmp_path)

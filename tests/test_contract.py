@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 
 import pytest
 from stages import Witness
 
 import ngi_gevent
-from ngi_gevent import ConnectionClosed, LimitExceeded
+from ngi_gevent import ConnectionClosed, LimitExceeded, adapters
 
 MEGABYTE = 1 << 20
 
@@ -1055,8 +1056,12 @@ def test_a_listener_connects_to_itself(stage):
 
 
 def test_the_same_options_are_taken_everywhere(stage):
-    listener = stage.listen(Echo, backlog=5, output_limit=100_000, keep_alive=False, reuse_port=False)
-    assert stage.client(listener).connection
+    listener = stage.listen(
+        Echo, backlog=5, output_limit=100_000, keep_alive=False, reuse_port=False, handshake_timeout=5
+    )
+    client = Witness(stage)
+    stage.implementation.connect(listener.address, client, timeout=20)
+    stage.until(lambda: client.connection)
 
 
 @pytest.mark.parametrize(("option", "value"), [("backlog", -1), ("output_limit", -1)])
@@ -1067,6 +1072,23 @@ def test_an_impossible_option_is_refused(stage, option, value):
         stage.listen(**{option: "many"})
     with pytest.raises(TypeError):
         stage.listen(no_such_option=1)
+
+
+def test_an_impossible_option_of_a_connect_is_refused(stage):
+    listener = stage.listen()
+    for connect in functools.partial(stage.implementation.connect, listener.address), listener.connect:
+        with pytest.raises(ValueError, match="timeout"):
+            connect(Witness(stage), timeout=-1)
+        with pytest.raises(TypeError, match="timeout"):
+            connect(Witness(stage), timeout="long")
+        with pytest.raises(TypeError):
+            connect(Witness(stage), no_such_option=1)
+
+
+def test_it_is_known_whether_a_connection_is_secure(stage):
+    client, served = stage.talk()
+    connections = [client.connection, served.connection, adapters.Lines(served.connection)]
+    assert [connection.ssl_object is not None for connection in connections] == [stage.name == "tls"] * 3
 
 
 # Implementations.

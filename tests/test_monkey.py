@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from certificates import AUTHORITY, certificate
 
 PATCH = "from gevent import monkey; monkey.patch_all()\n"
 IMPORT = "import ngi_gevent, ngi_gevent.blocking, ngi_gevent.generator, ngi_gevent.testing\n"
@@ -14,9 +16,9 @@ HEADS = {"patched before": PATCH + IMPORT, "patched after": IMPORT + PATCH, "unp
 PATCHED = [name for name in HEADS if name != "unpatched"]
 
 
-def run(head: str, program: str) -> str:
-    """Run a program in a process; what it printed."""
-    code = HEADS[head] + textwrap.dedent(program)
+def run(head: str, program: str, before: str = "") -> str:
+    """Run a program in a process, after *before* and what *head* names; what it printed."""
+    code = before + HEADS[head] + textwrap.dedent(program)
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr
     return answer.stdout
@@ -192,3 +194,53 @@ def test_in_memory_it_is_the_same(head):
     listener.connect().write(b"hello")
     """
     assert run(head, COMMON + textwrap.dedent(program)) == "-> b'HELLO'\n"
+
+
+CONTEXTS = """
+import ssl, warnings
+{more}
+for_server = {kind}(ssl.PROTOCOL_TLS_SERVER)
+for_server.load_cert_chain("server.pem")
+for_client = {kind}(ssl.PROTOCOL_TLS_CLIENT)
+for_client.load_verify_locations("authority.pem")
+"""
+CONTEXT_KINDS = {
+    "made first": CONTEXTS.format(
+        kind="ssl.SSLContext", more="warnings.simplefilter('ignore')"
+    ),  # gevent warns of that
+    "made last": CONTEXTS.format(kind="ssl.SSLContext", more=""),
+    "gevent's": CONTEXTS.format(kind="gevent.ssl.SSLContext", more="import gevent.ssl"),
+}
+
+
+@pytest.mark.parametrize("contexts", CONTEXT_KINDS)
+@pytest.mark.parametrize("head", HEADS)
+def test_any_context_works_and_a_silent_stranger_delays_nobody(head, contexts, tmp_path, monkeypatch):
+    program = """
+    import functools, socket
+    def answer(implementation):
+        listener = implementation.listener(("127.0.0.1", 0), Upper, ssl_context=for_server)
+        stranger = socket.create_connection(listener.address)
+        connect = functools.partial(implementation.connect, ssl_context=for_client, server_hostname="localhost")
+        began = time.monotonic()
+        ngi_gevent.blocking.request(connect, listener.address, ask, timeout=20)
+        assert time.monotonic() - began < 5
+        stranger.close()
+        listener.close()
+        implementation.wait(20)
+    with ngi_gevent.Implementation() as implementation: answer(implementation)
+    with ngi_gevent.Threaded() as implementation: answer(implementation)
+    """
+    (tmp_path / "server.pem").write_bytes(certificate("localhost").private_key_and_cert_chain_pem.bytes())
+    (tmp_path / "authority.pem").write_bytes(AUTHORITY.cert_pem.bytes())
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.chdir(tmp_path)
+    program = COMMON + textwrap.dedent(program)
+    first, last = (CONTEXT_KINDS[contexts], "") if contexts == "made first" else ("", CONTEXT_KINDS[contexts])
+    assert run(head, last + program, before=first) == "HELLO\n" * 2
+
+
+def test_the_package_does_not_import_ssl_unasked():
+    """Or gevent would warn whoever patches after importing it."""
+    modules = "import sys, ngi_gevent.adapters, ngi_gevent.message, ngi_gevent.files\nprint('ssl' in sys.modules)"
+    assert run("unpatched", modules) == "False\n"

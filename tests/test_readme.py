@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from certificates import AUTHORITY, certificate
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -28,6 +30,19 @@ def test_the_clients_request_prints_the_answer(tcp, capsys):
         exec(code, example)
     example["request"](tcp.listen(example["Echo"]).address)
     assert capsys.readouterr().out == "HELLO OUT THERE\n"
+
+
+def test_the_secure_request_prints_the_answer(tcp, capsys, tmp_path):
+    example: dict = {}
+    for code in blocks("python"):
+        exec(code, example)
+    (tmp_path / "certificate").write_bytes(certificate("localhost").private_key_and_cert_chain_pem.bytes())
+    (tmp_path / "authority").write_bytes(AUTHORITY.cert_pem.bytes())
+    listener = example["listen_securely"](None, tmp_path / "certificate")
+    example["request_securely"](("localhost", listener.address[1]), tmp_path / "authority")
+    assert capsys.readouterr().out == "HELLO OUT THERE\n"
+    listener.close()
+    example["ngi_gevent"].wait(20)
 
 
 def test_the_example_serves_on_sockets(tcp):

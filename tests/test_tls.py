@@ -1,0 +1,994 @@
+"""TLS: handshakes that fail or never end, ends that are none, and peers that are not ours."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import logging
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import tracemalloc
+
+import gevent
+import gevent.ssl
+import pytest
+from certificates import AUTHORITY, certificate, client_context, new_client_context, new_server_context, server_context
+from gevent.event import Event
+from gevent.socket import wait_read
+from stages import PATIENCE, TLSSocket, Witness
+from test_contract import MUCH, Echo
+
+import ngi_gevent
+from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message, transport
+from ngi_gevent import tls as tls_module
+
+CONTEXTS = [ssl.SSLContext, gevent.ssl.SSLContext]
+
+
+def in_thread(function, *arguments):
+    """Call something that blocks on a native thread, while this one's greenlets go on."""
+    return gevent.get_hub().threadpool.apply(function, arguments)
+
+
+def dial(listener, context=None, server_hostname="localhost"):
+    """The standard library's own client: blocking, so for threads."""
+    sock = socket.create_connection(listener.address[:2], timeout=PATIENCE)
+    return (context or client_context()).wrap_socket(sock, server_hostname=server_hostname)
+
+
+def plain(stage, listener):
+    """A socket that is connected, and has not said anything."""
+    sock = gevent.socket.create_connection(listener.address[:2])
+    stage.peers.append(sock)
+    return sock
+
+
+@pytest.fixture
+def info(caplog):
+    """What the package has logged, from level INFO on."""
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def until(condition):
+    """Wait for what tells nobody."""
+    with gevent.Timeout(PATIENCE, AssertionError("it did not happen in time")):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def failure_line(info):
+    """The one line in the log, about a handshake."""
+    records = info.records
+    assert [record.levelname for record in records] == ["INFO"]
+    assert records[0].name == "ngi_gevent.connection"
+    line = records[0].getMessage()
+    assert "TLS handshake failed" in line
+    return line
+
+
+# Contexts.
+
+
+@pytest.mark.parametrize("of_server", CONTEXTS)
+@pytest.mark.parametrize("of_client", CONTEXTS)
+def test_any_context_works(tcp, of_server, of_client):
+    client = Witness(tcp)
+    listener = tcp.listen(Echo, ssl_context=new_server_context(of_server))
+    tcp.implementation.connect(listener.address, client, ssl_context=new_client_context(of_client))
+    tcp.until(lambda: client.connection)
+    client.connection.write(b"hello")
+    tcp.until(lambda: client.data == b"HELLO")
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_context_may_choose_by_the_name_that_is_asked_for(tcp, kind):
+    """gevent's contexts look for a private attribute in what they tell the callback about: this says when that goes."""
+
+    def choose(ssl_object, name, context):
+        asked.append((ssl_object, name))
+        ssl_object.context = other
+
+    asked = []
+    other = new_server_context(kind)
+    other.set_alpn_protocols(["other"])
+    context = new_server_context(kind)
+    context.sni_callback = choose
+    for_client = new_client_context()
+    for_client.set_alpn_protocols(["other"])
+    listener = tcp.listen(ssl_context=context)
+    client = Witness(tcp)
+    listener.connect(client, ssl_context=for_client, server_hostname="localhost")
+    tcp.until(lambda: client.connection and tcp.served)
+    assert asked == [(tcp.served[0].connection.ssl_object, "localhost")]
+    assert client.connection.ssl_object.selected_alpn_protocol() == "other"
+
+
+def test_what_is_known_of_tls_is_to_be_had_from_the_connection(tcp):
+    for_server, for_client = new_server_context(), new_client_context()
+    for_server.verify_mode = ssl.CERT_REQUIRED
+    for_server.load_verify_locations(cadata=AUTHORITY.cert_pem.bytes().decode())
+    certificate("someone@example.org").configure_cert(for_client)
+    for context in for_server, for_client:
+        context.set_alpn_protocols(["one", "two"])
+    client = Witness(tcp)
+    listener = tcp.listen(ssl_context=for_server)
+    tcp.implementation.connect(listener.address, client, ssl_context=for_client)
+    tcp.until(lambda: client.connection and tcp.served)
+    of_client = tcp.served[0].connection.ssl_object
+    of_server = adapters.Base(client.connection).ssl_object
+    client.connection.close()
+    tcp.until(lambda: tcp.served[0].connection._gone and client.connection._gone)
+    assert of_client is tcp.served[0].connection.ssl_object
+    assert of_client.getpeercert()["subjectAltName"] == (("email", "someone@example.org"),)
+    assert ("DNS", "localhost") in of_server.getpeercert()["subjectAltName"]
+    assert of_client.version() == of_server.version()
+    assert of_client.cipher() == of_server.cipher()
+    assert of_server.selected_alpn_protocol() == "one"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_either_version_is_spoken(tcp, version):
+    context = new_client_context()
+    context.minimum_version = context.maximum_version = version
+    client = Witness(tcp)
+    tcp.listen(Echo, ssl_context=server_context()).connect(client, ssl_context=context, server_hostname="localhost")
+    tcp.until(lambda: client.connection)
+    client.connection.write(b"x" * 1_000_000)
+    tcp.until(lambda: len(client.data) == 1_000_000)
+    assert client.connection.ssl_object.version() == version.name.replace("_", ".")
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize("context", ["certificate.pem", ssl.SSLContext, True])
+def test_what_is_no_context_is_refused(stage, context):
+    with pytest.raises(TypeError, match="ssl_context"):
+        stage.listen(ssl_context=context)
+    with pytest.raises(TypeError, match="ssl_context"):
+        stage.implementation.connect(stage.listen().address, Witness(stage), ssl_context=context)
+
+
+def test_a_context_of_the_other_side_is_refused(stage):
+    with pytest.raises(ValueError, match="ssl_context"):
+        stage.listen(ssl_context=client_context())
+    with pytest.raises(ValueError, match="ssl_context"):
+        stage.implementation.connect(stage.listen().address, Witness(stage), ssl_context=server_context())
+
+
+@pytest.mark.parametrize("name", [".", "x" * 100, "a..b", "a\0b"])
+def test_what_is_no_name_is_refused(stage, name):
+    address = stage.listen().address
+    with pytest.raises(ValueError, match="ssl_context"):
+        stage.implementation.connect(address, Witness(stage), ssl_context=client_context(), server_hostname=name)
+    with pytest.raises(TypeError, match="server_hostname"):
+        stage.implementation.connect(address, Witness(stage), ssl_context=client_context(), server_hostname=b"x")
+
+
+def test_no_name_is_only_for_contexts_that_do_not_check_it(tcp):
+    context = new_client_context()
+    client = Witness(tcp)
+    listener = tcp.listen(ssl_context=server_context())
+    with pytest.raises(ValueError, match="check_hostname"):
+        tcp.implementation.connect(listener.address, client, ssl_context=context, server_hostname="")
+    context.check_hostname = False
+    tcp.implementation.connect(listener.address, client, ssl_context=context, server_hostname="")
+    tcp.until(lambda: client.connection and tcp.served)
+    assert client.connection.ssl_object.server_hostname is None
+
+
+def test_a_name_without_a_context_is_refused(tcp):
+    with pytest.raises(ValueError, match="ssl_context"):
+        tcp.implementation.connect(("localhost", 1), Witness(tcp), server_hostname="localhost")
+
+
+def test_a_unix_socket_has_no_name_of_its_own(tcp, tmp_path):
+    listener = tcp.implementation.listener(tmp_path / "socket", tcp.server(Echo), ssl_context=server_context())
+    tcp.listeners.append(listener)
+    with pytest.raises(ValueError, match="check_hostname"):
+        tcp.implementation.connect(listener.address, Witness(tcp), ssl_context=client_context())
+    client = Witness(tcp)
+    tcp.implementation.connect(listener.address, client, ssl_context=client_context(), server_hostname="localhost")
+    tcp.until(lambda: client.connection)
+    client.connection.write(b"hello")
+    tcp.until(lambda: client.data == b"HELLO")
+
+
+# Handshakes that fail, for servers.
+
+
+def test_silent_strangers_delay_nobody(tls, info):
+    listener = tls.listen(Echo)
+    for _ in range(50):
+        plain(tls, listener)
+    until(lambda: len(listener._connections) == 50)
+    began = time.monotonic()
+    for _ in range(5):
+        client = tls.client(listener)
+        client.connection.write(b"hello")
+        tls.until(lambda client=client: client.data == b"HELLO")
+    assert time.monotonic() - began < 5
+    assert len(list(listener.connections())) == len(tls.served) == 5
+    assert info.records == []
+
+
+def test_a_handshake_has_only_so_much_time(tls, info):
+    listener = tls.listen(handshake_timeout=0.05)
+    stranger = plain(tls, listener)
+    assert stranger.recv(100) == b""
+    until(lambda: not listener._connections)
+    assert repr(stranger.getsockname()) in failure_line(info)
+    assert "0.05 seconds" in failure_line(info)
+    assert tls.served == []
+
+
+def test_a_byte_now_and_then_does_not_prolong_a_handshake(tls, info):
+    listener = tls.listen(handshake_timeout=0.2)
+    stranger = plain(tls, listener)
+    hello = client_hello()
+    ended = gevent.spawn(stranger.recv, 100)
+    began = time.monotonic()
+    for byte in hello:
+        if info.records:
+            break
+        stranger.sendall(bytes([byte]))
+        gevent.sleep(0.01)
+    assert time.monotonic() - began < 2
+    ended.join(PATIENCE)
+    assert "seconds" in failure_line(info)
+
+
+def test_handshakes_may_take_for_ever_if_one_wants(tls):
+    listener = tls.listen(Echo, handshake_timeout=None)
+    plain(tls, listener)
+    until(lambda: listener._connections)
+    assert tls.client(listener).connection
+
+
+@pytest.mark.parametrize(
+    "words", [b"GET / HTTP/1.0\r\n\r\n", b"SSH-2.0-x\r\n", b"\0" * 100, b"\x16\x03\x01\xff\xff" * 50]
+)
+def test_a_stranger_who_speaks_no_tls_is_one_quiet_line(tls, info, words):
+    listener = tls.listen(Echo)
+    client = tls.client(listener)
+    stranger = plain(tls, listener)
+    stranger.sendall(words)
+    stranger.shutdown(socket.SHUT_WR)
+    with gevent.Timeout(PATIENCE):
+        while stranger.recv(1000):
+            pass
+    until(lambda: len(listener._connections) == 1)
+    assert repr(stranger.getsockname()) in failure_line(info)
+    assert len(tls.served) == 1
+    client.connection.write(b"still there")
+    tls.until(lambda: client.data == b"STILL THERE")
+
+
+def test_a_stranger_who_waits_for_an_answer_gets_the_end(tls, info):
+    listener = tls.listen()
+    stranger = plain(tls, listener)
+    stranger.sendall(b"HELO there\r\n")
+    with gevent.Timeout(PATIENCE):
+        while stranger.recv(1000):
+            pass
+    stranger.close()
+    until(lambda: not listener._connections)
+    failure_line(info)
+
+
+@pytest.mark.parametrize("said", [0, 1, 50])
+@pytest.mark.parametrize("end", ["reset", "close"])
+def test_a_stranger_who_goes_in_the_handshake(tls, info, said, end):
+    listener = tls.listen()
+    stranger = plain(tls, listener)
+    stranger.sendall(client_hello()[:said])
+    until(lambda: listener._connections)
+    if end == "reset":
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    stranger.close()
+    until(lambda: not listener._connections)
+    failure_line(info)
+    assert tls.served == []
+
+
+def test_a_client_without_the_certificate_that_is_wanted_learns_why(tcp, info):
+    context = new_server_context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=AUTHORITY.cert_pem.bytes().decode())
+    listener = tcp.listen(ssl_context=context)
+
+    def ask():
+        with dial(listener) as client:
+            client.sendall(b"x" * 100_000)
+            client.recv(100)
+
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+        in_thread(ask)
+    until(lambda: not listener._connections)
+    assert "did not return a certificate" in failure_line(info)
+    assert tcp.served == []
+
+
+def test_closing_the_listener_ends_handshakes(tls, info):
+    listener = tls.listen()
+    stranger = plain(tls, listener)
+    until(lambda: listener._connections)
+    assert list(listener.connections()) == []
+    listener.close()
+    assert stranger.recv(100) == b""
+    tls.implementation.wait(PATIENCE)
+    failure_line(info)
+
+
+def test_close_wait_waits_for_a_handshake_as_for_any_client_and_does_not_count_it(tls):
+    listener = tls.listen(Echo)
+    plain(tls, listener)
+    until(lambda: listener._connections)
+    assert listener.close_wait(0.05) == 0
+    tls.implementation.wait(PATIENCE)
+
+
+def test_a_client_that_is_in_its_handshake_when_the_listener_is_told_to_wait_is_served(tls):
+    listener = tls.listen(Echo)
+    sock = plain(tls, listener)
+    until(lambda: listener._connections)
+    waited = gevent.spawn(listener.close_wait, PATIENCE)
+    gevent.sleep(0)
+    client = TLSSocket(sock)
+    client.sendall(b"hello")
+    assert client.recv(100) == b"HELLO"
+    client.close()
+    assert waited.get(timeout=PATIENCE) == 0
+
+
+def test_a_handshake_that_is_ended_by_gevent_leaves_nothing(tls, caplog):
+    listener = tls.listen()
+    plain(tls, listener)
+    until(lambda: listener._connections)
+    (connection,) = listener._connections
+    gevent.kill(connection.resume.__self__)
+    until(lambda: not listener._connections)
+    assert tls.served == []
+
+
+# Handshakes that fail, for clients.
+
+
+def failed(stage, address, **options):
+    client = Witness(stage)
+    stage.implementation.connect(address, client, **options)
+    stage.until(lambda: client.failed is not None or client.connection)
+    assert client.connection is None
+    return client.failed
+
+
+def test_a_certificate_that_is_not_trusted_is_told(tls, info):
+    listener = tls.listen()
+    reason = failed(tls, listener.address, ssl_context=ssl.create_default_context())
+    assert isinstance(reason, ssl.SSLCertVerificationError)
+    until(lambda: not listener._connections)
+    assert "unknown ca" in failure_line(info)
+    assert tls.served == []
+
+
+def test_a_certificate_of_another_name_is_told(tls, info):
+    reason = failed(tls, tls.listen().address, server_hostname="example.org")
+    assert isinstance(reason, ssl.SSLCertVerificationError)
+    assert "example.org" in str(reason)
+
+
+def test_the_name_is_the_host_of_the_address(tls):
+    client = Witness(tls)
+    tls.implementation.connect(tls.listen().address, client, server_hostname=None)
+    tls.until(lambda: client.connection)
+    assert client.connection.ssl_object.server_hostname == "127.0.0.1"
+
+
+def test_a_server_that_speaks_no_tls_is_told(tls):
+    listener = tls.listen(Echo, ssl_context=None)
+    assert isinstance(failed(tls, listener.address), ssl.SSLError)
+    until(lambda: not listener._connections)
+
+
+def test_a_server_that_ends_the_handshake_is_told(tls):
+    def server(connection):
+        connection.close()
+
+    assert isinstance(failed(tls, tls.listen(server, ssl_context=None).address), ssl.SSLEOFError)
+
+
+def test_a_server_that_resets_in_the_handshake_is_told(tls):
+    def server(connection):
+        connection.abort()
+
+    assert isinstance(failed(tls, tls.listen(server, ssl_context=None).address), ConnectionResetError)
+
+
+def test_a_connect_has_only_so_much_time_for_its_handshake(tls):
+    listener = tls.listen(ssl_context=None)
+    reason = failed(tls, listener.address, timeout=0.05)
+    assert isinstance(reason, ConnectionTimeout)
+    assert "0.05 seconds" in str(reason)
+    until(lambda: not listener._connections)
+
+
+def test_a_connect_has_only_so_much_time_without_tls_too(tcp, tmp_path):
+    with socket.socket(socket.AF_UNIX) as busy:
+        path = str(tmp_path / "busy")
+        busy.bind(path)
+        busy.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(path)
+            assert isinstance(failed(tcp, path, timeout=0.05), ConnectionTimeout)
+
+
+def test_who_waits_for_a_connect_gets_its_timeout(tls):
+    address = tls.listen(ssl_context=None).address
+    connect = functools.partial(tls.implementation.connect, timeout=0.05)
+    with pytest.raises(ConnectionTimeout, match=r"0\.05"):
+        blocking.connect(address, connect)
+    with pytest.raises(ConnectionTimeout, match=r"0\.05"):
+        blocking.request(connect, address, Witness(tls))
+    with pytest.raises(ConnectionTimeout, match=r"0\.07"):
+        blocking.connect(address, tls.implementation.connect, 0.07)
+    until(lambda: not tls.listeners[0]._connections)
+
+
+def test_a_failed_handshake_is_a_failed_connection_to_who_waits(tls):
+    connect = functools.partial(tls.implementation.connect, server_hostname="example.org")
+    with pytest.raises(ConnectionFailed) as caught:
+        blocking.connect(tls.listen().address, connect)
+    assert isinstance(caught.value.reason, ssl.SSLCertVerificationError)
+
+
+def test_a_handshake_is_given_up_with_its_implementation(tls):
+    client = Witness(tls)
+    listener = tls.listen(ssl_context=None)
+    tls.implementation.connect(listener.address, client)
+    tls.until(lambda: tls.served)
+    other = ngi_gevent.Implementation()
+    tls.implementation.close()
+    tls.until(lambda: client.failed)
+    assert client.failed == "stopped"
+    tls.implementation = other
+
+
+def test_the_defaults_are_there():
+    assert transport.CONNECT_TIMEOUT == 60
+    assert transport.HANDSHAKE_TIMEOUT == 10
+
+
+# The end.
+
+
+def test_an_end_that_the_peer_has_not_said_is_told(tls):
+    peer = tls.peer(tls.listen())
+    peer.send(b"hello")
+    peer._tasks.put(lambda: peer.socket._sock.shutdown(socket.SHUT_WR))
+    tls.until(lambda: tls.served and tls.served[0].closed)
+    served = tls.served[0]
+    assert served.data == b"hello"
+    assert isinstance(served.closed, ssl.SSLEOFError)
+    assert "without ending TLS" in str(served.closed)
+
+
+def test_who_finishes_without_saying_so_still_gets_the_answer(tls):
+    class Long(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"x" * MUCH)
+
+    peer = tls.peer(tls.listen(Long))
+    peer.send(b"?")
+    peer._tasks.put(lambda: peer.socket._sock.shutdown(socket.SHUT_WR))
+    peer.read_when_sent()
+    tls.until(lambda: peer.ended)
+    assert (peer.ended, len(peer.received)) == ("end", MUCH)
+
+
+def test_an_answer_that_is_cut_short_does_not_look_whole(tls):
+    peer = tls.peer(tls.listen())
+    tls.until(lambda: tls.served)
+    tls.served[0].connection.write(b"x" * MUCH)
+    gevent.sleep(0)
+    tls.listeners[0].close()
+    peer.read()
+    tls.until(lambda: peer.ended)
+    assert peer.ended == "broken"
+    assert len(peer.received) < MUCH
+
+
+def test_input_and_the_end_in_one_piece_are_both_told(tls):
+    """The socket does not become readable for the end again, since the peer waits for ours."""
+    peer = tls.peer(tls.listen(Echo))
+    tls.until(lambda: tls.served)
+    secure = peer.socket
+    secure._ssl.write(b"hello")
+    with pytest.raises(ssl.SSLWantReadError):
+        secure._ssl.unwrap()
+    secure._flush()
+    peer.read()
+    tls.until(lambda: peer.ended)
+    assert (peer.received, peer.ended) == (b"HELLO", "end")
+    assert tls.served[0].trace == [b"hello", ("close", "end of input")]
+
+
+def test_input_and_the_end_in_one_piece_are_kept_for_a_handler_that_blocks(tls):
+    class Slow(Echo):
+        def handle_input(self, connection, data):
+            self.release = Event()
+            tls.happened()
+            self.release.wait()
+            super().handle_input(connection, data)
+
+    peer = tls.peer(tls.listen(Slow))
+    tls.until(lambda: tls.served)
+    secure = peer.socket
+    secure._ssl.write(b"hello")
+    with pytest.raises(ssl.SSLWantReadError):
+        secure._ssl.unwrap()
+    secure._flush()
+    tls.until(lambda: hasattr(tls.served[0], "release"))
+    peer._tasks.put(lambda: secure._sock.sendall(b"\x17\x03\x03\0\x05xxxxx"))  # nobody decrypts that any more
+    for _ in range(10):
+        gevent.sleep(0)
+    tls.served[0].release.set()
+    peer.read()
+    tls.until(lambda: peer.ended)
+    assert (peer.received, peer.ended) == (b"HELLO", "end")
+    assert tls.served[0].trace == [b"hello", ("close", "end of input")]
+
+
+def test_input_with_the_end_of_the_handshake_in_one_piece_is_told(tls):
+    """And kept, until there is a handler: the socket does not become readable for it again."""
+    connections = []
+    listener = tls.listen(connections.append)
+    sock = plain(tls, listener)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while True:
+        try:
+            client.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(65536))
+    client.write(b"hello")
+    sock.sendall(outgoing.read())
+    until(lambda: connections)
+    witness = Witness(tls)
+    connections[0].set_handler(witness)
+    tls.until(lambda: witness.data == b"hello")
+
+
+def test_garbage_after_the_handshake_breaks_the_connection_and_the_peer_learns_why(tls):
+    peer = tls.peer(tls.listen())
+    tls.until(lambda: tls.served)
+    peer.socket._sock.sendall(b"\x17\x03\x03\0\x20" + b"x" * 32)
+    tls.until(lambda: tls.served[0].closed)
+    assert isinstance(tls.served[0].closed, ssl.SSLError)
+    with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+        peer.socket.recv(100)
+
+
+def test_a_server_that_blocks_keeps_input_for_later(tls):
+    def slow(connection):
+        release.wait()
+        tls.server(Echo)(connection)
+
+    release = Event()
+    peer = tls.peer(tls.listen(slow))
+    peer.send(b"x" * 100_000)
+    peer.finish()
+    peer.read()
+    tls.until(lambda: peer.sent)
+    release.set()
+    tls.until(lambda: peer.ended)
+    assert (peer.received, peer.ended) == (b"X" * 100_000, "end")
+
+
+def test_what_the_kernel_does_not_take_is_not_encrypted_far_ahead(tls):
+    """What waits for a peer that does not read is in memory once, and some of it twice."""
+    tls.peer(tls.listen(output_limit=1 << 30))
+    tls.until(lambda: tls.served)
+    connection = tls.served[0].connection
+    data = b"x" * (64 * MUCH // 24)
+    tracemalloc.start()
+    connection.write(data)
+    for _ in range(10):
+        gevent.sleep(0)
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert used < 4 * tls_module.ENCRYPT_SIZE
+    assert 0 < connection._pending <= len(data)
+
+
+# Peers that are not ours.
+
+
+def test_large_transfers_in_random_pieces_both_ways(tcp):
+    """A client of the standard library in a thread, that sends and receives at once."""
+    size = 8_000_000
+    chance = random.Random(5)
+    data = chance.randbytes(size)
+    backward = chance.randbytes(size)
+
+    class Both(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+
+            def pieces():
+                start = 0
+                while start < size:
+                    piece = backward[start : start + chance.choice([1, 100, 5000, 16384, 16385, 100_000])]
+                    start += len(piece)
+                    yield piece
+
+            connection.writelines(pieces())
+
+    def talk():
+        own_chance = random.Random(6)
+        received = []
+        with dial(listener) as client:
+
+            def send():
+                start = 0
+                while start < size:
+                    start += client.send(data[start : start + own_chance.choice([1, 100, 5000, 16384, 70_000])])
+
+            sender = threading.Thread(target=send)
+            sender.start()
+            left = size
+            while left:
+                received.append(client.recv(own_chance.choice([1000, 16384, 100_000])))
+                assert received[-1]
+                left -= len(received[-1])
+            sender.join()
+            client.unwrap().close()
+        return b"".join(received)
+
+    listener = tcp.listen(Both, ssl_context=server_context())
+    assert in_thread(talk) == backward
+    tcp.until(lambda: tcp.served[0].closed)
+    assert tcp.served[0].closed == "end of input"
+    assert tcp.served[0].data == data
+
+
+def test_a_server_of_the_standard_library_is_talked_to(tcp):
+    def serve():
+        with bound, server_context().wrap_socket(bound, server_side=True) as secure:
+            connection, _ = secure.accept()
+            received = b""
+            while piece := connection.recv(1000):
+                received += piece
+                connection.sendall(piece.upper())
+            connection.unwrap().close()
+            return received
+
+    bound = socket.create_server(("127.0.0.1", 0))
+    bound.settimeout(PATIENCE)
+    address = bound.getsockname()
+    served = gevent.get_hub().threadpool.spawn(serve)
+    client = Witness(tcp)
+    tcp.implementation.connect(address, client, ssl_context=client_context())
+    tcp.until(lambda: client.connection)
+    client.connection.write(b"hello" * 10_000)
+    tcp.until(lambda: len(client.data) == 50_000)
+    client.connection.close()
+    assert served.get() == b"hello" * 10_000
+    tcp.until(lambda: client.connection._gone)
+
+
+def test_a_web_client_of_the_standard_library(tcp):
+    class Web(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if self.data.endswith(b"\r\n\r\n"):
+                connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                connection.writelines(b"x" * 1000 for _ in range(1000))
+                self.chunks.clear()
+
+    def get():
+        client = http.client.HTTPSConnection("localhost", listener.address[1], context=client_context(), timeout=20)
+        sizes = []
+        for _ in range(3):
+            client.request("GET", "/")
+            sizes.append(len(client.getresponse().read()))
+        client.close()
+        return sizes
+
+    listener = tcp.listen(Web, ssl_context=server_context())
+    assert in_thread(get) == [1_000_000] * 3
+
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl command")
+
+
+class Program:
+    """The openssl command, told what to do by its standard input."""
+
+    def __init__(self, *arguments):
+        self._process = subprocess.Popen(
+            ["openssl", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.output = b""
+        self._reader = gevent.spawn(self._read)
+
+    def _read(self):
+        stdout = self._process.stdout
+        while True:
+            wait_read(stdout.fileno())
+            piece = stdout.read1(65536)
+            if not piece:
+                return
+            self.output += piece
+
+    def say(self, data):
+        self._process.stdin.write(data)
+        self._process.stdin.flush()
+
+    def until(self, data):
+        """Wait until it has printed *data*."""
+        with gevent.Timeout(PATIENCE, AssertionError(f"{data!r} is not in {self.output!r}")):
+            while data not in self.output:
+                gevent.sleep(0.001)
+
+    def close(self):
+        self._process.kill()
+        self._reader.kill()
+        with self._process:
+            pass
+
+
+@needs_openssl
+def test_openssls_client_gets_its_answer_and_the_end(tcp):
+    listener = tcp.listen(Echo, ssl_context=server_context())
+    program = Program("s_client", "-quiet", "-no_ign_eof", "-connect", f"127.0.0.1:{listener.address[1]}")
+    tcp.peers.append(program)
+    program.say(b"hello\n")
+    program.until(b"HELLO\n")
+    program._process.stdin.close()
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    assert tcp.served[0].trace == [b"hello\n", ("close", "end of input")]
+
+
+@needs_openssl
+def test_keys_are_updated_by_openssls_client(tcp):
+    listener = tcp.listen(Echo, ssl_context=server_context())
+    program = Program("s_client", "-tls1_3", "-connect", f"127.0.0.1:{listener.address[1]}")
+    tcp.peers.append(program)
+    program.until(b"Verification")
+    for number in b"1234":
+        program.output = b""
+        program.say(b"K\n")  # both sides are to change their keys
+        program.until(b"KEYUPDATE")
+        program.say(b"hello %c\n" % number)
+        program.until(b"HELLO %c\n" % number)
+    assert tcp.served[0].connection
+
+
+def openssl_server(tcp, tmp_path, *options, client=Witness):
+    """A server that is the openssl command, for one connection, and a client connected to it."""
+    chain = tmp_path / "chain.pem"
+    leaf = certificate("localhost", "127.0.0.1", "::1")
+    chain.write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
+    program = Program("s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-cert", str(chain), *options)
+    tcp.peers.append(program)
+    program.until(b"ACCEPT 127.0.0.1:")
+    until(lambda: program.output.partition(b"ACCEPT 127.0.0.1:")[2].count(b"\n"))
+    port = int(program.output.partition(b"ACCEPT 127.0.0.1:")[2].split()[0])
+    client = client(tcp)
+    tcp.implementation.connect(("127.0.0.1", port), client, ssl_context=client_context())
+    tcp.until(lambda: client.connection or client.failed)
+    assert client.connection
+    return program, client
+
+
+@needs_openssl
+def test_openssls_server_is_talked_to(tcp, tmp_path):
+    program, client = openssl_server(tcp, tmp_path)
+    client.connection.write(b"from the client\n")
+    program.until(b"from the client\n")
+    program.say(b"from the server\n")
+    tcp.until(lambda: client.data == b"from the server\n")
+    program.say(b"Q\n")  # at which it just goes
+    tcp.until(lambda: client.closed)
+    assert isinstance(client.closed, ssl.SSLEOFError)
+
+
+@needs_openssl
+def test_openssls_server_learns_of_the_end(tcp, tmp_path):
+    program, client = openssl_server(tcp, tmp_path)
+    client.connection.write(b"the last\n")
+    client.connection.close()
+    program.until(b"CONNECTION CLOSED")
+    assert b"the last\n" in program.output
+
+
+@needs_openssl
+def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tmp_path):
+    """In TLS 1.2 a server may ask for one at any time, and nothing can be written until it is done."""
+
+    class Writer(Witness):
+        def connected(self, connection):
+            def receive(size):
+                try:
+                    return decrypt(size)
+                finally:
+                    connection.write(b"written meanwhile\n")
+
+            def send(data):
+                if not stalls:
+                    program._process.send_signal(signal.SIGSTOP)
+                try:
+                    return encrypt(data)
+                finally:
+                    stalls.append(connection._stalled)
+
+            decrypt, encrypt = connection._receive, connection._send
+            connection._receive, connection._send = receive, send
+            super().connected(connection)
+
+    stalls = []
+    program, client = openssl_server(tcp, tmp_path, "-tls1_2", client=Writer)
+    program.say(b"r\n")
+    until(lambda: stalls)
+    for _ in range(10):
+        gevent.sleep(0.001)
+    assert stalls == [True]  # since it waits for the server, and does not try again and again
+    program._process.send_signal(signal.SIGCONT)
+    until(lambda: not stalls[-1])
+    program.say(b"hello\n")
+    tcp.until(lambda: client.data == b"hello\n")
+    client.connection.write(b"x" * 2_000_000)
+    program.say(b"r\n")
+    client.connection.write(b"the end\n")
+    program.until(b"the end\n")
+    assert not client.connection._stalled
+    client.connection.close()
+    program.until(b"CONNECTION CLOSED")
+    assert b"written meanwhile\n" in program.output
+
+
+# Everything that connects and listens.
+
+
+def test_what_waits_works_over_tls(tcp):
+    listener = tcp.listen(Echo, ssl_context=server_context())
+    connect = functools.partial(tcp.implementation.connect, ssl_context=client_context(), server_hostname="localhost")
+
+    @ngi_gevent.generator.handler
+    def ask(connection):
+        connection.write(b"hello")
+        answers.append((yield))
+
+    answers = []
+    assert blocking.request(connect, listener.address, ask, PATIENCE) is None
+    assert answers == [b"HELLO"]
+    assert message.message(connect, listener.address, b"hello", lambda data: len(data) == 5, PATIENCE) == b"HELLO"
+    output, input = blocking.open(listener.address, connect, PATIENCE)
+    output.write(b"a line\n")
+    assert input.readline(PATIENCE) == b"A LINE\n"
+    output.close()
+    input.close()
+
+
+@pytest.mark.parametrize("kind", [ngi_gevent.Threaded, ngi_gevent.Inline, ngi_gevent.Implementation])
+def test_every_implementation_speaks_tls(kind, no_socket_left):
+    with kind() as implementation:
+        server = blocking.server(lambda input, output: output.writelines(line.upper() for line in input))
+        listener = implementation.listener(None, server, ssl_context=server_context(), handshake_timeout=5)
+        connect = functools.partial(implementation.connect, ssl_context=client_context(), timeout=PATIENCE)
+        output, input = blocking.open(listener.address, connect, PATIENCE)
+        output.write(b"hello\n")
+        assert input.readline(PATIENCE) == b"HELLO\n"
+        output.close()
+        input.close()
+        listener.close()
+        with pytest.raises(TypeError):
+            listener.connect(Witness(None), ssl_context="none")
+        implementation.wait(PATIENCE)
+
+
+def test_other_threads_may_write(tls):
+    def write():
+        for number in range(100):
+            served.connection.write(b"%02d " % number)
+
+    client, served = tls.talk()
+    in_thread(write)
+    tls.until(lambda: len(client.data) == 300)
+    assert client.data.split() == [b"%02d" % number for number in range(100)]
+
+
+# Fuzz.
+
+
+def client_hello(context=None):
+    """What a client says first."""
+    outgoing = ssl.MemoryBIO()
+    hello = (context or client_context()).wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        hello.do_handshake()
+    return outgoing.read()
+
+
+def strange_words(seed):
+    """Bytes that are no handshake, or hardly one."""
+    chance = random.Random(seed)
+    hello = bytearray(client_hello())
+    kind = seed % 4
+    if kind == 0:
+        return chance.randbytes(chance.randrange(1, 2000))
+    if kind == 1:
+        return bytes(hello[: chance.randrange(len(hello))])
+    if kind == 2:
+        for _ in range(chance.randrange(1, 20)):
+            hello[chance.randrange(len(hello))] = chance.randrange(256)
+        return bytes(hello)
+    start = chance.randrange(len(hello))
+    del hello[start : start + chance.randrange(1, 50)]
+    return bytes(hello) + chance.randbytes(chance.randrange(100))
+
+
+def test_strange_words_in_the_handshake_harm_nobody(tls, info, capfd):
+    listener = tls.listen(Echo)
+    client = tls.client(listener)
+    count = 400
+
+    def say(seed):
+        sock = gevent.socket.create_connection(listener.address[:2])
+        try:
+            sock.sendall(strange_words(seed))
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+        except OSError:
+            pass
+        sock.close()
+
+    for start in range(0, count, 50):
+        gevent.joinall(
+            [gevent.spawn(say, seed) for seed in range(start, start + 50)], timeout=PATIENCE, raise_error=True
+        )
+        client.connection.write(b"hello")
+        tls.until(lambda start=start: len(client.data) == start // 10 + 5)
+    until(lambda: len(listener._connections) == 1)
+    assert len(tls.served) == 1
+    assert len(info.records) == count
+    assert {record.levelname for record in info.records} == {"INFO"}
+    assert all("TLS handshake failed" in record.getMessage() for record in info.records)
+    assert all(record.getMessage().isascii() for record in info.records)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_strange_words_after_the_handshake_harm_nobody(tls, caplog, capfd):
+    """What is changed on its way, is cut short, or was never encrypted: it ends its connection, and nothing arrives."""
+    listener = tls.listen()
+    for seed in range(100):
+        chance = random.Random(seed)
+        peer = tls.peer(listener)
+        tls.until(lambda seed=seed: len(tls.served) == seed + 1)
+        secure = peer.socket
+        secure._ssl.write(chance.randbytes(chance.randrange(1, 1000)))
+        words = bytearray(secure._outgoing.read())
+        if seed % 3 == 0:
+            words[chance.randrange(len(words))] ^= 1 << chance.randrange(8)
+        elif seed % 3 == 1:
+            words = words[: chance.randrange(len(words))]
+        else:
+            words = chance.randbytes(len(words))
+        secure._sock.sendall(bytes(words))
+        secure._sock.shutdown(socket.SHUT_WR)
+        tls.until(lambda: tls.served[-1].closed)
+        assert tls.served[-1].data == b""
+        assert isinstance(tls.served[-1].closed, ssl.SSLError)
+        peer.close()
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
