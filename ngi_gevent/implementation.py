@@ -118,7 +118,8 @@ class Implementation:
         :param reuse_port: whether other processes may listen on the same port, the kernel sharing out connections.
         :param keep_alive: whether the kernel looks, now and then, whether a silent peer is still there.
         :param ssl_context: what to speak TLS with; any ``ssl.SSLContext`` for servers.  *handler* is called when the
-            handshake is done.  One that fails is a line in the log of ``ngi_gevent.connection``, of level INFO.
+            handshake is done.  One that fails is a line in the log of ``ngi_gevent.connection``, of level INFO.  Until
+            then a connection is not among ``connections()``; closing the listener ends it, ``close_wait`` waits for it.
         :param handshake_timeout: seconds for the handshake; None for no limit.
         """
         check_listen_address(address)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import ssl
 import weakref
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from gevent import Timeout
 from gevent.monkey import get_original
 from greenlet import getcurrent
 
-from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN
+from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.stream import RECEIVE_SIZE, StreamConnection
 
@@ -48,6 +47,9 @@ RECORD_SIZE = 16 * 1024
 
 #: Bytes that are encrypted for one system call: what the kernel does not take of it is in memory twice.
 ENCRYPT_SIZE = 64 * 1024
+
+#: Bytes of messages of TLS itself that may wait for a peer: what two pieces of its input could make us answer.
+OWN_LIMIT = 2 * RECEIVE_SIZE
 
 MakeSSLObject = Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject]
 
@@ -180,7 +182,7 @@ class TLSConnection(StreamConnection):
         self._dispatcher.hub.switch()
         self.waiting = False
         if self._state is not HANDSHAKE:
-            raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+            raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED)
 
     def _receive_in_handshake(self) -> bytes:
         try:
@@ -219,6 +221,8 @@ class TLSConnection(StreamConnection):
             self._stalled = False
             self._dispatcher.send_later(self)
         self._send_of_ones_own()
+        if self._outgoing.pending > OWN_LIMIT:
+            self._last = ssl.SSLError("the peer wants to be answered all the time, and takes no answers")
         if not pieces:
             if self._last is None:
                 raise BlockingIOError

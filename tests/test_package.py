@@ -11,6 +11,7 @@ import pytest
 import ngi_gevent
 import ngi_gevent.adapters
 import ngi_gevent.testing
+import ngi_gevent.tls
 
 MODULES = [name for _, name, _ in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent.")]
 
@@ -34,6 +35,7 @@ def test_the_face_has_every_error():
     [
         ngi_gevent.testing.Connection,
         ngi_gevent.stream.StreamConnection,
+        ngi_gevent.tls.TLSConnection,
         ngi_gevent.adapters.Base,
         ngi_gevent.testing.Listener,
         ngi_gevent.stream_listener.StreamListener,

@@ -609,6 +609,17 @@ def test_what_the_kernel_does_not_take_is_not_encrypted_far_ahead(tls):
     assert 0 < connection._pending <= len(data)
 
 
+def test_messages_of_tls_itself_do_not_pile_up_either(tls):
+    """Each request for new keys is answered, so a peer that takes no answers could fill the memory with them."""
+    peer = tls.peer(tls.listen())
+    tls.until(lambda: tls.served)
+    tls.served[0].connection._outgoing.write(b"x" * (tls_module.OWN_LIMIT + 1))
+    peer.send(b"x")
+    tls.until(lambda: tls.served[0].closed)
+    assert isinstance(tls.served[0].closed, ssl.SSLError)
+    assert tls.served[0].data == b"x"
+
+
 # Peers that are not ours.
 
 
