@@ -279,10 +279,10 @@ class TLSConnection(StreamConnection):
         sent = 0
         while True:
             ciphertext = self._ciphertext or self._encrypted_next(data, sent)
-            taken = 0
-            if ciphertext:
-                with suppress(BlockingIOError):
-                    taken = self._send_ciphertext(ciphertext)
+            try:
+                taken = self._send_ciphertext(ciphertext) if ciphertext else 0
+            except BlockingIOError:
+                taken = 0
             if taken < len(ciphertext):
                 self._ciphertext = memoryview(ciphertext)[taken:]
                 if not sent:
