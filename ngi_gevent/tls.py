@@ -160,7 +160,6 @@ class TLSConnection(StreamConnection):
             self.waiting = False
             self._callbacks_done = True
             self._close_socket()
-            self._is_gone()
             raise
         self._state = OPEN
         self._receive = self._decrypt

@@ -325,7 +325,7 @@ def test_closing_the_listener_ends_handshakes(tls, info):
     listener.close()
     assert stranger.recv(100) == b""
     tls.implementation.wait(PATIENCE)
-    failure_line(info)
+    assert "stopped" in failure_line(info)
 
 
 def test_close_wait_waits_for_a_handshake_as_for_any_client_and_does_not_count_it(tls):
