@@ -853,7 +853,8 @@ def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tm
     until(lambda: stalls)
     for _ in range(10):
         gevent.sleep(0.001)
-    assert stalls == [True]  # since it waits for the server, and does not try again and again
+    assert len(stalls) <= 2  # since it waits for the server, and does not try again and again
+    assert stalls[-1]
     program._process.send_signal(signal.SIGCONT)
     until(lambda: not stalls[-1])
     program.say(b"hello\n")
