@@ -26,8 +26,9 @@ def request(
 ) -> Reason | None:
     """Connect, have *handler* talk, and return when the connection has ended: None if the handler closed it, or why.
 
-    *connect* is that of an implementation, such as ``ngi_gevent.connect``.  *handler* is a client connect handler, a
-    class of such (which is instantiated), a server, or a connection handler.  Blocks the calling greenlet, for up to
+    *connect* is that of an implementation, such as ``ngi_gevent.connect``; options go to it by ``functools.partial``,
+    such as ``partial(ngi_gevent.connect, ssl_context=context)``.  *handler* is a client connect handler, a class of
+    such (which is instantiated), a server, or a connection handler.  Blocks the calling greenlet, for up to
     *timeout* seconds in all.  The handler's ``failed_connect`` is not called: its caller gets the exception instead.
 
     Raises :class:`~ngi_gevent.ConnectionFailed`; :class:`~ngi_gevent.ConnectionTimeout` if there is no connection in

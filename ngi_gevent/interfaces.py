@@ -11,7 +11,8 @@ has no greenlets: there a callback runs on the caller's, and a callback that cau
 
 **Reasons.**  Why a connection ended is told as text where nothing went wrong (``'end of input'``: the peer finished;
 ``'stopped'``: the listener was closed) and as the exception where something did.  ``str(reason)`` makes a fair line in
-a log either way.
+a log either way.  With TLS, an end that the peer has not announced, so that something may be missing, is an exception
+too: an ``ssl.SSLEOFError``.
 """
 
 from __future__ import annotations

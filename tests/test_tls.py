@@ -420,6 +420,21 @@ def test_a_connect_has_only_so_much_time_for_its_handshake(tls):
     until(lambda: not listener._connections)
 
 
+def test_who_is_told_of_a_timeout_may_block(tls, caplog):
+    class Patient(Witness):
+        def failed_connect(self, reason):
+            before = time.monotonic()
+            gevent.sleep(0.05)
+            self.slept = time.monotonic() - before
+            super().failed_connect(reason)
+
+    client = Patient(tls)
+    tls.implementation.connect(tls.listen(ssl_context=None).address, client, timeout=0.05)
+    tls.until(lambda: client.failed)
+    assert client.slept >= 0.05
+    assert caplog.records == []
+
+
 def test_a_connect_has_only_so_much_time_without_tls_too(tcp, tmp_path):
     with socket.socket(socket.AF_UNIX) as busy:
         path = str(tmp_path / "busy")
