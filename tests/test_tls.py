@@ -284,6 +284,23 @@ def test_a_stranger_who_waits_for_an_answer_gets_the_end(tls, info):
     failure_line(info)
 
 
+def test_what_strangers_are_like_does_not_end_up_in_the_log_unescaped(tls, info):
+    """A context may be anybody's, and so may the words with which it refuses."""
+
+    class Refusing(ssl.SSLObject):
+        def do_handshake(self):
+            raise ssl.SSLError("a certificate of\n\x1b[31mme \u202e")
+
+    context = new_server_context()
+    context.sslobject_class = Refusing
+    stranger = plain(tls, tls.listen(ssl_context=context))
+    assert stranger.recv(100) == b""
+    until(lambda: info.records)
+    assert failure_line(info).isprintable()
+    assert failure_line(info).isascii()
+    stranger.close()
+
+
 @pytest.mark.parametrize("said", [0, 1, 50])
 @pytest.mark.parametrize("end", ["reset", "close"])
 def test_a_stranger_who_goes_in_the_handshake(tls, info, said, end):
