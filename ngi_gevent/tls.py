@@ -191,7 +191,6 @@ class TLSConnection(StreamConnection):
                 raise self._send_error from None
             return b""
         if not data:
-            self._input_over = True
             raise self._send_error or ssl.SSLEOFError(
                 ssl.SSL_ERROR_EOF, "the peer ended the connection in the TLS handshake"
             )
@@ -245,9 +244,7 @@ class TLSConnection(StreamConnection):
                     break
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLZeroReturnError:  # where this side has ended, too
-            self._last = b""
-        except ssl.SSLError as error:
+        except ssl.SSLError as error:  # where both sides have ended, the end is one, too
             self._last = error
         return pieces
 
