@@ -220,7 +220,9 @@ class TLSConnection(StreamConnection):
             self._dispatcher.send_later(self)
         self._send_of_ones_own()
         if self._outgoing.pending > OWN_LIMIT:
-            self._last = ssl.SSLError("the peer wants to be answered all the time, and takes no answers")
+            self._last = ssl.SSLError(
+                ssl.SSL_ERROR_SSL, "the peer wants to be answered all the time, and takes no answers"
+            )
         if not pieces:
             if self._last is None:
                 raise BlockingIOError

@@ -291,7 +291,7 @@ def test_what_strangers_are_like_does_not_end_up_in_the_log_unescaped(tls, info)
 
     class Refusing(ssl.SSLObject):
         def do_handshake(self):
-            raise ssl.SSLError("a certificate of\n\x1b[31mme \u202e")
+            raise ssl.SSLError(1, "a certificate of\n\x1b[31mme \u202e")
 
     context = new_server_context()
     context.sslobject_class = Refusing
@@ -668,6 +668,7 @@ def test_messages_of_tls_itself_do_not_pile_up_either(tls):
     peer.send(b"x")
     tls.until(lambda: tls.served[0].closed)
     assert isinstance(tls.served[0].closed, ssl.SSLError)
+    assert str(tls.served[0].closed).startswith("the peer wants")
     assert tls.served[0].data == b"x"
 
 
