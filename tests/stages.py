@@ -213,7 +213,7 @@ class SocketPeer:
 
     def __init__(self, stage: Stage, address: Any) -> None:
         self._stage = stage
-        self.received = b""
+        self._pieces: list[bytes] = []
         self.ended: str | None = None
         self.sent = 0
         if isinstance(address, str):
@@ -223,6 +223,12 @@ class SocketPeer:
             self.socket = socket.create_connection(address[:2])
         self._tasks: Queue = Queue()
         self._greenlets = [gevent.spawn(self._work)]
+
+    @property
+    def received(self) -> bytes:
+        """All that has arrived; joined when somebody asks, since that takes longer than receiving it."""
+        self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0]
 
     def _work(self) -> None:
         try:
@@ -240,11 +246,9 @@ class SocketPeer:
             self.sent += len(piece)
 
     def _read(self) -> None:
-        pieces = []
         try:
             while piece := self.socket.recv(1 << 20):
-                pieces.append(piece)
-                self.received = b"".join(pieces) if len(pieces) < 100 else self.received + piece
+                self._pieces.append(piece)
                 self._stage.happened()
             self.ended = "end"
         except OSError:
