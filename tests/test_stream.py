@@ -621,7 +621,7 @@ def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_m
             gevent.sleep(0)
     tcp.listeners[0].close()
     while len(peer.received) < 100_000:  # enough for the socket to be writable once more
-        peer.received += peer.socket.recv(1_000_000)
+        peer._pieces.append(peer.socket.recv(1_000_000))
     tcp.until(lambda: connection._gone)
 
 
