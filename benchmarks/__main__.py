@@ -1,0 +1,141 @@
+"""``python -m benchmarks``: measure, and write down what came out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from benchmarks import machine, report
+from benchmarks.cases import CASES, FULL, QUICK, Settings
+from benchmarks.processes import COMPILER, HERE, Bench, raise_limit_of_files, two_cores
+from benchmarks.rounds import measured, planned
+
+T = TypeVar("T", int, float)
+
+RESULTS = HERE / "results"
+
+#: Open files beside those of the idle connections.
+OTHER_FILES = 500
+
+DESCRIPTION = """\
+Measure how fast ngi_gevent is, beside other servers doing the same work, one after the other, in several rounds.
+
+The whole takes some eight minutes.  It needs Linux, and a C compiler (cc) for the load that drives the servers; without
+one, only what needs no sockets is measured.  Leave the machine alone meanwhile.
+"""
+
+
+def main() -> int:
+    options = parser().parse_args()
+    if not hasattr(os, "sched_setaffinity"):
+        sys.exit("this needs Linux, to pin processes to cores")
+    settings, notes = settings_for(options)
+    cases = CASES if COMPILER else [case for case in CASES if not case.on_sockets]
+    steps = planned(cases, settings.rounds, options.only)
+    missing = {step.server: why for step in steps if (why := step.server.missing)}
+    notes += [f"{server.name} was left out: {why}." for server, why in missing.items()]
+    steps = [step for step in steps if step.server not in missing]
+    for note in notes:
+        print(note, flush=True)
+    if not steps:
+        print(f"nothing to measure is called like {options.only.pattern!r}", file=sys.stderr)
+        return 2
+
+    signal.signal(signal.SIGTERM, terminated)
+    server_core, load_core = two_cores()
+    os.sched_setaffinity(0, {load_core})  # here is nothing to do while a server is measured
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as directory:
+        bench = Bench(Path(directory), server_core, load_core)
+        figures = measured(bench, steps, settings)
+
+    run = report.Run(machine.described(), settings, cases, figures, notes)
+    output = options.output or (None if options.quick or options.only.pattern else RESULTS)
+    if output is None:
+        print("\n" + report.markdown(run))
+    else:
+        report.write(run, output)
+        print(f"written to {output}")
+    return 1 if figures.failures else 0
+
+
+def settings_for(options: argparse.Namespace) -> tuple[Settings, list[str]]:
+    """The settings for *options* on this machine, and what is to be known about it."""
+    settings: Settings = QUICK if options.quick else FULL
+    settings = replace(settings, rounds=options.rounds or settings.rounds, seconds=options.seconds or settings.seconds)
+    notes = []
+    if len(set(two_cores())) == 1:
+        notes.append("There is one core only, which the server and the load took turns on.")
+    files = raise_limit_of_files()
+    idle = max(10, min(settings.idle, files - OTHER_FILES))
+    if idle < settings.idle:
+        notes.append(f"No more than {idle:,} connections were idle: a process may have {files:,} files open only.")
+        settings = replace(settings, idle=idle)
+    if not COMPILER:
+        notes.append("There is no C compiler (cc) to build the load with: nothing was measured on sockets.")
+    return settings, notes
+
+
+def terminated(signal_number: int, frame: object) -> NoReturn:
+    """End as Ctrl-C does, with all that was started."""
+    raise KeyboardInterrupt
+
+
+def positive(kind: type[T]) -> Callable[[str], T]:
+    """What reads an option that is a number of *kind*, and more than nothing."""
+
+    def read(text: str) -> T:
+        number = kind(text)
+        if not 0 < number < float("inf"):
+            raise ValueError
+        return number
+
+    read.__name__ = f"positive {kind.__name__}"  # for what argparse says of others
+    return read
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--quick", action="store_true", help="one round of shorter measurements, for a first look")
+    result.add_argument("--rounds", type=positive(int), metavar="N", help=f"how many rounds (default: {FULL.rounds})")
+    result.add_argument(
+        "--seconds", type=positive(float), metavar="S", help=f"how long each is measured (default: {FULL.seconds})"
+    )
+    result.add_argument(
+        "--only",
+        metavar="PATTERN",
+        type=pattern,
+        default="",
+        help="the steps in whose 'CASE SERVER', as the progress shows them, the regular expression PATTERN is found; "
+        "for instance 'echo-64x100 (ngi|uvloop)'",
+    )
+    result.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIRECTORY",
+        help="where to write (default: benchmarks/results; with --quick or --only the tables are printed instead)",
+    )
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing is written")

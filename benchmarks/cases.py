@@ -1,0 +1,152 @@
+"""The cases: what is measured, how, and of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.figures import Measurement
+from benchmarks.processes import OURS, PYTHON_SERVERS, SERVERS, Bench, Server
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how large."""
+
+    rounds: int
+    seconds: float  # of each measurement that takes a set time
+    warm_up: float  # before it
+    stream: int  # bytes
+    idle: int  # connections for memory; a tenth less beside active ones
+
+
+FULL = Settings(rounds=5, seconds=0.8, warm_up=0.2, stream=1 << 30, idle=10_000)
+QUICK = Settings(rounds=1, seconds=0.3, warm_up=0.1, stream=1 << 26, idle=1_000)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the tables: the name that it has in the results, what it is about, and the unit of its figures."""
+
+    name: str
+    title: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step for each server, with a measurement for each row."""
+
+    rows: tuple[Row, ...]
+    servers: tuple[Server, ...]
+    measure: Callable[[Bench, Server, Settings], Sequence[Measurement]]
+    on_sockets: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.rows[0].name
+
+
+def rate(report: dict[str, float], what: str = "operations", scale: float = 1) -> Measurement:
+    """How much of *what* there was in a second."""
+    return Measurement(
+        report[what] / report["seconds"] / scale,
+        report.get("median_us"),
+        report.get("p99_us"),
+        report.get("load_cpu"),
+        report.get("server_cpu"),
+        report.get("disturbed"),
+    )
+
+
+def timed(settings: Settings) -> dict[str, float]:
+    return {"seconds": settings.seconds, "warm_up": settings.warm_up}
+
+
+def echo(size: int, connections: int) -> Case:
+    def measure(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+        with bench.serving(server, "echo") as running:
+            report = bench.load("echo", running, connections=connections, request=size, **timed(settings))
+        return [rate(report)]
+
+    shown = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
+    name = f"echo-{shown.replace(' KiB', 'K').replace(' B', '')}x{connections}"
+    return Case((Row(name, f"echo {shown} × {connections:,}", "requests/s"),), SERVERS, measure)
+
+
+def connect(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+    with bench.serving(server, "echo") as running:
+        return [rate(bench.load("connect", running, connections=50, **timed(settings)))]
+
+
+def stream_out(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+    with bench.serving(server, "send") as running:
+        return [rate(bench.load("stream-out", running, stream=settings.stream), "bytes", 1e6)]
+
+
+def stream_in(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+    with bench.serving(server, "receive") as running:
+        return [rate(bench.load("stream-in", running, stream=settings.stream), "bytes", 1e6)]
+
+
+def burst(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+    with bench.serving(server, "burst") as running:
+        return [rate(bench.load("burst", running, connections=10, answer=64_000, **timed(settings)))]
+
+
+def idle(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+    """The memory of idle connections, and the echo of others before there are idle ones, and beside them."""
+    few = settings.idle // 10
+
+    def active() -> Measurement:
+        return rate(bench.load("echo", running, connections=100, **timed(settings)))
+
+    with bench.serving(server, "echo") as running:
+        alone = active()
+        before = running.private_memory()
+        with bench.held(running, settings.idle - few):
+            with bench.held(running, few):
+                each = (running.private_memory() - before) / settings.idle
+            beside = active()
+    return [Measurement(each / 1024), alone, beside]
+
+
+def in_memory(work: str) -> Callable[[Bench, Server, Settings], Sequence[Measurement]]:
+    def measure(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+        return [rate(bench.in_memory(server.argument or work, settings.seconds))]
+
+    return measure
+
+
+#: Not a server, but the least that has to be done to get at lines.
+SPLIT = Server("bytes.split", "", "benchmarks", "split")
+
+CASES = [
+    echo(64, 100),
+    echo(4 * 1024, 100),
+    echo(64 * 1024, 100),
+    echo(64, 1),
+    echo(64, 1000),
+    Case((Row("connect", "connect, exchange 64 B, close", "connections/s"),), SERVERS, connect),
+    Case((Row("stream-out", "stream out", "MB/s"),), SERVERS, stream_out),
+    Case((Row("stream-in", "stream in", "MB/s"),), SERVERS, stream_in),
+    Case((Row("burst", "burst of 1,000 writes of 64 B", "bursts/s"),), SERVERS, burst),
+    Case(
+        (
+            Row("idle", "memory of an idle connection (less is better)", "KiB"),
+            Row("echo-alone", "echo 64 B × 100, none idle", "requests/s"),
+            Row("echo-beside-idle", "echo 64 B × 100, many idle", "requests/s"),
+        ),
+        PYTHON_SERVERS,
+        idle,
+    ),
+    Case((Row("lines", "lines of 32 B through `Lines`", "lines/s"),), (OURS, SPLIT), in_memory("lines"), False),
+    Case(
+        (Row("round-trips", "round trips of 64 B in memory", "round trips/s"),),
+        (OURS,),
+        in_memory("round-trips"),
+        False,
+    ),
+]
+
+ECHO_ROWS = [case.rows[0] for case in CASES[:5]]

@@ -1,0 +1,89 @@
+"""The figures of a run: what was measured in each round, their medians, and the ratios between servers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from benchmarks.processes import OURS, Server
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one round gave.  *value* is in the unit of its row; shares of processor time are of one core."""
+
+    value: float
+    median_us: float | None = None
+    p99_us: float | None = None
+    load_cpu: float | None = None
+    server_cpu: float | None = None
+    disturbed: float | None = None  # the share of time for which another process had the core of the server or the load
+
+    @property
+    def per_cpu_second(self) -> float | None:
+        """The rate for each second that the server ran, which depends less on what else the machine was doing."""
+        return self.value / self.server_cpu if self.server_cpu else None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What came instead of a measurement, in a round that is counted from 1."""
+
+    row: str
+    server: str
+    round: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread | None:
+        """That of *values*; None if there are none."""
+        values = list(values)
+        return cls(statistics.median(values), min(values), max(values)) if values else None
+
+
+def shown(figure: float) -> str:
+    """A figure as people read it: three digits at least, and thousands apart."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
+class Figures:
+    """All measurements, by row, server and round."""
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+        self._measured: dict[tuple[str, str], dict[int, Measurement]] = {}
+
+    def add(self, row: str, server: Server, round_number: int, measurement: Measurement) -> None:
+        self._measured.setdefault((row, server.name), {})[round_number] = measurement
+
+    def failed(self, row: str, server: Server, round_number: int, error: str) -> None:
+        self.failures.append(Failure(row, server.name, round_number, error))
+
+    def measurements(self, row: str, server: Server) -> list[Measurement]:
+        return list(self._measured.get((row, server.name), {}).values())
+
+    def failures_of(self, row: str, server: Server) -> list[Failure]:
+        return [failure for failure in self.failures if (failure.row, failure.server) == (row, server.name)]
+
+    def spread(self, row: str, server: Server, what: str = "value") -> Spread | None:
+        """That of an attribute of the measurements that have it."""
+        values = (getattr(measurement, what) for measurement in self.measurements(row, server))
+        return Spread.of(value for value in values if value is not None)
+
+    def against(self, row: str, server: Server, base_row: str | None = None, what: str = "value") -> Spread | None:
+        """Ours in *row* for each of *server* in it, or in *base_row*.
+
+        Within each round, so that what slows a machine down for a while cancels out.
+        """
+        ours = self._measured.get((row, OURS.name), {})
+        others = self._measured.get((base_row or row, server.name), {})
+        pairs = ((getattr(ours[number], what), getattr(others[number], what)) for number in ours if number in others)
+        return Spread.of(one / other for one, other in pairs if one and other)

@@ -1,0 +1,38 @@
+"""The machine, and the versions of what was measured on it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = ("ngi_gevent", "gevent", "greenlet", "uvloop", "twisted")
+
+
+def described() -> dict[str, str]:
+    """What there is to know about where and when a run was, by name."""
+    versions = {library: _version(library) for library in LIBRARIES}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        **{library: found for library, found in versions.items() if found},
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

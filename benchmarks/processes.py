@@ -1,0 +1,210 @@
+"""The processes: each server one of its own, pinned to one core, and the load pinned to another."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import resource
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import work
+
+HERE = Path(__file__).parent
+
+#: Seconds in which a server listens, connections are opened, or a measurement that takes no set time is over.
+PATIENCE = 60.0
+
+#: Seconds that a process has to write what is wrong, where something is.
+LAST_WORDS = 0.5
+
+
+class Failed(Exception):
+    """What was to be measured could not be, and why."""
+
+
+COMPILER = shutil.which("cc")
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that is measured: the *name* that tables show, and the *module* of ``benchmarks.servers`` that it is."""
+
+    name: str
+    module: str
+    library: str = ""  # what has to be installed for it
+    argument: str = ""
+
+    @property
+    def missing(self) -> str | None:
+        """What is missing to run it."""
+        return f"{self.library} is not installed" if importlib.util.find_spec(self.library) is None else None
+
+
+OURS = Server("ngi_gevent", "ngi", "ngi_gevent")
+STREAM_SERVER = Server("StreamServer", "stream_server", "gevent")
+ASYNCIO = Server("asyncio", "asyncio_protocol", "asyncio", "asyncio")
+UVLOOP = Server("uvloop", "asyncio_protocol", "uvloop", "uvloop")
+TWISTED = Server("Twisted", "twisted_protocol", "twisted")
+FLOOR = Server("C epoll", "epoll", "benchmarks")  # not a module, but a program
+
+PYTHON_SERVERS = (OURS, STREAM_SERVER, ASYNCIO, UVLOOP, TWISTED)
+SERVERS = (*PYTHON_SERVERS, FLOOR)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs, on a port of the loopback interface."""
+
+    process: int
+    port: int
+
+    def private_memory(self) -> int:
+        """Bytes of memory that it has for itself, and has written to; what the kernel keeps for its sockets is more."""
+        try:
+            lines = Path(f"/proc/{self.process}/smaps_rollup").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
+        except (OSError, StopIteration) as error:
+            raise Failed(f"the system does not tell how much memory the server has: {error!r}") from None
+
+
+class Bench:
+    """The two cores, and the directory with what was built to measure with."""
+
+    def __init__(self, directory: Path, server_core: int, load_core: int) -> None:
+        self._directory = directory
+        self._pattern = directory / "pattern"
+        self._pattern.write_bytes(2 * work.PATTERN)  # twice, so that no piece of it begins at its end
+        self._server_core = server_core
+        self._load_core = load_core
+        if COMPILER:
+            self._compile(HERE / "load.c")
+            self._compile(HERE / "servers" / "epoll.c")
+
+    def _compile(self, source: Path) -> None:
+        command = [str(COMPILER), "-O2", "-o", str(self._directory / source.stem), str(source)]
+        compiled = subprocess.run(command, capture_output=True, text=True)
+        if compiled.returncode:
+            raise SystemExit(f"{source} does not compile:\n{compiled.stderr}")
+
+    @contextmanager
+    def serving(self, server: Server, what: str) -> Iterator[Running]:
+        """Have *server* run for a while, doing the work that *what* names."""
+        if server is FLOOR:
+            command = [str(self._directory / "epoll"), what, str(self._pattern)]
+        else:
+            command = [sys.executable, "-m", f"benchmarks.servers.{server.module}", what, server.argument]
+        with self._started(command, self._server_core, stdin=subprocess.DEVNULL) as process:
+            yield Running(process.pid, int(_first_line(process, "ready").split()[1]))
+
+    def load(self, mode: str, running: Running, **options: float) -> dict[str, float]:
+        """Run the load until it is done; what it has measured."""
+        seconds = options.get("seconds", 0) + options.get("warm_up", 0)
+        with self._started(self._load_command(mode, running, options), self._load_core) as process:
+            return _report(process, seconds + PATIENCE)
+
+    @contextmanager
+    def held(self, running: Running, connections: int) -> Iterator[None]:
+        """Have so many idle connections be open for a while, each of which has echoed something."""
+        command = self._load_command("hold", running, {"connections": connections})
+        with self._started(command, self._load_core, stdin=subprocess.PIPE) as process:
+            _first_line(process, "held")
+            yield
+
+    def in_memory(self, what: str, seconds: float) -> dict[str, float]:
+        """Run what needs no sockets, on the core of the servers."""
+        command = [sys.executable, "-m", "benchmarks.in_memory", what, str(seconds)]
+        with self._started(command, self._server_core) as process:
+            return _report(process, seconds + PATIENCE)
+
+    def _load_command(self, mode: str, running: Running, options: dict[str, Any]) -> list[str]:
+        values = {"pattern": self._pattern, "port": running.port, "server": running.process, **options}
+        command = [str(self._directory / "load"), mode]
+        for name, value in values.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        return command
+
+    @contextmanager
+    def _started(self, command: list[str], core: int, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """A process on *core*, which is killed in the end; where it or its user fails, its last words are told."""
+        with ExitStack() as stack:
+            errors = stack.enter_context(tempfile.TemporaryFile(dir=self._directory))
+            options = {"stdout": subprocess.PIPE, "stderr": errors, "cwd": HERE.parent, **options}
+            process = stack.enter_context(subprocess.Popen(command, **options))
+            stack.callback(process.wait)  # which leaving Popen itself does not insist on, after Ctrl-C
+            stack.callback(process.kill)
+            os.sched_setaffinity(process.pid, {core})
+            try:
+                yield process
+            except Failed as error:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(LAST_WORDS)
+                raise Failed(f"{error}{_tail(errors.fileno())}") from None
+
+
+def two_cores() -> tuple[int, int]:
+    """A core for the server and one for the load, that are not two threads of one core where that can be had.
+
+    Where there is one core only, both are that.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    siblings = _siblings(cores[0])
+    others = [core for core in cores if core not in siblings] or cores[1:] or cores
+    return cores[0], others[0]
+
+
+def _siblings(core: int) -> set[int]:
+    """The threads of the core that *core* is one of."""
+    path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    if not path.exists():
+        return {core}
+    siblings: set[int] = set()
+    for part in path.read_text().strip().split(","):
+        first, _, last = part.partition("-")
+        siblings.update(range(int(first), int(last or first) + 1))
+    return siblings
+
+
+def raise_limit_of_files() -> int:
+    """Allow this process, and those that it starts, as many open files as it may; how many that is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else sys.maxsize
+
+
+def _first_line(process: subprocess.Popen[bytes], word: str) -> str:
+    """The line in which *process* says that it is as far as its user waits for."""
+    assert process.stdout is not None
+    line = ""
+    if select.select([process.stdout], [], [], PATIENCE)[0]:
+        line = process.stdout.readline().decode()
+    if not line.startswith(word):
+        raise Failed(f"{Path(process.args[0]).name} did not become ready")  # type: ignore[index, arg-type]
+    return line
+
+
+def _report(process: subprocess.Popen[bytes], timeout: float) -> dict[str, float]:
+    try:
+        out, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"not done after {timeout:.0f} seconds") from None
+    if process.returncode:
+        raise Failed(f"exit code {process.returncode}")
+    report: dict[str, float] = json.loads(out)
+    return report
+
+
+def _tail(errors: int) -> str:
+    """The last that a process has written to standard error."""
+    size = os.fstat(errors).st_size
+    text = os.pread(errors, 1000, max(0, size - 1000)).decode(errors="replace").strip()
+    return "\n" + text if text else ""

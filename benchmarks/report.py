@@ -1,0 +1,244 @@
+"""What a run writes: all figures as JSON, tables in Markdown, and the chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import chart
+from benchmarks.cases import Case, Row, Settings
+from benchmarks.figures import Figures, Spread, shown
+from benchmarks.processes import OURS, PYTHON_SERVERS, Server
+from benchmarks.targets import TARGETS, best_of
+
+#: The load held the server up, if the load's core was this busy, and the server's was not.
+BUSY = 0.95
+
+#: The share of time for which something else had a core, from which a measurement is called disturbed.
+DISTURBED = 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that there is to report."""
+
+    machine: dict[str, str]
+    settings: Settings
+    cases: list[Case]
+    figures: Figures
+    notes: list[str]
+
+    def rows(self) -> list[tuple[Row, Case]]:
+        """Those of which anything was tried."""
+        return [(row, case) for case in self.cases for row in case.rows if self.servers(row, case)]
+
+    def servers(self, row: Row, case: Case) -> list[Server]:
+        """Those that the row was tried with."""
+        return [
+            server
+            for server in case.servers
+            if self.figures.measurements(row.name, server) or self.figures.failures_of(row.name, server)
+        ]
+
+
+def write(run: Run, directory: Path) -> None:
+    """Write the files of *run* into *directory*."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "result.json").write_text(json.dumps(as_json(run), indent=1, ensure_ascii=False) + "\n")
+    (directory / "results.md").write_text(markdown(run))
+    (directory / "echo.svg").write_text(chart.svg(run.figures, run.machine))
+
+
+def ratio(spread: Spread) -> str:
+    return f"{spread.median:.2f} ({spread.least:.2f}-{spread.most:.2f})"
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for row, case in run.rows():
+        servers = {
+            server.name: {
+                "median": _dict(run.figures.spread(row.name, server)),
+                "ours to it": _dict(run.figures.against(row.name, server)),
+                "rounds": [asdict(measurement) for measurement in run.figures.measurements(row.name, server)],
+            }
+            for server in run.servers(row, case)
+        }
+        rows[row.name] = {"title": row.title, "unit": row.unit, "servers": servers}
+    return {
+        "machine": run.machine,
+        "settings": asdict(run.settings),
+        "notes": all_notes(run),
+        "rows": rows,
+        "targets": [
+            {
+                "row": target.row,
+                "claim": target.claim,
+                "measured": asdict(measured),
+                "reached": target.reached(measured),
+            }
+            for target in TARGETS
+            if (measured := target.measure(run.figures, target.row))
+        ],
+        "failures": [asdict(failure) for failure in run.figures.failures],
+    }
+
+
+def _dict(spread: Spread | None) -> dict[str, float] | None:
+    return asdict(spread) if spread else None
+
+
+def all_notes(run: Run) -> list[str]:
+    shares = [
+        measurement.disturbed
+        for row, case in run.rows()
+        for server in case.servers
+        for measurement in run.figures.measurements(row.name, server)
+        if measurement.disturbed is not None
+    ]
+    disturbed = sum(share > DISTURBED for share in shares)
+    if not disturbed:
+        return run.notes
+    return [
+        *run.notes,
+        f"In {disturbed} of {len(shares)} measurements another process had the core of the server or of the load for "
+        f"more than {DISTURBED:.0%} of the time: the machine was not left alone.",
+    ]
+
+
+def markdown(run: Run) -> str:
+    machine = ", ".join(f"{name} {value}" for name, value in run.machine.items())
+    settings = run.settings
+    parts = [
+        "# How fast it is",
+        f"{machine}.",
+        f"Medians of interleaved rounds: {settings.rounds}, of {settings.seconds} s each after {settings.warm_up} s of "
+        "warm-up; server on one core, load on another. What stands under *×*, or behind it, is how many times that of "
+        "the other server ours is: the median of the ratios within each round, and in parentheses the least and the "
+        "most of them. *≥* marks where the load was "
+        "busier than the server, which could have done more. C epoll is no competitor, but the floor: a loop in C that "
+        "does the same work with nothing around it.",
+        f"Streams are of {settings.stream >> 20:,} MiB. Memory is that of {settings.idle:,} idle connections, without "
+        f"what the kernel keeps for their sockets; *many idle* are {settings.idle - settings.idle // 10:,}.",
+        *all_notes(run),
+        *_summary(run),
+        *_targets(run),
+        *_overview(run),
+        *_details(run),
+        *_failures(run),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(run: Run) -> Iterable[str]:
+    """The table that the README shows, too: ours, and how many times that of the others it is."""
+    others = [server for server in PYTHON_SERVERS if server is not OURS]
+    lines = [["work", "unit", OURS.name, *(f"× {server.name}" for server in others)]]
+    for row, case in run.rows():
+        ours = run.figures.spread(row.name, OURS)
+        if ours and case.on_sockets:
+            ratios = [run.figures.against(row.name, server) for server in others]
+            times = [f"{against.median:.2f}" if against else "" for against in ratios]
+            lines.append([row.title, row.unit, shown(ours.median), *times])
+    if len(lines) > 1:
+        yield _table(lines)
+
+
+def _overview(run: Run) -> Iterable[str]:
+    yield "## All servers"
+    servers = list(dict.fromkeys(server for row, case in run.rows() for server in run.servers(row, case)))
+    lines = [["work", "unit", *(server.name for server in servers)]]
+    for row, case in run.rows():
+        cells = [_cell(run.figures, row, server) if server in run.servers(row, case) else "" for server in servers]
+        lines.append([row.title, row.unit, *cells])
+    yield _table(lines)
+
+
+def _cell(figures: Figures, row: Row, server: Server) -> str:
+    spread = figures.spread(row.name, server)
+    failures = len(figures.failures_of(row.name, server))
+    parts = []
+    if spread:
+        parts.append(("≥ " if load_was_the_limit(figures, row.name, server) else "") + shown(spread.median))
+        ours = figures.against(row.name, server)
+        if ours and server is not OURS:
+            parts.append(f"× {ratio(ours)}")
+    if failures:
+        parts.append(f"**failed** {failures} ×")
+    return "<br>".join(parts)
+
+
+def load_was_the_limit(figures: Figures, row: str, server: Server) -> bool:
+    load = figures.spread(row, server, "load_cpu")
+    own = figures.spread(row, server, "server_cpu")
+    return bool(load and own and load.median >= BUSY > own.median)
+
+
+def _targets(run: Run) -> Iterable[str]:
+    titles = {row.name: row.title for row, _ in run.rows()}
+    lines = [["work", "target", "measured", "reached"]]
+    for target in TARGETS:
+        if target.row not in titles:
+            continue
+        claim = target.claim
+        if "best" in claim and (best := best_of(run.figures, target.row)):
+            claim += f", {best.name}"
+        measured = target.measure(run.figures, target.row)
+        if measured is None:
+            lines.append([titles[target.row], claim, "not measured", "?"])
+        else:
+            reading = ratio(measured) if target.amount < 1000 else shown(measured.median)
+            lines.append([titles[target.row], claim, reading, "yes" if target.reached(measured) else "**no**"])
+    if len(lines) > 1:
+        yield "## Targets"
+        yield _table(lines)
+
+
+def _details(run: Run) -> Iterable[str]:
+    yield "## Details"
+    yield (
+        "*p50* and *p99*: median and 99th percentile of the time from the first byte of a request to the last of "
+        "its answer. *server* and *load*: how busy they kept their cores. *per CPU second*: the rate for each second "
+        "that the server ran, and under *×* how many times that of the server ours is: it tells more than the rate "
+        "where the load was the limit, or the machine not left alone. All are medians of the rounds."
+    )
+    lines = [
+        ["work", "server", "median", "least", "most", "p50, µs", "p99, µs", "server", "load", "per CPU second", "×"]
+    ]
+    for row, case in run.rows():
+        for server in run.servers(row, case):
+            spread = run.figures.spread(row.name, server)
+            if spread is None:
+                continue
+            latencies = [run.figures.spread(row.name, server, what) for what in ("median_us", "p99_us")]
+            per_second = run.figures.spread(row.name, server, "per_cpu_second")
+            times = run.figures.against(row.name, server, what="per_cpu_second") if server is not OURS else None
+            shares = [run.figures.spread(row.name, server, what) for what in ("server_cpu", "load_cpu")]
+            lines.append(
+                [
+                    row.title,
+                    server.name,
+                    *(shown(value) for value in (spread.median, spread.least, spread.most)),
+                    *(shown(latency.median) if latency else "" for latency in latencies),
+                    *(f"{share.median:.0%}" if share else "" for share in shares),
+                    shown(per_second.median) if per_second else "",
+                    f"{times.median:.2f}" if times else "",
+                ]
+            )
+    yield _table(lines)
+
+
+def _failures(run: Run) -> Iterable[str]:
+    if run.figures.failures:
+        yield "## Failures"
+    for failure in run.figures.failures:
+        yield f"{failure.row}, {failure.server}, round {failure.round}:\n\n```\n{failure.error}\n```"
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *body = lines
+    rule = ["---" if index < 2 else "---:" for index in range(len(head))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])

@@ -1,0 +1,57 @@
+"""The works on gevent's own ``StreamServer``, with ``recv`` and ``sendall``, a greenlet for each connection.
+
+They receive at most 64 KiB at a time, as ``ngi_gevent`` and Twisted do; for asyncio and uvloop it is four times that.
+
+All the other servers send small pieces without waiting for more (TCP_NODELAY), whether by default or told to.  gevent
+leaves that to the handler, and so it is done here: without it, what is left of a long answer may wait for the client's
+delayed acknowledgement, and nobody would want that measured.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from gevent.server import StreamServer
+
+from benchmarks import work
+
+
+def echo(sock: Any, address: object) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while data := sock.recv(65536):
+        sock.sendall(data)
+
+
+def send(sock: Any, address: object) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for chunk in work.stream(sock.recv(work.SIZE.size)):
+        sock.sendall(chunk)
+
+
+def receive(sock: Any, address: object) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    receipt = work.Receipt()
+    while data := sock.recv(65536):
+        answer = receipt.count(data)
+        if answer:
+            sock.sendall(answer)
+
+
+def burst(sock: Any, address: object) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while sock.recv(65536):
+        for piece in work.BURST:
+            sock.sendall(piece)
+
+
+def main() -> None:
+    handle = work.chosen({"echo": echo, "send": send, "receive": receive, "burst": burst})
+    server = StreamServer(("127.0.0.1", 0), handle, backlog=1024)
+    server.start()
+    work.announce(server.socket.getsockname()[1])
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

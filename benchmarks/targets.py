@@ -1,0 +1,70 @@
+"""The targets: which ratio each work is to reach, and whether it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.figures import Figures, Spread
+from benchmarks.processes import ASYNCIO, OURS, PYTHON_SERVERS, STREAM_SERVER, TWISTED, UVLOOP, Server
+
+
+@dataclass(frozen=True)
+class Target:
+    """For a row of the results: *claim* says of what *measure* gives that it is *amount* at least, or at most."""
+
+    row: str
+    claim: str
+    amount: float
+    measure: Callable[[Figures, str], Spread | None]
+    at_most: bool = False
+
+    def reached(self, measured: Spread) -> bool:
+        return measured.median <= self.amount if self.at_most else measured.median >= self.amount
+
+
+def best_of(figures: Figures, row: str) -> Server | None:
+    """The fastest of the others in Python."""
+    medians = {server: figures.spread(row, server) for server in PYTHON_SERVERS if server is not OURS}
+    return max((server for server in medians if medians[server]), key=lambda s: medians[s].median, default=None)  # type: ignore[union-attr]
+
+
+def _against(server: Server) -> Callable[[Figures, str], Spread | None]:
+    return lambda figures, row: figures.against(row, server)
+
+
+def _against_best(figures: Figures, row: str) -> Spread | None:
+    best = best_of(figures, row)
+    return figures.against(row, best) if best else None
+
+
+def _against_row(base: str) -> Callable[[Figures, str], Spread | None]:
+    return lambda figures, row: figures.against(row, OURS, base)
+
+
+def _figure(figures: Figures, row: str) -> Spread | None:
+    return figures.spread(row, OURS)
+
+
+def _at_least(row: str, **factors: float) -> list[Target]:
+    servers = {"stream_server": STREAM_SERVER, "uvloop": UVLOOP, "asyncio": ASYNCIO, "twisted": TWISTED}
+    return [
+        Target(row, f"≥ {factor} × {servers[name].name}", factor, _against(servers[name]))
+        for name, factor in factors.items()
+    ]
+
+
+TARGETS = [
+    *_at_least("echo-64x100", stream_server=2.5, uvloop=1.0, asyncio=3.0, twisted=2.0),
+    *_at_least("echo-4Kx100", stream_server=2.5, uvloop=1.0, asyncio=3.0, twisted=2.0),
+    Target("echo-64Kx100", "≥ 1.0 × the best other", 1.0, _against_best),
+    *_at_least("echo-64x1", stream_server=1.0, uvloop=0.9, asyncio=1.0, twisted=1.0),
+    *_at_least("echo-64x1000", stream_server=1.0, uvloop=0.9, asyncio=1.0, twisted=1.0),
+    *_at_least("connect", stream_server=1.0),
+    Target("stream-out", "≥ 1.0 × the best other", 1.0, _against_best),
+    Target("stream-in", "≥ 1.0 × the best other", 1.0, _against_best),
+    Target("idle", "≤ 1.0 × StreamServer", 1.0, _against(STREAM_SERVER), at_most=True),
+    Target("echo-beside-idle", "≥ 0.9 × the same with none idle", 0.9, _against_row("echo-alone")),
+    Target("lines", "≥ 1,000,000 lines/s", 1_000_000, _figure),
+    Target("round-trips", "≥ 200,000 round trips/s", 200_000, _figure),
+]

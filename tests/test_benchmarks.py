@@ -1,0 +1,540 @@
+"""The benchmarks: that they run and find what is wrong, not how fast anything is."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import in_memory, report, work
+from benchmarks.__main__ import parser
+from benchmarks.cases import CASES, QUICK, Case, Row
+from benchmarks.figures import Figures, Measurement, Spread
+from benchmarks.processes import (
+    COMPILER,
+    FLOOR,
+    OURS,
+    PYTHON_SERVERS,
+    STREAM_SERVER,
+    UVLOOP,
+    Bench,
+    Failed,
+    Running,
+    Server,
+    two_cores,
+)
+from benchmarks.rounds import measured, planned
+from benchmarks.targets import TARGETS, best_of
+
+ROOT = Path(__file__).parent.parent
+
+EVERYTHING = re.compile("")
+
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C compiler (cc)")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the benchmarks are for Linux"),
+    pytest.mark.timeout(300),  # of processes that may have to share their core
+]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks", *arguments]
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=250, **options)
+
+
+# The whole.
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What a run prints and where it writes: all works of ours, some of the floor, and one of everybody."""
+    output = tmp_path_factory.mktemp("results")
+    only = "ngi_gevent|bytes.split|^echo-64x100 |(stream|burst).* C epoll"
+    done = run("--quick", "--seconds", "0.05", "--only", only, "--output", str(output))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout, output
+
+
+@needs_compiler
+def test_each_work_gives_its_figures(quick_run):
+    result = json.loads((quick_run[1] / "result.json").read_text())
+    assert result["failures"] == []
+    assert set(result["rows"]) == {row.name for case in CASES for row in case.rows}
+    for name, row in result["rows"].items():
+        for server in row["servers"].values():
+            (measurement,) = server["rounds"]
+            assert server["median"]["median"] == measurement["value"] > 0
+            if name.startswith("echo") or name in ("connect", "burst"):
+                assert 0 < measurement["median_us"] <= measurement["p99_us"]
+                assert 0 < measurement["load_cpu"] < 1.5
+                assert 0 < measurement["server_cpu"] < 1.5
+    assert {"C epoll", "ngi_gevent"} <= set(result["rows"]["stream-in"]["servers"])
+    assert result["machine"]["Python"]
+    assert result["machine"]["gevent"]
+
+
+@needs_compiler
+def test_the_targets_are_checked(quick_run):
+    targets = json.loads((quick_run[1] / "result.json").read_text())["targets"]
+    assert {target["row"] for target in targets} >= {"echo-64x100", "echo-beside-idle", "lines", "round-trips"}
+    table = (quick_run[1] / "results.md").read_text().partition("## Targets")[2]
+    for target in targets:
+        assert target["claim"] in table
+    assert table.count("| yes |") + table.count("| **no** |") == len(targets)
+
+
+@needs_compiler
+def test_the_chart_names_each_server(quick_run):
+    chart = xml.etree.ElementTree.parse(quick_run[1] / "echo.svg")
+    texts = {element.text for element in chart.iter() if element.tag.endswith("text")}
+    assert {"ngi_gevent", "StreamServer", "asyncio", "C epoll", "echo 64 KiB × 100"} <= texts
+
+
+@needs_compiler
+def test_each_step_has_a_line_that_says_how_far_it_is(quick_run):
+    lines = [line for line in quick_run[0].splitlines() if line.startswith("[")]
+    assert [int(line[1:].split("/")[0]) for line in lines] == list(range(1, len(lines) + 1))
+    assert "echo-64x100" in lines[0]
+    assert "requests/s" in lines[0]
+    assert lines[-1].endswith("0:00 left")
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["uvloop", "twisted"])
+def test_what_is_not_installed_is_left_out_with_a_note(quick_run, name):
+    shown = {"uvloop": "uvloop", "twisted": "Twisted"}[name]
+    row = json.loads((quick_run[1] / "result.json").read_text())["rows"]["echo-64x100"]
+    note = f"{shown} was left out: {name} is not installed."
+    installed = importlib.util.find_spec(name) is not None
+    assert (shown in row["servers"]) == installed
+    assert (note in quick_run[0]) == (note in (quick_run[1] / "results.md").read_text()) == (not installed)
+
+
+def test_a_server_without_its_library_knows_what_is_missing():
+    assert Server("other", "other", "no_such_library").missing == "no_such_library is not installed"
+    assert OURS.missing is None
+
+
+def test_without_a_compiler_only_sockets_are_left_out(tmp_path):
+    done = run("--quick", "--seconds", "0.05", "--output", str(tmp_path), env={**os.environ, "PATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert "There is no C compiler (cc)" in done.stdout
+    assert set(json.loads((tmp_path / "result.json").read_text())["rows"]) == {"lines", "round-trips"}
+
+
+@needs_compiler
+def test_fewer_connections_are_idle_where_files_are_limited():
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (560, 560))
+
+    done = run("--quick", "--seconds", "0.05", "--only", "idle ngi", preexec_fn=limit)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No more than 60 connections were idle: a process may have 560 files open only." in done.stdout
+    assert "Memory is that of 60 idle connections" in done.stdout
+
+
+def test_nothing_to_measure_is_said():
+    done = run("--only", "no such thing")
+    assert (done.returncode, done.stderr) == (2, "nothing to measure is called like 'no such thing'\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("--rounds", "0", "invalid positive int value: '0'"),
+        ("--seconds", "-1", "invalid positive float value: '-1'"),
+        ("--seconds", "nan", "invalid positive float value: 'nan'"),
+        ("--only", "(", "'(' is no regular expression"),
+    ],
+)
+def test_a_wrong_option_is_named(option, value, error, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args([f"{option}={value}"])
+    assert error in capsys.readouterr().err
+
+
+@needs_compiler
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_no_process(signal_number, tmp_path):
+    process = subprocess.Popen(
+        command("--only", "echo-64x100 (C|ngi)", "--seconds", "30", "--output", str(tmp_path)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: running_loads(process.pid))
+        process.send_signal(signal_number)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (1, b"", b"interrupted: nothing is written\n")
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Look again and again; the timeout of the test ends it."""
+    while not condition():
+        time.sleep(0.01)
+
+
+def running_loads(session: int) -> list[str]:
+    """The processes of *session* that are loads."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            if name == "load" and int(rest.split()[3]) == session:
+                found.append(name)
+    return found
+
+
+# The load.
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"), *two_cores())
+
+
+@contextlib.contextmanager
+def peer(talk: Callable[[socket.socket], None]) -> Iterator[Running]:
+    """A server in threads of this process; *talk* is called with each connection."""
+
+    def serve() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=handle, args=[sock]))
+            threads[-1].start()
+
+    def handle(sock: socket.socket) -> None:
+        with sock, contextlib.suppress(ConnectionError):
+            talk(sock)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads = [threading.Thread(target=serve)]
+        threads[0].start()
+        try:
+            yield Running(os.getpid(), listener.getsockname()[1])
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+def echo(change: Callable[[int, bytes], bytes]) -> Callable[[socket.socket], None]:
+    """Send back what *change* makes of the number of a message and the message."""
+
+    def talk(sock: socket.socket) -> None:
+        count = 0
+        while data := sock.recv(64, socket.MSG_WAITALL):
+            sock.sendall(change(count, data))
+            count += 1
+
+    return talk
+
+
+def wrong_from(first: int, change: Callable[[bytes], bytes]) -> Callable[[socket.socket], None]:
+    return echo(lambda count, data: data if count < first else change(data))
+
+
+@needs_compiler
+@pytest.mark.parametrize("connections", [1, 5])
+def test_a_right_echo_is_counted(bench, connections):
+    received = []
+
+    def keep(count: int, data: bytes) -> bytes:
+        received.append(data)
+        return data
+
+    with peer(echo(keep)) as running:
+        result = bench.load("echo", running, connections=connections, seconds=0.1)
+    assert 0 < result["operations"] <= len(received) - 2 * connections  # without what was not measured
+    assert result["bytes"] == result["operations"] * 64
+    assert 0.1 <= result["seconds"] < 10
+    assert all(data in work.PATTERN + work.PATTERN[:64] for data in received[:100])
+    assert len(set(received[:100])) == min(100, len(received))
+
+
+@needs_compiler
+@pytest.mark.parametrize("first", [0, 1, 20])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda data: data[:63] + bytes([data[63] ^ 1]), "wrong data: byte 63 of 64"),
+        (lambda data: data[32:] + data[:32], "wrong data: byte "),
+        (lambda data: data + b"x", "the server sent 65 bytes where 64 were missing"),
+    ],
+    ids=["changed", "misordered", "more"],
+)
+def test_a_wrong_echo_is_noticed(bench, first, change, error):
+    with peer(wrong_from(first, change)) as running, pytest.raises(Failed, match=error):
+        bench.load("echo", running, connections=3, seconds=3)
+
+
+@needs_compiler
+def test_an_older_message_again_is_noticed(bench):
+    messages = []
+
+    def again(count: int, data: bytes) -> bytes:
+        messages.append(data)
+        return messages[0]
+
+    with peer(echo(again)) as running, pytest.raises(Failed, match="wrong data"):
+        bench.load("echo", running, seconds=3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", ["echo", "connect", "burst", "stream-out", "stream-in"])
+def test_a_lost_connection_is_noticed(bench, mode):
+    with peer(lambda sock: None) as running, pytest.raises(Failed, match=r"bytes|receipt|reset|Broken pipe"):
+        bench.load(mode, running, answer=64, stream=1 << 26, seconds=30)
+
+
+def answer_stream(change: Callable[[bytes], bytes]) -> Callable[[socket.socket], None]:
+    return lambda sock: sock.sendall(change(b"".join(work.stream(sock.recv(8)))))
+
+
+def acknowledge(change: Callable[[int], int]) -> Callable[[socket.socket], None]:
+    def talk(sock: socket.socket) -> None:
+        (size,) = work.SIZE.unpack(sock.recv(8, socket.MSG_WAITALL))
+        left = size
+        while left:
+            left -= len(sock.recv(65536))
+        sock.sendall(work.SIZE.pack(change(size)))
+
+    return talk
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("mode", "talk", "error"),
+    [
+        ("stream-out", answer_stream(lambda data: data), None),
+        ("stream-out", answer_stream(lambda data: data[65536:131072] + data[:65536] + data[131072:]), "wrong data"),
+        ("stream-out", answer_stream(lambda data: data[:-1]), "the server sent 262143 bytes, not 262144"),
+        (
+            "stream-out",
+            answer_stream(lambda data: data + work.PATTERN[len(data) :][:1]),
+            "the server sent 262145 bytes, not 262144",
+        ),
+        ("stream-in", acknowledge(lambda size: size), None),
+        ("stream-in", acknowledge(lambda size: size - 1), "the server received 262143 bytes, not 262144"),
+    ],
+)
+def test_streams_are_checked(bench, mode, talk, error):
+    with peer(talk) as running:
+        if error is None:
+            assert bench.load(mode, running, stream=1 << 22)["bytes"] == 1 << 22
+        else:
+            with pytest.raises(Failed, match=error):
+                bench.load(mode, running, stream=1 << 22)  # whose warm-up is a 16th of that
+
+
+@needs_compiler
+def test_latencies_are_those_of_the_server(bench):
+    def slowly(count: int, data: bytes) -> bytes:
+        time.sleep(0.02)
+        return data
+
+    with peer(echo(slowly)) as running:
+        result = bench.load("echo", running, seconds=0.3)
+    assert 20_000 <= result["median_us"] <= result["p99_us"] < 10_000_000
+
+
+@needs_compiler
+def test_percentiles(tmp_path):
+    """Those of the load's histogram are within its promise of the exact ones."""
+    program = tmp_path / "percentiles.c"
+    program.write_text(f"""
+        #define main load_main
+        #include "{ROOT / "benchmarks" / "load.c"}"
+        #undef main
+        int main(void) {{
+            unsigned long long value;
+            while (scanf("%llu", &value) == 1)
+                record(value);
+            printf("%f %f %f", percentile(0.5), percentile(0.99), percentile(1));
+        }}
+    """)
+    subprocess.run([str(COMPILER), "-o", str(tmp_path / "percentiles"), str(program)], check=True)
+    chance = random.Random(1)
+    for values in [0], [7, 8], [10**12], [int(chance.lognormvariate(10, 3)) for _ in range(9999)]:
+        answer = subprocess.run(
+            [str(tmp_path / "percentiles")], input=" ".join(map(str, values)), capture_output=True, text=True
+        ).stdout
+        values.sort()
+        exact = [values[-(-len(values) * percent // 100) - 1] for percent in (50, 99, 100)]
+        assert [float(value) for value in answer.split()] == [pytest.approx(value, rel=0.016) for value in exact]
+
+
+# Servers that fail.
+
+BROKEN = Server("broken", "no_such_module", "gevent")
+
+
+@needs_compiler
+def test_a_server_that_does_not_start_is_told_with_its_last_words(bench):
+    with pytest.raises(Failed, match=r"did not become ready\n(?s:.*)no_such_module"), bench.serving(BROKEN, "echo"):
+        pass
+
+
+@needs_compiler
+def test_what_a_server_wrote_on_standard_error_is_told(bench):
+    def ask_with_one_byte() -> None:
+        with bench.serving(STREAM_SERVER, "send") as running:
+            bench.load("echo", running, request=1, seconds=30)
+
+    with pytest.raises(Failed, match=r"(?s)the server closed a connection.*struct\.error"):
+        ask_with_one_byte()
+
+
+@needs_compiler
+def test_a_failure_is_reported_and_does_not_end_the_run(bench, capsys):
+    case = Case(CASES[0].rows, (OURS, BROKEN, FLOOR), CASES[0].measure)
+    settings = QUICK.__class__(rounds=1, seconds=0.05, warm_up=0.01, stream=1, idle=10)
+    figures = measured(bench, planned([case], 1, EVERYTHING), settings)
+    assert [failure.server for failure in figures.failures] == ["broken"]
+    assert figures.spread("echo-64x100", FLOOR) is not None
+    assert "FAILED: " in capsys.readouterr().out
+    text = report.markdown(report.Run({"Python": "3"}, settings, [case], figures, []))
+    assert "| **failed** 1 × |" in text
+    assert "No module named benchmarks.servers.no_such_module" in text
+
+
+# The arithmetic.
+
+
+def figures_of(**values: list[float]) -> Figures:
+    """With a row of one measurement a round for each server; NaN is none."""
+    servers = {"ours": OURS, "stream_server": STREAM_SERVER, "uvloop": UVLOOP}
+    figures = Figures()
+    for name, of_rounds in values.items():
+        for number, value in enumerate(of_rounds, 1):
+            if value == value:
+                figures.add("row", servers[name], number, Measurement(value))
+    return figures
+
+
+def test_a_ratio_is_the_median_of_those_within_the_rounds():
+    figures = figures_of(ours=[100, 10, 50], stream_server=[50, 4, 50])
+    assert figures.against("row", STREAM_SERVER) == Spread(2, 1, 2.5)
+    assert figures.spread("row", OURS) == Spread(50, 10, 100)
+
+
+def test_a_round_that_one_of_them_missed_has_no_ratio():
+    figures = figures_of(ours=[100, float("nan"), 30], stream_server=[float("nan"), 1, 10])
+    assert figures.against("row", STREAM_SERVER) == Spread(3, 3, 3)
+    assert figures.against("row", UVLOOP) is None
+
+
+def test_the_best_is_that_of_the_others_in_python():
+    figures = figures_of(ours=[9], stream_server=[2], uvloop=[3])
+    figures.add("row", FLOOR, 1, Measurement(10))
+    assert best_of(figures, "row") is UVLOOP
+    assert best_of(Figures(), "row") is None
+
+
+def test_at_least_and_at_most():
+    (memory,) = [target for target in TARGETS if target.row == "idle"]
+    (lines,) = [target for target in TARGETS if target.row == "lines"]
+    assert [memory.reached(Spread(ratio, 0, 9)) for ratio in (0.5, 1, 1.01)] == [True, True, False]
+    assert [lines.reached(Spread(rate, 0, 9)) for rate in (999_999, 1_000_000)] == [False, True]
+
+
+def test_every_target_is_about_a_row():
+    assert {target.row for target in TARGETS} <= {row.name for case in CASES for row in case.rows}
+
+
+def test_a_figure_that_the_load_limited_is_marked():
+    figures = Figures()
+    figures.add("row", OURS, 1, Measurement(1234, load_cpu=0.99, server_cpu=0.5))
+    figures.add("row", STREAM_SERVER, 1, Measurement(617, load_cpu=0.99, server_cpu=0.99))
+    case = Case((Row("row", "the row", "a second"),), (OURS, STREAM_SERVER), CASES[0].measure)
+    text = report.markdown(report.Run({"Python": "3"}, QUICK, [case], figures, []))
+    assert "| the row | a second | ≥ 1,234 | 617<br>× 2.00 (2.00-2.00) |" in text
+    assert "| the row | ngi_gevent | 1,234 | 1,234 | 1,234 |  |  | 50% | 99% | 2,468 |  |" in text
+    assert "| the row | StreamServer | 617 | 617 | 617 |  |  | 99% | 99% | 623 | 3.96 |" in text
+
+
+def test_a_disturbed_run_says_so():
+    figures = Figures()
+    for number, share in enumerate((0.01, 0.2, 0.4), 1):
+        figures.add("echo-64x100", OURS, number, Measurement(1, disturbed=share))
+    text = report.markdown(report.Run({"Python": "3"}, QUICK, CASES, figures, []))
+    assert "In 2 of 3 measurements another process" in text
+
+
+def test_rounds_are_interleaved_and_begin_with_another_server_each():
+    steps = planned(CASES[:2], 2, re.compile("x100 [^C]"))
+    assert [step.round for step in steps] == [1] * 10 + [2] * 10
+    assert [step.case for step in steps] == ([CASES[0]] * 5 + [CASES[1]] * 5) * 2
+    assert [step.server for step in steps[:5]] == list(PYTHON_SERVERS)
+    assert [step.server for step in steps[10:15]] == [*PYTHON_SERVERS[1:], PYTHON_SERVERS[0]]
+
+
+# In memory.
+
+
+def test_works_in_memory_count_what_was_delivered():
+    chunk = in_memory.chunk_of_lines()
+    assert len(chunk) == 65536
+    assert [next(in_memory.lines()), next(in_memory.split())] == [chunk.count(b"\n")] * 2
+    trips = in_memory.round_trips()
+    assert [next(trips), next(trips)] == [1000, 2000]
+
+
+def test_a_rate_in_memory_is_that_of_its_seconds():
+    def counts() -> Iterator[int]:
+        count = 0
+        while True:
+            time.sleep(0.001)
+            count += 1
+            yield count
+
+    result = in_memory.measured(counts(), 0.2)
+    assert 0.2 <= result["seconds"] < 10
+    assert 0 < result["operations"] <= result["seconds"] * 1000
+
+
+# What the servers send.
+
+
+def test_a_stream_is_the_pattern_again_and_again():
+    for size in 0, 1, 65536, 65537, 3 * len(work.PATTERN) + 5:
+        data = b"".join(work.stream(work.SIZE.pack(size)))
+        assert data == (4 * work.PATTERN)[:size]
+
+
+def test_a_receipt_comes_with_the_last_byte():
+    receipt = work.Receipt()
+    assert receipt.count(work.SIZE.pack(5) + b"ab") is None
+    assert receipt.count(b"cd") is None
+    assert receipt.count(b"e") == work.SIZE.pack(5)
