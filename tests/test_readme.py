@@ -75,6 +75,14 @@ def test_every_file_that_it_names_is_there():
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+def test_its_figures_are_those_of_the_benchmarks():
+    section = README.partition("## How fast it is")[2].partition("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    results = (ROOT / "benchmarks" / "results" / "results.md").read_text().splitlines()
+    assert len(table) > 5
+    assert [line for line in table if line not in results] == []
+
+
 def test_every_module_that_it_lists_is_there():
     modules = re.findall(r"^\| `(ngi_gevent[\w.]*)`", README, re.MULTILINE)
     assert len(modules) > 3
