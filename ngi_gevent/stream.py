@@ -31,6 +31,7 @@ from ngi_gevent.connection import (
     CLOSED,
     CLOSING,
     END_OF_INPUT,
+    HANDSHAKE,
     HIGH_WATER,
     LOW_WATER,
     OPEN,
@@ -43,6 +44,8 @@ from ngi_gevent.connection import (
     check_returned,
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
+from ngi_gevent.errors import Timeout
+from ngi_gevent.idle import IdleTimer
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.pump import Pump
 from ngi_gevent.threads import allocate_lock, get_ident
@@ -153,6 +156,28 @@ class StreamConnection(BaseConnection):
 
     def shake_hands(self) -> None:
         """Agree with the peer on how to talk, on the greenlet that is to be the connection's; raises ``OSError``."""
+
+    def end_when_idle(self, seconds: float) -> None:
+        """End it when nothing was received or sent for *seconds*.  Called once, before it runs."""
+
+        def expired() -> None:
+            if self._state is OPEN:
+                self._leave_open(Timeout(f"nothing was received or sent for {seconds} seconds, the idle_timeout"))
+
+        timer = IdleTimer(self._dispatcher.loop, seconds, self._peer_waits, expired)
+        self._have_noted(timer)
+        self.when_closed(timer.close)
+
+    def _have_noted(self, timer: IdleTimer) -> None:
+        """Have *timer* note what the socket receives and sends."""
+        self._receive, self._send = timer.noting(self._receive), timer.noting(self._send)
+
+    def _peer_waits(self) -> bool:
+        """Whether a callback or an iterator takes its time; a handshake has a limit of its own."""
+        if self._state is HANDSHAKE:
+            return True
+        pulling = self._pump is not None and not self._pump.waits
+        return (pulling or not self.waiting) and not self._output_waits
 
     def run(self, begin: Callable[[Any], object], where: str) -> None:
         """The body of the connection's greenlet: every callback is called in here."""

@@ -36,6 +36,7 @@ from ngi_gevent.stream import RECEIVE_SIZE, StreamConnection
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from ngi_gevent.idle import IdleTimer
     from ngi_gevent.interfaces import Reason
 
 __all__ = ["TLSConnection", "client_side", "server_side"]
@@ -126,6 +127,10 @@ class TLSConnection(StreamConnection):
         self._close_sent = False  # whether our own end has been said, or is not to be
         self._receive_ciphertext, self._send_ciphertext = self._receive, self._send
         self._send = self._encrypt
+
+    def _have_noted(self, timer: IdleTimer) -> None:
+        self._receive_ciphertext = timer.noting(self._receive_ciphertext)
+        self._send_ciphertext = timer.noting(self._send_ciphertext)
 
     # The handshake.
 
