@@ -129,22 +129,22 @@ def check_returned(result: object, where: str) -> None:
         )
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise, saying that it is *name*, unless *value* is a whole number from 0."""
+def check_count(name: str, value: Any, least: int = 0) -> None:
+    """Raise, saying that it is *name*, unless *value* is a whole number from *least*."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number; got {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} is a whole number from 0; got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} is a whole number from {least}; got {value!r}")
 
 
-def check_timeout(timeout: Any) -> None:
-    """Raise unless *timeout* is a number of seconds, or None for no limit."""
+def check_timeout(timeout: Any, name: str = "a timeout") -> None:
+    """Raise, saying that it is *name*, unless *timeout* is a number of seconds, or None for no limit."""
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"a timeout is a number of seconds, or None; got {timeout!r}")
+        raise TypeError(f"{name} is a number of seconds, or None; got {timeout!r}")
     if not timeout >= 0:
-        raise ValueError(f"a timeout is a number of seconds from 0; got {timeout!r}")
+        raise ValueError(f"{name} is a number of seconds from 0; got {timeout!r}")
 
 
 class ConnectionOwner(Protocol):

@@ -14,6 +14,7 @@ from gevent.event import Event
 from gevent.monkey import is_module_patched
 
 from ngi_gevent import transport
+from ngi_gevent.acceptor import default_max_connections
 from ngi_gevent.address import check_connect_address, check_listen_address, check_send_address
 from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
 from ngi_gevent.connector import Connector
@@ -22,7 +23,7 @@ from ngi_gevent.datagram_socket import DatagramListener, DatagramSender
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.interfaces import documented_by
-from ngi_gevent.listening import check_client_handler, check_server
+from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.outstanding import Outstanding
 from ngi_gevent.stream_listener import BACKLOG, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
@@ -99,6 +100,8 @@ class Implementation:
         handler: IServer,
         *,
         backlog: int = BACKLOG,
+        max_connections: int | None = None,
+        idle_timeout: float | None = None,
         output_limit: int = OUTPUT_LIMIT,
         reuse_port: bool = False,
         keep_alive: bool = True,
@@ -113,6 +116,13 @@ class Implementation:
         refuses it; nothing is left behind then.
 
         :param backlog: connections that the kernel keeps until they are accepted.
+        :param max_connections: connections that there may be at a time, each until it is gone.  While there are so many
+            none is accepted, and the kernel queues who connects; the logger ``ngi_gevent.listener`` tells.  The default
+            is nine tenths of the descriptors that this process may have open: the rest is for what handlers open.
+        :param idle_timeout: seconds in which nothing was received from a peer, nor sent to it, after which its
+            connection is closed, with a :class:`~ngi_gevent.Timeout` as the reason.  The time that a callback or an
+            iterable takes does not count, since the peer waits for it; what other greenlets do for the peer is not
+            known here.  By default there is no limit: there are protocols in which silence is the rule.
         :param output_limit: bytes of output that may wait for one peer; one more write ends its connection, with
             :class:`~ngi_gevent.LimitExceeded` as the reason.
         :param reuse_port: whether other processes may listen on the same port, the kernel sharing out connections.
@@ -125,6 +135,8 @@ class Implementation:
         check_listen_address(address)
         check_server(handler)
         check_count("backlog", backlog)
+        check_max_connections(max_connections)
+        check_idle_timeout(idle_timeout)
         check_count("output_limit", output_limit)
         make_connection = transport.of_servers(ssl_context, handshake_timeout)
         outstanding = self._outstanding()[1]
@@ -134,6 +146,8 @@ class Implementation:
             address,
             handler,
             backlog=backlog,
+            max_connections=default_max_connections() if max_connections is None else max_connections,
+            idle_timeout=idle_timeout,
             output_limit=output_limit,
             reuse_port=reuse_port,
             keep_alive=keep_alive,

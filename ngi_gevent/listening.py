@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.connection import BaseConnection, check_timeout
+from ngi_gevent.connection import BaseConnection, check_count, check_timeout
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IServer, IServerConnection
 
-__all__ = ["BaseListener", "ListenerOwner", "check_client_handler", "check_server"]
+__all__ = [
+    "BaseListener",
+    "ListenerOwner",
+    "check_client_handler",
+    "check_idle_timeout",
+    "check_max_connections",
+    "check_server",
+]
 
 
 def check_server(server: Any) -> None:
@@ -28,6 +35,19 @@ def check_client_handler(handler: Any) -> None:
             raise TypeError(
                 f"a client connect handler is an object with methods connected and failed_connect; got {handler!r:.100}"
             )
+
+
+def check_max_connections(value: Any) -> None:
+    """Raise unless *value* is a number of connections with which a listener makes sense, or None for the default."""
+    if value is not None:
+        check_count("max_connections", value, least=1)
+
+
+def check_idle_timeout(value: Any) -> None:
+    """Raise unless *value* is a number of seconds in which a peer can do something, or None for no limit."""
+    check_timeout(value, "idle_timeout")
+    if value == 0:
+        raise ValueError("idle_timeout is a number of seconds over 0; got 0")
 
 
 class ListenerOwner(Protocol):
@@ -62,7 +82,7 @@ class BaseListener:
     def close(self, handler: Callable[[Any], object] | None = None) -> None:
         if handler is not None and not callable(handler):
             raise TypeError(f"what close calls when the last connection is gone is callable; got {handler!r:.100}")
-        self._close_door()
+        self._close_door(serve_queued=handler is not None)
         if handler is None:
             for connection in list(self._connections):
                 if connection.goes_on():
@@ -79,7 +99,7 @@ class BaseListener:
         check_timeout(timeout)
         if self._current_connection() in self._connections:
             raise Deadlock("close_wait was called in a callback of one of the connections that it would wait for")
-        self._close_door()
+        self._close_door(serve_queued=True)
         self._wait_until_empty(timeout)
         left = list(self._connections)
         ended = sum(connection.undelivered() for connection in left)
@@ -99,8 +119,8 @@ class BaseListener:
 
     # What a kind of listener adds.
 
-    def _stop_accepting(self) -> None:
-        """Accept no more connections, and free the address."""
+    def _stop_accepting(self, *, serve_queued: bool) -> None:
+        """Free the address; accept no more connections than those, if they are to be served, that wait for it now."""
         raise NotImplementedError
 
     def _current_connection(self) -> BaseConnection | None:
@@ -115,10 +135,10 @@ class BaseListener:
         """Call something of the application's where it disturbs nobody."""
         raise NotImplementedError
 
-    def _close_door(self) -> None:
+    def _close_door(self, *, serve_queued: bool = False) -> None:
         if self._accepting:
             self._accepting = False
-            self._stop_accepting()
+            self._stop_accepting(serve_queued=serve_queued)
             self._check_empty()
 
     def _check_empty(self) -> None:

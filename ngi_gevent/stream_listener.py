@@ -1,4 +1,4 @@
-"""Listening on a socket, with the gevent ``StreamServer`` that accepts on it."""
+"""Listening on a socket: what is accepted there becomes a connection."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
-from gevent.server import StreamServer
 
+from ngi_gevent.acceptor import Acceptor
 from ngi_gevent.binding import Binding
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.interfaces import IListener, documented_by
@@ -17,7 +17,9 @@ from ngi_gevent.listening import BaseListener, ListenerOwner
 from ngi_gevent.threads import Flag, call_on
 
 if TYPE_CHECKING:
+    from ngi_gevent.connection import BaseConnection
     from ngi_gevent.interfaces import IClientConnectHandler, IServer
+    from ngi_gevent.stream import StreamConnection
     from ngi_gevent.transport import MakeConnection
 
 __all__ = ["BACKLOG", "StreamListener"]
@@ -38,6 +40,8 @@ class StreamListener(BaseListener):
         server: IServer,
         *,
         backlog: int,
+        max_connections: int,
+        idle_timeout: float | None,
         output_limit: int,
         reuse_port: bool,
         keep_alive: bool,
@@ -47,6 +51,7 @@ class StreamListener(BaseListener):
         self._connect = connect
         self._hub = get_hub()
         self._context = copy_context()
+        self._idle_timeout = idle_timeout
         self._output_limit = output_limit
         self._make_connection = make_connection
         self._binding = Binding(address, socket.SOCK_STREAM, reuse_port=reuse_port)
@@ -56,7 +61,7 @@ class StreamListener(BaseListener):
             _set_options(sock, keep_alive)
             sock.listen(backlog)
             self.address = sock.getsockname()
-            self._acceptor = _Acceptor(sock, self._accepted)
+            self._acceptor = Acceptor(sock, self._accepted, self._connections, max_connections, self._close_door)
             self._acceptor.start()
         except BaseException:
             sock.close()
@@ -79,19 +84,41 @@ class StreamListener(BaseListener):
             return call_on(self._hub, close, argument)
         return close(argument)
 
+    def connection_gone(self, connection: BaseConnection) -> None:
+        super().connection_gone(connection)
+        self._acceptor.connection_gone()
+
     def _accepted(self, sock: Any, peer_address: Any) -> None:
         """A connection was accepted: run it.  Called by the acceptor, on the hub."""
+        connection = self._connection(sock, peer_address)
+        if connection is not None:
+            self._run(connection)
+
+    def _connection(self, sock: Any, peer_address: Any) -> StreamConnection | None:
+        """A connection on *sock*, if it is not gone before it could be served."""
         try:
             connection = self._make_connection(sock, peer_address, self, self, self._output_limit)
-        except OSError:  # it is gone before it could be served
+        except OSError:
             sock.close()
-            return
+            return None
+        if self._idle_timeout is not None:
+            connection.end_when_idle(self._idle_timeout)
         self._connections[connection] = None
-        connection.start(self._server, "the server", self._context.copy())
+        return connection
 
-    def _stop_accepting(self) -> None:
-        self._acceptor.close()
-        self._binding.remove_file()
+    def _run(self, connection: StreamConnection) -> None:
+        """Run *connection*, on the hub.  One that was stopped before its server heard of it is not to be served."""
+        connection.start(self._server if connection.goes_on() else _ignore, "the server", self._context.copy())
+
+    def _stop_accepting(self, *, serve_queued: bool = False) -> None:
+        self._binding.remove_file()  # first, since nobody finds the socket without it
+        if not serve_queued:
+            self._acceptor.close()
+            return
+        for sock, peer_address in self._acceptor.close_taking_queued():
+            connection = self._connection(sock, peer_address)
+            if connection is not None:
+                self._hub.loop.run_callback(self._run, connection)
 
     def _current_connection(self) -> Any:
         return current_connection()
@@ -116,15 +143,5 @@ def _set_options(sock: Any, keep_alive: bool) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-class _Acceptor(StreamServer):
-    """Accepts connections and hands them on, on the hub; whoever gets a socket closes it."""
-
-    def __init__(self, sock: Any, accepted: Callable[[Any, Any], None]) -> None:
-        super().__init__(sock, accepted, spawn=None)
-
-    def do_close(self, *_: object) -> None:
-        pass
-
-    def do_read(self) -> Any:
-        # A server may have closed its listener while gevent accepts more.
-        return None if self.closed else super().do_read()
+def _ignore(connection: StreamConnection) -> None:
+    """A server that does nothing."""

@@ -179,12 +179,13 @@ class TLSConnection(StreamConnection):
         return True
 
     def _wait_for_input(self) -> None:
-        if not self._reading:
-            self._reading = True
-            self._read_watcher.start(self._dispatcher.ready.append, self)
-        self.waiting = True
-        self._dispatcher.hub.switch()
-        self.waiting = False
+        if self._state is HANDSHAKE:  # or it was stopped before it began
+            if not self._reading:
+                self._reading = True
+                self._read_watcher.start(self._dispatcher.ready.append, self)
+            self.waiting = True
+            self._dispatcher.hub.switch()
+            self.waiting = False
         if self._state is not HANDSHAKE:
             raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED)
 

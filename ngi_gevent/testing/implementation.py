@@ -13,7 +13,7 @@ from ngi_gevent import transport
 from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
 from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
-from ngi_gevent.listening import check_client_handler, check_server
+from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.testing.datagram import DatagramListener
 from ngi_gevent.testing.listening import Listener
 from ngi_gevent.testing.turns import MemoryOutstanding, Turns
@@ -88,6 +88,8 @@ class Implementation:
         address: Hashable,
         handler: IServer,
         *,
+        max_connections: int | None = None,
+        idle_timeout: float | None = None,
         output_limit: int = OUTPUT_LIMIT,
         backlog: int = 0,
         reuse_port: bool = False,
@@ -97,19 +99,24 @@ class Implementation:
     ) -> Listener:
         """Have every connection to *address* given to *handler*, a server; None makes a fresh address.
 
-        The options are those of listeners on sockets.  They are checked, and only *output_limit* means something in
-        memory: nothing is encrypted there, and the ``ssl_object`` of connections is None.
+        The options are those of listeners on sockets.  They are checked, and two mean something in memory:
+        *max_connections*, by default any number, and *output_limit*.  Nothing is encrypted, and the ``ssl_object`` of
+        connections is None; no time passes, and ``connection.test_close(Timeout(...))`` plays an *idle_timeout*.
         """
         self._check_open()
         _check_hashable(address)
         check_server(handler)
+        check_max_connections(max_connections)
+        check_idle_timeout(idle_timeout)
         check_count("output_limit", output_limit)
         check_count("backlog", backlog)
         transport.of_servers(ssl_context, handshake_timeout)
         if address is None:
             address = self._fresh_address()
         _check_free(address, self._listeners)
-        listener = self._listeners[address] = Listener(self, self._outstanding, address, handler, output_limit)
+        listener = self._listeners[address] = Listener(
+            self, self._outstanding, address, handler, max_connections, output_limit
+        )
         self._outstanding.add(listener)
         return listener
 

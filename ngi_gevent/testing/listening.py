@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,14 @@ class Listener(BaseListener):
         owner: MemoryOutstanding,
         address: Hashable,
         server: IServer,
+        max_connections: int | None,
         output_limit: int,
     ) -> None:
         super().__init__(owner, server)
         self.address = address
         self._implementation = implementation
+        self._max_connections = max_connections
+        self._queue: deque[Connection] = deque()  # server connections that wait to be accepted
         self._output_limit = output_limit
         self._accepting = True
 
@@ -56,20 +60,39 @@ class Listener(BaseListener):
         return client.connection
 
     def accept(self, handler: IClientConnectHandler, client_address: Any) -> bool:
-        """Make a connection between the server and *handler*; whether this listener still does."""
+        """Make a connection between the server and *handler*; whether this listener still does.
+
+        The client's side is there at once, as with a kernel, also where the server's side waits to be accepted.
+        """
         if self._accepting:
             server, client = unconnected(), unconnected()
             turns = self._owner.turns
             server._set_up(turns, self, client, self.address, client_address, self, self._output_limit)
             client._set_up(turns, self._owner, server, client_address, self.address)
-            self._connections[server] = None
+            self._queue.append(server)
+            self._accept_queued()
             self._owner.add(client)
-            server.start(self._server, "the server")
             client.start(handler.connected, "connected")
         return self._accepting
 
-    def _stop_accepting(self) -> None:
+    def connection_gone(self, connection: BaseConnection) -> None:
+        super().connection_gone(connection)
+        self._accept_queued()
+
+    def _accept_queued(self) -> None:
+        """Accept as many of those that wait as there may be."""
+        while self._queue and (self._max_connections is None or len(self._connections) < self._max_connections):
+            server = self._queue.popleft()
+            self._connections[server] = None
+            server.start(self._server, "the server")
+
+    def _stop_accepting(self, *, serve_queued: bool) -> None:
+        """Those that wait do so because there is no room for them, so that they are broken off in any case."""
         self._implementation.free(self.address)
+        queue, self._queue = self._queue, deque()
+        for server in queue:
+            self._connections[server] = None
+            server.abort()
 
     def _current_connection(self) -> BaseConnection | None:
         current = self._owner.turns.current

@@ -1,0 +1,500 @@
+"""Limits of listeners on sockets: how many connections, how long they may be idle, and what the system refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+from stages import Witness
+
+import ngi_gevent
+from ngi_gevent import acceptor, stream
+
+
+class Echo(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.write(data.upper())
+
+
+def plain_client(address: Any, data: bytes = b"") -> socket.socket:
+    """A blocking socket, connected by the kernel alone; it has sent *data*, and all that it will."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if len(address) == 4 else socket.AF_INET
+    client = socket.socket(family)
+    client.settimeout(20)
+    try:
+        client.connect(address)
+    except OSError:
+        client.close()
+        raise
+    if data:
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+    return client
+
+
+def answer(client: socket.socket) -> bytes:
+    """All that *client* gets, waited for without keeping the hub from serving it."""
+    return gevent.get_hub().threadpool.apply(_read_all, [client])  # type: ignore[no-any-return]
+
+
+def _read_all(client: socket.socket) -> bytes:
+    with client:
+        pieces = []
+        while piece := client.recv(65536):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "ngi_gevent.listener"]
+
+
+# max_connections.
+
+
+def test_a_pause_is_two_lines_in_the_log_however_many_come_and_go(tcp, caplog, monkeypatch):
+    monkeypatch.setattr(acceptor, "QUIET", 0.3)
+    listener = tcp.listen(Echo, max_connections=2)
+    clients = [tcp.client(listener)]
+    assert lines(caplog) == []
+    for _ in range(40):  # each waits until the one before the last is gone
+        clients.append(tcp.client(listener))
+        clients[-1].connection.write(b"?")
+        clients[-2].connection.abort()
+        tcp.until(lambda: clients[-1].data)
+    clients.append(tcp.client(listener))
+    tcp.until(lambda: lines(caplog))
+    gevent.sleep(1)  # while it is full, it is not over
+    (begin,) = lines(caplog)
+    assert begin == f"{listener.address!r} accepts no more connections for now: there are 2, which is max_connections"
+    for client in clients:
+        client.connection.abort()
+    with gevent.Timeout(20):
+        while len(lines(caplog)) < 2:
+            gevent.sleep(0.01)
+    assert lines(caplog)[1] == f"{listener.address!r} accepts connections again"
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+def test_a_program_that_waits_is_not_told_that_nothing_will_happen_while_its_listener_is_full(tcp):
+    class Silent(Witness):
+        def connected(self, connection):
+            self.meet(connection)  # and sets no handler, so that nothing is watched any more
+
+    listener = tcp.listen(Silent, max_connections=1)
+    with plain_client(listener.address):
+        tcp.until(lambda: tcp.served)
+        with plain_client(listener.address), pytest.raises(gevent.Timeout), gevent.Timeout(0.2, ref=False):
+            Event().wait()
+
+
+@pytest.mark.parametrize("close", ["close_wait", "close with a handler"])
+def test_who_connected_before_the_close_is_served(socket_stage, close):
+    listener = socket_stage.listen(Echo)
+    clients = [plain_client(listener.address, b"hello") for _ in range(20)]
+    gone = []
+    if close == "close_wait":
+        closing = gevent.spawn(listener.close_wait, 20)
+    else:
+        closing = gevent.spawn(listener.close, lambda listener: (gone.append(listener), socket_stage.happened()))
+    assert [answer(client) for client in clients] == [b"HELLO"] * 20
+    assert closing.get(timeout=20) == (0 if close == "close_wait" else None)
+    if close != "close_wait":
+        socket_stage.until(lambda: gone)
+
+
+def test_who_connected_before_the_close_is_served_as_far_as_there_is_room(tcp):
+    listener = tcp.listen(Echo, max_connections=3)
+    clients = [plain_client(listener.address, b"hello") for _ in range(5)]
+    closing = gevent.spawn(listener.close_wait, 20)
+    assert [answer(client) for client in clients[:3]] == [b"HELLO"] * 3
+    for client in clients[3:]:
+        with pytest.raises(ConnectionResetError):
+            answer(client)
+    assert closing.get(timeout=20) == 0
+
+
+def test_close_breaks_off_who_was_not_accepted(tcp):
+    listener = tcp.listen(Echo)
+    clients = [plain_client(listener.address) for _ in range(5)]
+    listener.close()
+    for client in clients:
+        with pytest.raises(ConnectionResetError):
+            answer(client)
+    assert tcp.served == []
+
+
+def test_who_was_stopped_before_its_server_heard_of_it_is_not_served(tcp):
+    listener = tcp.listen(Echo)
+    clients = [plain_client(listener.address) for _ in range(5)]
+    gone = []
+    listener.close(lambda listener: (gone.append(listener), tcp.happened()))
+    assert len(list(listener.connections())) == 5
+    listener.close()
+    assert [answer(client) for client in clients] == [b""] * 5
+    tcp.until(lambda: gone)
+    assert tcp.served == []
+
+
+# idle_timeout.
+
+
+def talk_to_idle(stage, server, seconds=0.3):
+    peer = stage.peer(stage.listen(server, idle_timeout=seconds))
+    peer.read()
+    stage.until(lambda: stage.served)
+    return peer, stage.served[0]
+
+
+def test_a_silent_connection_is_closed_and_says_why(socket_stage):
+    class Greet(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.write(b"hello")
+
+    began = time.monotonic()
+    peer, served = talk_to_idle(socket_stage, Greet)
+    socket_stage.until(lambda: served.closed and peer.ended)
+    assert 0.25 < time.monotonic() - began < 5
+    assert isinstance(served.closed, ngi_gevent.Timeout)
+    assert "0.3 seconds" in str(served.closed)
+    assert "idle_timeout" in str(served.closed)
+    assert (served.trace, peer.received, peer.ended) == ([("close", served.closed)], b"hello", "end")
+
+
+def test_bytes_in_either_direction_keep_a_connection(tcp):
+    peers = [talk_to_idle(tcp, Witness)[0], tcp.peer(tcp.listeners[0])]
+    tcp.until(lambda: len(tcp.served) == 2)
+    for _ in range(10):
+        gevent.sleep(0.1)
+        peers[0].send(b"i")
+        tcp.served[1].connection.write(b"o")
+    assert [served.closed for served in tcp.served] == [None, None]
+    tcp.until(lambda: all(served.closed for served in tcp.served))
+    assert [len(served.data) for served in tcp.served] == [10, 0]
+
+
+class Slow(Witness):
+    """Blocks in handle_input until it is released."""
+
+    def __init__(self, stage, connection=None):
+        self.release = Event()
+        super().__init__(stage, connection)
+
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        self.release.wait()
+
+
+def test_a_connection_whose_handler_takes_its_time_is_not_idle(socket_stage):
+    peer, served = talk_to_idle(socket_stage, Slow, 0.2)
+    peer.send(b"x")
+    gevent.sleep(1)
+    assert served.connection
+    socket_stage.until(lambda: served.data)
+    released = time.monotonic()
+    served.release.set()
+    socket_stage.until(lambda: served.closed)
+    assert isinstance(served.closed, ngi_gevent.Timeout)
+    assert time.monotonic() - released > 0.15  # the peer has its time once it is its turn
+
+
+def test_a_connection_whose_iterator_takes_its_time_is_not_idle(tcp):
+    def lines():
+        yield b"first "
+        release.wait()
+        yield b"last"
+
+    release = Event()
+    peer, served = talk_to_idle(tcp, Witness, 0.2)
+    served.connection.writelines(lines())
+    gevent.sleep(1)
+    assert served.connection
+    release.set()
+    tcp.until(lambda: served.closed and peer.ended)
+    assert isinstance(served.closed, ngi_gevent.Timeout)
+    assert peer.received == b"first last"
+
+
+@pytest.mark.parametrize("write", ["write", "writelines", "write in a slow handler"])
+def test_a_peer_that_takes_nothing_is_idle(tcp, monkeypatch, write):
+    class Answer(Slow):
+        def handle_input(self, connection, data):
+            if write == "writelines":
+                connection.writelines(b"x" * 65536 for _ in range(1000))
+            else:
+                connection.write(b"x" * 24_000_000)
+            if write == "write in a slow handler":
+                super().handle_input(connection, data)
+
+    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.2)
+    peer = tcp.peer(tcp.listen(Answer, idle_timeout=0.3))
+    peer.send(b"x")
+    tcp.until(lambda: tcp.served)
+    served = tcp.served[0]
+    with gevent.Timeout(20):
+        while served.connection:
+            gevent.sleep(0.01)
+    served.release.set()
+    tcp.until(lambda: served.closed and served.connection._gone)
+    assert isinstance(served.closed, ngi_gevent.Timeout)
+
+
+def test_a_connection_without_a_handler_is_idle_too(tcp):
+    class Late(Witness):
+        def connected(self, connection):
+            self.meet(connection)
+
+    peer, served = talk_to_idle(tcp, Late)
+    peer.send(b"unread")
+    tcp.until(lambda: peer.ended)
+    assert served.closed is None
+    served.connection.set_handler(served)
+    tcp.until(lambda: served.closed)
+    assert isinstance(served.closed, ngi_gevent.Timeout)
+
+
+def test_a_connection_that_is_gone_leaves_no_timer_behind(tcp):
+    client, served = tcp.talk(idle_timeout=1000)
+    connection = weakref.ref(served.connection)
+    client.connection.close()
+    tcp.until(lambda: connection()._gone)
+    served.connection = None
+    tcp.connections.clear()
+    client = served = None
+    tcp.served.clear()
+    gevent.sleep(0)
+    gc.collect()
+    assert connection() is None
+
+
+def test_no_limit_costs_nothing(tcp):
+    client, served = tcp.talk()
+    assert served.connection._receive == served.connection._socket._sock.recv
+    assert served.connection._send == served.connection._socket._sock.send
+
+
+# What the system has no more of.
+
+
+#: A server whose process runs out of descriptors when it has ten connections, until it is told to allow more.
+LIMITED = """
+import json, logging, os, resource, signal, sys, time
+import gevent, ngi_gevent
+from gevent.event import Event
+from ngi_gevent import testing
+
+class Echo(testing.Recorder):
+    def handle_input(self, connection, data):
+        if data == b"file":
+            open(os.devnull).close()
+        connection.write(data.upper())
+
+def allow(more):
+    in_use = len(os.listdir("/proc/self/fd")) - 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + more, hard))
+
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+done = Event()
+gevent.signal_handler(signal.SIGTERM, done.set)
+gevent.signal_handler(signal.SIGUSR1, resource.setrlimit, resource.RLIMIT_NOFILE, (1000, hard))
+if sys.argv[1:]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), hard))
+listener = ngi_gevent.listener(("127.0.0.1", 0), Echo)
+if not sys.argv[1:]:
+    allow(10)
+print(listener.address[1], flush=True)
+done.wait()
+used = time.process_time()
+listener.close()
+ngi_gevent.wait(10)
+print(used, flush=True)
+"""
+
+
+class Limited:
+    """That server, in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", LIMITED, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.address = "127.0.0.1", int(self.process.stdout.readline())
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=20)
+
+    def end(self) -> tuple[float, list[str]]:
+        """The seconds of processor time that it used, and the lines in its log."""
+        self.process.terminate()
+        out, err = self.process.communicate(timeout=30)
+        assert self.process.returncode == 0, err
+        return float(out), err.splitlines()
+
+
+@contextlib.contextmanager
+def limited(*arguments: str) -> Iterator[Limited]:
+    server = Limited(*arguments)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+def is_served(client: socket.socket, timeout: float = 20) -> bool:
+    """Whether *client* gets an answer in time."""
+    client.settimeout(timeout)
+    client.sendall(b"?")
+    try:
+        return client.recv(1) == b"?"
+    except TimeoutError:
+        return False
+
+
+def out_of_descriptors(server: Limited, clients: contextlib.ExitStack) -> tuple[list[socket.socket], socket.socket]:
+    """As many clients as *server* has descriptors for, which are served, and one more, which is not."""
+    served = []
+    while True:
+        client = clients.enter_context(server.connect())
+        if not is_served(client, 20 if len(served) < 8 else 0.5):
+            return served, client
+        served.append(client)
+
+
+BEGIN = "WARNING ngi_gevent.listener ('127.0.0.1', {}) accepts no more connections for now: Too many open files"
+END = "WARNING ngi_gevent.listener ('127.0.0.1', {}) accepts connections again"
+
+
+@pytest.mark.parametrize("room", ["a connection of its own is gone", "there are more descriptors"])
+def test_out_of_descriptors(room):
+    with limited() as server, contextlib.ExitStack() as clients:
+        served, waiting = out_of_descriptors(server, clients)
+        assert len(served) in (9, 10)  # one more is for whoever else in the process
+        for client in served:
+            assert is_served(client)
+        time.sleep(1)  # by now it is tried but seldom
+        began = time.monotonic()
+        if room == "there are more descriptors":
+            server.process.send_signal(signal.SIGUSR1)
+        else:
+            served[0].close()
+        waiting.settimeout(20)
+        assert waiting.recv(1) == b"?"
+        assert time.monotonic() - began < (1 if room == "there are more descriptors" else 0.3)
+        time.sleep(2.5)  # until it is over for certain
+        for client in *served[1:], waiting:
+            assert is_served(client)
+        used, log = server.end()
+        assert log == [BEGIN.format(server.address[1]), END.format(server.address[1])]
+        assert used < 2
+
+
+def test_accepting_goes_on_though_nobody_waits():
+    with limited() as server, contextlib.ExitStack() as clients:
+        served, waiting = out_of_descriptors(server, clients)
+        for client in *served, waiting:
+            client.close()
+        time.sleep(3)
+        used, log = server.end()
+        assert log == [BEGIN.format(server.address[1]), END.format(server.address[1])]
+
+
+def test_the_default_leaves_descriptors_for_handlers():
+    with limited("200") as server, contextlib.ExitStack() as clients:
+        served = [clients.enter_context(server.connect()) for _ in range(180)]
+        waiting = [clients.enter_context(server.connect()) for _ in range(10)]
+        for client in *served, *waiting:
+            client.sendall(b"file")
+        assert {client.recv(4) for client in served} == {b"FILE"}
+        waiting[0].settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            waiting[0].recv(4)
+        (line,) = server.end()[1]
+        assert line.endswith("accepts no more connections for now: there are 180, which is max_connections")
+
+
+class Faulty(socket.socket):
+    """A listening socket on which accepting fails a few times."""
+
+    errors: list[int]
+
+    def _accept(self) -> Any:
+        if self.errors:
+            number = self.errors.pop()
+            raise OSError(number, os.strerror(number))
+        return super()._accept()  # type: ignore[misc]
+
+
+def faulty_listener(stage: Any, errors: list[int]) -> Any:
+    sock = Faulty()
+    sock.errors = errors
+    sock.bind(("127.0.0.1", 0))
+    listener = stage.implementation.listener(sock, stage.server(Echo))
+    stage.listeners.append(listener)
+    return listener
+
+
+@pytest.mark.parametrize("error", [errno.ECONNABORTED, errno.EPROTO])
+def test_a_connection_that_is_gone_before_it_is_accepted_is_nobody_elses_trouble(tcp, caplog, capfd, error):
+    listener = faulty_listener(tcp, [error] * 3)
+    echo = tcp.client(listener)
+    echo.connection.write(b"hello")
+    tcp.until(lambda: echo.data == b"HELLO")
+    assert caplog.records == []
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM])
+def test_accepting_is_tried_again_where_the_system_refuses(tcp, caplog, capfd, monkeypatch, error):
+    monkeypatch.setattr(acceptor, "QUIET", 0.3)
+    listener = faulty_listener(tcp, [error] * 3)
+    echo = tcp.client(listener)
+    echo.connection.write(b"hello")
+    tcp.until(lambda: echo.data == b"HELLO")
+    with gevent.Timeout(20):
+        while len(lines(caplog)) < 2:
+            gevent.sleep(0.01)
+    assert lines(caplog) == [
+        f"{listener.address!r} accepts no more connections for now: {os.strerror(error)}",
+        f"{listener.address!r} accepts connections again",
+    ]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_socket_that_listens_no_more_ends_its_listener_but_no_connection(tcp, caplog, capfd):
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    listener = tcp.implementation.listener(sock, tcp.server(Echo))
+    tcp.listeners.append(listener)
+    client = tcp.client(listener)
+    sock.shutdown(socket.SHUT_RDWR)
+    with gevent.Timeout(20):
+        while not caplog.records:
+            gevent.sleep(0.01)
+    client.connection.write(b"hello")
+    tcp.until(lambda: client.data == b"HELLO")
+    assert listener.close_wait(0) == 1
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert repr(listener.address) in record.getMessage()
+    assert capfd.readouterr().err == ""
