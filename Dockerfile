@@ -20,5 +20,7 @@ import socket; \
 server = socket.create_connection(('127.0.0.1', 8000), timeout=3); \
 server.sendall(b'health'); \
 assert server.recv(6) == b'HEALTH'"]
-# The close timeout is shorter than the 10 seconds after which engines kill a container that they stop.
-CMD ["/opt/ngi/bin/python", "/opt/ngi/echo_server.py", "--bind", "0.0.0.0:8000", "--close-timeout", "8"]
+# The close timeout is shorter than the 10 seconds after which engines kill a container that they stop.  Strangers reach
+# this server, and those that say nothing do not keep their connections.
+CMD ["/opt/ngi/bin/python", "/opt/ngi/echo_server.py", "--bind", "0.0.0.0:8000", "--close-timeout", "8", \
+     "--idle-timeout", "300"]

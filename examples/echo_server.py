@@ -69,6 +69,12 @@ def seconds(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of connections")
+    return int(text)
+
+
 def shown(address: object) -> str:
     """The address of a listener as --bind would take it."""
     if not isinstance(address, tuple):
@@ -101,6 +107,20 @@ def parser() -> argparse.ArgumentParser:
         default=10.0,
         help="how long clients may take to finish when the server is told to stop (default: 10)",
     )
+    result.add_argument(
+        "--max-connections",
+        metavar="NUMBER",
+        type=count,
+        help="how many clients there may be at a time; more wait until there is room "
+        "(default: nine tenths of the descriptors that the process may have)",
+    )
+    result.add_argument(
+        "--idle-timeout",
+        metavar="SECONDS",
+        type=seconds,
+        default=0,
+        help="after how long a client with which nothing is exchanged is ended; 0 for never (default: 0)",
+    )
     result.add_argument("--verbose", action="store_true", help="tell of each connection, on standard error")
     return result
 
@@ -122,7 +142,12 @@ def main() -> int:
         gevent.signal_handler(signal_number, told_to_stop, signal_number)
 
     try:
-        listener = ngi_gevent.listener(options.bind, Echo)
+        listener = ngi_gevent.listener(
+            options.bind,
+            Echo,
+            max_connections=options.max_connections,
+            idle_timeout=options.idle_timeout or None,
+        )
     except ValueError as error:
         print(f"{sys.argv[0]}: --bind {shown(options.bind)}: {error}", file=sys.stderr)
         return 2

@@ -10,12 +10,14 @@ import os
 import socket
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from load import Load
 
 ENGINE = os.environ.get("CONTAINER_ENGINE")
 BASE_IMAGE = os.environ.get("CONTAINER_BASE_IMAGE")
@@ -62,9 +64,13 @@ def inspected(name: str, what: str) -> Any:
     return json.loads(engine("inspect", "--format", "{{json " + what + "}}", name).stdout)
 
 
-def connect(name: str) -> socket.socket:
+def published(name: str) -> tuple[str, int]:
     host, port = engine("port", name, "8000/tcp").stdout.split()[0].rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=60)
+    return host, int(port)
+
+
+def connect(name: str) -> socket.socket:
+    return socket.create_connection(published(name), timeout=60)
 
 
 def wait_until_it_listens(name: str) -> None:
@@ -110,6 +116,21 @@ def test_a_client_that_stays_does_not_keep_it(start):
         assert client.recv(100) == b""
     assert inspected(name, ".State.ExitCode") == 0
     assert engine("logs", name).stdout.splitlines()[-1] == "stopped, ending 1 connection"
+
+
+def test_stopped_under_load_it_finishes_what_it_began(start):
+    """Where the engine forwards the port, it resets who is late, so that these are not counted here."""
+    name = start()
+    wait_until_it_listens(name)
+    load = Load(published(name))
+    load.wait_for(1000)
+    began = time.monotonic()
+    engine("stop", "-t", "30", name)
+    assert time.monotonic() - began < 8
+    load.join()
+    assert load.wrong == []
+    assert inspected(name, ".State.ExitCode") == 0
+    assert engine("logs", name).stdout.splitlines()[-1] == "stopped, ending 0 connections"
 
 
 def test_a_server_that_does_not_answer_is_not_healthy(start):

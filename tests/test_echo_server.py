@@ -135,6 +135,32 @@ def test_a_second_signal_ends_it_at_once():
         assert server.end() == (128 + signal.SIGTERM, "", "")
 
 
+def test_more_clients_than_there_may_be_wait():
+    with running("--max-connections", "1") as server, server.connect() as first, server.connect() as second:
+        second.sendall(b"second")
+        for _ in range(10):
+            first.sendall(b"first")
+            assert first.recv(100) == b"FIRST"
+        assert not select.select([second], [], [], 0.2)[0]
+        first.close()
+        assert second.recv(100) == b"SECOND"
+        server.stop()
+        second.close()
+        code, _, err = server.end()
+        assert code == 0
+        assert len([line for line in err.splitlines() if "max_connections" in line]) == 1
+
+
+def test_a_client_that_is_idle_is_ended():
+    with running("--idle-timeout", "0.3", "--verbose") as server, server.connect() as client:
+        client.sendall(b"one")
+        assert client.recv(100) == b"ONE"
+        assert client.recv(100) == b""
+        client.close()
+        server.stop()
+        assert "idle_timeout" in server.end()[2]
+
+
 def test_a_unix_socket(tmp_path):
     path = str(tmp_path / "echo")
     server = Server("--bind", path)
@@ -193,12 +219,21 @@ def test_a_wrong_address_gives_one_clear_line(address):
     assert address in answer.stderr
 
 
+@pytest.mark.parametrize("option", ["--close-timeout", "--idle-timeout"])
 @pytest.mark.parametrize("timeout", ["-1", "soon", "nan"])
-def test_a_wrong_timeout_gives_one_clear_line(timeout):
-    answer = run(f"--close-timeout={timeout}")
+def test_a_wrong_timeout_gives_one_clear_line(option, timeout):
+    answer = run(f"{option}={timeout}")
     assert answer.returncode == 2
     assert len(answer.stderr.splitlines()) == 1
     assert f"{timeout!r} is no number of seconds" in answer.stderr
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many", "1.5", "²"])
+def test_a_wrong_number_of_connections_gives_one_clear_line(number):
+    answer = run(f"--max-connections={number}")
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert f"{number!r} is no number of connections" in answer.stderr
 
 
 def test_an_address_in_use_gives_one_clear_line():
@@ -220,7 +255,8 @@ def test_a_host_that_does_not_resolve_gives_one_clear_line():
 def test_help_is_worth_reading():
     answer = run("--help")
     assert answer.returncode == 0
-    for word in "upper case", "SIGTERM", "nc -N", "--bind", "--close-timeout", "--verbose", "127.0.0.1:8000":
+    options = "--bind", "--max-connections", "--idle-timeout", "--close-timeout", "--verbose"
+    for word in "upper case", "SIGTERM", "nc -N", "127.0.0.1:8000", *options:
         assert word in answer.stdout
 
 
