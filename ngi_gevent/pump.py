@@ -71,7 +71,7 @@ class Pump:
             if ahead >= HIGH_WATER and self._connection.has_unsent():
                 ahead = 0
                 self._wait_for_room()
-        self._connection.pump_is_done()
+        self._connection.pump_is_done(self)
 
     def _resume(self) -> None:
         if self.waits:

@@ -440,6 +440,7 @@ class StreamConnection(BaseConnection):
         self._pending = 0
         if self._pump is not None:
             self._pump.drop()
+            self._pump = None  # which ends soon, and is not to take what is written until then for what it drops
 
     def _queue_lines(self, lines: PendingLines) -> None:
         if self._pump is None:
@@ -467,10 +468,11 @@ class StreamConnection(BaseConnection):
         """There are *size* bytes more, or less, of pending output."""
         self._pending += size
 
-    def pump_is_done(self) -> None:
-        """There is nothing more behind what was queued."""
-        self._pump = None
-        self._dispatcher.send_later(self)
+    def pump_is_done(self, pump: Pump) -> None:
+        """There is nothing more behind what was queued, unless *pump* was dropped, and there may be another."""
+        if self._pump is pump:
+            self._pump = None
+            self._dispatcher.send_later(self)
 
     # The end.
 

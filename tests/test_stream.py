@@ -245,6 +245,32 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     assert isinstance(served.closed, OSError)
 
 
+def test_what_is_written_after_output_was_dropped_is_dropped_and_nothing_else(tcp, caplog):
+    """A send fails while an iterator waits for the peer, and the handler answers what had arrived before."""
+
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.writelines(b"x" * 65536 for _ in range(1000 if data == b"first" else 1))
+
+    peer = tcp.peer(tcp.listen(Answer))
+    peer.send(b"first")
+    tcp.until(lambda: tcp.served and tcp.served[0].data)
+    served = tcp.served[0]
+    with gevent.Timeout(20):
+        while not served.connection._paused:
+            gevent.sleep(0)
+    peer.send(b"last words")
+    tcp.until(lambda: peer.sent == 15)
+    peer.close()  # with much unread in it, which breaks the connection
+    tcp.until(lambda: served.closed)
+    assert served.data == b"firstlast words"
+    assert isinstance(served.closed, OSError)
+    assert served.exceptions == []
+    tcp.until(lambda: served.connection._gone)
+    assert caplog.records == []
+
+
 def test_a_peer_that_never_reads_holds_a_closed_connection_only_for_so_long(tcp, monkeypatch):
     monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.1)
     tcp.peer(tcp.listen())
