@@ -1,0 +1,363 @@
+"""A soak: a server that is talked to, and badly treated, for as long as one likes, and must be as it was afterwards.
+
+    python tests/soak.py --minutes 10
+
+The server is a process of its own, with a listener of each kind.  In rounds, a process with clients is started, which
+talk, compare every byte, and commit every fault that peers commit; at the end of every other round it is killed where
+it stands.  Between rounds, with no connection left, the server tells how much memory, how many descriptors and how many
+greenlets it has.  At the end these must be what they were after the first round, nothing may have been wrong, and the
+server must end in order, with nothing on its standard error.  Under ``python -X dev`` all processes run that way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["SoakFailed", "soak"]
+
+#: Seconds after which the server ends a silent connection.
+IDLE_TIMEOUT = 1.0
+
+#: Connections that each listener takes at a time: fewer than there are clients, so that some have to wait.
+MAX_CONNECTIONS = 8
+
+CLIENTS = 32
+
+#: Growth of the server's memory that is none: what allocators keep, and what happens to be in use.
+TOLERANCE = 4 << 20
+
+
+class SoakFailed(AssertionError):
+    """The server is not as it was, or somebody did not get what was due."""
+
+
+# The server.
+
+
+class Refusal(Exception):
+    """What the server raises where it is asked to."""
+
+
+def serve(unix_path: str) -> None:
+    """Serve until SIGTERM; on SIGUSR1, tell how things stand."""
+    import gevent
+    from gevent.event import Event
+    from greenlet import greenlet
+
+    import ngi_gevent
+    from ngi_gevent import blocking, generator
+    from ngi_gevent.adapters import Lines
+
+    class Echo:
+        def __init__(self, connection: Any) -> None:
+            connection.set_handler(self)
+
+        def handle_input(self, connection: Any, data: bytes) -> None:
+            connection.write(data.upper())
+            if data.endswith(b"raise\n"):
+                raise Refusal
+
+    class EchoLines(Echo):
+        def handle_input(self, connection: Any, data: bytes) -> None:
+            connection.writelines(iter([data.upper(), b"\n"]))
+            if data.endswith(b"raise"):
+                raise Refusal
+
+    @blocking.server
+    def echo_file(file_in: Any, file_out: Any) -> None:
+        for line in file_in:
+            file_out.write(line.upper())
+            if line.endswith(b"raise\n"):
+                raise Refusal
+
+    @generator.handler
+    def echo_generator(connection: Any) -> Any:
+        while True:
+            data = yield
+            gevent.sleep(0)  # so that handlers block, too
+            connection.write(data.upper())
+            if data.endswith(b"raise\n"):
+                raise Refusal
+
+    class Unexpected(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            expected = record.name == "ngi_gevent.listener" or bool(
+                record.exc_info and isinstance(record.exc_info[1], Refusal)
+            )
+            logged[record.name] += expected
+            return not expected
+
+    logged: Counter[str] = Counter()
+    logging.basicConfig()
+    logging.getLogger().handlers[0].addFilter(Unexpected())
+    limits = {"max_connections": MAX_CONNECTIONS, "idle_timeout": IDLE_TIMEOUT}
+    listeners = [
+        ngi_gevent.listener(("127.0.0.1", 0), Echo, **limits),
+        ngi_gevent.listener(("127.0.0.1", 0), lambda connection: EchoLines(Lines(connection)), **limits),
+        ngi_gevent.listener(("127.0.0.1", 0), echo_file, **limits),
+        ngi_gevent.listener(unix_path, echo_generator, **limits),
+    ]
+    stop = Event()
+
+    def tell() -> None:
+        gc.collect()
+        with open("/proc/self/statm") as statm:
+            memory = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        figures = {
+            "connections": sum(len(listener._connections) for listener in listeners),
+            "memory": memory,
+            "descriptors": len(os.listdir("/proc/self/fd")),
+            "greenlets": sum(isinstance(thing, greenlet) for thing in gc.get_objects()),
+            "logged": dict(logged),
+        }
+        print(json.dumps(figures), flush=True)
+
+    gevent.signal_handler(signal.SIGTERM, stop.set)
+    gevent.signal_handler(signal.SIGUSR1, tell)
+    print(json.dumps([listener.address for listener in listeners]), flush=True)
+    stop.wait()
+    ended = sum(listener.close_wait(1) for listener in listeners)
+    sys.exit(ended)
+
+
+# The clients.
+
+
+class Clients:
+    """Clients on threads that talk and misbehave, at random, for some time."""
+
+    def __init__(self, addresses: list[Any], seconds: float, seed: int) -> None:
+        self.addresses = addresses
+        self.until = time.monotonic() + seconds
+        self.seed = seed
+        self.tally: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Run, and tell every now and then what was done, and at once what was wrong."""
+        threads = [threading.Thread(target=self._client, args=[number], daemon=True) for number in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.25)
+                with self._lock:
+                    print(json.dumps([self.tally, self.wrong]), flush=True)
+
+    def _client(self, number: int) -> None:
+        chance = random.Random(self.seed * CLIENTS + number)
+        deeds: list[Callable[[socket.socket, random.Random], None]] = [
+            *[self.talks] * 5,
+            *[self.says_all_and_listens] * 2,
+            *(self.says_it_byte_by_byte, self.is_silent, self.asks_for_trouble, self.resets, self.resets),
+            *(self.sends_garbage, self.never_reads, self.leaves),
+        ]
+        while time.monotonic() < self.until:
+            deed = chance.choice(deeds)
+            address = chance.choice(self.addresses)
+            with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as sock:
+                sock.settimeout(60)
+                try:
+                    sock.connect(address if isinstance(address, str) else tuple(address))
+                    deed(sock, chance)
+                except (OSError, AssertionError) as error:
+                    with self._lock:
+                        self.wrong.append(f"who {deed.__name__} at {address}: {error!r}")
+            self._count(deed.__name__)
+
+    def _count(self, what: str, number: int = 1) -> None:
+        with self._lock:
+            self.tally[what] += number
+
+    @staticmethod
+    def _request(chance: random.Random) -> bytes:
+        """Lines of random lengths, up to 100 kB in all."""
+        size = chance.choice([1, 20, 1000, 20_000, 100_000])
+        data = bytearray(chance.randbytes(size).hex().encode()[:size])
+        for _ in range(size // 1000):
+            data[chance.randrange(size)] = 10
+        data[-1] = 10
+        return bytes(data)
+
+    def _receive(self, sock: socket.socket, expected: bytes) -> None:
+        received = bytearray()
+        while len(received) < len(expected):
+            data = sock.recv(65536)
+            assert data, f"the end after {len(received)} of {len(expected)} bytes"
+            received += data
+        assert received == expected, f"another answer than expected, of {len(received)} bytes"
+        self._count("bytes", len(received))
+
+    @staticmethod
+    def _reset(sock: socket.socket) -> None:
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+
+    def talks(self, sock: socket.socket, chance: random.Random) -> None:
+        for _ in range(chance.randint(1, 10)):
+            request = self._request(chance)
+            sock.sendall(request)
+            self._receive(sock, request.upper())
+
+    def says_all_and_listens(self, sock: socket.socket, chance: random.Random) -> None:
+        request = self._request(chance)
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+        self._receive(sock, request.upper())
+        assert sock.recv(1) == b"", "more than the answer"
+
+    def says_it_byte_by_byte(self, sock: socket.socket, chance: random.Random) -> None:
+        request = self._request(chance)[-20:]
+        for byte in request:
+            sock.sendall(bytes([byte]))
+            time.sleep(0.01)
+        self._receive(sock, request.upper())
+
+    def is_silent(self, sock: socket.socket, chance: random.Random) -> None:
+        assert sock.recv(1) == b"", "something for nothing"
+
+    def asks_for_trouble(self, sock: socket.socket, chance: random.Random) -> None:
+        sock.sendall(b"raise\n")
+        self._receive(sock, b"RAISE\n")
+        assert sock.recv(1) == b"", "more than the answer"
+
+    def resets(self, sock: socket.socket, chance: random.Random) -> None:
+        sock.sendall(self._request(chance))
+        if chance.random() < 0.5:
+            sock.recv(chance.choice([1, 1000]))
+        self._reset(sock)
+
+    def sends_garbage(self, sock: socket.socket, chance: random.Random) -> None:
+        try:
+            sock.sendall(chance.randbytes(chance.choice([1, 1000, 200_000])))
+            sock.settimeout(0.1)
+            sock.recv(1000)
+        except OSError:
+            pass  # it need not be liked
+
+    def never_reads(self, sock: socket.socket, chance: random.Random) -> None:
+        sock.settimeout(0.2)
+        try:
+            for _ in range(200):
+                sock.sendall(self._request(chance))
+        except OSError:
+            time.sleep(chance.random())
+
+    def leaves(self, sock: socket.socket, chance: random.Random) -> None:
+        pass
+
+
+# Both.
+
+
+def soak(seconds: float, rounds: int, *, dev: bool = False) -> dict[str, Any]:
+    """Soak a server for so long, in so many rounds; what there is to tell, or :class:`SoakFailed`."""
+    flags = ["-X", "dev", "-W", "error"] if dev else ["-W", "error"]
+    script = [sys.executable, *flags, __file__]
+    told: list[dict[str, Any]] = []
+    tally: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w+") as errors:
+        server = subprocess.Popen(
+            [*script, "--serve", f"{directory}/socket"], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            assert server.stdout is not None
+            addresses = server.stdout.readline()
+            for number in range(rounds):
+                _run_clients([*script, "--clients", addresses], seconds / rounds, number, tally)
+                told.append(_told_by(server))
+                print(told[-1], flush=True)
+            server.terminate()
+            code = server.wait(60)
+            errors.seek(0)
+            _check(told, code, errors.read())
+        finally:
+            server.kill()
+            server.communicate()
+    return {"first": told[0], "last": told[-1], "done": dict(tally)}
+
+
+def _run_clients(command: list[str], seconds: float, number: int, tally: Counter[str]) -> None:
+    killed = number % 2 == 1
+    clients = subprocess.Popen(
+        [*command, "--seconds", str(seconds * (2 if killed else 1)), "--seed", str(number)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        if killed:
+            time.sleep(seconds)
+            clients.kill()
+        output, _ = clients.communicate(timeout=seconds + 120)
+    finally:
+        clients.kill()
+        clients.communicate()
+    last = [line for line in output.split("\n")[:-1] if line][-1]
+    done, wrong = json.loads(last)
+    tally.update(done)
+    if wrong:
+        raise SoakFailed("\n".join(wrong[:20]))
+    if clients.returncode != (-signal.SIGKILL if killed else 0):
+        raise SoakFailed(f"the clients ended with {clients.returncode}")
+
+
+def _told_by(server: subprocess.Popen[str]) -> dict[str, Any]:
+    """How things stand with the server once the last connection is gone."""
+    assert server.stdout is not None
+    deadline = time.monotonic() + 60
+    while True:
+        server.send_signal(signal.SIGUSR1)
+        figures: dict[str, Any] = json.loads(server.stdout.readline())
+        if not figures["connections"]:
+            return figures
+        if time.monotonic() > deadline:
+            raise SoakFailed(f"connections are left: {figures}")
+        time.sleep(0.1)
+
+
+def _check(told: list[dict[str, Any]], code: int, errors: str) -> None:
+    first, last = told[0], told[-1]
+    for what in "descriptors", "greenlets":
+        if last[what] != first[what]:
+            raise SoakFailed(f"{what}: {first[what]} after the first round, {last[what]} after the last")
+    if last["memory"] > first["memory"] + TOLERANCE:
+        raise SoakFailed(f"memory: {first['memory']} after the first round, {last['memory']} after the last")
+    if code or errors:
+        raise SoakFailed(f"the server ended with {code}, saying: {errors[:10_000]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5)
+    for internal in "--serve", "--clients", "--seconds", "--seed":
+        parser.add_argument(internal, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+    elif options.clients:
+        Clients(json.loads(options.clients), float(options.seconds), int(options.seed)).run()
+    else:
+        rounds = max(2, round(options.minutes))
+        print(json.dumps(soak(options.minutes * 60, rounds, dev=sys.flags.dev_mode), indent=4))
+
+
+if __name__ == "__main__":
+    main()
