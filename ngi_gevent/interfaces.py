@@ -229,15 +229,19 @@ class IListener(Protocol):
         much of the output as can be sent without waiting, so a long answer may be cut short.  A connection that the
         application had closed already finishes delivering.
 
+        Who had connected and was not accepted is broken off, since nobody has looked at what they sent.
+
         With *handler*, connections are left alone, and ``handler(listener)`` is called, on a greenlet of its own, when
-        the last is gone; at once if there is none.
+        the last is gone; at once if there is none.  Who had connected and was not accepted is served too, as far as
+        ``max_connections`` allows.
         """
 
     def close_wait(self, timeout: float | None = None) -> int:
         """Stop accepting, and wait for clients to finish on their own for up to *timeout* seconds, forever if None.
 
-        Then those that are left are ended as ``close()`` does.  Returns how many that were.  Blocks the calling
-        greenlet; raises :class:`~ngi_gevent.Deadlock` where it could only wait for itself.
+        Who had connected and was not accepted is served too, as far as ``max_connections`` allows.  Those that are left
+        in the end are ended as ``close()`` does.  Returns how many that were.  Blocks the calling greenlet; raises
+        :class:`~ngi_gevent.Deadlock` where it could only wait for itself.
         """
 
 
