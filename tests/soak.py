@@ -31,8 +31,9 @@ from typing import Any
 
 __all__ = ["SoakFailed", "soak"]
 
-#: Seconds after which the server ends a silent connection.
-IDLE_TIMEOUT = 1.0
+#: Seconds after which the server ends a silent connection: at the listener for those who are, and at the others, where
+#: a client that talks may have to wait for the processor.
+SILENT_TIMEOUT, IDLE_TIMEOUT = 0.5, 30.0
 
 #: Connections that each listener takes at a time: fewer than there are clients, so that some have to wait.
 MAX_CONNECTIONS = 8
@@ -106,12 +107,13 @@ def serve(unix_path: str) -> None:
     logged: Counter[str] = Counter()
     logging.basicConfig()
     logging.getLogger().handlers[0].addFilter(Unexpected())
-    limits = {"max_connections": MAX_CONNECTIONS, "idle_timeout": IDLE_TIMEOUT}
+    limits: dict[str, Any] = {"max_connections": MAX_CONNECTIONS, "idle_timeout": IDLE_TIMEOUT}
     listeners = [
         ngi_gevent.listener(("127.0.0.1", 0), Echo, **limits),
         ngi_gevent.listener(("127.0.0.1", 0), lambda connection: EchoLines(Lines(connection)), **limits),
         ngi_gevent.listener(("127.0.0.1", 0), echo_file, **limits),
         ngi_gevent.listener(unix_path, echo_generator, **limits),
+        ngi_gevent.listener(("127.0.0.1", 0), Echo, idle_timeout=SILENT_TIMEOUT),
     ]
     stop = Event()
 
@@ -143,7 +145,7 @@ class Clients:
     """Clients on threads that talk and misbehave, at random, for some time."""
 
     def __init__(self, addresses: list[Any], seconds: float, seed: int) -> None:
-        self.addresses = addresses
+        *self.addresses, self.address_of_the_silent = addresses
         self.until = time.monotonic() + seconds
         self.seed = seed
         self.tally: Counter[str] = Counter()
@@ -171,7 +173,7 @@ class Clients:
         ]
         while time.monotonic() < self.until:
             deed = chance.choice(deeds)
-            address = chance.choice(self.addresses)
+            address = self.address_of_the_silent if deed == self.is_silent else chance.choice(self.addresses)
             with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as sock:
                 sock.settimeout(60)
                 try:

@@ -1150,11 +1150,10 @@ def test_a_connection_counts_until_it_is_gone(stage):
 
     listener = stage.listen(Answer, max_connections=2)
     peer = stage.peer(listener)
-    stage.until(lambda: stage.served)
+    peer.send(b"all")
+    stage.until(lambda: stage.served and stage.served[0].data)
     other = stage.client(listener)
     echoes(stage, other)
-    peer.send(b"all")
-    stage.until(lambda: stage.served[0].data)
     waiting = comes(stage, listener, b"?")
     echoes(stage, other)
     assert (len(list(listener.connections())), len(stage.served)) == (1, 2)
