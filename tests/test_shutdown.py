@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from load import Load
 from test_echo_server import Server, running
 
@@ -22,6 +23,7 @@ def load_on(server: Server, **clients: int) -> Load:
     return Load((host, int(port)), **clients)
 
 
+@pytest.mark.timeout(300)
 def test_stopped_under_load_it_finishes_what_it_began():
     refused = 0
     for _ in range(ROUNDS):

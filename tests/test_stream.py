@@ -251,14 +251,16 @@ def test_what_is_written_after_output_was_dropped_is_dropped_and_nothing_else(tc
     class Answer(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
-            connection.writelines(b"x" * 65536 for _ in range(1000 if data == b"first" else 1))
+            if data == b"first":
+                connection.write(b"x" * 24_000_000)
+            connection.writelines(b"x" * 65536 for _ in range(10))
 
     peer = tcp.peer(tcp.listen(Answer))
     peer.send(b"first")
     tcp.until(lambda: tcp.served and tcp.served[0].data)
     served = tcp.served[0]
     with gevent.Timeout(20):
-        while not served.connection._paused:
+        while not (served.connection._paused and served.connection._pump.waits):
             gevent.sleep(0)
     peer.send(b"last words")
     tcp.until(lambda: peer.sent == 15)
