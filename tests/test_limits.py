@@ -18,6 +18,7 @@ from typing import Any
 
 import gevent
 import pytest
+from certificates import client_context
 from gevent.event import Event
 from stages import Witness
 
@@ -47,12 +48,16 @@ def plain_client(address: Any, data: bytes = b"") -> socket.socket:
     return client
 
 
-def answer(client: socket.socket) -> bytes:
-    """All that *client* gets, waited for without keeping the hub from serving it."""
-    return gevent.get_hub().threadpool.apply(_read_all, [client])  # type: ignore[no-any-return]
+def answer(client: socket.socket, secure: bytes | None = None) -> bytes:
+    """All that *client* gets, over TLS if it is to say something *secure*; the hub serves it meanwhile."""
+    return gevent.get_hub().threadpool.apply(_read_all, [client, secure])  # type: ignore[no-any-return]
 
 
-def _read_all(client: socket.socket) -> bytes:
+def _read_all(client: socket.socket, secure: bytes | None) -> bytes:
+    if secure is not None:
+        with client_context().wrap_socket(client, server_hostname="localhost") as tls_client:
+            tls_client.sendall(secure)
+            return tls_client.recv(65536)
     with client:
         pieces = []
         while piece := client.recv(65536):
@@ -106,13 +111,14 @@ def test_a_program_that_waits_is_not_told_that_nothing_will_happen_while_its_lis
 @pytest.mark.parametrize("close", ["close_wait", "close with a handler"])
 def test_who_connected_before_the_close_is_served(socket_stage, close):
     listener = socket_stage.listen(Echo)
-    clients = [plain_client(listener.address, b"hello") for _ in range(20)]
+    secure = b"hello" if socket_stage.name == "tls" else None
+    clients = [plain_client(listener.address, b"" if secure else b"hello") for _ in range(20)]
     gone = []
     if close == "close_wait":
         closing = gevent.spawn(listener.close_wait, 20)
     else:
         closing = gevent.spawn(listener.close, lambda listener: (gone.append(listener), socket_stage.happened()))
-    assert [answer(client) for client in clients] == [b"HELLO"] * 20
+    assert [answer(client, secure) for client in clients] == [b"HELLO"] * 20
     assert closing.get(timeout=20) == (0 if close == "close_wait" else None)
     if close != "close_wait":
         socket_stage.until(lambda: gone)
@@ -139,16 +145,17 @@ def test_close_breaks_off_who_was_not_accepted(tcp):
     assert tcp.served == []
 
 
-def test_who_was_stopped_before_its_server_heard_of_it_is_not_served(tcp):
-    listener = tcp.listen(Echo)
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_who_was_stopped_before_its_server_heard_of_it_is_not_served(request, kind, caplog):
+    stage = request.getfixturevalue(kind)
+    listener = stage.listen(Echo)
     clients = [plain_client(listener.address) for _ in range(5)]
     gone = []
-    listener.close(lambda listener: (gone.append(listener), tcp.happened()))
-    assert len(list(listener.connections())) == 5
+    listener.close(lambda listener: (gone.append(listener), stage.happened()))
     listener.close()
     assert [answer(client) for client in clients] == [b""] * 5
-    tcp.until(lambda: gone)
-    assert tcp.served == []
+    stage.until(lambda: gone)
+    assert (stage.served, caplog.records) == ([], [])
 
 
 # idle_timeout.
@@ -177,16 +184,32 @@ def test_a_silent_connection_is_closed_and_says_why(socket_stage):
     assert (served.trace, peer.received, peer.ended) == ([("close", served.closed)], b"hello", "end")
 
 
-def test_bytes_in_either_direction_keep_a_connection(tcp):
-    peers = [talk_to_idle(tcp, Witness, 1)[0], tcp.peer(tcp.listeners[0])]
-    tcp.until(lambda: len(tcp.served) == 2)
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_bytes_in_either_direction_keep_a_connection(request, kind):
+    stage = request.getfixturevalue(kind)
+    peers = [talk_to_idle(stage, Witness, 1)[0], stage.peer(stage.listeners[0])]
+    stage.until(lambda: len(stage.served) == 2)
     for _ in range(10):
         gevent.sleep(0.2)
         peers[0].send(b"i")
-        tcp.served[1].connection.write(b"o")
-    assert [served.closed for served in tcp.served] == [None, None]
-    tcp.until(lambda: all(served.closed for served in tcp.served))
-    assert [len(served.data) for served in tcp.served] == [10, 0]
+        stage.served[1].connection.write(b"o")
+    assert [served.closed for served in stage.served] == [None, None]
+    stage.until(lambda: all(served.closed for served in stage.served))
+    assert [len(served.data) for served in stage.served] == [10, 0]
+
+
+def test_a_handshake_is_not_idle_but_a_connection_is_after_it(tls):
+    def talk():
+        with client_context().wrap_socket(client, server_hostname="localhost") as secure:
+            secure.sendall(b"hello")
+            return secure.recv(5), secure.recv(5)
+
+    listener = tls.listen(Echo, idle_timeout=0.2)
+    client = plain_client(listener.address)
+    gevent.sleep(0.8)  # which is for handshake_timeout to limit
+    assert gevent.get_hub().threadpool.apply(talk) == (b"HELLO", b"")
+    tls.until(lambda: tls.served[0].closed)
+    assert isinstance(tls.served[0].closed, ngi_gevent.Timeout)
 
 
 class Slow(Witness):

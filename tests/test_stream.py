@@ -251,22 +251,24 @@ def test_what_is_written_after_output_was_dropped_is_dropped_and_nothing_else(tc
     class Answer(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
-            if data == b"first":
+            if data != b"last words":
                 connection.write(b"x" * 24_000_000)
             connection.writelines(b"x" * 65536 for _ in range(10))
 
     peer = tcp.peer(tcp.listen(Answer))
+    peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # so that its last words are on their way
     peer.send(b"first")
     tcp.until(lambda: tcp.served and tcp.served[0].data)
     served = tcp.served[0]
+    peer.send(b"second")
     with gevent.Timeout(20):
         while not (served.connection._paused and served.connection._pump.waits):
             gevent.sleep(0)
     peer.send(b"last words")
-    tcp.until(lambda: peer.sent == 15)
+    tcp.until(lambda: peer.sent == 21)
     peer.close()  # with much unread in it, which breaks the connection
     tcp.until(lambda: served.closed)
-    assert served.data == b"firstlast words"
+    assert served.data == b"firstsecondlast words"
     assert isinstance(served.closed, OSError)
     assert served.exceptions == []
     tcp.until(lambda: served.connection._gone)
