@@ -60,11 +60,15 @@ __all__ = ["StreamConnection"]
 
 READ, WRITE = 1, 2  # what gevent's io watchers watch for
 
-#: Bytes to receive at a time: large enough that a stream is not dominated by calls.
+#: Bytes to receive at a time: large enough that a stream is not dominated by calls, and small enough that allocating
+#: them does not mean to map memory, which begins at 128 KiB.
 RECEIVE_SIZE = 64 * 1024
 
-#: Bytes up to which pieces of output are joined for one system call.  Larger ones are better sent than copied.
+#: Bytes up to which pieces of output are joined for one system call.  Larger ones are not copied, but sent together.
 JOINED_SIZE = 64 * 1024
+
+#: How many pieces are sent together.
+PIECES_AT_ONCE = 16
 
 #: Seconds for which the peer of a closing connection may take nothing before it is broken off.
 SEND_TIMEOUT = 30.0
@@ -98,6 +102,7 @@ class StreamConnection(BaseConnection):
         "_receive",
         "_send",
         "_send_error",
+        "_send_pieces",
         "_shut",
         "_socket",
         "_thread",
@@ -124,6 +129,7 @@ class StreamConnection(BaseConnection):
         # second time for that.  These are the plain non-blocking calls of the socket that it wraps.
         self._receive: Callable[[int], bytes] = sock._sock.recv
         self._send: Callable[[bytes | memoryview], int] = sock._sock.send
+        self._send_pieces: Callable[[list[bytes | memoryview]], int] = sock._sock.sendmsg
 
         self._dispatcher = Dispatcher.current()
         self._thread: int = self._dispatcher.hub.thread_ident
@@ -171,6 +177,7 @@ class StreamConnection(BaseConnection):
     def _have_noted(self, timer: IdleTimer) -> None:
         """Have *timer* note what the socket receives and sends."""
         self._receive, self._send = timer.noting(self._receive), timer.noting(self._send)
+        self._send_pieces = timer.noting(self._send_pieces)
 
     def _peer_waits(self) -> bool:
         """Whether a callback or an iterator takes its time; a handshake has a limit of its own."""
@@ -344,8 +351,12 @@ class StreamConnection(BaseConnection):
         """Send as much as the kernel takes; never blocks.  Called once a batch, and when the socket is writable."""
         unsent = self._unsent
         while unsent:
-            data = unsent[0] if len(unsent) == 1 else self._gathered()
             try:
+                if len(unsent) > 1:
+                    if self._send_several():
+                        continue
+                    break
+                data = unsent[0]
                 sent = self._send(data)
             except BlockingIOError:
                 break
@@ -367,8 +378,23 @@ class StreamConnection(BaseConnection):
         ):
             self._after_send()
 
-    def _gathered(self) -> bytes | memoryview:
-        """The first piece of what is unsent, joined with those that follow while they are small."""
+    def _send_several(self) -> bool:
+        """Send several pieces with one system call; whether the kernel took all of them.  Raises what that does."""
+        unsent = self._unsent
+        self._join_small_pieces()
+        pieces = unsent[:PIECES_AT_ONCE]
+        sent = self._send_pieces(pieces)
+        self._pending -= sent
+        for piece in pieces:
+            if sent < len(piece):
+                unsent[0] = memoryview(piece)[sent:]
+                return False
+            sent -= len(piece)
+            del unsent[0]
+        return True
+
+    def _join_small_pieces(self) -> None:
+        """Join the first piece of what is unsent with those that follow, while they are small."""
         unsent = self._unsent
         size, count = len(unsent[0]), 1
         while count < len(unsent) and size + len(unsent[count]) <= JOINED_SIZE:
@@ -376,7 +402,6 @@ class StreamConnection(BaseConnection):
             count += 1
         if count > 1:
             unsent[:count] = [b"".join(unsent[:count])]
-        return unsent[0]
 
     def _after_send(self) -> None:
         """Start or end what depends on how much output is left."""

@@ -127,6 +127,7 @@ class TLSConnection(StreamConnection):
         self._close_sent = False  # whether our own end has been said, or is not to be
         self._receive_ciphertext, self._send_ciphertext = self._receive, self._send
         self._send = self._encrypt
+        self._send_pieces = self._encrypt_pieces
 
     def _have_noted(self, timer: IdleTimer) -> None:
         self._receive_ciphertext = timer.noting(self._receive_ciphertext)
@@ -297,6 +298,9 @@ class TLSConnection(StreamConnection):
             self._encrypted = 0
             if sent == len(data) or not ciphertext:
                 return sent
+
+    def _encrypt_pieces(self, pieces: list[bytes | memoryview]) -> int:
+        return self._send(b"".join(pieces))
 
     def _encrypted_next(self, data: bytes | memoryview, start: int) -> bytes:
         """Some of *data*, from *start* on, encrypted; and what TLS itself has to say before."""

@@ -155,6 +155,15 @@ def test_nagles_algorithm_is_off_and_keep_alive_on(tcp):
     assert served.connection._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+def recorded_sends(connection):
+    """What each system call for output of *connection* sends, as the lengths of its pieces."""
+    sends = []
+    send, send_pieces = connection._send, connection._send_pieces
+    connection._send = lambda data: sends.append([len(data)]) or send(data)
+    connection._send_pieces = lambda pieces: sends.append([len(piece) for piece in pieces]) or send_pieces(pieces)
+    return sends
+
+
 def test_small_writes_take_one_system_call(tcp):
     class Small(Witness):
         def handle_input(self, connection, data):
@@ -162,26 +171,34 @@ def test_small_writes_take_one_system_call(tcp):
                 connection.write(b"small ")
 
     client, served = tcp.talk(Small)
-    sent = []
-    send = served.connection._send
-    served.connection._send = lambda data: sent.append(len(data)) or send(data)
+    sends = recorded_sends(served.connection)
     client.connection.write(b"go")
     tcp.until(lambda: len(client.data) == 600)
-    assert sent == [600]
+    assert sends == [[600]]
 
 
 def test_many_pieces_are_joined_and_large_ones_are_not(tcp):
     client, served = tcp.talk()
-    sent = []
-    send = served.connection._send
-    served.connection._send = lambda data: sent.append(len(data)) or send(data)
+    sends = recorded_sends(served.connection)
     for _ in range(20_000):
         served.connection.write(b"x" * 50)
     large = b"y" * 3_000_000
     served.connection.write(large)
     tcp.until(lambda: len(client.data) == 4_000_000)
     assert client.data == b"x" * 1_000_000 + large
-    assert len(sent) < 100
+    assert len(sends) < 100
+
+
+@pytest.mark.parametrize("sizes", [(100_000, 10, 200_000, 10, 10, 70_000), (1_000_000,) * 40])
+def test_pieces_of_all_sizes_are_sent_together_and_in_order(tcp, sizes):
+    pieces = [bytes([65 + index % 26]) * size for index, size in enumerate(sizes)]
+    client, served = tcp.talk()
+    sends = recorded_sends(served.connection)
+    for piece in pieces:
+        served.connection.write(piece)
+    tcp.until(lambda: len(client.data) == sum(sizes))
+    assert client.data == b"".join(pieces)
+    assert len(sends[0]) > 2
 
 
 def test_a_reset_in_the_middle_of_an_answer_costs_no_log_line(socket_stage, caplog):
