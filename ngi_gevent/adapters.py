@@ -15,7 +15,7 @@ from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, Reason
 
-__all__ = ["MAX_LINE", "MAX_SIZE", "Base", "Lines", "Sized"]
+__all__ = ["MAX_LINE", "MAX_SIZE", "Base", "Lines", "Sized", "bottom"]
 
 #: Bytes of a line, and of a sized record, over which a peer is told off: more than anybody means to send in one.
 MAX_LINE = 1024 * 1024
@@ -25,6 +25,13 @@ _LENGTH = struct.Struct(">I")
 
 #: The length that stands for no record at all, but for a sign of life.
 _HEARTBEAT = 2**32 - 1
+
+
+def bottom(connection: Any) -> Any:
+    """The connection below all adapters."""
+    while (below := getattr(connection, "connection", None)) is not None:
+        connection = below
+    return connection
 
 
 @documented_by(IConnectionHandler)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import spawn_raw
 from gevent.exceptions import ConcurrentObjectUseError
 
+from ngi_gevent.adapters import bottom
 from ngi_gevent.connection import LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout
 from ngi_gevent.errors import ConnectionClosed, Timeout
 from ngi_gevent.outstanding import Outstanding
@@ -102,13 +103,6 @@ def _report(connection: Any, error: BaseException, reason: Reason | None) -> Non
         (connection.control or Outstanding()).handler_raised(peer, _FUNCTION, error)
 
 
-def _bottom(connection: Any) -> Any:
-    """The connection below all adapters."""
-    while (below := getattr(connection, "connection", None)) is not None:
-        connection = below
-    return connection
-
-
 def _deadline(timeout: float | None) -> float | None:
     check_timeout(timeout)
     return None if timeout is None else time.monotonic() + timeout
@@ -137,7 +131,7 @@ class _Handler:
         self.reason: Reason | None = None
         #: Whether the connection is gone, and everything delivered that ever will be.
         self.gone = False
-        self._bottom = _bottom(connection)
+        self._bottom = bottom(connection)
         #: Whether the files are those of an adapter.
         self.adapted = self._bottom is not connection
         self._received = 0  # pieces of input
