@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage
+from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage, on_stage
 
 
 def open_sockets() -> set[str]:
@@ -27,31 +27,25 @@ def no_socket_left() -> Iterator[None]:
     assert open_sockets() <= before
 
 
-def _on(kind: type[Stage], tmp_path: object) -> Iterator[Stage]:
-    stage = kind(tmp_path)
-    yield stage
-    stage.clear()
-
-
 @pytest.fixture(params=STAGES, ids=lambda kind: kind.name)
 def stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """A place to play on, for each implementation."""
-    yield from _on(request.param, tmp_path)
+    yield from on_stage(request.param, tmp_path)
 
 
 @pytest.fixture(params=[kind for kind in STAGES if issubclass(kind, SocketStage)], ids=lambda kind: kind.name)
 def socket_stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """A place to play on, for each implementation with sockets: one where handlers may block."""
-    yield from _on(request.param, tmp_path)
+    yield from on_stage(request.param, tmp_path)
 
 
 @pytest.fixture
 def tcp(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """TCP on IPv4, for what need not be tried on each."""
-    yield from _on(TCPStage, tmp_path)
+    yield from on_stage(TCPStage, tmp_path)
 
 
 @pytest.fixture
 def tls(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """TLS over TCP."""
-    yield from _on(TLSStage, tmp_path)
+    yield from on_stage(TLSStage, tmp_path)

@@ -9,7 +9,7 @@ import contextlib
 import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -20,6 +20,7 @@ from gevent.queue import Queue
 
 import ngi_gevent
 from ngi_gevent import testing
+from ngi_gevent.testing.wrapping import WrappingImplementation
 from ngi_gevent.threads import Flag
 
 #: Seconds in which everything that a test waits for happens, even on a busy machine.
@@ -91,6 +92,13 @@ class Stage:
         self.peers: list[Any] = []
         #: The witnesses of server connections, in the order they came.
         self.served: list[Any] = []
+
+    #: Whether everything has happened when a call returns, since nothing takes time.
+    at_once = False
+
+    def another(self) -> Any:
+        """Another implementation of this kind."""
+        return type(self.implementation)()
 
     def happened(self) -> None:
         """Something happened: let who waits look again."""
@@ -196,6 +204,7 @@ class MemoryPeer:
 
 class MemoryStage(Stage):
     name = "memory"
+    at_once = True
 
     def __init__(self, tmp_path: object) -> None:
         super().__init__(testing.Implementation())
@@ -414,6 +423,39 @@ class UnixStage(SocketStage):
         return f"{self.tmp_path}/socket{len(self.listeners)}"
 
 
+class WrappedMemoryStage(MemoryStage):
+    """An implementation around the one in memory, which changes nothing."""
+
+    name = "wrapped-memory"
+
+    def __init__(self, tmp_path: object) -> None:
+        super().__init__(tmp_path)
+        self.implementation = WrappingImplementation(self.implementation)
+
+    def another(self) -> Any:
+        return WrappingImplementation(type(self.implementation.implementation)())
+
+
+class WrappedTCPStage(TCPStage):
+    """An implementation around one on sockets, which changes nothing."""
+
+    name = "wrapped-tcp"
+
+    def __init__(self, tmp_path: object) -> None:
+        super().__init__(tmp_path)
+        self.implementation = WrappingImplementation(self.implementation)
+
+    def another(self) -> Any:
+        return WrappingImplementation(type(self.implementation.implementation)())
+
+
+def on_stage(kind: type[Stage], tmp_path: object) -> Iterator[Stage]:
+    """The body of a fixture: a stage of this *kind*, cleared at the end."""
+    stage = kind(tmp_path)
+    yield stage
+    stage.clear()
+
+
 def _has_ipv6() -> bool:
     try:
         with socket.socket(socket.AF_INET6) as probe:
@@ -426,3 +468,6 @@ def _has_ipv6() -> bool:
 IPV6 = _has_ipv6()
 
 STAGES: list[type[Stage]] = [MemoryStage, TCPStage, *([IPv6Stage] if IPV6 else []), UnixStage, TLSStage, ThreadedStage]
+
+#: Those that are made of others, of which nothing but the contract need be tried.
+WRAPPED_STAGES: list[type[Stage]] = [WrappedMemoryStage, WrappedTCPStage]

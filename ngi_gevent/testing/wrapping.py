@@ -1,0 +1,154 @@
+"""An implementation around another one, whose connections are adapters: the base of those that watch, or do harm.
+
+What it does not change is as it is below: attributes that it does not have are those of what it wraps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ngi_gevent.adapters import Base
+from ngi_gevent.interfaces import IImplementation, IListener, documented_by
+from ngi_gevent.listening import check_client_handler, check_server
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
+
+__all__ = ["WrappingClient", "WrappingConnection", "WrappingImplementation", "WrappingListener"]
+
+
+class WrappingConnection(Base):
+    """A connection around another one; its ``control`` is the listener around the other's."""
+
+    def __init__(self, connection: Any, control: WrappingListener | None) -> None:
+        super().__init__(connection)
+        self._control = control
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "connection":  # it is being made, or copied
+            raise AttributeError(name)
+        return getattr(self.connection, name)
+
+    @property
+    def control(self) -> Any:
+        return self._control
+
+
+class WrappingClient:
+    """A client connect handler around another one, which is given the connection around the one that was made."""
+
+    def __init__(self, implementation: WrappingImplementation, handler: Any) -> None:
+        self._implementation = implementation
+        self._handler = handler
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_handler":
+            raise AttributeError(name)
+        return getattr(self._handler, name)
+
+    def connected(self, connection: Any) -> object:
+        return self._handler.connected(self._implementation.wrap(connection, None))
+
+    def failed_connect(self, reason: Any) -> object:
+        return self._handler.failed_connect(reason)
+
+
+@documented_by(IListener)
+class WrappingListener:
+    """A listener around another one."""
+
+    def __init__(self, implementation: WrappingImplementation, server: IServer) -> None:
+        self._implementation = implementation
+        self._server = server
+        self._connections: dict[Any, WrappingConnection] = {}
+        #: The listener that this one is around.
+        self.listener: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} around {self.listener!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "listener":
+            raise AttributeError(name)
+        return getattr(self.listener, name)
+
+    @property
+    def address(self) -> Any:
+        return self.listener.address
+
+    def connections(self) -> Iterator[Any]:
+        # One that was accepted a moment ago has not been wrapped yet, and nobody knows it.
+        wrapped = map(self._connections.get, self.listener.connections())
+        return iter([connection for connection in wrapped if connection is not None])
+
+    def connect(self, handler: IClientConnectHandler | None = None, *arguments: Any, **options: Any) -> Any:
+        if handler is None:
+            return self.listener.connect(None, *arguments, **options)
+        check_client_handler(handler)
+        return self.listener.connect(self._implementation.wrap_client(handler), *arguments, **options)
+
+    def close(self, handler: Callable[[Any], object] | None = None) -> None:
+        if callable(handler):
+            self.listener.close(lambda _: handler(self))
+        else:
+            self.listener.close(handler)
+
+    def close_wait(self, timeout: float | None = None) -> int:
+        return self.listener.close_wait(timeout)  # type: ignore[no-any-return]
+
+    def serve(self, connection: Any) -> object:
+        """Give a new *connection* to the server: the server of the listener that this one is around."""
+        self.listener = connection.control  # on another thread, this may be before the call for it has returned
+        wrapped = self._connections[connection] = self._implementation.wrap(connection, self)
+        connection.when_closed(lambda: self._connections.pop(connection, None))
+        return self._server(wrapped)
+
+
+@documented_by(IImplementation)
+class WrappingImplementation:
+    """An implementation around *implementation*."""
+
+    def __init__(self, implementation: Any) -> None:
+        #: The implementation that this one is around.
+        self.implementation = implementation
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} around {self.implementation!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "implementation":
+            raise AttributeError(name)
+        return getattr(self.implementation, name)
+
+    def connect(self, address: Any, handler: IClientConnectHandler) -> None:
+        check_client_handler(handler)
+        self.implementation.connect(address, self.wrap_client(handler))
+
+    def listener(self, address: Any, server: IServer, **options: Any) -> Any:
+        check_server(server)
+        wrapping = WrappingListener(self, server)
+        wrapping.listener = self.implementation.listener(address, wrapping.serve, **options)
+        return wrapping
+
+    def udp(self, address: Any, data: Data) -> None:
+        self.implementation.udp(address, data)
+
+    def udp_listener(self, address: Any, handler: IUDPHandler, *arguments: Any, **options: Any) -> Any:
+        return self.implementation.udp_listener(address, handler, *arguments, **options)
+
+    def wait(self, timeout: float | None = None) -> None:
+        self.implementation.wait(timeout)
+
+    def close(self) -> None:
+        self.implementation.close()
+
+    # What others are made of.
+
+    def wrap(self, connection: Any, control: WrappingListener | None) -> WrappingConnection:
+        """The connection around *connection*, which was accepted by *control*, if by any."""
+        return WrappingConnection(connection, control)
+
+    def wrap_client(self, handler: IClientConnectHandler) -> WrappingClient:
+        """The client connect handler around *handler*."""
+        return WrappingClient(self, handler)
