@@ -20,7 +20,7 @@ from greenlet import greenlet
 
 from ngi_gevent.errors import Deadlock, ImplementationClosed
 
-__all__ = ["Flag", "allocate_lock", "call_on", "get_ident", "has_hub", "is_only_thread", "start_new_thread"]
+__all__ = ["Flag", "allocate_lock", "call_on", "get_hub_if_exists", "get_ident", "is_only_thread", "start_new_thread"]
 
 Result = TypeVar("Result")
 
@@ -30,11 +30,6 @@ LOOK_AFTER = 1.0
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 start_new_thread: Callable[..., int] = get_original("_thread", "start_new_thread")
-
-
-def has_hub() -> bool:
-    """Whether this thread has greenlets, or may have: a question that does not make a hub for it."""
-    return get_hub_if_exists() is not None
 
 
 def is_only_thread() -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage, on_stage
 
+pytest_plugins = ["pytester"]
+
 
 def open_sockets() -> set[str]:
     """The sockets of this process, where the system tells."""

@@ -20,6 +20,7 @@ from ngi_gevent.testing.implementation import (
     udp_listener,
     wait,
 )
+from ngi_gevent.testing.leaks import nothing_left
 from ngi_gevent.testing.listening import Listener
 from ngi_gevent.testing.printing import PrintingHandler, TextPrintingHandler
 from ngi_gevent.testing.recorder import Recorder
@@ -37,6 +38,7 @@ __all__ = [
     "connectable",
     "default",
     "listener",
+    "nothing_left",
     "udp",
     "udp_listener",
     "wait",

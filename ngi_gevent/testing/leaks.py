@@ -13,18 +13,18 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from traceback import extract_stack
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import gevent
-from gevent.hub import Hub
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
-from ngi_gevent.errors import ImplementationClosed, Timeout
+import ngi_gevent
+from ngi_gevent.errors import Deadlock
+from ngi_gevent.testing.patience import is_set_in_time
 from ngi_gevent.testing.wrapping import WrappingClient, WrappingConnection, WrappingImplementation, WrappingListener
-from ngi_gevent.threads import has_hub
+from ngi_gevent.threads import Flag, get_hub_if_exists
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IClientConnectHandler, IServer, IUDPHandler
@@ -33,9 +33,6 @@ __all__ = ["GRACE", "Watched", "nothing_left"]
 
 #: Seconds that what is ending is given to end.
 GRACE = 2.0
-
-#: The watch that greenlets were made under, which they inherit from who makes them.
-_watch: ContextVar[object] = ContextVar("ngi_gevent watch")
 
 
 @contextmanager
@@ -62,9 +59,10 @@ class Watched(WrappingImplementation):
     def __init__(self, implementation: Any) -> None:
         super().__init__(implementation)
         self._made: dict[Any, str] = {}
+        self._empty = Flag()
         self._problems: list[str] = []
-        self._before = _descriptors()
-        self._token = _watch.set(self)
+        self._descriptors_before = _descriptors()
+        self._greenlets = _Greenlets()
 
     def check(self) -> None:
         """End everything, and raise ``AssertionError`` if something was left."""
@@ -82,67 +80,221 @@ class Watched(WrappingImplementation):
             end()
         self._settle()
         self.implementation.close()
-        left += self._greenlets_left()
-        _watch.reset(self._token)
-        return left + _new_descriptors(self._before)
+        left += [_shown_greenlet(one) for one in self._greenlets.left()]
+        self._greenlets.stop()
+        return left + _new_descriptors(self._descriptors_before)
 
     def _settle(self) -> None:
         """Give what is ending the time to end."""
-        try:
-            self.implementation.wait(GRACE)
-        except (Timeout, ImplementationClosed):
-            pass
-
-    def _greenlets_left(self) -> list[str]:
-        if not has_hub():
-            return []
-        made = self._greenlets()
-        gevent.joinall([one for one in made if isinstance(one, gevent.Greenlet)], GRACE)
-        gevent.idle()
-        return [_shown_greenlet(one) for one in made if not one.dead]
-
-    def _greenlets(self) -> list[Any]:
-        """The greenlets that were made under this watch, and are not done."""
-        return [one for one in gc.get_objects() if isinstance(one, greenlet) and self._watches(one)]
-
-    def _watches(self, one: Any) -> bool:
-        if one.dead or one is gevent.getcurrent() or isinstance(one, Hub):
-            return False
-        try:
-            context = one.gr_context
-        except ValueError:  # it runs on another thread
-            return False
-        return context is not None and context.get(_watch) is self
+        if self._made:
+            with suppress(Deadlock):
+                is_set_in_time(self._empty, GRACE)
 
     # What is made.
 
     def made(self, thing: Any, how: str) -> None:
         """*thing* is there now, and to be ended."""
+        if not self._made:
+            self._empty = Flag()
         self._made[thing] = how
 
     def ended(self, thing: Any) -> None:
         """*thing* is there no more."""
         self._made.pop(thing, None)
+        if not self._made:
+            self._empty.set()
 
     def problem(self, text: str) -> None:
         """Something else that must not be."""
         self._problems.append(text)
 
-    def connect(self, address: Any, handler: IClientConnectHandler) -> None:
-        super().connect(address, handler)
-
-    def listener(self, address: Any, server: IServer, **options: Any) -> WrappingListener:
-        listener: WrappingListener = super().listener(address, server, **options)
-        self.made(listener, f"made at {_caller()}")
-        return listener
-
     def udp_listener(self, address: Any, handler: IUDPHandler, *arguments: Any, **options: Any) -> Any:
-        listener = _WatchedDatagramListener(self, super().udp_listener(address, handler, *arguments, **options))
-        self.made(listener, f"made at {_caller()}")
-        return listener
+        listener = super().udp_listener(address, handler, *arguments, **options)
+        return _WatchedDatagramListener(self, listener)
 
     def wrap(self, connection: Any, control: WrappingListener | None) -> WrappingConnection:
-        return _WatchedConnection(self, connection, control)
+        how = "connected" if control is None else f"accepted by a listener {control.made}"
+        return _WatchedConnection(self, connection, control, how)
+
+    def close(self) -> None:
+        super().close()
+        for thing in list(self._made):
+            if isinstance(thing, (_WatchedListener, _WatchedDatagramListener)):
+                self.ended(thing)
+
+    def wrap_listener(self, server: IServer) -> WrappingListener:
+        return _WatchedListener(self, server)
 
     def wrap_client(self, handler: IClientConnectHandler) -> WrappingClient:
         return _WatchedClient(self, handler)
+
+
+class _WatchedConnection(WrappingConnection):
+    def __init__(self, watched: Watched, connection: Any, control: Any, made: str) -> None:
+        super().__init__(connection, control)
+        self._watched = watched
+        self._made = made
+        self._closes = 0
+        watched.made(self, made)
+        connection.when_closed(lambda: watched.ended(self))
+
+    def handle_close(self, connection: Any, reason: Any) -> None:
+        self._closes += 1
+        if self._closes > 1:
+            self._watched.problem(f"handle_close was called {self._closes} times for {self.connection!r}, {self._made}")
+        super().handle_close(connection, reason)
+
+
+class _WatchedListener(WrappingListener):
+    def __init__(self, watched: Watched, server: IServer) -> None:
+        super().__init__(watched, server)
+        self._watched = watched
+        self.made = f"made at {_caller()}"
+        watched.made(self, self.made)
+
+    def close(self, handler: Any = None) -> None:
+        super().close(handler)
+        self._watched.ended(self)
+
+    def close_wait(self, timeout: float | None = None) -> int:
+        ended = super().close_wait(timeout)
+        self._watched.ended(self)
+        return ended
+
+
+class _WatchedDatagramListener:
+    def __init__(self, watched: Watched, listener: Any) -> None:
+        self._watched = watched
+        self.listener = listener
+        watched.made(self, f"made at {_caller()}")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.listener, name)
+
+    def close(self) -> None:
+        self.listener.close()
+        self._watched.ended(self)
+
+
+class _WatchedClient(WrappingClient):
+    """A connect, from when it is under way until there is a connection, or none."""
+
+    def __init__(self, watched: Watched, handler: IClientConnectHandler) -> None:
+        super().__init__(watched, handler)
+        self._watched = watched
+        self.made = f"begun at {_caller()}"
+        self.close: Any = None
+
+    def __repr__(self) -> str:
+        return f"a connect for {self._handler!r:.100}"
+
+    def connecting(self, give_up: Any) -> None:
+        self.close = give_up
+        self._watched.made(self, self.made)
+        connecting = getattr(self._handler, "connecting", None)
+        if connecting is not None:
+            connecting(give_up)
+
+    def connected(self, connection: Any) -> object:
+        self._watched.ended(self)
+        how = self.made.replace("begun", "connected")
+        return self._handler.connected(_WatchedConnection(self._watched, connection, None, how))
+
+    def failed_connect(self, reason: Any) -> object:
+        self._watched.ended(self)
+        return super().failed_connect(reason)
+
+
+# What is left, in words.
+
+
+def _shown(thing: Any) -> str:
+    if isinstance(thing, _WatchedConnection):
+        thing = thing.connection
+    elif isinstance(thing, (_WatchedListener, _WatchedDatagramListener)):
+        thing = thing.listener
+    return repr(thing)
+
+
+#: Where the code is that a user of this package has not written.
+_PLUMBING = tuple(os.path.dirname(module.__file__ or "") + os.sep for module in (ngi_gevent, gevent))
+
+
+def _caller() -> str:
+    """The line that called this package."""
+    return _line(sys._getframe(1)) or "an unknown place"
+
+
+def _line(frame: Any) -> str | None:
+    """The line of *frame* that is a user's, as ``file:line``, if there is one."""
+    while frame is not None and frame.f_code.co_filename.startswith(_PLUMBING):
+        frame = frame.f_back
+    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class _Greenlets:
+    """The greenlets of this thread that are made from now on: all kinds of them, of which only the collector knows.
+
+    Looking through all objects takes long, compared to a test in memory.  Those that are there already are frozen
+    meanwhile, that is, kept apart by the collector, so that it has only the new ones to show.
+    """
+
+    def __init__(self) -> None:
+        self._freezes = not gc.get_freeze_count()  # else somebody else does, for as long as it likes
+        if self._freezes:
+            gc.freeze()
+        self._before = WeakSet(self._alive())
+
+    def stop(self) -> None:
+        """Have the collector be as it was."""
+        if self._freezes:
+            gc.unfreeze()
+
+    def left(self) -> list[Any]:
+        """Those that are not done, after giving them the time to be."""
+        if get_hub_if_exists() is not None:
+            gevent.idle()
+        new = [one for one in self._alive() if one not in self._before]
+        gevent.joinall([one for one in new if isinstance(one, gevent.Greenlet)], GRACE)
+        return [one for one in new if not one.dead]
+
+    def _alive(self) -> list[Any]:
+        hub, here = get_hub_if_exists(), getcurrent()
+        found = [one for one in gc.get_objects() if issubclass(type(one), greenlet)]
+        return [one for one in found if one.parent is hub is not None and one is not here and not one.dead]
+
+
+def _shown_greenlet(one: Any) -> str:
+    """A greenlet: what it runs, where it was made, and where it is."""
+    text = repr(one)
+    made, waiting = _line(getattr(one, "spawning_stack", None)), _line(one.gr_frame)
+    return text + (f", made at {made}" if made else "") + (f", waiting at {waiting}" if waiting else "")
+
+
+def _descriptors() -> dict[int, str]:
+    """The descriptors of this process, where the system tells, but for those of event loops."""
+    found = {}
+    directory = "/proc/self/fd"
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+        try:
+            target = os.readlink(f"{directory}/{name}")
+        except OSError:
+            continue  # the listing's own
+        if not target.startswith("anon_inode:"):
+            found[int(name)] = target
+    return found
+
+
+def _new_descriptors(before: dict[int, str]) -> list[str]:
+    return [
+        f"descriptor {number}, {_shown_descriptor(number, target)}"
+        for number, target in _descriptors().items()
+        if before.get(number) != target
+    ]
+
+
+def _shown_descriptor(number: int, target: str) -> str:
+    if not target.startswith("socket:"):
+        return target
+    with socket.socket(fileno=os.dup(number)) as sock:
+        return f"a socket on {sock.getsockname()!r}"

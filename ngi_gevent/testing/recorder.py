@@ -17,19 +17,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import gevent
-
 from ngi_gevent.adapters import bottom
 from ngi_gevent.errors import ConnectionFailed, Deadlock
-from ngi_gevent.threads import Flag, has_hub, is_only_thread
+from ngi_gevent.testing.patience import PATIENCE, is_set_in_time
+from ngi_gevent.threads import Flag
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
 
-__all__ = ["PATIENCE", "Recorder"]
-
-#: Seconds in which everything that a test waits for happens, even on a busy machine.
-PATIENCE = 10.0
+__all__ = ["Recorder"]
 
 
 class Recorder:
@@ -155,16 +151,9 @@ class Recorder:
 
     def _wait(self, flag: Flag, left: float, timeout: float) -> str:
         """Wait until *flag* is set; what kept it from being set, or nothing."""
-        wait = getattr(bottom(self.connection), "wait_for", _wait_alone)
-        left = max(0.0, left)
+        wait = getattr(bottom(self.connection), "wait_for", None)
         try:
-            if has_hub():
-                # A timer that does not count as something that could make it happen.
-                with gevent.Timeout(left, False, ref=False):  # type: ignore[arg-type]  # False: it is not raised
-                    wait(flag, None)
-            else:
-                wait(flag, left)
-            return "" if flag.is_set() else f"it did not happen in {timeout} seconds"
+            return "" if is_set_in_time(flag, left, wait) else f"it did not happen in {timeout} seconds"
         except Deadlock as deadlock:
             return str(deadlock)
 
@@ -179,8 +168,3 @@ class Recorder:
         if self.closed is not None:
             return f", the connection ended: {self.closed}"
         return ", the connection is closed" if self.gone else ", the connection is open"
-
-
-def _wait_alone(flag: Flag, timeout: float | None) -> bool:
-    """Wait for what there is no connection for yet, which could tell who else may set *flag*."""
-    return flag.wait(timeout, alone=is_only_thread())

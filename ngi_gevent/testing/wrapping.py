@@ -127,7 +127,7 @@ class WrappingImplementation:
 
     def listener(self, address: Any, server: IServer, **options: Any) -> Any:
         check_server(server)
-        wrapping = WrappingListener(self, server)
+        wrapping = self.wrap_listener(server)
         wrapping.listener = self.implementation.listener(address, wrapping.serve, **options)
         return wrapping
 
@@ -148,6 +148,10 @@ class WrappingImplementation:
     def wrap(self, connection: Any, control: WrappingListener | None) -> WrappingConnection:
         """The connection around *connection*, which was accepted by *control*, if by any."""
         return WrappingConnection(connection, control)
+
+    def wrap_listener(self, server: IServer) -> WrappingListener:
+        """The listener around one that is about to be made."""
+        return WrappingListener(self, server)
 
     def wrap_client(self, handler: IClientConnectHandler) -> WrappingClient:
         """The client connect handler around *handler*."""

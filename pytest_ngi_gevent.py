@@ -1,0 +1,65 @@
+"""The pytest plugin of ngi_gevent: fixtures for tests in memory, on real sockets, or on both.
+
+It is a module of its own, and imports nothing but pytest, since pytest imports it in every run, also where nobody has
+asked for gevent: only a test that uses a fixture imports the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+__all__ = ["ngi", "ngi_implementation", "ngi_network", "pytest_runtest_makereport"]
+
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def ngi(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A fresh implementation in memory, with which nothing must be left over at the end of the test."""
+    from ngi_gevent.testing import Implementation
+
+    yield from _watched(request, Implementation)
+
+
+@pytest.fixture
+def ngi_network(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A fresh implementation on the sockets of the loopback interface, with which nothing must be left over.
+
+    Listen on None for a free port.  It is served on the hub of the test's thread, whenever the test waits.
+    """
+    from gevent import get_hub
+
+    from ngi_gevent import Implementation
+
+    get_hub()  # or it would count as left over
+    yield from _watched(request, Implementation)
+
+
+@pytest.fixture(params=["ngi", "ngi_network"], ids=["memory", "network"])
+def ngi_implementation(request: pytest.FixtureRequest) -> Any:
+    """Either of the two: a test that takes it runs twice, and waits where that takes time on sockets."""
+    return request.getfixturevalue(request.param)
+
+
+def _watched(request: pytest.FixtureRequest, make: Callable[[], Any]) -> Iterator[Any]:
+    __tracebackhide__ = True
+    from ngi_gevent.testing.leaks import Watched
+
+    watched = Watched(make())
+    yield watched
+    if request.node.stash.get(_failed, False):
+        watched.end()  # what a failed test left over is no news
+    else:
+        watched.check()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember whether the test failed, and have a failure show the plans of the faults that it met."""
+    report = yield
+    if report.failed and report.when == "call":
+        item.stash[_failed] = True
+    return report

@@ -1,0 +1,256 @@
+"""What is left over is named, with where it was made; and the fixtures, in runs of pytest of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import ngi_gevent
+from ngi_gevent import adapters, blocking, testing
+from ngi_gevent.testing import leaks
+
+KINDS = [testing.Implementation, ngi_gevent.Implementation]
+
+
+@pytest.fixture(params=KINDS, ids=["memory", "network"])
+def kind(request, monkeypatch):
+    gevent.get_hub()
+    monkeypatch.setattr(leaks, "GRACE", 0.2)
+    return request.param
+
+
+def here():
+    """The line after the one that calls this, as failures name it."""
+    frame = sys._getframe(1)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno + 1}"
+
+
+def test_nothing_is_left_of_what_was_ended(kind):
+    with testing.nothing_left(kind()) as implementation:
+        client = testing.Recorder()
+        listener = implementation.listener(None, testing.Recorder)
+        listener.connect(client)
+        datagrams = implementation.udp_listener(None, lambda address, data: None)
+        client.wait_connected().write(b"x")
+        gevent.spawn(gevent.sleep, 0.01)
+        listener.close()
+        datagrams.close()
+
+
+def test_nothing_is_left_of_a_closed_implementation(kind):
+    with testing.nothing_left(kind()) as implementation:
+        client = testing.Recorder()
+        implementation.listener(None, testing.Recorder).connect(client)
+        client.wait_connected()
+        implementation.udp_listener(None, lambda address, data: None)
+        implementation.close()
+
+
+def test_an_open_connection_is_named_with_where_it_was_made(kind):
+    client = testing.Recorder()
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
+        listened = here()
+        listener = implementation.listener(None, testing.Recorder)
+        connected = here()
+        implementation.connect(listener.address, client)
+        client.wait_connected()
+        listener.close(lambda listener: None)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "left over:"
+    assert sorted(line.split(", ")[-1] for line in lines[1:]) == [
+        f"accepted by a listener made at {listened}",
+        f"connected at {connected}",
+    ]
+    assert all("Connection (" in line for line in lines[1:])
+    client.wait_until(lambda: client.gone)
+
+
+def test_listeners_are_named(kind):
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
+        first = here()
+        listener = implementation.listener(None, testing.Recorder)
+        second = here()
+        datagrams = implementation.udp_listener(None, print)
+    assert str(caught.value).split("\n")[1:] == [
+        f"  <{type(listener.listener).__name__} on {listener.address!r}, accepting, connections: 0>, made at {first}",
+        f"  <{type(datagrams.listener).__name__} on {datagrams.address!r}, open>, made at {second}",
+    ]
+
+
+def test_a_connect_under_way_is_named(monkeypatch):
+    monkeypatch.setattr(leaks, "GRACE", 0)
+    client = testing.Recorder()
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(ngi_gevent.Implementation()) as implementation:
+        begun = here()
+        implementation.connect(("127.0.0.1", 9), client)
+    assert f"a connect for {client!r}, begun at {begun}" in str(caught.value)
+    assert client.failed is None or client.failed == "stopped"
+    client.wait_until(lambda: client.failed)
+
+
+def test_a_greenlet_is_named_and_what_it_waits_in(kind):
+    event = Event()
+
+    def wait_for_ever():
+        event.wait()
+
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()):
+        made = here()
+        gevent.spawn(wait_for_ever)
+    waiting = f"{__file__}:{wait_for_ever.__code__.co_firstlineno + 1}"
+    assert "wait_for_ever" in str(caught.value)
+    assert str(caught.value).endswith(f"made at {made}, waiting at {waiting}")
+    event.set()
+
+
+def test_greenlets_of_handlers_are_found_and_others_are_not(kind):
+    event = Event()
+    before = gevent.spawn(event.wait)
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
+
+        @blocking.server
+        def stubborn(input, output):
+            event.wait()
+
+        client = testing.Recorder()
+        listener = implementation.listener(None, stubborn)
+        listener.connect(client)
+        client.wait_connected()
+        gevent.sleep(0.01)
+        listener.close()
+    assert str(caught.value).count("waiting at") == 1
+    event.set()
+    before.join()
+
+
+def test_a_descriptor_is_named(kind):
+    kept = []
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()):
+        kept = [socket.socket(), open(os.devnull)]  # noqa: SIM115
+        kept[0].bind(("127.0.0.1", 0))
+    lines = str(caught.value).split("\n")[1:]
+    address = kept[0].getsockname()
+    assert sorted(lines) == sorted(
+        [f"  descriptor {kept[0].fileno()}, a socket on {address!r}", f"  descriptor {kept[1].fileno()}, /dev/null"]
+    )
+    for descriptor in kept:
+        descriptor.close()
+
+
+def test_a_second_handle_close_is_a_problem():
+    class Stutters(testing.Implementation):
+        """An implementation that tells of the end twice."""
+
+        def connect_to(self, listener, address, handler, client_address):
+            class Client:
+                failed_connect = handler.failed_connect
+
+                def connected(self, connection):
+                    handler.connected(Twice(connection))
+
+            super().connect_to(listener, address, Client(), client_address)
+
+    class Twice(adapters.Base):
+        def handle_close(self, connection, reason):
+            super().handle_close(connection, reason)
+            super().handle_close(connection, reason)
+
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(Stutters()) as implementation:
+        listener = implementation.listener(None, testing.Recorder)
+        listener.connect(testing.Recorder())
+        listener.close()
+    assert "handle_close was called 2 times for <Twice over <Connection" in str(caught.value)
+
+
+def test_another_exception_is_not_replaced(kind):
+    with pytest.raises(ZeroDivisionError), testing.nothing_left(kind()) as implementation:
+        listener = implementation.listener(None, testing.Recorder)
+        assert 1 / 0
+    assert "accepting" not in repr(listener)
+
+
+# The fixtures.
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    """Run pytest on a file of tests, in a process of its own."""
+
+    def run(text, *arguments):
+        pytester.makepyfile(text)
+        return pytester.runpytest_subprocess("-p", "pytest_ngi_gevent", "-p", "no:cacheprovider", *arguments)
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    return run
+
+
+def test_a_test_runs_over_both(run):
+    result = run(
+        """
+        from ngi_gevent import testing
+
+        class Echo:
+            def __init__(self, connection):
+                connection.set_handler(self)
+
+            def handle_input(self, connection, data):
+                connection.write(data.upper())
+
+        def test_echo(ngi_implementation):
+            client = testing.Recorder()
+            listener = ngi_implementation.listener(None, Echo)
+            listener.connect(client)
+            client.wait_connected().write(b"hello")
+            client.expect(b"HELLO")
+            listener.close()
+
+        def test_each(ngi, ngi_network):
+            assert ngi.listener(None, Echo).address[0] == "in memory"
+            assert ngi_network.listener(None, Echo).address[0] == "127.0.0.1"
+            ngi.close()
+            ngi_network.close()
+        """,
+        "-v",
+    )
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*test_echo?memory? PASSED*", "*test_echo?network? PASSED*"])
+
+
+def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run):
+    result = run(
+        """
+        from ngi_gevent import testing
+
+        def test_forgetful(ngi_implementation):
+            ngi_implementation.listener(None, testing.Recorder)
+
+        def test_failing(ngi_implementation):
+            ngi_implementation.listener(None, testing.Recorder)
+            assert False
+        """
+    )
+    result.assert_outcomes(passed=2, errors=2, failed=2)
+    result.stdout.fnmatch_lines(["E*left over:", "E*Listener on ('in memory', 1), accepting*made at *.py:4"])
+    result.stdout.fnmatch_lines(["E*left over:", "E*Listener on ('127.0.0.1', *), accepting*made at *.py:4"])
+    result.stdout.no_fnmatch_line("*made at *.py:7*")
+
+
+def test_the_plugin_imports_nothing_before_it_is_used(run):
+    result = run(
+        """
+        import sys
+
+        def test_not_imported():
+            assert not [name for name in sys.modules if name.split(".")[0] in ("gevent", "ngi_gevent", "greenlet")]
+
+        def test_imported(ngi):
+            assert "ngi_gevent" in sys.modules
+        """
+    )
+    result.assert_outcomes(passed=2)
