@@ -8,8 +8,11 @@ another has it queued, never nested: callbacks of one implementation, or of one 
 turns in the order in which they were caused.
 """
 
+from ngi_gevent.testing.chunking import check_chunking
 from ngi_gevent.testing.connection import Connection, TextConnection
+from ngi_gevent.testing.conversation import Answer, converse
 from ngi_gevent.testing.datagram import DatagramListener
+from ngi_gevent.testing.faulty import Faulty
 from ngi_gevent.testing.implementation import (
     Implementation,
     connect,
@@ -22,20 +25,30 @@ from ngi_gevent.testing.implementation import (
 )
 from ngi_gevent.testing.leaks import nothing_left
 from ngi_gevent.testing.listening import Listener
+from ngi_gevent.testing.plan import Faults, Input, Plan
 from ngi_gevent.testing.printing import PrintingHandler, TextPrintingHandler
 from ngi_gevent.testing.recorder import Recorder
+from ngi_gevent.testing.work import check_work
 
 __all__ = [
+    "Answer",
     "Connection",
     "DatagramListener",
+    "Faults",
+    "Faulty",
     "Implementation",
+    "Input",
     "Listener",
+    "Plan",
     "PrintingHandler",
     "Recorder",
     "TextConnection",
     "TextPrintingHandler",
+    "check_chunking",
+    "check_work",
     "connect",
     "connectable",
+    "converse",
     "default",
     "listener",
     "nothing_left",

@@ -61,7 +61,7 @@ class Connection(BaseConnection):
 
     # What one side has written waits in its wire, in order: bytes, iterators given to writelines, and at last an _End.
     # The other side takes from there, when it is its turn and it can take input.
-    __slots__ = ("_begin", "_queued", "_turns", "_wire", "peer")
+    __slots__ = ("_begin", "_queued", "_reads", "_turns", "_wire", "peer")
 
     #: The handler of the peer, where none is given.
     printing_handler: type[PrintingHandler] = PrintingHandler
@@ -94,6 +94,7 @@ class Connection(BaseConnection):
         self._wire: deque[bytes | PendingLines | _End] = deque()
         self._begin: tuple[Callable[[Any], object], str] | None = None
         self._queued = False
+        self._reads = True
 
     # The network's part, for tests.
 
@@ -109,6 +110,14 @@ class Connection(BaseConnection):
         if self._state is OPEN:
             self.peer._wire.append(_End(reason))
             self._take_turn()
+
+    def test_stop_reading(self) -> None:
+        """Have this side take no more input, as a peer that reads nothing: what comes stays in the network."""
+        self._reads = False
+
+    def postpone(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called in the next turn, before anything else of this connection.  For use in a callback."""
+        self.start(lambda _: callback(), "handle_input")
 
     # Output.
 
@@ -192,7 +201,7 @@ class Connection(BaseConnection):
         elif self._exceptions:
             self._tell_exception(self._exceptions.pop(0))
             self._queue_turn()
-        elif self._pause_over is None or self._pending <= self._pause_over:
+        elif self._reads and (self._pause_over is None or self._pending <= self._pause_over):
             self._take_input()
 
     def _take_input(self) -> None:

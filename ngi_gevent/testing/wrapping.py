@@ -34,6 +34,10 @@ class WrappingConnection(Base):
     def control(self) -> Any:
         return self._control
 
+    def in_callback(self, call: Callable[..., object], *arguments: Any) -> object:
+        """Call the application."""
+        return call(*arguments)
+
 
 class WrappingClient:
     """A client connect handler around another one, which is given the connection around the one that was made."""
@@ -48,7 +52,8 @@ class WrappingClient:
         return getattr(self._handler, name)
 
     def connected(self, connection: Any) -> object:
-        return self._handler.connected(self._implementation.wrap(connection, None))
+        wrapped = self._implementation.wrap(connection, None)
+        return wrapped.in_callback(self._handler.connected, wrapped)
 
     def failed_connect(self, reason: Any) -> object:
         return self._handler.failed_connect(reason)
@@ -102,7 +107,7 @@ class WrappingListener:
         self.listener = connection.control  # on another thread, this may be before the call for it has returned
         wrapped = self._connections[connection] = self._implementation.wrap(connection, self)
         connection.when_closed(lambda: self._connections.pop(connection, None))
-        return self._server(wrapped)
+        return wrapped.in_callback(self._server, wrapped)
 
 
 @documented_by(IImplementation)

@@ -1,0 +1,188 @@
+"""Whether what a server answers depends on how its input is cut, which TCP does as it likes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from ngi_gevent.testing.conversation import Answer, Conversation, converse
+from ngi_gevent.testing.work import check_work
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import IServer
+
+__all__ = ["check_chunking"]
+
+#: How many random ways to cut are tried.
+RANDOM_CUTS = 50
+
+
+def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, seed: int = 0) -> None:
+    """Check that *server* answers the same however its input is cut, and raises nothing wherever it ends.
+
+    *conversation* is what a client sends: bytes, or a list of them where it waits for the answer in between.  The
+    server gets it as it is, all in one piece, cut at every single place, a byte at a time, and cut at random places,
+    for which *seed* is the seed; then all of its beginnings, after which the client finishes, or the connection breaks.
+    And the work that it has must not grow with the square of its input: see :func:`check_work`.
+
+    Each connection must be a new beginning: give a server that has its state for itself.  It runs in memory, on the
+    calling greenlet; the time this takes grows with the square of the length of the conversation, of which a few
+    hundred bytes are enough.
+
+    Raises :class:`AssertionError` with the smallest cut that makes a difference, as a test to paste.
+    """
+    __tracebackhide__ = True
+    chunking = _Chunking(server, conversation, seed)
+    chunking.check_whole()
+    chunking.check_cuts()
+    chunking.check_ends()
+    chunking.check_work()
+
+
+class _Chunking:
+    """One check.  A cut is the places where the input is cut: sorted, none of them its beginning or end."""
+
+    def __init__(self, server: IServer, conversation: bytes | Sequence[bytes], seed: int) -> None:
+        messages = [conversation] if isinstance(conversation, (bytes, bytearray, memoryview)) else list(conversation)
+        if not all(isinstance(message, (bytes, bytearray, memoryview)) for message in messages):
+            raise TypeError(f"a conversation is bytes, or a list of bytes; got {conversation!r:.100}")
+        self._server = server
+        self._seed = seed
+        self._input = b"".join(map(bytes, messages))
+        ends = [sum(map(len, messages[:count])) for count in range(1, len(messages))]
+        #: Where the client waits for the answer.
+        self._waits = sorted(set(ends) - {0, len(self._input)})
+
+    def check_whole(self) -> None:
+        """As the client sends it, which must not raise, and must have the same answer again."""
+        __tracebackhide__ = True
+        expected, again = self._answer(self._waits), self._answer(self._waits)
+        if isinstance(expected, BaseException):
+            self._fail("the server raises, however its input is cut", self._waits)
+        if not _same(expected, again):
+            raise AssertionError(
+                "the server answers the same input, cut the same way, once so and once so, which makes it impossible "
+                f"to say what cutting does: first {expected}, then {again}.  Give a server whose every connection is a "
+                "new beginning"
+            )
+        self._expected = expected
+
+    def check_cuts(self) -> None:
+        """The whole conversation, cut in many ways."""
+        __tracebackhide__ = True
+        for cut in self._cuts():
+            if not _same(self._answer(cut), self._expected):
+                self._fail("the answer depends on how the input is cut", self._smallest(cut))
+
+    def _cuts(self) -> Iterator[list[int]]:
+        places = range(1, len(self._input))
+        yield []
+        for place in places:
+            yield sorted({*self._waits, place})
+        yield list(places)
+        random = Random(self._seed)
+        for _ in range(RANDOM_CUTS if places else 0):
+            yield sorted(random.sample(places, random.randint(1, len(places))))
+
+    def check_ends(self) -> None:
+        """Every beginning of the conversation, in one piece, and what it was answered a byte at a time."""
+        __tracebackhide__ = True
+        answers = self._answers_to_bytes()
+        for end in range(len(self._input)):
+            for reset in False, True:
+                answer = self._answer([], end, reset)
+                if isinstance(answer, BaseException):
+                    self._fail("the server raises when the connection ends there", [], end, reset)
+                if answer != answers[end]:
+                    cut = self._smallest(list(range(1, end)), end)
+                    self._fail("the answer to a beginning depends on how it is cut", cut, end)
+
+    def _answers_to_bytes(self) -> list[Answer]:
+        conversation = Conversation(self._server)
+        answers = [conversation.answer()]
+        for at in range(len(self._input)):
+            conversation.send(self._input[at : at + 1])
+            answers.append(conversation.answer())
+        conversation.end()
+        return answers
+
+    def check_work(self) -> None:
+        __tracebackhide__ = True
+        try:
+            check_work(self._server, self._input)
+        except AssertionError as error:
+            test = f"    check_work({_named(self._server)[0]}, {self._input!r})"
+            raise AssertionError(f"{error}\n\n{self._pasted('check_work', test)}") from None
+
+    # Trying a cut.
+
+    def _answer(self, cut: Iterable[int], end: int | None = None, reset: bool = False) -> Answer | BaseException:
+        """The answer to the input up to *end*, or what was raised instead."""
+        try:
+            return converse(self._server, self._pieces(cut, end), reset=reset)
+        except Exception as error:
+            return error
+
+    def _pieces(self, cut: Iterable[int], end: int | None = None) -> list[bytes]:
+        places = [0, *cut, len(self._input) if end is None else end]
+        return [self._input[start:stop] for start, stop in pairwise(places) if start < stop]
+
+    def _smallest(self, cut: list[int], end: int | None = None) -> list[int]:
+        """What is left of *cut*, which makes a difference, when every place that is not needed for it is left out."""
+        for place in list(cut):
+            without = [other for other in cut if other != place]
+            if not _same(self._answer(without, end), self._answer(self._reference(end), end)):
+                cut = without
+        return cut
+
+    def _reference(self, end: int | None) -> list[int]:
+        """The cut to compare with: as the client sends the whole conversation, but a beginning of it in one piece."""
+        return self._waits if end is None else []
+
+    # Showing it.
+
+    def _fail(self, problem: str, cut: list[int], end: int | None = None, reset: bool = False) -> None:
+        __tracebackhide__ = True
+        pieces, others = self._pieces(cut, end), self._pieces(self._reference(end), end)
+        answer = self._answer(cut, end, reset)
+        raised = answer if isinstance(answer, BaseException) else None
+        ending = ", reset=True" if reset else ""
+        name = _named(self._server)[0]
+        shown = f"{problem}.\n\nComing as\n    {pieces!r}\n"
+        if raised is None:
+            shown += f"it is answered\n    {answer}\n"
+            shown += f"and coming as\n    {others!r}\nit is answered\n    {self._answer(self._reference(end), end)}\n"
+            test = f"    answer = converse({name}, {others!r})\n    assert converse({name}, {pieces!r}) == answer"
+        else:
+            shown += f"{'and then breaking off ' if reset else ''}it raises\n    {raised!r}\n"
+            test = f"    converse({name}, {pieces!r}{ending})"
+        raise AssertionError(f"{shown}\n{self._pasted('converse', test)}") from raised
+
+    def _pasted(self, function: str, test: str) -> str:
+        """A test to paste."""
+        return (
+            f"To see it again (seed {self._seed}):\n\n"
+            f"from ngi_gevent.testing import {function}\n{_named(self._server)[1]}\n\n"
+            f"def test_input_in_pieces():\n{test}\n"
+        )
+
+
+def _same(one: Answer | BaseException, other: Answer | BaseException) -> bool:
+    return type(one) is type(other) if isinstance(one, BaseException) else one == other
+
+
+def _named(server: Any) -> tuple[str, str]:
+    """The name of *server* in a test, and the line that imports it, or that says what it is."""
+    name, module = getattr(server, "__qualname__", ""), getattr(server, "__module__", "")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is server:
+        return name, f"from {module} import {name.partition('.')[0]}\n"
+    name = name.rpartition(".")[2]
+    if not name.isidentifier():
+        name = "server"
+    return name, f"# Put it where {name} is known, the server that was checked.\n"

@@ -1,0 +1,101 @@
+"""One conversation with a server in memory: given pieces of input, what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gevent
+
+from ngi_gevent.testing.implementation import Implementation
+from ngi_gevent.testing.recorder import Recorder
+from ngi_gevent.testing.turns import MemoryOutstanding
+from ngi_gevent.threads import get_hub_if_exists
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import IServer
+
+__all__ = ["Answer", "Conversation", "converse"]
+
+
+class Answer(NamedTuple):
+    """What a server did."""
+
+    #: All of its output.
+    data: bytes
+    #: Why the connection ended before the client ended it, as text, or None.
+    closed: str | None
+
+
+def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -> Answer:
+    """Send *pieces* to *server* in memory, each so that it arrives by itself; its answer.
+
+    Then the client finishes, or, with *reset*, the connection breaks.  Pieces that are left when the server ends the
+    connection are not sent.  What a handler raises, this raises.  Greenlets of this thread that the server has made
+    run after each piece, for as long as they have something to do.
+    """
+    conversation = Conversation(server)
+    for piece in pieces:
+        conversation.send(piece)
+    answer = conversation.answer()
+    conversation.end(reset)
+    return answer
+
+
+class Conversation:
+    """A client of *server*, in memory, whose handlers raise here what they raise."""
+
+    def __init__(self, server: IServer) -> None:
+        self._implementation = _Raising()
+        self._client = Recorder()
+        self._implementation.listener(None, server).connect(self._client)
+        self._settle()
+
+    def send(self, piece: bytes) -> None:
+        """Have *piece* arrive at the server, and be handled."""
+        if self._client.connection:
+            self._client.connection.write(piece)
+            self._settle()
+
+    def answer(self) -> Answer:
+        """What the server has answered up to now."""
+        closed = self._client.closed
+        return Answer(self._client.data, None if closed is None else str(closed))
+
+    def end(self, reset: bool = False) -> None:
+        """Finish, or break the connection."""
+        if reset:
+            self._client.connection.abort()
+        else:
+            self._client.connection.close()
+        self._settle()
+        self._implementation.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        if get_hub_if_exists() is not None:
+            gevent.idle()
+        self._implementation.raise_error()
+
+
+class _RaisingOutstanding(MemoryOutstanding):
+    """Keeps what handlers raise instead of logging it."""
+
+    error: BaseException | None = None
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+        self.error = self.error or error
+
+
+class _Raising(Implementation):
+    """An implementation in memory whose user is told what handlers raise."""
+
+    _outstanding: _RaisingOutstanding
+
+    def _make_outstanding(self) -> MemoryOutstanding:
+        return _RaisingOutstanding(self._turns)
+
+    def raise_error(self) -> None:
+        error, self._outstanding.error = self._outstanding.error, None
+        if error is not None:
+            raise error

@@ -1,0 +1,298 @@
+"""An implementation around another one, whose network does what a plan says: nothing that TCP and UDP never do.
+
+What is delivered to a handler depends on the plan and on what the other side writes, and not on how fast that comes:
+so the callbacks of a connection are the same, whatever the implementation below.  For that, each side of a connection
+between two that belong to the same :class:`Faulty` knows where the other has ended what it wrote in one go.  The input
+from a stranger is cut as it comes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from ngi_gevent.adapters import bottom
+from ngi_gevent.connection import END_OF_INPUT, STOPPED, as_bytes, as_iterator
+from ngi_gevent.testing.plan import Fate, Faults, Input, Plan
+from ngi_gevent.testing.wrapping import WrappingClient, WrappingConnection, WrappingImplementation, WrappingListener
+from ngi_gevent.threads import Flag
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Data, IClientConnectHandler, Reason
+
+__all__ = ["Faulty", "recent_plans"]
+
+#: The plans that were carried out last, for who shows them when a test fails.
+recent_plans: deque[Plan] = deque(maxlen=10)
+
+
+class Faulty(WrappingImplementation):
+    """An implementation around *implementation*, whose network does what *plan* says.
+
+    The faults of a connection are those of its connect, in their order.  One that comes from elsewhere has the next
+    ones when its first input comes.  Over a Unix socket all come from elsewhere, since they have no address.
+    """
+
+    def __init__(self, implementation: Any, plan: Plan) -> None:
+        super().__init__(implementation)
+        self.plan = plan
+        self._connections = 0
+        self._datagrams = 0
+        self._late: list[tuple[Any, bytes]] = []
+        self._links: dict[Any, _Link] = {}
+        recent_plans.append(plan)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.implementation!r}, {self.plan!r})"
+
+    def next_faults(self) -> Faults:
+        """The faults of the next connection."""
+        self._connections += 1
+        return self.plan.connection(self._connections - 1)
+
+    def link(self, client_address: Any, server_address: Any) -> _Link:
+        """What the sides of the connection between these addresses know of each other."""
+        if not client_address:
+            return _Link()
+        return self._links.setdefault((client_address, server_address), _Link())
+
+    def unlink(self, client_address: Any, server_address: Any) -> None:
+        """A side of the connection between these addresses is gone; whoever has the same ones later is somebody else."""
+        link = self._links.get((client_address, server_address))
+        if link is not None:
+            link.gone += 1
+            if link.gone == len(link.sides):
+                del self._links[client_address, server_address]
+
+    def wrap(self, connection: Any, control: WrappingListener | None) -> WrappingConnection:
+        return _FaultyConnection(self, connection, control)
+
+    def wrap_client(self, handler: IClientConnectHandler) -> WrappingClient:
+        faults = self.next_faults()
+        return (_RefusedClient if faults.refused else _FaultyClient)(self, handler, faults)
+
+    def connect(self, address: Any, handler: IClientConnectHandler) -> None:
+        if self.plan.connection(self._connections).refused:
+            nobody = self.implementation.listener(None, lambda connection: connection.abort())
+            nobody.close()
+            address = nobody.address
+        super().connect(address, handler)
+
+    def udp(self, address: Any, data: Data) -> None:
+        data = as_bytes(data)
+        fate: Fate = self.plan.datagram(self._datagrams)
+        self._datagrams += 1
+        if fate == "late":
+            self._late.append((address, data))
+        elif fate != "lost":
+            late, self._late = self._late, []
+            for datagram in [(address, data)] * (2 if fate == "doubled" else 1) + late:
+                self.implementation.udp(*datagram)
+
+
+class _RefusedClient(WrappingClient):
+    """Is told that the connect failed, also if somebody should have taken the address in the meantime."""
+
+    def __init__(self, faulty: Faulty, handler: IClientConnectHandler, faults: Faults) -> None:
+        super().__init__(faulty, handler)
+
+    def connected(self, connection: Any) -> object:
+        connection.abort()
+        return self.failed_connect(None)
+
+    def failed_connect(self, reason: Any) -> object:
+        return super().failed_connect(ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
+
+
+class _FaultyClient(WrappingClient):
+    def __init__(self, faulty: Faulty, handler: IClientConnectHandler, faults: Faults) -> None:
+        super().__init__(faulty, handler)
+        self._faults = faults
+
+    def connected(self, connection: Any) -> object:
+        wrapped = _FaultyConnection(self._implementation, connection, None, self._faults)
+        return wrapped.in_callback(self._handler.connected, wrapped)
+
+
+class _Link:
+    """What the two sides of a connection know of each other."""
+
+    def __init__(self) -> None:
+        self.faults: Faults | None = None
+        self.sides: list[_FaultyConnection] = []
+        self.gone = 0
+        #: Why the plan has ended the connection, if it has.
+        self.reason: Reason | None = None
+
+    def other(self, side: _FaultyConnection) -> _FaultyConnection | None:
+        return next((other for other in self.sides if other is not side), None)
+
+
+class _Cuts:
+    """Where what one side writes is cut, before the plan cuts it: where it has ended what it wrote in one go."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.ends: deque[int] = deque()
+
+    def end(self) -> None:
+        """All that was written up to now is one, and what follows is another."""
+        if self.written and not (self.ends and self.ends[-1] == self.written):
+            self.ends.append(self.written)
+
+    def after(self, position: int) -> int | None:
+        """The next place after *position*, which only grows."""
+        while self.ends and self.ends[0] <= position:
+            self.ends.popleft()
+        return self.ends[0] if self.ends else None
+
+
+class _FaultyConnection(WrappingConnection):
+    """One side of a connection: it tells the other where it cuts its output, and does with its input what is planned."""
+
+    def __init__(
+        self, faulty: Any, connection: Any, control: WrappingListener | None, faults: Faults | None = None
+    ) -> None:
+        super().__init__(connection, control)
+        self._faulty: Faulty = faulty
+        here, there = connection.local_address, connection.peer_address
+        addresses = (here, there) if control is None else (there, here)
+        self._link = faulty.link(*addresses)
+        self._link.sides.append(self)
+        if faults is not None:
+            self._link.faults = faults
+        connection.when_closed(lambda: faulty.unlink(*addresses))
+        # Output.
+        self.cuts = _Cuts()
+        self._lines = 0  # iterables given to writelines that are not exhausted
+        self._in_callback_depth = 0
+        # Input.
+        self._arrived = b""
+        self._position = 0  # bytes of input that were delivered
+        self._pieces = 0  # how many pieces that were
+        self._waited = 0  # turns that the next piece has waited
+        self._deaf = False
+
+    # Output: the other side is told where it is cut.
+
+    def in_callback(self, call: Any, *arguments: Any) -> Any:
+        """Call the application, which writes in one go what it writes meanwhile."""
+        self._in_callback_depth += 1
+        try:
+            return call(*arguments)
+        finally:
+            self._in_callback_depth -= 1
+            self.cuts.end()
+
+    def _writes(self, size: int) -> None:
+        self.cuts.written += size
+        if not self._in_callback_depth:
+            self.cuts.end()
+
+    def write(self, data: Data) -> None:
+        data = as_bytes(data)
+        if self._lines:
+            self.writelines([data])
+            return
+        if self.connection:
+            self._writes(len(data))  # first, since in memory it may be delivered at once
+        self.connection.write(data)
+
+    def writelines(self, data: Iterable[Data]) -> None:
+        if self._link.faults == Faults() or not self.connection:
+            self.connection.writelines(data)
+            return
+        iterator = as_iterator(data)
+        self._lines += 1
+        self.connection.writelines(self._telling(iterator))
+
+    def _telling(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        try:
+            while (item := next(iterator, self)) is not self:
+                self.cuts.end()
+                self.cuts.written += len(item)
+                self.cuts.end()
+                yield item
+        finally:
+            self._lines -= 1
+
+    # Input: what is planned.
+
+    def handle_input(self, connection: Any, data: bytes) -> None:
+        if self._link.faults is None:
+            self._link.faults = self._faulty.next_faults()
+        self._arrived += data
+        self._go_on()
+
+    def _input(self) -> Input:
+        faults = self._link.faults or Faults()
+        return faults.client if self._control is None else faults.server
+
+    def _go_on(self) -> None:
+        """Deliver what has arrived, piece by piece, as far as it is planned and the turn of it."""
+        plan = self._input()
+        while not self._deaf and self.connection and (size := self._next_size(plan)):
+            if plan.delays and self._waited < plan.delays[self._pieces % len(plan.delays)]:
+                self._waited += 1
+                if self._postponed():
+                    return
+                continue
+            self._waited = 0
+            self._pieces += 1
+            self._position += size
+            piece, self._arrived = self._arrived[:size], self._arrived[size:]
+            self.in_callback(super().handle_input, self.connection, piece)
+            if self._position == plan.over_at() and self.connection:
+                self._over(plan)
+
+    def _next_size(self, plan: Input) -> int:
+        """Bytes of the next piece; 0 if they have not all arrived."""
+        other = self._link.other(self)
+        size = ((other and other.cuts.after(self._position)) or self._position + len(self._arrived)) - self._position
+        if plan.pieces:
+            size = min(size, plan.pieces[self._pieces % len(plan.pieces)])
+        over = plan.over_at()
+        if over is not None:
+            size = min(size, over - self._position)
+        return size if size <= len(self._arrived) else 0
+
+    def _postponed(self) -> bool:
+        """Give others their turn; whether the rest is done later, since nothing waits here."""
+        postpone = getattr(bottom(self.connection), "postpone", None)
+        if postpone is None:
+            gevent.sleep(0)
+            return False
+        postpone(self._go_on)
+        return True
+
+    def _over(self, plan: Input) -> None:
+        """There is no more input, as planned."""
+        self._deaf = True
+        if self._position == plan.stops:
+            self._stop_reading()
+            return
+        reason: Reason = END_OF_INPUT
+        if self._position == plan.resets:
+            reason = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        self._link.reason = reason
+        self._end(reason)
+
+    def _stop_reading(self) -> None:
+        connection = bottom(self.connection)
+        stop = getattr(connection, "test_stop_reading", None)
+        if stop is not None:
+            stop()
+        else:
+            connection.hold(Flag())  # which nobody sets: the end of the connection ends it
+
+    def handle_exception(self, connection: Any, exception: BaseException) -> None:
+        self.in_callback(super().handle_exception, connection, exception)
+
+    def handle_close(self, connection: Any, reason: Reason) -> None:
+        planned = self._link.reason
+        super().handle_close(connection, reason if planned is None or reason == STOPPED else planned)

@@ -1,0 +1,120 @@
+"""Plans of what a network does: data, made by hand or from a seed, whose ``repr`` is the code that makes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from random import Random
+from typing import Literal, TypeAlias, get_args
+
+__all__ = ["Fate", "Faults", "Input", "Plan"]
+
+#: What becomes of a datagram.  A late one comes after the next that is not, or, if there is none, is lost.
+Fate: TypeAlias = Literal["sent", "lost", "doubled", "late"]
+
+
+class _Shown:
+    """Shows what is not as usual."""
+
+    def __repr__(self) -> str:
+        values = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in values if value != usual)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Input(_Shown):
+    """What happens to the input of one side of a connection.
+
+    What the other side writes in one go (in one callback, or outside of any in one call) is cut into pieces; without
+    *pieces* it comes as one, however it was written.
+
+    :ivar pieces: bytes of each piece; after the last, the first again.
+    :ivar delays: turns that each piece has to wait, in which others have theirs; after the last, the first again.
+    :ivar stops: bytes of input after which this side reads no more.
+    :ivar resets: bytes of input after which the connection breaks: both sides are told of a ``ConnectionResetError``.
+    :ivar ends: bytes of input after which the connection ends: both sides are told ``'end of input'``.
+    """
+
+    pieces: tuple[int, ...] = ()
+    delays: tuple[int, ...] = ()
+    stops: int | None = None
+    resets: int | None = None
+    ends: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("pieces", self.pieces, 1)
+        _check("delays", self.delays, 0)
+        for name in "stops", "resets", "ends":
+            value = getattr(self, name)
+            _check(name, () if value is None else (value,), 1)
+
+    def over_at(self) -> int | None:
+        """After how many bytes there is no more input, if that is planned."""
+        return min((at for at in (self.stops, self.resets, self.ends) if at is not None), default=None)
+
+
+@dataclass(frozen=True, repr=False)
+class Faults(_Shown):
+    """What happens to one connection.
+
+    :ivar refused: whether there will be none: ``failed_connect`` is called with a ``ConnectionRefusedError``.
+    :ivar client: what happens to what the client receives.
+    :ivar server: what happens to what the server receives.
+    """
+
+    refused: bool = False
+    client: Input = Input()
+    server: Input = Input()
+
+
+@dataclass(frozen=True, repr=False)
+class Plan(_Shown):
+    """What happens to connections, in the order of the connects, and to datagrams, in the order in which they are sent.
+
+    After the last of either comes the first again; where there are none, nothing happens.
+    """
+
+    connections: tuple[Faults, ...] = ()
+    datagrams: tuple[Fate, ...] = ()
+
+    def __post_init__(self) -> None:
+        for fate in self.datagrams:
+            if fate not in get_args(Fate):
+                raise ValueError(f"the fate of a datagram is one of {get_args(Fate)}; got {fate!r:.100}")
+
+    @classmethod
+    def from_seed(cls, seed: int) -> Plan:
+        """The plan that *seed* stands for, the same each time."""
+        random = Random(seed)
+        return cls(
+            connections=tuple(_faults(random) for _ in range(random.randint(1, 6))),
+            datagrams=tuple(random.choices(get_args(Fate), (6, 1, 1, 1))[0] for _ in range(random.randint(1, 12))),
+        )
+
+    def connection(self, number: int) -> Faults:
+        """What happens to the connection of that *number*, from 0."""
+        return self.connections[number % len(self.connections)] if self.connections else Faults()
+
+    def datagram(self, number: int) -> Fate:
+        """What happens to the datagram of that *number*, from 0."""
+        return self.datagrams[number % len(self.datagrams)] if self.datagrams else "sent"
+
+
+def _faults(random: Random) -> Faults:
+    if random.random() < 0.1:
+        return Faults(refused=True)
+    return Faults(client=_input(random), server=_input(random))
+
+
+def _input(random: Random) -> Input:
+    pieces = random.choices((1, 2, 3, 5, 8, 21, 89, 1000), k=random.randint(0, 6))
+    delays = random.choices((0, 1, 2, 5), k=random.randint(0, 4))
+    end = random.choices(("", "stops", "resets", "ends"), (7, 1, 1, 1))[0]
+    after = {end: random.choice((random.randint(1, 20), random.randint(1, 500)))} if end else {}
+    return Input(pieces=tuple(pieces), delays=tuple(delays), **after)
+
+
+def _check(name: str, values: Sequence[object], least: int) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is about whole numbers from {least}; got {value!r:.100}")

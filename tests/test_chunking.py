@@ -1,0 +1,379 @@
+"""The classic mistakes with input that comes in pieces, each made on purpose, and each found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gevent
+import pytest
+
+from ngi_gevent import adapters, blocking, generator, testing
+from ngi_gevent.testing import check_chunking, check_work, converse
+
+
+class Handler:
+    def __init__(self, connection):
+        connection.set_handler(self)
+
+
+class Echo(Handler):
+    def handle_input(self, connection, data):
+        connection.write(data.upper())
+
+
+class Lines(Handler):
+    """Answers each line; as it should be."""
+
+    def __init__(self, connection):
+        adapters.Lines(connection).set_handler(self)
+
+    def handle_input(self, connection, data):
+        connection.write(data.upper() + b"\n")
+
+
+class OneInputOneMessage(Handler):
+    def handle_input(self, connection, data):
+        connection.write(data.strip() + b"!\n")
+
+
+class LosesTheRest(Handler):
+    buffer = b""
+
+    def handle_input(self, connection, data):
+        self.buffer += data
+        if b"\n" in self.buffer:
+            line, _ = self.buffer.split(b"\n", 1)
+            connection.write(line.upper() + b"\n")
+            self.buffer = b""
+
+
+class LeavesTheRest(Handler):
+    """Looks at what follows a record only when more comes."""
+
+    buffer = b""
+
+    def handle_input(self, connection, data):
+        self.buffer += data
+        if b"\n" in self.buffer:
+            line, self.buffer = self.buffer.split(b"\n", 1)
+            connection.write(line.upper() + b"\n")
+
+
+class SplitsCharacters(Handler):
+    def handle_input(self, connection, data):
+        connection.write(data.decode().upper().encode())
+
+
+class ReplacesSplitCharacters(Handler):
+    def handle_input(self, connection, data):
+        connection.write(data.decode(errors="replace").upper().encode())
+
+
+class SplitsLineEnds(Handler):
+    r"""Looks for ``\r\n`` in each piece."""
+
+    def handle_input(self, connection, data):
+        connection.write(data.replace(b"\r\n", b"|"))
+
+
+class RaisesAtTheEnd(Handler):
+    open = False
+
+    def handle_input(self, connection, data):
+        self.open = data[-1:] != b"."
+
+    def handle_close(self, connection, reason):
+        if self.open:
+            raise ValueError("unfinished")
+
+
+class RaisesWhenReset(Handler):
+    def handle_input(self, connection, data):
+        connection.write(data)
+
+    def handle_close(self, connection, reason):
+        if isinstance(reason, OSError):
+            raise reason
+
+
+class NeedsThreePieces(Handler):
+    """Makes its mistake only where the input is cut at two certain places at least."""
+
+    def __init__(self, connection):
+        super().__init__(connection)
+        self.pieces = []
+
+    def handle_input(self, connection, data):
+        self.pieces.append(data)
+        seen = b"".join(self.pieces)
+        if seen == b"abcdef" and {b"ab", b"abcd"} <= {b"".join(self.pieces[:n]) for n in range(7)}:
+            connection.write(b"mistake")
+
+
+class ClosesEarly(Handler):
+    def handle_input(self, connection, data):
+        if len(data) < 3:
+            connection.close()
+
+
+MISTAKES = [
+    (OneInputOneMessage, b"one\ntwo\n", [b"o", b"ne\ntwo\n"]),
+    (OneInputOneMessage, [b"one\n", b"two\n"], [b"one\ntwo\n"]),
+    (LosesTheRest, b"one\ntwo\n", [b"one\n", b"two\n"]),
+    (LosesTheRest, [b"one\n", b"two\n"], [b"one\ntwo\n"]),
+    (LeavesTheRest, [b"one\n", b"two\n"], [b"one\ntwo\n"]),
+    (SplitsCharacters, "naïve".encode(), [b"na\xc3", b"\xafve"]),
+    (ReplacesSplitCharacters, "naïve".encode(), [b"na\xc3", b"\xafve"]),
+    (SplitsLineEnds, b"one\r\ntwo", [b"one\r", b"\ntwo"]),
+    (RaisesAtTheEnd, b"one.", [b"o"]),
+    (RaisesWhenReset, b"one", []),
+    (NeedsThreePieces, b"abcdef", [b"ab", b"cd", b"ef"]),
+    (ClosesEarly, b"abc", [b"a", b"bc"]),
+]
+
+
+def failure(server, conversation, **options):
+    with pytest.raises(AssertionError) as caught:
+        check_chunking(server, conversation, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("server", "conversation", "smallest"), MISTAKES)
+def test_a_mistake_is_found_with_its_smallest_cut(server, conversation, smallest):
+    assert f"Coming as\n    {smallest!r}\n" in failure(server, conversation)
+
+
+class CopiesItsBuffer(Handler):
+    def __init__(self, connection):
+        super().__init__(connection)
+        self.buffer = b""
+
+    def handle_input(self, connection, data):
+        self.buffer += data
+        *lines, self.buffer = self.buffer.split(b"\n")
+        for line in lines:
+            connection.write(line.upper())
+
+
+class JoinsItsPieces(Handler):
+    def __init__(self, connection):
+        super().__init__(connection)
+        self.pieces = []
+
+    def handle_input(self, connection, data):
+        self.pieces.append(data)
+        line, end, rest = b"".join(self.pieces).partition(b"\n")
+        if end:
+            connection.write(line)
+            self.pieces = [rest]
+
+
+class LooksAtEachByteAgain(Handler):
+    def __init__(self, connection):
+        super().__init__(connection)
+        self.buffer = bytearray()
+
+    def handle_input(self, connection, data):
+        self.buffer += data
+        for at, byte in enumerate(self.buffer):
+            if byte == 10:
+                connection.write(self.buffer[:at])
+                del self.buffer[: at + 1]
+                break
+
+
+class CopiesTheRestForEachRecord(Handler):
+    buffer = b""
+
+    def handle_input(self, connection, data):
+        pieces = [self.buffer, data]
+        self.buffer = b"".join(pieces) if self.buffer else data
+        while b"\n" in self.buffer:
+            line, self.buffer = self.buffer.split(b"\n", 1)
+            connection.write(line.upper() + b"\n")
+
+
+LONG = b"x" * 400 + b"\n"
+
+QUADRATIC = [
+    (CopiesItsBuffer, LONG, "each byte that comes"),
+    (JoinsItsPieces, LONG, "each byte that comes"),
+    (LooksAtEachByteAgain, b"x" * 400, "each byte that comes"),
+    (CopiesTheRestForEachRecord, b"one\ntwo\n", "each record costs more"),
+]
+
+
+@pytest.mark.parametrize(("server", "conversation", "message"), QUADRATIC)
+def test_quadratic_buffering_is_found_by_counting_work(server, conversation, message):
+    assert failure(server, conversation).startswith(message)
+
+
+@generator.handler
+def generator_lines(connection):
+    buffer = b""
+    while True:
+        data = yield
+        *lines, buffer = (buffer + data).split(b"\n")
+        for line in lines:
+            connection.write(line)
+
+
+class Sized(Handler):
+    def __init__(self, connection):
+        adapters.Sized(connection).set_handler(self)
+
+    def handle_input(self, connection, data):
+        connection.write(data.upper())
+
+
+@blocking.server
+def blocking_lines(input, output):
+    for line in input:
+        if line.endswith(b"\n"):
+            output.write(line.upper())
+
+
+@pytest.mark.parametrize(
+    ("server", "conversation"),
+    [
+        (Echo, b"hello"),
+        (Echo, [b"hello", b"", b"there"]),
+        (Echo, b""),
+        (Echo, []),
+        (Lines, b"one\ntwo\nthr"),
+        (Lines, [b"one\n", bytearray(b"two\n")]),
+        (Lines, LONG * 3),
+        (generator_lines, [b"one\n", b"two\n"]),
+        (Sized, b"\0\0\0\3one\xff\xff\xff\xff\0\0\0\0\0\0\0\3two"),
+        (Sized, b"\0\0\2\0" + b"x" * 512),
+        (blocking_lines, [b"one\n", b"two\n"]),
+    ],
+)
+def test_what_is_right_passes(server, conversation):
+    check_chunking(server, conversation)
+
+
+def test_the_work_of_buffers_that_are_right_is_right():
+    check_work(Lines, b"x" * 5000 + b"\n")
+    check_work(Sized, b"\0\0\x20\0" + b"x" * 8192)
+    check_work(Lines, b"some line of text\n")
+
+
+def test_the_seed_is_told_and_decides():
+    class Rare(Handler):
+        """Makes its mistake for one of the random cuts of a seed."""
+
+        def __init__(self, connection):
+            super().__init__(connection)
+            self.pieces = []
+
+        def handle_input(self, connection, data):
+            self.pieces.append(data)
+            sizes = [len(piece) for piece in self.pieces]
+            if sum(sizes) == 12 and len(sizes) == 6:
+                connection.write(b"mistake")
+
+    assert "(seed 7)" in failure(Rare, b"x" * 12, seed=7)
+    assert failure(Rare, b"x" * 12, seed=7) == failure(Rare, b"x" * 12, seed=7)
+    assert failure(Rare, b"x" * 12, seed=7) != failure(Rare, b"x" * 12, seed=8)
+
+
+def test_what_is_raised_is_the_cause():
+    with pytest.raises(AssertionError) as caught:
+        check_chunking(SplitsCharacters, "naïve".encode())
+    assert isinstance(caught.value.__cause__, UnicodeDecodeError)
+    with pytest.raises(AssertionError, match="however its input is cut") as caught:
+        check_chunking(SplitsCharacters, b"\xff")
+    assert isinstance(caught.value.__cause__, UnicodeDecodeError)
+
+
+def test_a_server_that_remembers_is_told_off():
+    class Counts(Handler):
+        count = 0
+
+        def handle_input(self, connection, data):
+            Counts.count += 1
+            connection.write(b"%d" % Counts.count)
+
+    assert failure(Counts, b"x").startswith("the server answers the same input, cut the same way, once so and once so")
+
+
+@pytest.mark.parametrize("conversation", ["text", [b"x", "text"], 5])
+def test_a_conversation_is_bytes(conversation):
+    with pytest.raises(TypeError):
+        check_chunking(Echo, conversation)
+
+
+# What is to be pasted.
+
+
+def pasted(message):
+    return message[message.index("from ngi_gevent.testing import") :]
+
+
+@pytest.mark.parametrize(("server", "conversation"), [(mistake[0], mistake[1]) for mistake in [*MISTAKES, *QUADRATIC]])
+def test_the_test_to_paste_fails_and_passes_once_the_mistake_is_mended(server, conversation):
+    test = pasted(failure(server, conversation))
+    names: dict = {}
+    exec(test, names)
+    with pytest.raises((AssertionError, UnicodeDecodeError, ValueError, OSError)):
+        names["test_input_in_pieces"]()
+    names[server.__name__] = Lines
+    names["test_input_in_pieces"]()
+
+
+def test_the_test_to_paste_runs_where_it_is_pasted(tmp_path):
+    message = failure(LosesTheRest, b"one\ntwo\n")
+    (tmp_path / "test_pasted.py").write_text(pasted(message))
+    here = Path(__file__)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_pasted.py"],
+        env={"PYTHONPATH": f"{here.parent}:{here.parent.parent}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert "1 failed" in result.stdout
+    assert "assert Answer(d" in result.stdout
+
+
+def test_a_server_that_has_no_place_is_called_by_a_name():
+    def local(connection):
+        OneInputOneMessage(connection)
+
+    assert "# Put it where local is known" in failure(local, b"one\n")
+    assert "converse(local, [" in failure(local, b"one\n")
+    assert "converse(server, [" in failure(lambda connection: OneInputOneMessage(connection), b"one\n")
+
+
+# Conversing.
+
+
+def test_converse_gives_the_answer_and_why_it_ended():
+    class Closes(Handler):
+        def handle_input(self, connection, data):
+            connection.write(data)
+            if data == b"bye":
+                connection.close()
+
+    assert converse(Closes, [b"hello", b"there"]) == (b"hellothere", None)
+    assert converse(Closes, [b"bye", b"more"]) == (b"bye", "end of input")
+
+
+def test_converse_lets_greenlets_run_and_raises_what_they_raise():
+    @blocking.server
+    def fails(input, output):
+        output.write(input.readline())
+        gevent.sleep(0)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        converse(fails, [b"one", b"\n"])
+
+
+def test_conversing_leaves_nothing():
+    with testing.nothing_left(testing.Implementation()):
+        converse(blocking_lines, [b"one\n"])
