@@ -449,6 +449,26 @@ class WrappedTCPStage(TCPStage):
         return WrappingImplementation(type(self.implementation.implementation)())
 
 
+class FaultlessMemoryStage(WrappedMemoryStage):
+    """The implementation in memory, with a network for which nothing is planned."""
+
+    name = "faultless-memory"
+
+    def __init__(self, tmp_path: object) -> None:
+        super().__init__(tmp_path)
+        self.implementation = testing.Faulty(self.implementation.implementation, testing.Plan())
+
+
+class FaultlessTCPStage(WrappedTCPStage):
+    """An implementation on sockets, with a network for which nothing is planned."""
+
+    name = "faultless-tcp"
+
+    def __init__(self, tmp_path: object) -> None:
+        super().__init__(tmp_path)
+        self.implementation = testing.Faulty(self.implementation.implementation, testing.Plan())
+
+
 def on_stage(kind: type[Stage], tmp_path: object) -> Iterator[Stage]:
     """The body of a fixture: a stage of this *kind*, cleared at the end."""
     stage = kind(tmp_path)
@@ -470,4 +490,4 @@ IPV6 = _has_ipv6()
 STAGES: list[type[Stage]] = [MemoryStage, TCPStage, *([IPv6Stage] if IPV6 else []), UnixStage, TLSStage, ThreadedStage]
 
 #: Those that are made of others, of which nothing but the contract need be tried.
-WRAPPED_STAGES: list[type[Stage]] = [WrappedMemoryStage, WrappedTCPStage]
+WRAPPED_STAGES: list[type[Stage]] = [WrappedMemoryStage, WrappedTCPStage, FaultlessMemoryStage, FaultlessTCPStage]

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import gevent
+from gevent import get_hub
 
 from ngi_gevent.adapters import bottom
 from ngi_gevent.connection import END_OF_INPUT, STOPPED, as_bytes, as_iterator
@@ -62,7 +62,7 @@ class Faulty(WrappingImplementation):
         return self._links.setdefault((client_address, server_address), _Link())
 
     def unlink(self, client_address: Any, server_address: Any) -> None:
-        """A side of the connection between these addresses is gone; whoever has the same ones later is somebody else."""
+        """A side of the connection between these addresses is gone; who has the same ones later is somebody else."""
         link = self._links.get((client_address, server_address))
         if link is not None:
             link.gone += 1
@@ -153,7 +153,7 @@ class _Cuts:
 
 
 class _FaultyConnection(WrappingConnection):
-    """One side of a connection: it tells the other where it cuts its output, and does with its input what is planned."""
+    """One side of a connection: it tells the other where its output is cut, and does to its input what is planned."""
 
     def __init__(
         self, faulty: Any, connection: Any, control: WrappingListener | None, faults: Faults | None = None
@@ -164,15 +164,18 @@ class _FaultyConnection(WrappingConnection):
         addresses = (here, there) if control is None else (there, here)
         self._link = faulty.link(*addresses)
         self._link.sides.append(self)
-        if faults is not None:
-            self._link.faults = faults
+        if faults is not None or not self._faulty.plan.connections:
+            self._link.faults = faults or Faults()
         connection.when_closed(lambda: faulty.unlink(*addresses))
         # Output.
         self.cuts = _Cuts()
-        self._lines = 0  # iterables given to writelines that are not exhausted
+        self._pulls = False  # whether an iterable is being pulled from
+        self._behind: deque[Any] = deque()  # that one, and what was written after it: iterators and bursts
+        self._burst: list[bytes] | None = None  # what is being written in one go, and has to wait
         self._in_callback_depth = 0
+        self.aborted = False
         # Input.
-        self._arrived = b""
+        self._arrived = bytearray()
         self._position = 0  # bytes of input that were delivered
         self._pieces = 0  # how many pieces that were
         self._waited = 0  # turns that the next piece has waited
@@ -187,6 +190,7 @@ class _FaultyConnection(WrappingConnection):
             return call(*arguments)
         finally:
             self._in_callback_depth -= 1
+            self._burst = None
             self.cuts.end()
 
     def _writes(self, size: int) -> None:
@@ -196,36 +200,62 @@ class _FaultyConnection(WrappingConnection):
 
     def write(self, data: Data) -> None:
         data = as_bytes(data)
-        if self._lines:
-            self.writelines([data])
-            return
-        if self.connection:
+        if not self.connection:
+            self.connection.write(data)  # raises
+        elif not self._pulls:
             self._writes(len(data))  # first, since in memory it may be delivered at once
-        self.connection.write(data)
+            self.connection.write(data)
+        else:
+            if self._burst is None:
+                self._burst = []
+                self._behind.append(self._burst)
+            self._burst.append(data)
+            if not self._in_callback_depth:
+                self._burst = None
 
     def writelines(self, data: Iterable[Data]) -> None:
-        if self._link.faults == Faults() or not self.connection:
+        if not self.connection or (self._link.faults == Faults() and not self._pulls):
             self.connection.writelines(data)
             return
-        iterator = as_iterator(data)
-        self._lines += 1
-        self.connection.writelines(self._telling(iterator))
+        self._behind.append(as_iterator(data))
+        self._burst = None
+        if not self._pulls:
+            self._pulls = True
+            self.connection.writelines(self._pulling())
 
-    def _telling(self, iterator: Iterator[Any]) -> Iterator[Any]:
+    def _pulling(self) -> Iterator[bytes]:
+        """All that waits behind an iterable, and that one first, each piece by itself: when they come, nobody knows."""
         try:
-            while (item := next(iterator, self)) is not self:
-                self.cuts.end()
-                self.cuts.written += len(item)
-                self.cuts.end()
-                yield item
-        finally:
-            self._lines -= 1
+            while self._behind:
+                if isinstance(self._behind[0], list):
+                    self._burst = None
+                    item: Any = b"".join(self._behind.popleft())
+                else:
+                    item = next(self._behind[0], None)
+                if item is None:
+                    self._behind.popleft()
+                else:
+                    item = as_bytes(item)
+                    self.cuts.end()
+                    self.cuts.written += len(item)
+                    self.cuts.end()
+                    yield item
+            self._pulls = False
+        except Exception:
+            self._behind.popleft()  # and no more of that one, but of the others
+            self._pulls = bool(self._behind and self.connection)
+            if self._pulls:
+                self.connection.writelines(self._pulling())
+            raise
 
     # Input: what is planned.
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         if self._link.faults is None:
             self._link.faults = self._faulty.next_faults()
+        if self._link.faults == Faults():
+            self.in_callback(super().handle_input, connection, data)
+            return
         self._arrived += data
         self._go_on()
 
@@ -245,7 +275,8 @@ class _FaultyConnection(WrappingConnection):
             self._waited = 0
             self._pieces += 1
             self._position += size
-            piece, self._arrived = self._arrived[:size], self._arrived[size:]
+            piece = bytes(self._arrived[:size])
+            del self._arrived[:size]
             self.in_callback(super().handle_input, self.connection, piece)
             if self._position == plan.over_at() and self.connection:
                 self._over(plan)
@@ -253,7 +284,8 @@ class _FaultyConnection(WrappingConnection):
     def _next_size(self, plan: Input) -> int:
         """Bytes of the next piece; 0 if they have not all arrived."""
         other = self._link.other(self)
-        size = ((other and other.cuts.after(self._position)) or self._position + len(self._arrived)) - self._position
+        end = None if other is None else other.cuts.after(self._position)
+        size = len(self._arrived) if end is None else end - self._position
         if plan.pieces:
             size = min(size, plan.pieces[self._pieces % len(plan.pieces)])
         over = plan.over_at()
@@ -265,7 +297,7 @@ class _FaultyConnection(WrappingConnection):
         """Give others their turn; whether the rest is done later, since nothing waits here."""
         postpone = getattr(bottom(self.connection), "postpone", None)
         if postpone is None:
-            gevent.sleep(0)
+            _let_others_have_a_turn()
             return False
         postpone(self._go_on)
         return True
@@ -279,8 +311,11 @@ class _FaultyConnection(WrappingConnection):
         reason: Reason = END_OF_INPUT
         if self._position == plan.resets:
             reason = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            if self._link.other(self) is None:
+                self.connection.abort()  # a stranger has nobody else to hear it from
         self._link.reason = reason
-        self._end(reason)
+        self.connection.close()
+        super().handle_close(self.connection, reason)
 
     def _stop_reading(self) -> None:
         connection = bottom(self.connection)
@@ -293,6 +328,26 @@ class _FaultyConnection(WrappingConnection):
     def handle_exception(self, connection: Any, exception: BaseException) -> None:
         self.in_callback(super().handle_exception, connection, exception)
 
+    def abort(self) -> None:
+        self.aborted = True
+        self.connection.abort()
+
     def handle_close(self, connection: Any, reason: Reason) -> None:
-        planned = self._link.reason
-        super().handle_close(connection, reason if planned is None or reason == STOPPED else planned)
+        other = self._link.other(self)
+        if self._link.reason is not None and reason != STOPPED:
+            reason = self._link.reason
+        elif isinstance(reason, OSError) and other is not None and not other and not other.aborted:
+            # It wrote when the other side had ended in order, and had no more patience to hear it out.
+            reason = END_OF_INPUT
+        super().handle_close(connection, reason)
+
+
+def _let_others_have_a_turn() -> None:
+    """Wait until the loop has looked at everybody else: a timer would take longer, and a callback would not."""
+    hub = get_hub()
+    watcher = hub.loop.async_()
+    hub.loop.run_callback(watcher.send)
+    try:
+        hub.wait(watcher)
+    finally:
+        watcher.close()

@@ -13,20 +13,30 @@ __all__ = ["Fate", "Faults", "Input", "Plan"]
 Fate: TypeAlias = Literal["sent", "lost", "doubled", "late"]
 
 
+def _check(name: str, values: Sequence[object], least: int) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is about whole numbers from {least}; got {value!r:.100}")
+
+
 class _Shown:
     """Shows what is not as usual."""
 
     def __repr__(self) -> str:
-        values = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in values if value != usual)})"
+        unusual = []
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value != field.default:
+                unusual.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(unusual)})"
 
 
 @dataclass(frozen=True, repr=False)
 class Input(_Shown):
     """What happens to the input of one side of a connection.
 
-    What the other side writes in one go (in one callback, or outside of any in one call) is cut into pieces; without
-    *pieces* it comes as one, however it was written.
+    What the other side writes in one go (in one callback, or outside of any in one call) is cut into pieces, or comes
+    as one if there are no *pieces*.
 
     :ivar pieces: bytes of each piece; after the last, the first again.
     :ivar delays: turns that each piece has to wait, in which others have theirs; after the last, the first again.
@@ -55,7 +65,7 @@ class Input(_Shown):
 
 @dataclass(frozen=True, repr=False)
 class Faults(_Shown):
-    """What happens to one connection.
+    """What happens to one connection.  One for which nothing is planned is left alone.
 
     :ivar refused: whether there will be none: ``failed_connect`` is called with a ``ConnectionRefusedError``.
     :ivar client: what happens to what the client receives.
@@ -107,14 +117,8 @@ def _faults(random: Random) -> Faults:
 
 
 def _input(random: Random) -> Input:
-    pieces = random.choices((1, 2, 3, 5, 8, 21, 89, 1000), k=random.randint(0, 6))
+    pieces = random.choices((1, 2, 3, 5, 8, 21, 89, 1000), k=random.randint(1, 6))
     delays = random.choices((0, 1, 2, 5), k=random.randint(0, 4))
     end = random.choices(("", "stops", "resets", "ends"), (7, 1, 1, 1))[0]
     after = {end: random.choice((random.randint(1, 20), random.randint(1, 500)))} if end else {}
     return Input(pieces=tuple(pieces), delays=tuple(delays), **after)
-
-
-def _check(name: str, values: Sequence[object], least: int) -> None:
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is about whole numbers from {least}; got {value!r:.100}")
