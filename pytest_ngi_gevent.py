@@ -6,12 +6,13 @@ asked for gevent: only a test that uses a fixture imports the package.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
 
-__all__ = ["ngi", "ngi_implementation", "ngi_network", "pytest_runtest_makereport"]
+__all__ = ["ngi", "ngi_implementation", "ngi_network", "pytest_runtest_makereport", "pytest_runtest_setup"]
 
 _failed = pytest.StashKey[bool]()
 
@@ -56,10 +57,23 @@ def _watched(request: pytest.FixtureRequest, make: Callable[[], Any]) -> Iterato
         watched.check()
 
 
+def pytest_runtest_setup() -> None:
+    """Forget the plans of earlier tests."""
+    _plans().clear()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember whether the test failed, and have a failure show the plans of the faults that it met."""
     report = yield
     if report.failed and report.when == "call":
         item.stash[_failed] = True
+        if _plans():
+            report.sections.append(("Faulty: plans carried out", "\n".join(map(repr, _plans()))))
     return report
+
+
+def _plans() -> Any:
+    """The plans that the test has carried out, if it has imported what does so."""
+    faulty = sys.modules.get("ngi_gevent.testing.faulty")
+    return [] if faulty is None else faulty.recent_plans

@@ -1,0 +1,103 @@
+"""The pytest plugin, in runs of pytest of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    """Run pytest on a file of tests, in a process of its own."""
+
+    def run(text, *arguments):
+        pytester.makepyfile(text)
+        return pytester.runpytest_subprocess("-p", "pytest_ngi_gevent", "-p", "no:cacheprovider", *arguments)
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    return run
+
+
+def test_a_test_runs_over_both(run):
+    result = run(
+        """
+        from ngi_gevent import testing
+
+        class Echo:
+            def __init__(self, connection):
+                connection.set_handler(self)
+
+            def handle_input(self, connection, data):
+                connection.write(data.upper())
+
+        def test_echo(ngi_implementation):
+            client = testing.Recorder()
+            listener = ngi_implementation.listener(None, Echo)
+            listener.connect(client)
+            client.wait_connected().write(b"hello")
+            client.expect(b"HELLO")
+            listener.close()
+
+        def test_each(ngi, ngi_network):
+            assert ngi.listener(None, Echo).address[0] == "in memory"
+            assert ngi_network.listener(None, Echo).address[0] == "127.0.0.1"
+            ngi.close()
+            ngi_network.close()
+        """,
+        "-v",
+    )
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*test_echo?memory? PASSED*", "*test_echo?network? PASSED*"])
+
+
+def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run):
+    result = run(
+        """
+        from ngi_gevent import testing
+
+        def test_forgetful(ngi_implementation):
+            ngi_implementation.listener(None, testing.Recorder)
+
+        def test_failing(ngi_implementation):
+            ngi_implementation.listener(None, testing.Recorder)
+            assert False
+        """
+    )
+    result.assert_outcomes(passed=2, errors=2, failed=2)
+    result.stdout.fnmatch_lines(["E*left over:", "E*Listener on ('in memory', 1), accepting*made at *.py:4"])
+    result.stdout.fnmatch_lines(["E*left over:", "E*Listener on ('127.0.0.1', *), accepting*made at *.py:4"])
+    result.stdout.no_fnmatch_line("*made at *.py:7*")
+
+
+def test_the_plugin_imports_nothing_before_it_is_used(run):
+    result = run(
+        """
+        import sys
+
+        def test_not_imported():
+            assert not [name for name in sys.modules if name.split(".")[0] in ("gevent", "ngi_gevent", "greenlet")]
+
+        def test_imported(ngi):
+            assert "ngi_gevent" in sys.modules
+        """
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_a_failure_shows_the_plans_that_it_met_and_no_others(run):
+    result = run(
+        """
+        from ngi_gevent.testing import Faults, Faulty, Plan
+
+        def test_earlier(ngi):
+            Faulty(ngi, Plan((Faults(refused=True),)))
+
+        def test_failing(ngi):
+            Faulty(ngi, Plan(datagrams=("lost",)))
+            assert False
+        """
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*Faulty: plans carried out*", "Plan(datagrams=('lost',))"])
+    result.stdout.no_fnmatch_line("*refused*")
