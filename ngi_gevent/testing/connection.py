@@ -117,7 +117,12 @@ class Connection(BaseConnection):
 
     def postpone(self, callback: Callable[[], object]) -> None:
         """Have *callback* called in the next turn, before anything else of this connection.  For use in a callback."""
-        self.start(lambda _: callback(), "handle_input")
+
+        def go_on(_: Connection) -> None:
+            self._queue_turn()  # for what has happened meanwhile
+            callback()
+
+        self.start(go_on, "handle_input")
 
     # Output.
 
