@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage, on_stage
+from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage
+
+from ngi_gevent.testing.contract import playing
 
 pytest_plugins = ["pytester"]
 
@@ -32,22 +34,22 @@ def no_socket_left() -> Iterator[None]:
 @pytest.fixture(params=STAGES, ids=lambda kind: kind.name)
 def stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """A place to play on, for each implementation."""
-    yield from on_stage(request.param, tmp_path)
+    yield from playing(request.param, tmp_path)
 
 
 @pytest.fixture(params=[kind for kind in STAGES if issubclass(kind, SocketStage)], ids=lambda kind: kind.name)
 def socket_stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """A place to play on, for each implementation with sockets: one where handlers may block."""
-    yield from on_stage(request.param, tmp_path)
+    yield from playing(request.param, tmp_path)
 
 
 @pytest.fixture
 def tcp(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """TCP on IPv4, for what need not be tried on each."""
-    yield from on_stage(TCPStage, tmp_path)
+    yield from playing(TCPStage, tmp_path)
 
 
 @pytest.fixture
 def tls(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
     """TLS over TCP."""
-    yield from on_stage(TLSStage, tmp_path)
+    yield from playing(TLSStage, tmp_path)

@@ -1,308 +1,38 @@
-"""What tests of handlers play on: an implementation, with peers that are not ours, and a way to wait for what happens.
+"""The stages of our own tests: each implementation that the contract holds together.
 
-``STAGES`` lists the implementations that the contract holds together.  Adding one is one line there.
+``STAGES`` lists them.  Adding one is one line there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ssl
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import gevent
 from certificates import client_context, server_context
 from gevent import socket
-from gevent.event import Event
-from gevent.queue import Queue
 
 import ngi_gevent
-from ngi_gevent import testing
+from ngi_gevent import adapters, testing
+from ngi_gevent.testing import contract
+from ngi_gevent.testing.contract import PATIENCE, DatagramWitness, MemoryStage, SocketStage, Stage, Witness
 from ngi_gevent.testing.wrapping import WrappingImplementation
 from ngi_gevent.threads import Flag
 
-#: Seconds in which everything that a test waits for happens, even on a busy machine.
-PATIENCE = 20
-
-
-class Witness(testing.Recorder):
-    """A recorder that tells its stage of all that happens, and keeps the order of it."""
-
-    def __init__(self, stage: Stage, connection: Any = None) -> None:
-        self.stage = stage
-        self.trace: list[Any] = []
-        super().__init__(connection)
-
-    def connected(self, connection: Any) -> None:
-        self.meet(connection)
-        connection.set_handler(self)
-
-    def meet(self, connection: Any) -> None:
-        """Know *connection*, without being its handler yet."""
-        self.connection = connection
-        self.stage.connections.append(connection)
-        connection.when_closed(self.stage.happened)
-        self.stage.happened()
-
-    def failed_connect(self, reason: Any) -> None:
-        super().failed_connect(reason)
-        self.stage.happened()
-
-    def handle_input(self, connection: Any, data: bytes) -> None:
-        super().handle_input(connection, data)
-        self.trace.append(data)
-        self.stage.happened()
-
-    def handle_close(self, connection: Any, reason: Any) -> None:
-        super().handle_close(connection, reason)
-        self.trace.append(("close", reason))
-        self.stage.happened()
-
-    def handle_exception(self, connection: Any, exception: BaseException) -> None:
-        super().handle_exception(connection, exception)
-        self.trace.append(("exception", exception))
-        self.stage.happened()
-
-
-class DatagramWitness:
-    """A handler of datagrams that keeps them, and tells its stage."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.senders: list[Any] = []
-        self.datagrams: list[bytes] = []
-
-    def __call__(self, address: Any, data: bytes) -> None:
-        self.senders.append(address)
-        self.datagrams.append(data)
-        self.stage.happened()
-
-
-class Stage:
-    """An implementation to play on."""
-
-    name: str
-
-    def __init__(self, implementation: Any) -> None:
-        self.implementation = implementation
-        self.listeners: list[Any] = []
-        self.connections: list[Any] = []
-        self.peers: list[Any] = []
-        #: The witnesses of server connections, in the order they came.
-        self.served: list[Any] = []
-
-    #: Whether everything has happened when a call returns, since nothing takes time.
-    at_once = False
-
-    def another(self) -> Any:
-        """Another implementation of this kind."""
-        return type(self.implementation)()
-
-    def happened(self) -> None:
-        """Something happened: let who waits look again."""
-
-    def until(self, condition: Callable[[], object]) -> None:
-        """Wait until *condition* is true."""
-        raise NotImplementedError
-
-    def peer(self, listener: Any) -> Any:
-        """Connect a peer that knows nothing of NGI."""
-        raise NotImplementedError
-
-    def address(self) -> Any:
-        """An address to listen on."""
-        return None
-
-    def server(self, witness: Callable[..., Any] = Witness) -> Callable[[Any], None]:
-        """A server that gives each connection a new *witness*."""
-
-        def serve(connection: Any) -> None:
-            served = witness(self)
-            self.served.append(served)
-            served.connected(connection)
-
-        return serve
-
-    def listen(self, server: Any = None, **options: Any) -> Any:
-        """Listen with *server*, a class of witnesses or a server of another kind."""
-        if server is None or (isinstance(server, type) and issubclass(server, Witness)):
-            server = self.server(server or Witness)
-        listener = self.implementation.listener(self.address(), server, **options)
-        self.listeners.append(listener)
-        return listener
-
-    def listen_udp(self, handler: Any, **options: Any) -> Any:
-        """Have *handler* get the datagrams that arrive at an address of its own."""
-        listener = self.implementation.udp_listener(self.address(), handler, **options)
-        self.listeners.append(listener)
-        return listener
-
-    def client(self, listener: Any, witness: Callable[..., Any] = Witness) -> Any:
-        """Connect a witness."""
-        client = witness(self)
-        self.implementation.connect(listener.address, client)
-        self.until(lambda: client.connection is not None or client.failed is not None)
-        return client
-
-    def talk(self, server: Any = None, witness: Callable[..., Any] = Witness, **options: Any) -> tuple[Any, Any]:
-        """A client and the server's witness, connected."""
-        client = self.client(self.listen(server, **options), witness)
-        self.until(lambda: self.served)
-        return client, self.served[-1]
-
-    def clear(self) -> None:
-        """End everything, and check that all of it ends."""
-        for listener in self.listeners:
-            listener.close()
-        for connection in self.connections:
-            connection.abort()
-        for peer in self.peers:
-            peer.close()
-        self.implementation.wait(PATIENCE)
-        self.implementation.close()
-
-
-class MemoryPeer:
-    """A client connection in memory, taken by hand."""
-
-    def __init__(self, stage: Stage, listener: Any) -> None:
-        self._witness = Witness(stage)
-        self._witness.connected = self._witness.meet  # type: ignore[method-assign]
-        listener.connect(self._witness)
-        self._connection = self._witness.connection
-
-    @property
-    def received(self) -> bytes:
-        return self._witness.data
-
-    @property
-    def ended(self) -> str | None:
-        reason = self._witness.closed
-        return None if reason is None else "end" if reason == "end of input" else "broken"
-
-    def send(self, data: bytes) -> None:
-        # Not as pending output, which would keep the connection from reading: a plain peer has no such scruples.
-        self._connection.peer.test_input(data)
-
-    def finish(self) -> None:
-        self._connection.peer.test_close()
-
-    def read_when_sent(self) -> None:
-        self.read()
-
-    def reset(self) -> None:
-        self._connection.abort()
-
-    def read(self) -> None:
-        self._connection.set_handler(self._witness)
-
-    def close(self) -> None:
-        self._connection.abort()
-
-
-class MemoryStage(Stage):
-    name = "memory"
-    at_once = True
-
-    def __init__(self, tmp_path: object) -> None:
-        super().__init__(testing.Implementation())
-
-    def until(self, condition: Callable[[], object]) -> None:
-        assert condition()  # nothing waits in memory, so it has happened or never will
-
-    def peer(self, listener: Any) -> MemoryPeer:
-        self.peers.append(MemoryPeer(self, listener))
-        return self.peers[-1]  # type: ignore[no-any-return]
-
-
-class SocketPeer:
-    """A plain socket.  What it is told to do, it does in order, on a greenlet."""
-
-    def __init__(self, stage: Stage, address: Any) -> None:
-        self._stage = stage
-        self._pieces: list[bytes] = []
-        self.ended: str | None = None
-        self.sent = 0
-        if isinstance(address, str):
-            self.socket = socket.socket(socket.AF_UNIX)
-            self.socket.connect(address)
-        else:
-            self.socket = socket.create_connection(address[:2])
-        self._tasks: Queue = Queue()
-        self._greenlets = [gevent.spawn(self._work)]
-
-    @property
-    def received(self) -> bytes:
-        """All that has arrived; joined when somebody asks, since that takes longer than receiving it."""
-        self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0]
-
-    def _work(self) -> None:
-        try:
-            for task in self._tasks:
-                task()
-                self._stage.happened()
-        except OSError as error:
-            self.ended = self.ended or f"broken: {error}"
-            self._stage.happened()
-
-    def _send(self, data: bytes) -> None:
-        for start in range(0, len(data), 65536):
-            piece = data[start : start + 65536]
-            self.socket.sendall(piece)
-            self.sent += len(piece)
-
-    def _read(self) -> None:
-        try:
-            while piece := self.socket.recv(1 << 20):
-                self._pieces.append(piece)
-                self._stage.happened()
-            self.ended = "end"
-        except OSError:
-            self.ended = "broken"
-        self._stage.happened()
-
-    def send(self, data: bytes) -> None:
-        self._tasks.put(lambda: self._send(data))
-
-    def finish(self) -> None:
-        self._tasks.put(lambda: self.socket.shutdown(socket.SHUT_WR))
-
-    def reset(self) -> None:
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close()
-
-    def read_when_sent(self) -> None:
-        self._tasks.put(self.read)
-
-    def read(self) -> None:
-        self._greenlets.append(gevent.spawn(self._read))
-
-    def close(self) -> None:
-        gevent.killall(self._greenlets)
-        self.socket.close()
-
-
-class SocketStage(Stage):
-    def __init__(self, tmp_path: object) -> None:
-        super().__init__(ngi_gevent.Implementation())
-        self.tmp_path = tmp_path
-        self._happened = Event()
-
-    def happened(self) -> None:
-        self._happened.set()
-
-    def until(self, condition: Callable[[], object]) -> None:
-        with gevent.Timeout(PATIENCE, AssertionError("it did not happen in time")):
-            while not condition():
-                self._happened.clear()
-                self._happened.wait()
-
-    def peer(self, listener: Any) -> SocketPeer:
-        self.peers.append(SocketPeer(self, listener.address))
-        return self.peers[-1]  # type: ignore[no-any-return]
+__all__ = [
+    "IPV6",
+    "PATIENCE",
+    "STAGES",
+    "WRAPPED_STAGES",
+    "DatagramWitness",
+    "MemoryStage",
+    "SocketStage",
+    "Stage",
+    "TCPStage",
+    "Witness",
+]
 
 
 class ThreadedStage(SocketStage):
@@ -312,8 +42,10 @@ class ThreadedStage(SocketStage):
 
     def __init__(self, tmp_path: object) -> None:
         super().__init__(tmp_path)
-        self.implementation = ngi_gevent.Threaded()
         self._something = Flag()
+
+    def make(self) -> Any:
+        return ngi_gevent.Threaded()
 
     def happened(self) -> None:
         self._something.set()
@@ -399,11 +131,10 @@ class TLSSocket:
 class TLSStage(SocketStage):
     name = "tls"
 
-    def __init__(self, tmp_path: object) -> None:
-        super().__init__(tmp_path)
-        self.implementation = TLSImplementation()
+    def make(self) -> Any:
+        return TLSImplementation()
 
-    def peer(self, listener: Any) -> SocketPeer:
+    def peer(self, listener: Any) -> Any:
         peer = super().peer(listener)
         peer.socket = TLSSocket(peer.socket)
         return peer
@@ -428,12 +159,8 @@ class WrappedMemoryStage(MemoryStage):
 
     name = "wrapped-memory"
 
-    def __init__(self, tmp_path: object) -> None:
-        super().__init__(tmp_path)
-        self.implementation = WrappingImplementation(self.implementation)
-
-    def another(self) -> Any:
-        return WrappingImplementation(type(self.implementation.implementation)())
+    def make(self) -> Any:
+        return WrappingImplementation(super().make())
 
 
 class WrappedTCPStage(TCPStage):
@@ -441,39 +168,44 @@ class WrappedTCPStage(TCPStage):
 
     name = "wrapped-tcp"
 
-    def __init__(self, tmp_path: object) -> None:
-        super().__init__(tmp_path)
-        self.implementation = WrappingImplementation(self.implementation)
-
-    def another(self) -> Any:
-        return WrappingImplementation(type(self.implementation.implementation)())
+    def make(self) -> Any:
+        return WrappingImplementation(super().make())
 
 
-class FaultlessMemoryStage(WrappedMemoryStage):
+class AdaptedMemoryStage(MemoryStage):
+    """The implementation in memory, whose connections are adapters that change nothing."""
+
+    name = "adapted-memory"
+
+    def make(self) -> Any:
+        return contract.Adapted(super().make(), adapters.Base)
+
+
+class AdaptedTCPStage(TCPStage):
+    """An implementation on sockets, whose connections are adapters that change nothing."""
+
+    name = "adapted-tcp"
+
+    def make(self) -> Any:
+        return contract.Adapted(super().make(), adapters.Base)
+
+
+class FaultlessMemoryStage(MemoryStage):
     """The implementation in memory, with a network for which nothing is planned."""
 
     name = "faultless-memory"
 
-    def __init__(self, tmp_path: object) -> None:
-        super().__init__(tmp_path)
-        self.implementation = testing.Faulty(self.implementation.implementation, testing.Plan())
+    def make(self) -> Any:
+        return testing.Faulty(super().make(), testing.Plan())
 
 
-class FaultlessTCPStage(WrappedTCPStage):
+class FaultlessTCPStage(TCPStage):
     """An implementation on sockets, with a network for which nothing is planned."""
 
     name = "faultless-tcp"
 
-    def __init__(self, tmp_path: object) -> None:
-        super().__init__(tmp_path)
-        self.implementation = testing.Faulty(self.implementation.implementation, testing.Plan())
-
-
-def on_stage(kind: type[Stage], tmp_path: object) -> Iterator[Stage]:
-    """The body of a fixture: a stage of this *kind*, cleared at the end."""
-    stage = kind(tmp_path)
-    yield stage
-    stage.clear()
+    def make(self) -> Any:
+        return testing.Faulty(super().make(), testing.Plan())
 
 
 def _has_ipv6() -> bool:
@@ -490,4 +222,11 @@ IPV6 = _has_ipv6()
 STAGES: list[type[Stage]] = [MemoryStage, TCPStage, *([IPv6Stage] if IPV6 else []), UnixStage, TLSStage, ThreadedStage]
 
 #: Those that are made of others, of which nothing but the contract need be tried.
-WRAPPED_STAGES: list[type[Stage]] = [WrappedMemoryStage, WrappedTCPStage, FaultlessMemoryStage, FaultlessTCPStage]
+WRAPPED_STAGES: list[type[Stage]] = [
+    WrappedMemoryStage,
+    WrappedTCPStage,
+    AdaptedMemoryStage,
+    AdaptedTCPStage,
+    FaultlessMemoryStage,
+    FaultlessTCPStage,
+]

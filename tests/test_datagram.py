@@ -192,7 +192,7 @@ def test_waiting_in_a_handler_is_a_deadlock(stage):
 
 def test_a_handler_may_wait_for_another_implementation(stage):
     waited = []
-    another = stage.another()
+    another = stage.make()
 
     def wait(address, data):
         another.wait(PATIENCE)
