@@ -1,0 +1,146 @@
+"""A key-value server: requests are lines, values are sized, and each connection is a handler over a store.
+
+::
+
+    set COLOUR 4      then 4 bytes and a line end: the value
+    get COLOUR
+    delete COLOUR
+    quit
+
+The answers are ``ok``, ``value 4`` followed by the value, ``nothing`` or ``error`` and why.  Keys are UTF-8.
+
+    python examples/key_value_server.py
+    printf 'set colour 4\nblue\nget colour\nquit\n' | nc 127.0.0.1 8001
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ngi_gevent
+from ngi_gevent.interfaces import IConnection, IServerConnection
+
+#: Bytes of the longest line, and of the largest value.
+MAX_LINE = 1000
+MAX_VALUE = 1024 * 1024
+
+
+class BadRequest(Exception):
+    """What a client asked for makes no sense."""
+
+
+class Requests:
+    """Takes requests apart, wherever they are cut: the parser, which knows nothing of connections.
+
+    What has come is kept in one buffer, and is looked at once: a line is searched for from where the last search ended,
+    and a value is waited for without looking.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._start = 0  # where the next request begins
+        self._searched = 0  # up to where there is no line end
+        self._setting: tuple[str, int] | None = None  # the key, and the size of its value, that are waited for
+
+    def feed(self, data: bytes) -> None:
+        del self._buffer[: self._start]
+        self._searched -= self._start
+        self._start = 0
+        self._buffer += data
+
+    def next(self) -> tuple[str, str, bytes] | None:
+        """The next request as verb, key and value; None if more has to come.  Raises ``BadRequest``."""
+        if self._setting is None:
+            line = self._line()
+            if line is None:
+                return None
+            verb, key, size = _request(line)
+            if verb != "set":
+                return verb, key, b""
+            self._setting = key, size
+        key, size = self._setting
+        end = self._start + size
+        if len(self._buffer) <= end:
+            return None
+        value = bytes(self._buffer[self._start : end])
+        if self._buffer[end : end + 1] != b"\n":
+            raise BadRequest("a value ends with a line end")
+        self._setting = None
+        self._start = self._searched = end + 1
+        return "set", key, value
+
+    def _line(self) -> str | None:
+        end = self._buffer.find(b"\n", self._searched)
+        self._searched = len(self._buffer) if end < 0 else end + 1
+        if self._searched - self._start > MAX_LINE:
+            raise BadRequest("a line is too long")
+        if end < 0:
+            return None
+        line, self._start = self._buffer[self._start : end], end + 1
+        try:
+            return line.decode()
+        except UnicodeDecodeError:
+            raise BadRequest("a line is UTF-8") from None
+
+
+def _request(line: str) -> tuple[str, str, int]:
+    """The verb, key and size of a line."""
+    verb, *arguments = line.split(" ")
+    if len(arguments) != {"set": 2, "get": 1, "delete": 1, "quit": 0}.get(verb, -1):
+        raise BadRequest("a request is: set KEY SIZE, get KEY, delete KEY, or quit")
+    if verb != "set":
+        return verb, "".join(arguments), 0
+    key, size = arguments
+    if not (size.isascii() and size.isdigit() and len(size) < 10 and int(size) <= MAX_VALUE):
+        raise BadRequest(f"a size is a number up to {MAX_VALUE}")
+    return verb, key, int(size)
+
+
+class KeyValueHandler:
+    """One connection with one client."""
+
+    def __init__(self, connection: IServerConnection, store: dict[str, bytes]) -> None:
+        self._store = store
+        self._requests = Requests()
+        connection.set_handler(self)
+
+    def handle_input(self, connection: IConnection, data: bytes) -> None:
+        self._requests.feed(data)
+        try:
+            while connection and (request := self._requests.next()):
+                self._answer(connection, *request)
+        except BadRequest as error:
+            connection.write(f"error {error}\n".encode())
+            connection.close()
+
+    def _answer(self, connection: IConnection, verb: str, key: str, value: bytes) -> None:
+        if verb == "set":
+            self._store[key] = value
+            connection.write(b"ok\n")
+        elif verb == "quit":
+            connection.close()
+        elif key not in self._store:
+            connection.write(b"nothing\n")
+        elif verb == "get":
+            found = self._store[key]
+            connection.write(b"value %d\n%b\n" % (len(found), found))
+        else:
+            del self._store[key]
+            connection.write(b"ok\n")
+
+
+def key_value_server(store: dict[str, bytes] | None = None) -> Callable[[Any], KeyValueHandler]:
+    """A server whose connections share *store*."""
+    shared = {} if store is None else store
+    return lambda connection: KeyValueHandler(connection, shared)
+
+
+def main() -> None:
+    listener = ngi_gevent.listener(("127.0.0.1", 8001), key_value_server())
+    print(f"listening on {listener.address[0]}:{listener.address[1]}", flush=True)
+    ngi_gevent.wait()
+
+
+if __name__ == "__main__":
+    main()
