@@ -3,7 +3,7 @@ ARG BASE_IMAGE=python:3.13-slim
 
 FROM ${BASE_IMAGE} AS build
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE pytest_ngi_gevent.py ./
 COPY ngi_gevent ngi_gevent
 # The wheel goes into an environment without pip, so that the last stage gets neither sources nor tools to build with.
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \

@@ -24,6 +24,13 @@ def test_the_example_passes_its_own_test():
     example["test_echo"]()
 
 
+def test_the_same_test_runs_over_both(ngi_implementation):
+    example: dict = {}
+    exec("\n".join(blocks("python")), example)
+    example["test_on_both"](ngi_implementation)
+    example["test_however_it_is_cut"]()
+
+
 def test_the_clients_request_prints_the_answer(tcp, capsys):
     example: dict = {}
     for code in blocks("python"):

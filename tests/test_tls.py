@@ -24,12 +24,12 @@ from certificates import AUTHORITY, certificate, client_context, new_client_cont
 from gevent.event import Event
 from gevent.socket import wait_read
 from stages import PATIENCE, TLSSocket, Witness
-from test_contract import MUCH, Echo
 
 import ngi_gevent
 from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message, transport
 from ngi_gevent import tls as tls_module
 from ngi_gevent.stream import StreamConnection
+from ngi_gevent.testing.contract.rules import MUCH, Echo
 
 CONTEXTS = [ssl.SSLContext, gevent.ssl.SSLContext]
 

@@ -76,12 +76,12 @@ class Faulty(WrappingImplementation):
         faults = self.next_faults()
         return (_RefusedClient if faults.refused else _FaultyClient)(self, handler, faults)
 
-    def connect(self, address: Any, handler: IClientConnectHandler) -> None:
+    def connect(self, address: Any, handler: IClientConnectHandler, **options: Any) -> None:
         if self.plan.connection(self._connections).refused:
             nobody = self.implementation.listener(None, lambda connection: connection.abort())
             nobody.close()
             address = nobody.address
-        super().connect(address, handler)
+        super().connect(address, handler, **options)
 
     def udp(self, address: Any, data: Data) -> None:
         data = as_bytes(data)

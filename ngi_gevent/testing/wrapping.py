@@ -126,9 +126,9 @@ class WrappingImplementation:
             raise AttributeError(name)
         return getattr(self.implementation, name)
 
-    def connect(self, address: Any, handler: IClientConnectHandler) -> None:
+    def connect(self, address: Any, handler: IClientConnectHandler, **options: Any) -> None:
         check_client_handler(handler)
-        self.implementation.connect(address, self.wrap_client(handler))
+        self.implementation.connect(address, self.wrap_client(handler), **options)
 
     def listener(self, address: Any, server: IServer, **options: Any) -> Any:
         check_server(server)
