@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Faulty", "recent_plans"]
 
+NO_FAULTS = Faults()
+
 #: The plans that were carried out last, for who shows them when a test fails.
 recent_plans: deque[Plan] = deque(maxlen=10)
 
@@ -130,7 +132,10 @@ class _Link:
         self.reason: Reason | None = None
 
     def other(self, side: _FaultyConnection) -> _FaultyConnection | None:
-        return next((other for other in self.sides if other is not side), None)
+        for other in self.sides:
+            if other is not side:
+                return other
+        return None
 
 
 class _Cuts:
@@ -165,7 +170,7 @@ class _FaultyConnection(WrappingConnection):
         self._link = faulty.link(*addresses)
         self._link.sides.append(self)
         if faults is not None or not self._faulty.plan.connections:
-            self._link.faults = faults or Faults()
+            self._link.faults = faults or NO_FAULTS
         connection.when_closed(lambda: faulty.unlink(*addresses))
         # Output.
         self.cuts = _Cuts()
@@ -178,7 +183,9 @@ class _FaultyConnection(WrappingConnection):
         self._arrived = bytearray()
         self._position = 0  # bytes of input that were delivered
         self._pieces = 0  # how many pieces that were
-        self._waited = 0  # turns that the next piece has waited
+        self._waited = False  # whether the next piece has had its delay
+        self._plan: Input | None = None  # once it is known
+        self._over_at: int | None = None
         self._deaf = False
 
     # Output: the other side is told where it is cut.
@@ -214,7 +221,7 @@ class _FaultyConnection(WrappingConnection):
                 self._burst = None
 
     def writelines(self, data: Iterable[Data]) -> None:
-        if not self.connection or (self._link.faults == Faults() and not self._pulls):
+        if not self.connection or (self._link.faults == NO_FAULTS and not self._pulls):
             self.connection.writelines(data)
             return
         self._behind.append(as_iterator(data))
@@ -253,54 +260,60 @@ class _FaultyConnection(WrappingConnection):
     def handle_input(self, connection: Any, data: bytes) -> None:
         if self._link.faults is None:
             self._link.faults = self._faulty.next_faults()
-        if self._link.faults == Faults():
+        faults = self._link.faults
+        if faults == NO_FAULTS:
             self.in_callback(super().handle_input, connection, data)
             return
+        if self._plan is None:
+            self._plan = faults.client if self._control is None else faults.server
+            self._over_at = self._plan.over_at()
         self._arrived += data
-        self._go_on()
+        self._go_on(self._plan)
 
-    def _input(self) -> Input:
-        faults = self._link.faults or Faults()
-        return faults.client if self._control is None else faults.server
-
-    def _go_on(self) -> None:
+    def _go_on(self, plan: Input) -> None:
         """Deliver what has arrived, piece by piece, as far as it is planned and the turn of it."""
-        plan = self._input()
         while not self._deaf and self.connection and (size := self._next_size(plan)):
-            if plan.delays and self._waited < plan.delays[self._pieces % len(plan.delays)]:
-                self._waited += 1
-                if self._postponed():
+            if plan.delays and not self._waited:
+                self._waited = True
+                if self._postponed(plan, plan.delays[self._pieces % len(plan.delays)]):
                     return
                 continue
-            self._waited = 0
+            self._waited = False
             self._pieces += 1
             self._position += size
             piece = bytes(self._arrived[:size])
             del self._arrived[:size]
-            self.in_callback(super().handle_input, self.connection, piece)
-            if self._position == plan.over_at() and self.connection:
+            self.in_callback(self._handler.handle_input, self, piece)
+            if self._position == self._over_at and self.connection:
                 self._over(plan)
 
     def _next_size(self, plan: Input) -> int:
         """Bytes of the next piece; 0 if they have not all arrived."""
+        arrived = len(self._arrived)
         other = self._link.other(self)
         end = None if other is None else other.cuts.after(self._position)
-        size = len(self._arrived) if end is None else end - self._position
+        size = arrived if end is None else end - self._position
         if plan.pieces:
             size = min(size, plan.pieces[self._pieces % len(plan.pieces)])
-        over = plan.over_at()
-        if over is not None:
-            size = min(size, over - self._position)
-        return size if size <= len(self._arrived) else 0
+        if self._over_at is not None:
+            size = min(size, self._over_at - self._position)
+        return size if size <= arrived else 0
 
-    def _postponed(self) -> bool:
-        """Give others their turn; whether the rest is done later, since nothing waits here."""
+    def _postponed(self, plan: Input, turns: int) -> bool:
+        """Give others so many turns; whether the rest is done later, since nothing waits here."""
         postpone = getattr(bottom(self.connection), "postpone", None)
         if postpone is None:
-            _let_others_have_a_turn()
-            return False
-        postpone(self._go_on)
-        return True
+            for _ in range(turns):
+                _let_others_have_a_turn()
+        elif turns:
+            self._postpone(postpone, plan, turns)
+        return bool(turns and postpone)
+
+    def _postpone(self, postpone: Any, plan: Input, turns: int) -> None:
+        if turns:
+            postpone(lambda: self._postpone(postpone, plan, turns - 1))
+        else:
+            self._go_on(plan)
 
     def _over(self, plan: Input) -> None:
         """There is no more input, as planned."""

@@ -97,7 +97,7 @@ class Plan(_Shown):
         """The plan that *seed* stands for, the same each time."""
         random = Random(seed)
         return cls(
-            connections=tuple(_faults(random) for _ in range(random.randint(1, 6))),
+            connections=tuple(_faults(random) for _ in range(random.randint(1, 4))),
             datagrams=tuple(random.choices(get_args(Fate), (6, 1, 1, 1))[0] for _ in range(random.randint(1, 12))),
         )
 
