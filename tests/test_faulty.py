@@ -143,6 +143,51 @@ def test_what_waits_is_overtaken_by_others(faulty):
     assert order == [b"4", b"5", b"6", b"1", b"2", b"3"]
 
 
+def test_who_waits_is_told_of_the_end_too(faulty):
+    class Server(testing.Recorder):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if data == b"close":
+                listener.close()
+
+    class Starter(testing.Recorder):
+        def connected(self, connection):
+            super().connected(connection)
+            slow.connection.write(b"late")
+            connection.write(b"close")
+
+    served: list[Server] = []
+    implementation = faulty((Faults(server=Input(delays=(50,))), Faults(server=Input(delays=(1,)))))
+    listener = implementation.listener(None, lambda connection: served.append(Server(connection)))
+    slow = testing.Recorder()
+    for client in slow, Starter():
+        listener.connect(client)
+        client.wait_connected()
+    slow.wait_closed()
+    served[0].wait_closed()
+    assert (served[0].chunks, served[0].closed) == ([], "stopped")
+
+
+def test_who_waits_is_told_of_exceptions_too(faulty):
+    class Server(testing.Recorder):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.writelines([b"one", b"two", 3])
+
+    class Client(testing.Recorder):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.write(b"late")
+
+    served = Server()
+    listener = faulty((Faults(server=Input(delays=(20,))),)).listener(None, served.connected)
+    client = Client()
+    listener.connect(client)
+    client.expect(b"onetwo")
+    served.wait_until(lambda: served.exceptions)
+    served.expect(b"late")
+
+
 @pytest.mark.parametrize("how", ["resets", "ends"])
 def test_a_connection_breaks_after_so_many_bytes(faulty, how):
     client, served = talk(faulty((Faults(server=Input(**{how: 7})),)))

@@ -83,6 +83,8 @@ def test_something_else_fails_at_once_on_every_implementation(stage):
     began = time.monotonic()
     with pytest.raises(AssertionError, match=r"expected b'HELP' next, and got b'HELLO', the connection is open"):
         client.expect(b"HELP", timeout=30)
+    with pytest.raises(AssertionError, match=r"expected b'HELP ME' next, and got b'HELLO', the connection is open"):
+        client.expect(b"HELP ME", timeout=30)
     client.connection.write(b"bye")
     with pytest.raises(AssertionError, match=r"and got b'HELLOBYE', the connection ended: end of input"):
         client.expect(b"HELLOBYEBYE", timeout=30)
