@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +24,11 @@ def test_all_names_what_there_is(name):
     assert len(set(module.__all__)) == len(module.__all__)
     assert [missing for missing in module.__all__ if not hasattr(module, missing)] == []
     assert module.__doc__
+
+
+def test_testing_needs_no_pytest():
+    program = "import sys, ngi_gevent.testing; assert 'pytest' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
 def test_the_face_has_every_error():

@@ -1,11 +1,14 @@
 """An implementation without sockets, and handlers that print or record: for testing handlers in memory.
 
 Start with :class:`Recorder` and :class:`Implementation`, or, for doctests, with a :class:`Connection` that prints.
+Then there are :func:`check_chunking`, for input that is cut; :class:`Faulty`, a network that fails;
+:func:`nothing_left`, for what is left over; and, not imported here since it needs pytest,
+:mod:`ngi_gevent.testing.contract`.
 
-Everything is synchronous and deterministic.  Nothing is spawned and nothing waits: ``connect`` has run its course when
-it returns, and what is written outside of any callback has been handled when ``write`` returns.  A callback that causes
-another has it queued, never nested: callbacks of one implementation, or of one pair made with :class:`Connection`, take
-turns in the order in which they were caused.
+In memory, everything is synchronous and deterministic.  Nothing is spawned and nothing waits: ``connect`` has run its
+course when it returns, and what is written outside of any callback has been handled when ``write`` returns.  A callback
+that causes another has it queued, never nested: callbacks of one implementation, or of one pair made with
+:class:`Connection`, take turns in the order in which they were caused.
 """
 
 from ngi_gevent.testing.chunking import check_chunking
