@@ -44,10 +44,16 @@ OF_THE_CONNECTION = frozenset(
 )
 
 
+#: Descriptors that are left, where connections are not limited: these at least, for the program itself.
+RESERVED = 32
+
+
 def default_max_connections() -> int:
     """Nine tenths of the descriptors that this process may have open: the rest is for what handlers open."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if descriptors == resource.RLIM_INFINITY else max(1, descriptors * 9 // 10)
+    if descriptors == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, descriptors - max(RESERVED, descriptors // 10))
 
 
 class Acceptor(StreamServer):

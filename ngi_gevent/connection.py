@@ -18,6 +18,7 @@ comes, where output goes, and on which greenlet callbacks run.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from types import CoroutineType, GeneratorType
@@ -70,6 +71,10 @@ HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 OUTPUT_LIMIT = 64 * 1024 * 1024
 
 
+#: Marks the code of functions that make a generator or a coroutine when they are called, and do nothing else.
+DOES_NOT_RUN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
 def as_bytes(data: Any) -> bytes:
     """*data* as bytes of our own, since it is sent later; ``TypeError`` for what is no bytes."""
     if type(data) is bytes:
@@ -115,8 +120,14 @@ class PendingLines:
 
 def check_handler(handler: Any) -> None:
     """Raise ``TypeError``, naming *handler*, unless it can take input."""
-    if isinstance(handler, type) or not callable(getattr(handler, "handle_input", None)):
+    handle_input = getattr(handler, "handle_input", None)
+    if isinstance(handler, type) or not callable(handle_input):
         raise TypeError(f"a connection handler is an object with a handle_input method; got {handler!r:.100}")
+    code = getattr(handle_input, "__code__", None)
+    if code is not None and code.co_flags & DOES_NOT_RUN:
+        raise TypeError(
+            f"handle_input is called, and a generator or coroutine function does nothing then; got {handler!r:.100}"
+        )
 
 
 def check_returned(result: object, where: str) -> None:

@@ -118,7 +118,8 @@ class Implementation:
         :param backlog: connections that the kernel keeps until they are accepted.
         :param max_connections: connections that there may be at a time, each until it is gone.  While there are so many
             none is accepted, and the kernel queues who connects; the logger ``ngi_gevent.listener`` tells.  The default
-            is nine tenths of the descriptors that this process may have open: the rest is for what handlers open.
+            is nine tenths of the descriptors that this process may have open, and 32 less than all at most: the rest is
+            for what handlers open.
         :param idle_timeout: seconds in which nothing was received from a peer, nor sent to it, after which its
             connection is closed, with a :class:`~ngi_gevent.Timeout` as the reason.  The time that a callback or an
             iterable takes does not count, since the peer waits for it; what other greenlets do for the peer is not

@@ -167,8 +167,12 @@ class StreamConnection(BaseConnection):
         """End it when nothing was received or sent for *seconds*.  Called once, before it runs."""
 
         def expired() -> None:
-            if self._state is OPEN:
-                self._leave_open(Timeout(f"nothing was received or sent for {seconds} seconds, the idle_timeout"))
+            reason = Timeout(f"nothing was received or sent for {seconds} seconds, the idle_timeout")
+            if self._state is OPEN and not (self._output_waits or self._paused):
+                self._leave_open(reason)
+            elif self._state is OPEN:  # a peer that takes nothing must not take what it got for all there is
+                self._reason = reason
+                self._break_off()
 
         timer = IdleTimer(self._dispatcher.loop, seconds, self._peer_waits, expired)
         self._have_noted(timer)

@@ -47,7 +47,7 @@ def of_clients(
 
 def of_servers(ssl_context: SSLContext | None, handshake_timeout: float | None) -> MakeConnection:
     """What makes connections that were accepted; raises ``TypeError`` or ``ValueError`` for options that cannot be."""
-    check_timeout(handshake_timeout)
+    check_timeout(handshake_timeout, "handshake_timeout")
     if ssl_context is not None:
         from ngi_gevent import tls
 

@@ -23,7 +23,7 @@ from gevent.event import Event
 from stages import Witness
 
 import ngi_gevent
-from ngi_gevent import acceptor, stream
+from ngi_gevent import acceptor
 
 
 class Echo(Witness):
@@ -255,7 +255,7 @@ def test_a_connection_whose_iterator_takes_its_time_is_not_idle(tcp):
 
 
 @pytest.mark.parametrize("write", ["write", "writelines", "write in a slow handler"])
-def test_a_peer_that_takes_nothing_is_idle(tcp, monkeypatch, write):
+def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_whole(tcp, write):
     class Answer(Slow):
         def handle_input(self, connection, data):
             if write == "writelines":
@@ -265,7 +265,6 @@ def test_a_peer_that_takes_nothing_is_idle(tcp, monkeypatch, write):
             if write == "write in a slow handler":
                 super().handle_input(connection, data)
 
-    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.2)
     peer = tcp.peer(tcp.listen(Answer, idle_timeout=0.3))
     peer.send(b"x")
     tcp.until(lambda: tcp.served)
@@ -276,6 +275,9 @@ def test_a_peer_that_takes_nothing_is_idle(tcp, monkeypatch, write):
     served.release.set()
     tcp.until(lambda: served.closed and served.connection._gone)
     assert isinstance(served.closed, ngi_gevent.Timeout)
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    assert peer.ended == "broken"
 
 
 def test_a_connection_without_a_handler_is_idle_too(tcp):
@@ -455,8 +457,8 @@ def test_accepting_goes_on_though_nobody_waits_and_that_is_told_in_two_lines():
 
 
 def test_the_default_leaves_descriptors_for_handlers():
-    with limited(limit=200) as server, contextlib.ExitStack() as clients:
-        served = [clients.enter_context(server.connect()) for _ in range(180)]
+    with limited(limit=400) as server, contextlib.ExitStack() as clients:
+        served = [clients.enter_context(server.connect()) for _ in range(360)]
         waiting = [clients.enter_context(server.connect()) for _ in range(10)]
         for client in *served, *waiting:
             client.sendall(b"file")
@@ -465,7 +467,7 @@ def test_the_default_leaves_descriptors_for_handlers():
         with pytest.raises(TimeoutError):
             waiting[0].recv(4)
         (line,) = server.end()[1]
-        assert line.endswith("accepts no more connections for now: there are 180, which is max_connections")
+        assert line.endswith("accepts no more connections for now: there are 360, which is max_connections")
 
 
 class Faulty(socket.socket):

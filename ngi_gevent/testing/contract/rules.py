@@ -460,9 +460,24 @@ def test_a_later_handler_gets_the_input_from_then_on(stage):
     assert second.trace == [b"two", ("close", "end of input")]
 
 
+class Coroutine:
+    async def handle_input(self, connection, data):
+        """Would never run."""
+
+
+class Generator:
+    def handle_input(self, connection, data):
+        yield
+
+
+class AsynchronousGenerator:
+    async def handle_input(self, connection, data):
+        yield
+
+
 def test_set_handler_takes_only_handlers(stage):
     client, served = stage.talk()
-    for no_handler in None, object(), Witness, "handler":
+    for no_handler in None, object(), Witness, "handler", Coroutine(), Generator(), AsynchronousGenerator():
         with pytest.raises(TypeError, match="handle_input"):
             client.connection.set_handler(no_handler)
     assert client.connection
