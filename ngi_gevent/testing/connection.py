@@ -173,7 +173,9 @@ class Connection(BaseConnection):
         except BaseException as error:
             data = None
             self.iterator_raised(error)
-        if data is None and self._wire and self._wire[0] is lines:
+        if not self._wire or self._wire[0] is not lines:
+            return None  # it has aborted the connection, which drops what it yields, too
+        if data is None:
             self._wire.popleft()
             self._pending -= lines.size
         return data

@@ -645,6 +645,19 @@ def test_an_iterators_error_after_the_close_is_logged_and_what_came_before_deliv
     assert len(tracebacks(caplog, error)) == len(caplog.records) == 1
 
 
+def test_what_an_iterator_yields_after_it_aborted_is_not_sent(stage):
+    def lines():
+        yield b"one "
+        stage.until(lambda: client.data == b"one ")
+        served.connection.abort()
+        yield b"two "
+
+    client, served = stage.talk()
+    served.connection.writelines(lines())
+    stage.until(lambda: client.closed)
+    assert client.data == b"one "
+
+
 def test_an_iterators_error_is_held_until_there_is_a_handler(stage):
     connections = []
 
