@@ -331,7 +331,8 @@ class StreamConnection(BaseConnection):
             if self._calls:
                 self._make_calls()
             return False
-        if not self._gone:
+        # Where it is gone, there is nothing to be done but to tell a first handler of it, or not to.
+        if not self._gone or (self._reason is not None and self._dispatcher.hub.loop is not None):
             with _handing_over:
                 if self._calls is None:
                     self._calls = deque()

@@ -12,7 +12,7 @@ import gevent
 import pytest
 from stages import PATIENCE, TCPStage, Witness
 
-import ngi_gevent
+import ngi_gevent.testing
 from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, Inline, Threaded, adapters, blocking, generator
 from ngi_gevent.threads import Flag, call_on
 
@@ -153,6 +153,43 @@ def test_handlers_are_set_and_connections_ended_from_other_threads(tcp):
     assert isinstance(client.closed, ConnectionResetError) or not client.closed
     assert in_thread(served.connection.close) is None
     tcp.until(lambda: client.closed)
+
+
+def test_a_first_handler_set_by_another_thread_learns_of_the_end_that_it_missed(tcp):
+    connections = []
+    client = tcp.client(tcp.listen(lambda connection: (connections.append(connection), tcp.happened())))
+    tcp.until(lambda: connections)
+    tcp.listeners[0].close()
+    client.connection.close()
+    connections[0].when_closed(tcp.happened)
+    tcp.until(lambda: connections[0]._gone)
+    late = Witness(tcp)
+    in_thread(connections[0].set_handler, late)
+    tcp.until(lambda: late.closed)
+    assert late.trace == [("close", "stopped")]
+
+
+def test_a_first_handler_for_a_connection_whose_hub_has_gone_is_told_nothing(caplog):
+    """There is nothing left that it could be told on."""
+
+    def end_before_it_has_a_handler():
+        with ngi_gevent.Implementation() as implementation:
+            listener = implementation.listener(None, lambda connection: connections.append(connection))
+            client = blocking.connect(listener.address, implementation.connect, PATIENCE)
+            with gevent.Timeout(PATIENCE):
+                while not connections:
+                    gevent.sleep(0.001)
+            listener.close()
+            client.close()
+            implementation.wait(PATIENCE)
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    connections = []
+    in_thread(end_before_it_has_a_handler)
+    late = ngi_gevent.testing.Recorder()
+    connections[0].set_handler(late)
+    connections[0].abort()
+    assert late.closed is None
 
 
 def test_listeners_are_used_from_other_threads(tcp):
