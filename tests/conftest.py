@@ -6,11 +6,19 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import Phase, settings
 from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage
 
 from ngi_gevent.testing.contract import playing
 
 pytest_plugins = ["pytester"]
+
+# The same each time, so that who breaks nothing sees nothing break; ``--hypothesis-profile=more`` tries other things.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, database=None, max_examples=150, phases=[Phase.explicit, Phase.generate]
+)
+settings.register_profile("more", deadline=None, max_examples=10_000, report_multiple_bugs=False)
+settings.load_profile("same")
 
 
 def open_sockets() -> set[str]:
