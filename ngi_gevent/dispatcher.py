@@ -139,7 +139,12 @@ class Dispatcher:
         unsent = self.unsent
         while unsent:
             # One at a time: should this be interrupted, the rest is seen to in the next turn.
-            unsent.pop().send_pending()
+            connection = unsent.pop()
+            try:
+                connection.send_pending()
+            except BaseException as error:
+                connection.interrupted(error)
+                raise
 
 
 # One native thread has one hub.  The original class, since patched threading.local knows greenlets, not threads.

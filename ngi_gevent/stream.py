@@ -552,6 +552,12 @@ class StreamConnection(BaseConnection):
         self._reason = error
         self._close_socket()
 
+    def interrupted(self, error: BaseException) -> None:
+        """Sending was interrupted, by Ctrl-C say, and nobody knows how much was sent: there is no going on."""
+        if self._state is OPEN:
+            self._reason = error
+        self._break_off()
+
     def _break_off(self) -> None:
         if self._state is not CLOSED:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)

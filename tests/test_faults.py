@@ -1,0 +1,561 @@
+"""Peers that break off, do not read, dawdle or come in crowds, and handlers that gevent or the user ends: for real.
+
+What one connection goes through must cost no other anything: in most tests there is a bystander who is answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+from collections import Counter
+
+import gevent
+import gevent.socket
+import pytest
+from certificates import client_context
+from gevent.event import Event
+from stages import PATIENCE, Witness
+
+import ngi_gevent
+from ngi_gevent import generator
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def network(request):
+    """TCP, plain and with TLS."""
+    return request.getfixturevalue(request.param)
+
+
+class Echo(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.write(data.upper())
+
+
+class Bystander:
+    """A client of the same listener, who is answered, whatever happens to others."""
+
+    def __init__(self, stage, listener):
+        self.stage = stage
+        self.client = stage.client(listener)
+        self.asked = 0
+
+    def is_answered(self):
+        self.asked += 5
+        self.client.connection.write(b"hello")
+        self.stage.until(lambda: len(self.client.data) >= self.asked)
+        assert self.client.data == b"HELLO" * (self.asked // 5)
+
+
+def until(condition):
+    """Wait for what tells nobody."""
+    with gevent.Timeout(PATIENCE, AssertionError("it did not happen in time")):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def settled(listener, bystander):
+    """Wait until nobody but the bystander is left."""
+    until(lambda: len(listener._connections) == 1)
+    bystander.is_answered()
+
+
+# Resets.
+
+
+def blocks_in_a_callback(served, connection):
+    served.release.wait()
+    connection.write(b"written to nobody")
+
+
+def has_output_pending(served, connection):
+    connection.write(b"x" * 24_000_000)
+
+
+def is_in_a_long_writelines(served, connection):
+    def lines():
+        try:
+            while True:
+                yield b"x" * 65536
+        finally:
+            served.dropped += 1
+            served.stage.happened()
+
+    served.dropped -= 1
+    connection.writelines(lines())
+
+
+def is_in_a_blocking_writelines(served, connection):
+    def lines():
+        try:
+            yield b"x"
+            Event().wait()  # for ever
+        finally:
+            served.dropped += 1
+            served.stage.happened()
+
+    served.dropped -= 1
+    connection.writelines(lines())
+
+
+def is_closing(served, connection):
+    connection.write(b"x" * 24_000_000)
+    connection.close()
+
+
+def does_nothing(served, connection):
+    pass
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        does_nothing,
+        blocks_in_a_callback,
+        has_output_pending,
+        is_in_a_long_writelines,
+        is_in_a_blocking_writelines,
+        is_closing,
+    ],
+)
+def test_a_reset_while_the_server(network, caplog, moment):
+    """It is told once, after all input, unless the server had closed; what was going on is dropped, without a word."""
+
+    class Served(Witness):
+        dropped = 0
+
+        def handle_input(self, connection, data):
+            self.release = Event()
+            super().handle_input(connection, data)
+            if data == b"go":
+                moment(self, connection)
+            else:
+                connection.write(data.upper())
+
+    listener = network.listen(Served)
+    bystander = Bystander(network, listener)
+    peers = [network.peer(listener) for _ in range(5)]
+    network.until(lambda: len(network.served) == 6)
+    for peer in peers:
+        peer.send(b"go")
+    network.until(lambda: all(served.data for served in network.served[1:]))
+    bystander.is_answered()
+    for peer in peers:
+        peer.reset()
+    bystander.is_answered()
+    for served in network.served[1:]:
+        served.release.set()
+    settled(listener, bystander)
+    for served in network.served[1:]:
+        assert served.dropped == 0
+        if moment is is_closing:
+            assert served.trace == [b"go"]
+        else:
+            assert served.trace == [b"go", ("close", served.closed)]
+            assert isinstance(served.closed, OSError)
+    assert caplog.records == []
+
+
+def test_a_reset_before_there_is_a_handler(network, caplog):
+    """It is held, with the input before it."""
+    held = []
+
+    def serve(connection):
+        if connection.peer_address == bystanders_address:
+            Echo(network, connection)
+        else:
+            held.append(connection)
+            network.happened()
+
+    bystanders_address = None
+    listener = network.listen(serve)
+    peer = network.peer(listener)
+    network.until(lambda: held)
+    peer.send(b"last words")
+    network.until(lambda: peer.sent == 10)
+    peer.reset()
+    late = Witness(network)
+    held[0].set_handler(late)
+    network.until(lambda: late.closed)
+    assert late.trace == [b"last words", ("close", late.closed)]
+    assert isinstance(late.closed, OSError)
+    assert caplog.records == []
+
+
+def test_a_reset_before_it_was_accepted(tcp, caplog):
+    """The server may hear of it or not; nobody else does, and nothing is left."""
+    listener = tcp.listen(Echo)
+    bystander = Bystander(tcp, listener)
+    for _ in range(100):
+        sock = socket.create_connection(listener.address)  # which keeps the hub from accepting meanwhile
+        sock.send(b"go")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        sock.close()
+    bystander.is_answered()
+    settled(listener, bystander)
+    for served in tcp.served[1:]:
+        assert b"".join(served.trace[:-1]) in (b"", b"go")
+        assert isinstance(served.closed, OSError)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("flight", [1, 2])
+def test_a_reset_at_a_random_byte_of_a_handshake(tls, caplog, flight):
+    """In the first or in the last of what a client says in it; or right behind."""
+    listener = tls.listen(Echo)
+    bystander = Bystander(tls, listener)
+    for seed in range(60):
+        chance = random.Random(seed)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        stranger = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with gevent.socket.create_connection(listener.address) as sock:
+            with pytest.raises(ssl.SSLWantReadError):
+                stranger.do_handshake()
+            if flight == 2:
+                sock.sendall(outgoing.read())
+                while not outgoing.pending:
+                    incoming.write(sock.recv(65536))
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        stranger.do_handshake()
+            words = outgoing.read()
+            sock.sendall(words[: chance.randrange(len(words) + 1)])
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    settled(listener, bystander)
+    assert all(isinstance(served.closed, OSError) and served.data == b"" for served in tls.served[1:])
+    assert caplog.records == []  # of level WARNING, or above
+
+
+# Peers that dawdle.
+
+
+def test_peers_that_never_read_cost_others_nothing(network):
+    """They fill what the kernel has for them; then they are not read from, and others are answered as ever."""
+
+    class Count(Witness):
+        read = 0
+
+        def handle_input(self, connection, data):
+            self.read += len(data)
+            connection.write(data.upper())
+
+    def read():
+        return sum(served.read for served in network.served)
+
+    listener = network.listen(Count)
+    bystander = Bystander(network, listener)
+    peers = [network.peer(listener) for _ in range(10)]
+    for peer in peers:
+        for _ in range(16):
+            peer.send(b"x" * 1_000_000)
+    before = -1
+    while before + 100 < read():  # as long as they are read from
+        before = read()
+        for _ in range(20):
+            bystander.is_answered()
+    assert read() < 160_000_000
+    assert all(served.connection._pending < 1_000_000 for served in network.served)
+    listener.close()
+    network.until(lambda: all(served.closed == "stopped" for served in network.served))
+
+
+def test_peers_that_send_and_take_a_byte_at_a_time_cost_others_nothing(network):
+    """A byte a second, but for the waiting: after each byte, all others are served, and it costs one callback."""
+
+    class Count(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if self.data.endswith(b"\n"):
+                connection.write(self.data.upper())
+
+    listener = network.listen(Count)
+    message = b"hello out there\n"
+    dawdlers = [network.peer(listener) for _ in range(20)]
+    bystander = network.client(listener)
+    network.until(lambda: len(network.served) == 21)
+    slow = [served for served in network.served if served.connection.peer_address != bystander.connection.local_address]
+    for position in range(len(message)):
+        for peer in dawdlers:
+            peer.send(message[position : position + 1])
+        network.until(lambda position=position: all(len(served.data) == position + 1 for served in slow))
+        network.served[[s in slow for s in network.served].index(False)].chunks.clear()
+        bystander.chunks.clear()
+        bystander.connection.write(b"quick\n")
+        network.until(lambda: bystander.data == b"QUICK\n")
+    assert all(len(served.chunks) == len(message) for served in slow)
+    for peer in dawdlers:
+        peer.read()
+    network.until(lambda: all(peer.received == message.upper() for peer in dawdlers))
+
+
+# Crowds.
+
+
+def test_a_thousand_connections_come_and_go_and_not_a_byte_is_lost(tcp, caplog):
+    """A hundred at a time; some finish, some wait, some reset.  What each got is what it sent, and nobody else's."""
+
+    class Checked(Witness):
+        def connected(self, connection):
+            everybody[connection.peer_address] = self
+            super().connected(connection)
+
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(data)
+
+    def live(seed):
+        chance = random.Random(seed)
+        message = chance.randbytes(chance.choice([1, 100, 10_000, 200_000]) * chance.randrange(1, 6))
+        ending = chance.choice(["finishes", "finishes", "waits", "resets", "goes"])
+        fates[ending] += 1
+        stays = ending in ("finishes", "waits")
+        with gevent.socket.create_connection(listener.address) as sock:
+            address = sock.getsockname()
+            reading = gevent.spawn(read, sock, len(message) if ending == "waits" else None)
+            left = memoryview(message)
+            while left and (stays or chance.random() < 0.8):
+                size = chance.choice([1, 1000, 50_000, 1_000_000])
+                sock.sendall(left[:size])
+                left = left[size:]
+            if ending == "finishes":
+                sock.shutdown(socket.SHUT_WR)
+            elif ending == "resets":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            if stays:
+                assert reading.get(timeout=PATIENCE) == message
+            reading.kill()
+        tcp.until(lambda: address in everybody and everybody[address].closed)
+        served = everybody.pop(address)
+        assert message.startswith(served.data)
+        assert served.trace[-1] == ("close", served.closed)
+        if stays:
+            assert (served.data, served.closed) == (message, "end of input")
+        else:
+            assert served.closed == "end of input" or isinstance(served.closed, OSError)
+
+    def read(sock, size):
+        pieces, missing = [], float("inf") if size is None else size
+        while missing and (piece := sock.recv(65536)):
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
+
+    everybody, fates = {}, Counter()
+    listener = tcp.listen(Checked)
+    bystander = tcp.client(listener)
+    seeds = iter(range(1000))
+    crowd = [gevent.spawn(lambda: [live(seed) for seed in seeds]) for _ in range(100)]
+    gevent.joinall(crowd, timeout=2 * PATIENCE, raise_error=True)
+    assert all(greenlet.successful() for greenlet in crowd)
+    assert sum(fates.values()) == 1000
+    assert len(everybody) == 1
+    until(lambda: len(listener._connections) == 1)
+    bystander.connection.write(b"all well")
+    tcp.until(lambda: bystander.data == b"all well")
+    assert caplog.records == []
+
+
+# Handlers that gevent ends.
+
+
+@pytest.mark.parametrize("how", ["killed", "its own timeout", "a timeout that it left running"])
+def test_a_handler_that_gevent_ends(network, caplog, how):
+    """What it wrote is sent, it is told why, one error is logged, and only its own connection ends."""
+
+    class Ended(Echo):
+        def handle_input(self, connection, data):
+            if data != b"end me":
+                super().handle_input(connection, data)
+                return
+            connection.write(b"before")
+            self.greenlet = gevent.getcurrent()
+            if how == "a timeout that it left running":
+                self.timeout = gevent.Timeout.start_new(0.01)
+                return
+            if how == "its own timeout":
+                self.timeout = gevent.Timeout.start_new(0.01)
+            network.happened()
+            Event().wait()
+
+        def handle_close(self, connection, reason):
+            gevent.sleep(0)  # it may block again
+            super().handle_close(connection, reason)
+
+    listener = network.listen(Ended)
+    bystander = Bystander(network, listener)
+    client = network.client(listener)
+    network.until(lambda: len(network.served) == 2)
+    served = network.served[1]
+    client.connection.write(b"end me")
+    if how == "killed":
+        network.until(lambda: hasattr(served, "greenlet"))
+        gevent.kill(served.greenlet)
+    network.until(lambda: client.closed and served.closed)
+    assert client.trace == [b"before", ("close", "end of input")]
+    assert isinstance(served.closed, gevent.GreenletExit) if how == "killed" else served.closed is served.timeout
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    bystander.is_answered()
+
+
+@pytest.mark.parametrize("where", ["the server", "connected", "a generator"])
+def test_what_gevent_ends_before_it_has_a_handler(tcp, caplog, where):
+    """The same, in a server callable, in ``connected``, and in a generator."""
+
+    def block(connection):
+        with gevent.Timeout(0.01):
+            Event().wait()
+
+    @generator.handler
+    def blocks(connection):
+        yield
+        block(connection)
+
+    class Blocks(Witness):
+        def connected(self, connection):
+            self.meet(connection)
+            block(connection)
+
+    listener = tcp.listen({"the server": block, "connected": tcp.server(Echo), "a generator": blocks}[where])
+    client = tcp.client(listener, Blocks if where == "connected" else Witness)
+    if where == "a generator":
+        client.connection.write(b"go")
+    until(lambda: not client.connection)
+    until(lambda: not listener._connections)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert caplog.records[0].args[1] == {"a generator": "handle_input"}.get(where, where)
+    assert caplog.records[0].exc_info[0] is gevent.Timeout
+
+
+# Ctrl-C.
+
+PROGRAM = """
+import threading
+import gevent, ngi_gevent
+
+class Handler:
+    def __init__(self, connection):
+        connection.set_handler(self)
+
+    def handle_input(self, connection, data):
+        connection.write(data.upper())
+        if data == b"busy":
+            gevent.sleep(0)  # so that the answer is sent
+            while True:
+                pass
+
+    def handle_close(self, connection, reason):
+        print("told", type(reason).__name__, reason, flush=True)
+
+def listening(implementation):
+    print(implementation.listener(("127.0.0.1", 0), Handler).address[1], flush=True)
+
+try:
+    {serve}
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+SERVE = {
+    "the default": "listening(ngi_gevent); ngi_gevent.wait()",
+    "in a sleep": "listening(ngi_gevent); gevent.sleep(60)",
+    "Inline": "implementation = ngi_gevent.Inline(); listening(implementation); implementation.wait()",
+    "Threaded": "listening(ngi_gevent.Threaded()); threading.Event().wait()",
+    "Threaded's wait": "implementation = ngi_gevent.Threaded(); listening(implementation); implementation.wait()",
+}
+
+
+def interrupted(serve, message):
+    """What a program prints that is sent SIGINT while it has one client, who has been answered."""
+    program = subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", PROGRAM.format(serve=serve)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        port = int(program.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+            client.sendall(message)
+            assert client.recv(100) == message.upper()
+            program.send_signal(signal.SIGINT)
+            out, err = program.communicate(timeout=PATIENCE)
+            return program.returncode, out, err
+    finally:
+        program.kill()
+        program.communicate()
+
+
+@pytest.mark.parametrize("kind", SERVE)
+def test_ctrl_c_ends_a_program_that_serves(kind):
+    """The main thread gets its KeyboardInterrupt where it waits, and the program can end as it likes."""
+    code, out, err = interrupted(SERVE[kind], b"hello")
+    assert code == 0
+    assert out.startswith("interrupted\n")
+    # Where it comes while the hub itself runs, gevent prints where that was.
+    assert err == "" or "KeyboardInterrupt\n" in err
+
+
+@pytest.mark.parametrize("kind", ["the default", "Inline"])
+def test_ctrl_c_reaches_the_program_through_a_handler_that_never_returns(kind):
+    """It is raised in the handler, whose connection ends; the program gets it, too."""
+    code, out, err = interrupted(SERVE[kind], b"busy")
+    assert code == 0
+    assert "interrupted" in out
+    if kind == "the default":
+        assert "handle_input raised an exception" in err
+    else:  # Inline gives it to wait instead of the log
+        assert err == ""
+
+
+def test_ctrl_c_while_output_is_sent_breaks_that_connection_off(tcp, capfd):
+    """Nobody can know how much of it was sent; the rest would wait for ever.  All others go on."""
+
+    def send(data):
+        raise KeyboardInterrupt
+
+    def write_and_wait():
+        served.connection._send = send
+        served.connection.write(b"interrupted")
+        tcp.served[1].connection.write(b"all well")
+        tcp.until(lambda: False)
+
+    client, served = tcp.talk()
+    other = tcp.client(tcp.listeners[0])
+    tcp.until(lambda: len(tcp.served) == 2)
+    with pytest.raises(KeyboardInterrupt):
+        write_and_wait()
+    tcp.until(lambda: client.closed and other.data == b"all well")
+    assert isinstance(client.closed, OSError)
+    assert served.trace == [("close", served.closed)]
+    assert isinstance(served.closed, KeyboardInterrupt)
+    assert "KeyboardInterrupt" in capfd.readouterr().err
+
+
+def test_who_interrupts_a_script_is_heard_by_its_wait(tcp):
+    """``KeyboardInterrupt`` in a handler of ``Inline``: ``wait`` raises it; the handler is told, once."""
+
+    class Interrupt(Witness):
+        def handle_input(self, connection, data):
+            raise KeyboardInterrupt
+
+    inline = ngi_gevent.Inline()
+    served = Interrupt(tcp)
+    listener = inline.listener(None, served.connected)
+    client = Witness(tcp)
+    inline.connect(listener.address, client)
+    tcp.until(lambda: client.connection)
+    client.connection.write(b"go")
+    with pytest.raises(KeyboardInterrupt):
+        inline.wait(PATIENCE)
+    tcp.until(lambda: served.closed)
+    assert isinstance(served.closed, KeyboardInterrupt)
+    listener.close()
+    inline.wait(PATIENCE)
+    inline.close()
