@@ -1,0 +1,199 @@
+"""Random bytes in random pieces: what comes of them is what a few lines of Python say, or a documented end.
+
+``pytest --hypothesis-profile=more --timeout=0 tests/test_fuzz.py`` tries many more, other ones each time.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import gevent
+import gevent.socket
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from stages import PATIENCE, Witness
+from test_echo_server import running
+
+from ngi_gevent import LimitExceeded, testing
+from ngi_gevent.adapters import Lines, Sized
+
+MAX = 8
+HEARTBEAT = b"\xff" * 4
+
+
+def lines_in(data):
+    """The records that ``Lines`` delivers, and whether it ends the connection then."""
+    *lines, rest = data.split(b"\n")
+    for number, line in enumerate([*lines, rest]):
+        if len(line) > MAX:
+            return lines[:number], True
+    return lines, False
+
+
+def records_in(data):
+    """The records that ``Sized`` delivers, and whether it ends the connection then."""
+    records = []
+    while len(data) >= 4:
+        (size,) = struct.unpack(">I", data[:4])
+        data = data[4:]
+        if size == 2**32 - 1:
+            continue
+        if size > MAX:
+            return records, True
+        if len(data) < size:
+            break
+        records.append(data[:size])
+        data = data[size:]
+    return records, False
+
+
+def lines(chance):
+    """Something like lines, most of them not too long."""
+    return b"\n".join(chance.randbytes(chance.randrange(MAX)) for _ in range(chance.randrange(12)))
+
+
+def records(chance):
+    """Something like sized records, most of them not too long."""
+    kinds = chance.choices(["record", "nothing", "heartbeat"], (8, 1, 1), k=chance.randrange(12))
+    sizes = [chance.randrange(MAX + 1) if kind == "record" else 0 for kind in kinds]
+    return b"".join(
+        HEARTBEAT if kind == "heartbeat" else struct.pack(">I", size) + chance.randbytes(size)
+        for kind, size in zip(kinds, sizes, strict=True)
+    )
+
+
+def strange(chance, sane):
+    """What *sane* makes, or something worse, in pieces."""
+    data = bytearray(sane(chance))
+    kind = chance.randrange(4)
+    if kind == 0:
+        data = bytearray(chance.randbytes(chance.randrange(100)))
+    elif kind == 1:
+        for _ in range(min(3, len(data))):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+    elif kind == 2:
+        start = chance.randrange(len(data) + 1)
+        del data[start : start + chance.randrange(5)]
+    cuts = sorted(chance.choices(range(len(data) + 1), k=chance.randrange(6)))
+    return [bytes(data[start:end]) for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+KINDS = pytest.mark.parametrize(
+    ("kind", "reference", "sane"), [(Lines, lines_in, lines), (Sized, records_in, records)], ids=["lines", "sized"]
+)
+
+PIECES = st.lists(
+    st.binary(max_size=20) | st.sampled_from([b"\n", b"a\n", b"\0\0\0\1", b"\0\0\0", HEARTBEAT, b"x" * MAX])
+)
+
+
+def told(recorder, expected, ended):
+    assert recorder.chunks == expected
+    assert isinstance(recorder.closed, LimitExceeded) if ended else recorder.closed == "end of input"
+
+
+@KINDS
+@given(pieces=PIECES)
+@example(pieces=[])
+def test_anything_in_pieces_in_memory(kind, reference, sane, pieces):
+    recorder, connection = testing.Recorder(), testing.Connection(testing.Recorder())
+    kind(connection, MAX).set_handler(recorder)
+    for piece in pieces:
+        connection.test_input(piece)
+    connection.test_close()
+    told(recorder, *reference(b"".join(pieces)))
+    assert connection.peer._handler.closed == "end of input"
+
+
+@KINDS
+def test_nearly_right_in_pieces_in_memory(kind, reference, sane):
+    ended = 0
+    for seed in range(20_000):
+        pieces = strange(random.Random(seed), sane)
+        recorder, connection = testing.Recorder(), testing.Connection(testing.Recorder())
+        kind(connection, MAX).set_handler(recorder)
+        for piece in pieces:
+            connection.test_input(piece)
+        connection.test_close()
+        told(recorder, *reference(b"".join(pieces)))
+        ended += isinstance(recorder.closed, LimitExceeded)
+    assert 1000 < ended < 19_000  # or it would not have tried both
+
+
+@KINDS
+def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
+    """The records of all come, nobody's are another's, and a client that behaves is answered in between."""
+
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(data)
+
+    def serve(connection):
+        served = Answer(tcp)
+        adapter = kind(connection, MAX)
+        addresses[connection.peer_address] = served
+        served.connected(adapter)
+
+    def say(seed):
+        with gevent.socket.create_connection(listener.address) as sock:
+            pieces = strange(random.Random(seed), sane)
+            try:
+                for piece in pieces:
+                    sock.sendall(piece)
+                    gevent.sleep(0)
+                sock.shutdown(gevent.socket.SHUT_WR)
+                while sock.recv(1000):
+                    pass
+            except OSError:  # it was told off before it had said it all
+                assert reference(b"".join(pieces))[1]
+            address = sock.getsockname()
+        tcp.until(lambda: address in addresses and addresses[address].closed)
+        told(addresses.pop(address), *reference(b"".join(pieces)))
+
+    addresses = {}
+    listener = tcp.listen(serve)
+    for start in range(0, 2000, 20):
+        crowd = [gevent.spawn(say, seed) for seed in range(start, start + 20)]
+        gevent.joinall(crowd, timeout=PATIENCE, raise_error=True)
+        assert all(greenlet.successful() for greenlet in crowd)
+    assert addresses == {}
+    assert caplog.records == []
+
+
+def test_anything_at_the_echo_server():
+    """Who says all and waits is answered in full, whatever others do; nothing is printed, and it ends in order."""
+
+    def say(seed):
+        chance = random.Random(seed)
+        data = chance.randbytes(chance.choice([0, 1, 10, 1000, 100_000, 1_000_000]))
+        behaviour = chance.choice(["waits", "waits", "goes", "resets"])
+        with gevent.socket.create_connection((host, int(port))) as sock:
+            reading = gevent.spawn(receive, sock) if behaviour == "waits" else None
+            left = data
+            while left and (reading or chance.random() < 0.7):  # the others go in the middle, and never read
+                size = chance.choice([7, 1000, 100_000, 1_000_000])
+                sock.sendall(left[:size])
+                left = left[size:]
+            if behaviour == "resets":
+                sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if reading:
+                sock.shutdown(gevent.socket.SHUT_WR)
+                assert reading.get(timeout=PATIENCE) == data.upper()
+                answered.append(seed)
+
+    def receive(sock):
+        return b"".join(iter(lambda: sock.recv(1 << 20), b""))
+
+    answered: list[int] = []
+    with running() as server:
+        host, port = server.address.split(":")
+        for start in range(0, 300, 30):
+            crowd = [gevent.spawn(say, seed) for seed in range(start, start + 30)]
+            gevent.joinall(crowd, timeout=PATIENCE, raise_error=True)
+            assert all(greenlet.successful() for greenlet in crowd)
+        assert len(answered) > 100
+        server.stop()
+        assert server.end() == (0, "stopped, ending 0 connections\n", "")
