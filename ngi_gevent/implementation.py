@@ -25,6 +25,7 @@ from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.interfaces import documented_by
 from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.outstanding import Outstanding
+from ngi_gevent.stream import DRAIN_TIMEOUT
 from ngi_gevent.stream_listener import BACKLOG, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
 
 
-#: Seconds that a program which ends gives a thread of ours to end in order.
-EXIT_PATIENCE = 1.0
+#: Seconds that a program which ends gives a thread of ours to end in order: more than a peer who does not close its
+#: side can take, or the thread would end in the moment when the interpreter does, which crashes.
+EXIT_PATIENCE = DRAIN_TIMEOUT + 1.0
 
 Self = TypeVar("Self", bound="Implementation")
 
