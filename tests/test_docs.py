@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -53,3 +54,10 @@ def test_what_it_names_is_there():
     names = re.findall(r"`((?:examples|tests|docs)/[\w./]+\w)`", text)
     assert names
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_every_test_that_under_fire_names_is_there():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "under_fire.md").read_text())
+    assert len(named) > 40
+    missing = [(file, name) for file, name in named if not hasattr(importlib.import_module(file[:-3]), name)]
+    assert missing == []
