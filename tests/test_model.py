@@ -11,8 +11,9 @@ What handlers do is in the bytes that they receive, so that it does not depend o
 ``E``     write a ``1``
 ``S``     change to another handler, which gets the rest
 ``I``     ``writelines`` of three pieces
-``F N``   ... of an iterator that raises, or yields what is no bytes, after two
-``Y Z``   ... of an iterator that closes, or aborts, the connection
+``W``     the same, behind a ``write`` of another thread
+``F N``   ``writelines`` of an iterator that raises, or yields what is no bytes, after two
+``Y Z``   ``writelines`` of an iterator that closes, or aborts, the connection
 ``C D``   close; close twice, on another greenlet
 ``T``     close, on another thread
 ``A B``   abort; abort twice, on another greenlet
@@ -315,13 +316,15 @@ class Player:
         if command.islower():
             connection.write(command.upper().encode())
         elif command in LINES:
+            if command == "W":
+                on_thread(lambda: connection.write(b"1"))
             connection.writelines(lines(connection, command))
         else:
             DEEDS[command](connection)
 
 
 def lines(connection: Any, command: str) -> Iterator[Any]:
-    if command in "IFNY":
+    if command in "IWFNY":
         yield b"2"
         yield b"3"
     if command == "F":
@@ -367,7 +370,7 @@ def fail(connection: Any) -> None:
     raise Failure
 
 
-LINES = "IFNYZ"
+LINES = "IWFNYZ"
 DEEDS: dict[str, Callable[[Any], object]] = {
     "0": lambda connection: None,
     "1": lambda connection: None,
@@ -590,7 +593,7 @@ def commands(draw: Any, both_listen: bool) -> str:
     return text + "X" * (kind == "raise")
 
 
-pairs = st.integers(0, 2)
+pairs = st.integers(0, 6)
 sides = st.sampled_from(SIDES)
 ways = st.sampled_from([here, on_greenlet, on_thread])
 
@@ -627,16 +630,27 @@ class Lives(RuleBasedStateMachine):
             world.settle(expected)
             expected = expected or world.seen()
 
-    def player(self, pair: int, side: str) -> Player:
-        """In the model, whose state decides what can be done."""
-        return self.model.player(pair % len(self.model.pairs), side)
+    # The state of the model decides what can be done.
 
-    def both_listen(self, pair: int) -> bool:
+    def living(self) -> list[int]:
+        """The numbers of those pairs of which one side, at least, may be told something yet."""
+        return [
+            number
+            for number, pair in enumerate(self.model.pairs)
+            if any(player.connection or player.holds for player in pair.values())
+        ]
+
+    def chosen(self, pair: int) -> int:
+        """The number of a pair: one that lives, most of the time."""
+        living = self.living()
+        return living[pair % len(living)] if living and pair else len(self.model.pairs) - 1
+
+    def both_listen(self, number: int) -> bool:
         """Whether what either side's iterators yield is taken at once."""
-        players = [self.player(pair, side) for side in SIDES]
+        players = [self.model.player(number, side) for side in SIDES]
         return all(player.connection and not player.holds for player in players)
 
-    @precondition(lambda self: len(self.model.pairs) < 3)
+    @precondition(lambda self: len(self.living()) < 3)
     @rule(
         handlers=st.fixed_dictionaries({side: st.sampled_from(HANDLERS) for side in SIDES}),
         holds=st.fixed_dictionaries({side: st.sampled_from([False, True]) for side in SIDES}),
@@ -652,10 +666,11 @@ class Lives(RuleBasedStateMachine):
     @rule(pair=pairs, side=sides, way=ways, data=st.data())
     def say(self, pair: int, side: str, way: Any, data: Any) -> None:
         """Write, whatever the peer will do about it."""
-        text = data.draw(commands(self.both_listen(pair)))
+        number = self.chosen(pair)
+        text = data.draw(commands(self.both_listen(number)))
 
         def write(world: World) -> None:
-            player = world.player(pair % len(world.pairs), side)
+            player = world.player(number, side)
             try:
                 way(lambda: player.connection.write(text.encode()))
             except ConnectionClosed:
@@ -667,11 +682,12 @@ class Lives(RuleBasedStateMachine):
     @rule(pair=pairs, side=sides, way=ways, data=st.data())
     def do(self, pair: int, side: str, way: Any, data: Any) -> None:
         """Do something outside of callbacks."""
-        quiet = not self.player(pair, side).connection.wire
-        command = data.draw(st.sampled_from("CD" + "AK" * quiet + LINES * self.both_listen(pair)))
+        number = self.chosen(pair)
+        quiet = not self.model.player(number, side).connection.wire
+        command = data.draw(st.sampled_from("CD" + "AK" * quiet + LINES * self.both_listen(number)))
 
         def do(world: World) -> None:
-            player = world.player(pair % len(world.pairs), side)
+            player = world.player(number, side)
             way(lambda: player.do(player.connection, command))
 
         self.everywhere(do)
@@ -690,15 +706,17 @@ class Lives(RuleBasedStateMachine):
     @rule(pair=pairs, side=sides, callback=st.sampled_from(["handle_exception", "handle_close"]), data=st.data())
     def arm(self, pair: int, side: str, callback: str, data: Any) -> None:
         """Have commands in store for a callback."""
-        text = data.draw(commands(self.both_listen(pair)))
+        number = self.chosen(pair)
+        text = data.draw(commands(self.both_listen(number)))
         for world in self.worlds:
-            world.player(pair % len(world.pairs), side).script[callback] = text
+            world.player(number, side).script[callback] = text
 
     @precondition(lambda self: self.model.pairs)
     @rule(pair=pairs, way=st.sampled_from([here, on_greenlet]))  # another thread would wait for this one
     def stop(self, pair: int, way: Any) -> None:
         """Close the listener."""
-        self.everywhere(lambda world: world.stop(pair % len(world.pairs), way))
+        number = self.chosen(pair)
+        self.everywhere(lambda world: world.stop(number, way))
 
     @invariant()
     def all_have_seen_the_same(self) -> None:
