@@ -282,6 +282,27 @@ def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end):
     assert tcp.served[1].trace == []
 
 
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_connection(tcp, end):
+    """Input for all of them came in one turn of the loop; whichever is first has the others ended."""
+
+    class EndOthers(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            others = [served.connection for served in tcp.served if served is not self]
+            thread = threading.Thread(target=lambda: [getattr(other, end)() for other in others])
+            thread.start()
+            thread.join()
+
+    listener = tcp.listen(EndOthers)
+    peers = [tcp.peer(listener) for _ in range(3)]
+    tcp.until(lambda: len(tcp.served) == 3)
+    for peer in peers:
+        peer.socket._sock.send(b"input")
+    tcp.until(lambda: sum(served.connection._gone for served in tcp.served) == 2)
+    assert sorted(served.trace for served in tcp.served) == [[], [], [b"input"]]
+
+
 def test_wait_waits_for_what_only_another_thread_will_do():
     class Late(Hello):
         def connected(self, connection):
