@@ -240,8 +240,6 @@ def blocking_lines(input, output):
     [
         (Echo, b"hello"),
         (Echo, [b"hello", b"", b"there"]),
-        (Echo, b""),
-        (Echo, []),
         (Lines, b"one\ntwo\nthr"),
         (Lines, [b"one\n", bytearray(b"two\n")]),
         (Lines, LONG * 3),
@@ -298,6 +296,65 @@ def test_a_server_that_remembers_is_told_off():
             connection.write(b"%d" % Counts.count)
 
     assert failure(Counts, b"x").startswith("the server answers the same input, cut the same way, once so and once so")
+
+
+class SharesItsBuffer(Handler):
+    """Keeps in the class what is of one connection."""
+
+    buffer = bytearray()
+
+    def handle_input(self, connection, data):
+        self.buffer.extend(data)
+        while b"\n" in self.buffer:
+            name, _, rest = bytes(self.buffer).partition(b"\n")
+            self.buffer[:] = rest
+            connection.write(b"hello " + name + b"\n")
+
+
+@pytest.mark.parametrize("conversation", [b"world\n", b"world\nall\n", [b"world\n", b"all\n"], b"w\n"])
+def test_what_is_left_of_a_connection_that_was_cut_off_is_no_matter_of_cutting(conversation):
+    SharesItsBuffer.buffer.clear()
+    assert failure(SharesItsBuffer, conversation).startswith("the server answers the same input, cut the same way")
+
+
+def test_a_server_that_raises_once_is_told_off():
+    class RaisesOnce(Handler):
+        connections = 0
+
+        def handle_input(self, connection, data):
+            RaisesOnce.connections += 1
+            if RaisesOnce.connections == 1:
+                raise ValueError("the first")
+
+    assert "first ValueError('the first'), then Answer(" in failure(RaisesOnce, b"x")
+
+
+class Forgot:
+    """Sets no handler."""
+
+    def __init__(self, connection):
+        pass
+
+    def handle_input(self, connection, data):
+        connection.write(data)
+
+
+@pytest.mark.parametrize("check", [check_chunking, check_work, lambda server, data: converse(server, [data])])
+def test_a_server_that_sets_no_handler_reads_nothing(check):
+    with pytest.raises(AssertionError, match=r"^the server gave the connection no handler"):
+        check(Forgot, b"hello")
+
+
+def test_who_sends_nothing_or_is_turned_away_needs_no_handler():
+    assert converse(lambda connection: connection.write(b"welcome"), []) == (b"welcome", None)
+    assert converse(lambda connection: connection.close(), [b"x"]) == (b"", "end of input")
+
+
+@pytest.mark.parametrize("check", [check_chunking, check_work])
+@pytest.mark.parametrize("conversation", [b"", [], [b""]])
+def test_an_empty_conversation_checks_nothing(check, conversation):
+    with pytest.raises(ValueError, match="an empty conversation checks nothing"):
+        check(Echo, b"".join(conversation) if check is check_work else conversation)
 
 
 @pytest.mark.parametrize("conversation", ["text", [b"x", "text"], 5])

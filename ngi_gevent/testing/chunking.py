@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.testing.conversation import Answer, Conversation, converse
+from ngi_gevent.testing.conversation import Answer, Conversation, NotRead, converse
 from ngi_gevent.testing.work import check_work
 
 if TYPE_CHECKING:
@@ -32,13 +32,15 @@ def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, se
     calling greenlet; the time this takes grows with the square of the length of the conversation, of which a few
     hundred bytes are enough.
 
-    Raises :class:`AssertionError` with the smallest cut that makes a difference, as a test to paste.
+    Raises :class:`AssertionError` with the smallest cut that makes a difference, as a test to paste; or if the server
+    gives a connection no handler.
     """
     __tracebackhide__ = True
     chunking = _Chunking(server, conversation, seed)
     chunking.check_whole()
     chunking.check_cuts()
     chunking.check_ends()
+    chunking.check_nothing_is_remembered()
     chunking.check_work()
 
 
@@ -52,22 +54,21 @@ class _Chunking:
         self._server = server
         self._seed = seed
         self._input = b"".join(map(bytes, messages))
+        if not self._input:
+            raise ValueError("an empty conversation checks nothing; give what a client sends")
         ends = [sum(map(len, messages[:count])) for count in range(1, len(messages))]
         #: Where the client waits for the answer.
         self._waits = sorted(set(ends) - {0, len(self._input)})
+        #: What each cut was answered, by the cut, the end and whether the connection broke.
+        self._answers: dict[tuple[tuple[int, ...], int | None, bool], Answer | BaseException] = {}
 
     def check_whole(self) -> None:
         """As the client sends it, which must not raise, and must have the same answer again."""
         __tracebackhide__ = True
-        expected, again = self._answer(self._waits), self._answer(self._waits)
+        expected = self._answer(self._waits)
         if isinstance(expected, BaseException):
             self._fail("the server raises, however its input is cut", self._waits)
-        if not _same(expected, again):
-            raise AssertionError(
-                "the server answers the same input, cut the same way, once so and once so, which makes it impossible "
-                f"to say what cutting does: first {expected}, then {again}.  Give a server whose every connection is a "
-                "new beginning"
-            )
+        self._answer(self._waits)
         self._expected = expected
 
     def check_cuts(self) -> None:
@@ -97,8 +98,9 @@ class _Chunking:
                 if isinstance(answer, BaseException):
                     self._fail("the server raises when the connection ends there", [], end, reset)
                 if answer != answers[end]:
-                    cut = self._smallest(list(range(1, end)), end)
-                    self._fail("the answer to a beginning depends on how it is cut", cut, end)
+                    self._know(range(1, end), end, reset, answers[end])
+                    cut = self._smallest(list(range(1, end)), end, reset)
+                    self._fail("the answer to a beginning depends on how it is cut", cut, end, reset)
 
     def _answers_to_bytes(self) -> list[Answer]:
         conversation = Conversation(self._server)
@@ -108,6 +110,11 @@ class _Chunking:
             answers.append(conversation.answer())
         conversation.end()
         return answers
+
+    def check_nothing_is_remembered(self) -> None:
+        """The whole conversation once more: whether what was cut off has left something behind."""
+        __tracebackhide__ = True
+        self._answer(self._waits)
 
     def check_work(self) -> None:
         __tracebackhide__ = True
@@ -119,22 +126,40 @@ class _Chunking:
 
     # Trying a cut.
 
-    def _answer(self, cut: Iterable[int], end: int | None = None, reset: bool = False) -> Answer | BaseException:
-        """The answer to the input up to *end*, or what was raised instead."""
+    def _answer(self, cut: Sequence[int], end: int | None = None, reset: bool = False) -> Answer | BaseException:
+        """The answer to the input up to *end*, or what was raised instead; it must be the same each time."""
+        __tracebackhide__ = True
+        answer: Answer | BaseException
         try:
-            return converse(self._server, self._pieces(cut, end), reset=reset)
+            answer = converse(self._server, self._pieces(cut, end), reset=reset)
+        except NotRead:
+            raise
         except Exception as error:
-            return error
+            answer = error
+        self._know(cut, end, reset, answer)
+        return answer
 
-    def _pieces(self, cut: Iterable[int], end: int | None = None) -> list[bytes]:
+    def _know(self, cut: Sequence[int], end: int | None, reset: bool, answer: Answer | BaseException) -> None:
+        """Keep the answer, and raise if there was another one before."""
+        __tracebackhide__ = True
+        before = self._answers.setdefault((tuple(cut), end, reset), answer)
+        if not _same(before, answer):
+            raise AssertionError(
+                "the server answers the same input, cut the same way, once so and once so, which makes it impossible "
+                f"to say what cutting does: {self._pieces(cut, end)!r} first {before!r}, then {answer!r}.  Give a "
+                "server whose every connection is a new beginning"
+            )
+
+    def _pieces(self, cut: Sequence[int], end: int | None = None) -> list[bytes]:
         places = [0, *cut, len(self._input) if end is None else end]
         return [self._input[start:stop] for start, stop in pairwise(places) if start < stop]
 
-    def _smallest(self, cut: list[int], end: int | None = None) -> list[int]:
+    def _smallest(self, cut: list[int], end: int | None = None, reset: bool = False) -> list[int]:
         """What is left of *cut*, which makes a difference, when every place that is not needed for it is left out."""
+        __tracebackhide__ = True
         for place in list(cut):
             without = [other for other in cut if other != place]
-            if not _same(self._answer(without, end), self._answer(self._reference(end), end)):
+            if not _same(self._answer(without, end, reset), self._answer(self._reference(end), end, reset)):
                 cut = without
         return cut
 
@@ -147,15 +172,18 @@ class _Chunking:
     def _fail(self, problem: str, cut: list[int], end: int | None = None, reset: bool = False) -> None:
         __tracebackhide__ = True
         pieces, others = self._pieces(cut, end), self._pieces(self._reference(end), end)
-        answer = self._answer(cut, end, reset)
+        # Once more, which raises if the difference is gone: it was not made by the cut.
+        answer, other = self._answer(cut, end, reset), self._answer(self._reference(end), end, reset)
         raised = answer if isinstance(answer, BaseException) else None
         ending = ", reset=True" if reset else ""
         name = _named(self._server)[0]
         shown = f"{problem}.\n\nComing as\n    {pieces!r}\n"
         if raised is None:
-            shown += f"it is answered\n    {answer}\n"
-            shown += f"and coming as\n    {others!r}\nit is answered\n    {self._answer(self._reference(end), end)}\n"
-            test = f"    answer = converse({name}, {others!r})\n    assert converse({name}, {pieces!r}) == answer"
+            shown += f"it is answered\n    {answer}\nand coming as\n    {others!r}\nit is answered\n    {other}\n"
+            test = (
+                f"    answer = converse({name}, {others!r}{ending})\n"
+                f"    assert converse({name}, {pieces!r}{ending}) == answer"
+            )
         else:
             shown += f"{'and then breaking off ' if reset else ''}it raises\n    {raised!r}\n"
             test = f"    converse({name}, {pieces!r}{ending})"

@@ -115,6 +115,11 @@ class Connection(BaseConnection):
         """Have this side take no more input, as a peer that reads nothing: what comes stays in the network."""
         self._reads = False
 
+    @property
+    def has_handler(self) -> bool:
+        """Whether this side was given a handler, so that its input is read."""
+        return self._handler is not None
+
     def postpone(self, callback: Callable[[], object]) -> None:
         """Have *callback* called in the next turn, before anything else of this connection.  For use in a callback."""
 

@@ -15,7 +15,11 @@ from ngi_gevent.threads import get_hub_if_exists
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IServer
 
-__all__ = ["Answer", "Conversation", "converse"]
+__all__ = ["Answer", "Conversation", "NotRead", "converse"]
+
+
+class NotRead(AssertionError):
+    """A server has left a connection open without a handler, so that nothing of what was sent was read."""
 
 
 class Answer(NamedTuple):
@@ -32,7 +36,8 @@ def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -
 
     Then the client finishes, or, with *reset*, the connection breaks.  Pieces that are left when the server ends the
     connection are not sent.  What a handler raises, this raises.  Greenlets of this thread that the server has made
-    run after each piece, for as long as they have something to do.
+    run after each piece, for as long as they have something to do; timers are not waited for.  A server that leaves the
+    connection open without a handler fails, with :class:`AssertionError`, if something was sent.
     """
     conversation = Conversation(server)
     for piece in pieces:
@@ -46,6 +51,7 @@ class Conversation:
     """A client of *server*, in memory, whose handlers raise here what they raise."""
 
     def __init__(self, server: IServer) -> None:
+        self._sent = False
         self._implementation = _Raising()
         self._client = Recorder()
         self._implementation.listener(None, server).connect(self._client)
@@ -54,6 +60,7 @@ class Conversation:
     def send(self, piece: bytes) -> None:
         """Have *piece* arrive at the server, and be handled."""
         if self._client.connection:
+            self._sent = self._sent or bool(piece)
             self._client.connection.write(piece)
             self._settle()
 
@@ -63,7 +70,9 @@ class Conversation:
         return Answer(self._client.data, None if closed is None else str(closed))
 
     def end(self, reset: bool = False) -> None:
-        """Finish, or break the connection."""
+        """Finish, or break the connection.  Raises :class:`NotRead` if what was sent has had no handler."""
+        served = self._client.connection.peer
+        unread = self._sent and served and not served.has_handler
         if reset:
             self._client.connection.abort()
         else:
@@ -71,6 +80,8 @@ class Conversation:
         self._settle()
         self._implementation.close()
         self._settle()
+        if unread:
+            raise NotRead("the server gave the connection no handler (see set_handler), so nothing was read")
 
     def _settle(self) -> None:
         if get_hub_if_exists() is not None:

@@ -43,6 +43,8 @@ def check_work(server: IServer, conversation: bytes) -> None:
     :class:`AssertionError`.
     """
     __tracebackhide__ = True
+    if not conversation:
+        raise ValueError("an empty conversation checks nothing; give what a client sends")
     _check_bytes(server, conversation)
     _check_repeated(server, conversation)
 
@@ -63,8 +65,6 @@ def _check_bytes(server: IServer, conversation: bytes) -> None:
 
 def _check_repeated(server: IServer, conversation: bytes) -> None:
     __tracebackhide__ = True
-    if not conversation:
-        return
     once = conversation * (REPEATED // len(conversation) + 1)
     try:
         (work,), (twice,) = _work(server, [once]), _work(server, [once * 2])
