@@ -289,6 +289,36 @@ def test_an_impossible_plan_is_refused(make):
         make()
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Plan(connections=Faults(refused=True)), r"connections is a tuple, .*; got Faults\(refused=True\)"),
+        (lambda: Plan(connections=(Input(pieces=(1,)),)), r"connections is about Faults; got Input\(pieces=\(1,\)\)"),
+        (lambda: Plan(datagrams="lost"), "datagrams is a tuple, .*; got 'lost'"),
+        (lambda: Input(pieces=3), "pieces is a tuple, .*; got 3"),
+        (lambda: Input(delays=3), "delays is a tuple, .*; got 3"),
+        (lambda: Faults(refused="no"), "refused is about bool; got 'no'"),
+        (lambda: Faults(client=3), "client is about Input; got 3"),
+        (lambda: Faults(server=(Input(),)), r"server is about Input; got \(Input\(\),\)"),
+        (lambda: Faulty(testing.Implementation(), 5), "a plan is a Plan; got 5"),
+    ],
+)
+def test_a_plan_of_something_else_is_refused(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_input_is_over_in_one_way():
+    with pytest.raises(ValueError, match=r"once; got Input\(resets=3, ends=4\)"):
+        Input(resets=3, ends=4)
+
+
+def test_lists_are_taken_as_tuples():
+    plan = Plan([Faults(server=Input(pieces=[1, 2], delays=[3]))], ["lost"])
+    assert plan == Plan((Faults(server=Input(pieces=(1, 2), delays=(3,))),), ("lost",))
+    assert hash(plan) == hash(eval(repr(plan)))
+
+
 def test_faulty_shows_its_plan():
     assert repr(Faulty(testing.Implementation(), Plan.from_seed(3))).endswith(f"{Plan.from_seed(3)!r})")
 

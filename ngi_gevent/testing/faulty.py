@@ -41,6 +41,8 @@ class Faulty(WrappingImplementation):
     """
 
     def __init__(self, implementation: Any, plan: Plan) -> None:
+        if not isinstance(plan, Plan):
+            raise TypeError(f"a plan is a Plan; got {plan!r:.100}")
         super().__init__(implementation)
         self.plan = plan
         self._connections = 0

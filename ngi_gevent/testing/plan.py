@@ -19,8 +19,23 @@ def _check(name: str, values: Sequence[object], least: int) -> None:
             raise ValueError(f"{name} is about whole numbers from {least}; got {value!r:.100}")
 
 
-class _Shown:
-    """Shows what is not as usual."""
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is about {kind.__name__}; got {value!r:.100}")
+
+
+class _Data:
+    """Takes lists for tuples, and shows what is not as usual."""
+
+    def _take_tuple(self, name: str, kind: type | None = None) -> None:
+        """Have *name* be a tuple, of *kind* where that is given."""
+        values = getattr(self, name)
+        if not isinstance(values, (tuple, list)):
+            raise TypeError(f"{name} is a tuple, such as (first,), or a list; got {values!r:.100}")
+        for value in values:
+            if kind is not None:
+                _check_kind(name, value, kind)
+        object.__setattr__(self, name, tuple(values))  # the dataclass is frozen
 
     def __repr__(self) -> str:
         unusual = []
@@ -32,7 +47,7 @@ class _Shown:
 
 
 @dataclass(frozen=True, repr=False)
-class Input(_Shown):
+class Input(_Data):
     """What happens to the input of one side of a connection.
 
     What the other side writes in one go (in one callback, or outside of any in one call) is cut into pieces, or comes
@@ -43,6 +58,8 @@ class Input(_Shown):
     :ivar stops: bytes of input after which this side reads no more.
     :ivar resets: bytes of input after which the connection breaks: both sides are told of a ``ConnectionResetError``.
     :ivar ends: bytes of input after which the connection ends: both sides are told ``'end of input'``.
+
+    Of the last three there may be one.
     """
 
     pieces: tuple[int, ...] = ()
@@ -52,19 +69,23 @@ class Input(_Shown):
     ends: int | None = None
 
     def __post_init__(self) -> None:
+        self._take_tuple("pieces")
+        self._take_tuple("delays")
         _check("pieces", self.pieces, 1)
         _check("delays", self.delays, 0)
         for name in "stops", "resets", "ends":
             value = getattr(self, name)
             _check(name, () if value is None else (value,), 1)
+        if sum(at is not None for at in (self.stops, self.resets, self.ends)) > 1:
+            raise ValueError(f"input stops, resets or ends once; got {self!r:.100}")
 
     def over_at(self) -> int | None:
         """After how many bytes there is no more input, if that is planned."""
-        return min((at for at in (self.stops, self.resets, self.ends) if at is not None), default=None)
+        return next((at for at in (self.stops, self.resets, self.ends) if at is not None), None)
 
 
 @dataclass(frozen=True, repr=False)
-class Faults(_Shown):
+class Faults(_Data):
     """What happens to one connection.  One for which nothing is planned is left alone.
 
     :ivar refused: whether there will be none: ``failed_connect`` is called with a ``ConnectionRefusedError``.
@@ -76,9 +97,14 @@ class Faults(_Shown):
     client: Input = Input()
     server: Input = Input()
 
+    def __post_init__(self) -> None:
+        _check_kind("refused", self.refused, bool)
+        _check_kind("client", self.client, Input)
+        _check_kind("server", self.server, Input)
+
 
 @dataclass(frozen=True, repr=False)
-class Plan(_Shown):
+class Plan(_Data):
     """What happens to connections, in the order of the connects, and to datagrams, in the order in which they are sent.
 
     After the last of either comes the first again; where there are none, nothing happens.
@@ -88,6 +114,8 @@ class Plan(_Shown):
     datagrams: tuple[Fate, ...] = ()
 
     def __post_init__(self) -> None:
+        self._take_tuple("connections", Faults)
+        self._take_tuple("datagrams")
         for fate in self.datagrams:
             if fate not in get_args(Fate):
                 raise ValueError(f"the fate of a datagram is one of {get_args(Fate)}; got {fate!r:.100}")
