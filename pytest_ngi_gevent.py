@@ -64,9 +64,9 @@ def pytest_runtest_setup() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whether the test failed, and have a failure show the plans of the faults that it met."""
+    """Remember whether the test failed, and have a failure, or what is left over, show the plans that it met."""
     report = yield
-    if report.failed and report.when == "call":
+    if report.failed:
         item.stash[_failed] = True
         if _plans():
             report.sections.append(("Faulty: plans carried out", "\n".join(map(repr, _plans()))))

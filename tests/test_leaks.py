@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 
 import gevent
@@ -106,6 +107,45 @@ def test_a_greenlet_is_named_and_what_it_waits_in(kind):
     assert "wait_for_ever" in str(caught.value)
     assert str(caught.value).endswith(f"made at {made}, waiting at {waiting}")
     event.set()
+
+
+def test_greenlets_that_were_named_are_killed(kind):
+    killed = []
+
+    def wait_for_ever():
+        try:
+            Event().wait()
+        finally:
+            killed.append(True)
+
+    with pytest.raises(AssertionError, match="wait_for_ever"), testing.nothing_left(kind()):
+        spawned = [gevent.spawn(wait_for_ever), gevent.spawn_raw(wait_for_ever)]
+        gevent.sleep(0)
+    assert all(one.dead for one in spawned)
+    assert killed == [True, True]
+
+
+def test_in_memory_nothing_is_waited_for_that_nobody_could_end():
+    """In a program of its own, since other threads could; with a hub that would go on for ever."""
+    program = """
+import time
+import ngi_gevent
+from ngi_gevent import testing
+listener = ngi_gevent.listener(None, testing.Recorder)
+began = time.monotonic()
+try:
+    with testing.nothing_left(testing.Implementation()) as implementation:
+        implementation.listener(None, testing.Recorder)
+except AssertionError as error:
+    print("left over" in str(error), time.monotonic() - began < 1)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert result.stdout == "True True\n", result.stderr
+
+
+def test_in_memory_a_greenlet_is_given_the_time_to_end_what_is_there():
+    with testing.nothing_left(testing.Implementation()) as implementation:
+        gevent.spawn_later(0.05, implementation.listener(None, testing.Recorder).close)
 
 
 def test_greenlets_of_handlers_are_found_and_others_are_not(kind):

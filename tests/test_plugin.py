@@ -101,3 +101,17 @@ def test_a_failure_shows_the_plans_that_it_met_and_no_others(run):
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*Faulty: plans carried out*", "Plan(datagrams=('lost',))"])
     result.stdout.no_fnmatch_line("*refused*")
+
+
+def test_what_is_left_over_shows_the_plans_too(run):
+    result = run(
+        """
+        from ngi_gevent import testing
+        from ngi_gevent.testing import Faulty, Plan
+
+        def test_forgetful(ngi):
+            Faulty(ngi, Plan(datagrams=("lost",))).listener(None, testing.Recorder)
+        """
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*left over:*", "*Faulty: plans carried out*", "Plan(datagrams=('lost',))"])

@@ -22,6 +22,7 @@ from greenlet import getcurrent, greenlet
 
 import ngi_gevent
 from ngi_gevent.errors import Deadlock
+from ngi_gevent.testing.implementation import Implementation
 from ngi_gevent.testing.patience import is_set_in_time
 from ngi_gevent.testing.wrapping import WrappingClient, WrappingConnection, WrappingImplementation, WrappingListener
 from ngi_gevent.threads import Flag, get_hub_if_exists
@@ -41,8 +42,8 @@ def nothing_left(implementation: Any) -> Iterator[Watched]:
 
     Raises :class:`AssertionError`, which names what is left and where it was made: connections, listeners and connects
     of this implementation; greenlets that were made meanwhile; and, where the system tells, descriptors.  What is
-    about to end is waited for, for up to two seconds.  Everything is ended then, also after another exception, which
-    is not replaced.
+    about to end is waited for, for up to two seconds.  All of these are ended then, and greenlets killed, also after
+    another exception, which is not replaced.  Descriptors stay open: who has them is not known.
     """
     watched = Watched(implementation)
     try:
@@ -80,15 +81,24 @@ class Watched(WrappingImplementation):
             end()
         self._settle()
         self.implementation.close()
-        left += [_shown_greenlet(one) for one in self._greenlets.left()]
+        greenlets = self._greenlets.left()
+        left += [_shown_greenlet(one) for one in greenlets]
+        gevent.killall(greenlets, timeout=GRACE)
         self._greenlets.stop()
         return left + _new_descriptors(self._descriptors_before)
 
     def _settle(self) -> None:
-        """Give what is ending the time to end."""
-        if self._made:
+        """Give what is ending the time to end, if there is somebody to end it."""
+        if self._made and not (self._is_at_once() and _is_alone() and not self._greenlets.alive()):
             with suppress(Deadlock):
                 is_set_in_time(self._empty, GRACE)
+
+    def _is_at_once(self) -> bool:
+        """Whether it is in memory, where everything has happened when a call returns."""
+        implementation = self.implementation
+        while isinstance(implementation, WrappingImplementation):
+            implementation = implementation.implementation
+        return isinstance(implementation, Implementation)
 
     # What is made.
 
@@ -205,6 +215,12 @@ class _WatchedClient(WrappingClient):
         return super().failed_connect(reason)
 
 
+def _is_alone() -> bool:
+    """Whether there is no other thread, but for those of gevent's pool, for whose work a greenlet waits."""
+    hub = get_hub_if_exists()
+    return len(sys._current_frames()) == 1 + (0 if hub is None else hub.threadpool.size)
+
+
 # What is left, in words.
 
 
@@ -250,11 +266,15 @@ class _Greenlets:
         if self._freezes:
             gc.unfreeze()
 
-    def left(self) -> list[Any]:
-        """Those that are not done, after giving them the time to be."""
+    def alive(self) -> list[Any]:
+        """Those that are not done, after giving them a turn."""
         if get_hub_if_exists() is not None:
             gevent.idle()
-        new = [one for one in self._alive() if one not in self._before]
+        return [one for one in self._alive() if one not in self._before]
+
+    def left(self) -> list[Any]:
+        """Those that are not done, after giving them the time to be."""
+        new = self.alive()
         gevent.joinall([one for one in new if isinstance(one, gevent.Greenlet)], GRACE)
         return [one for one in new if not one.dead]
 
