@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -401,9 +402,42 @@ def test_a_server_that_has_no_place_is_called_by_a_name():
     def local(connection):
         OneInputOneMessage(connection)
 
-    assert "# Put it where local is known" in failure(local, b"one\n")
+    assert "\nlocal = ...  # the server that was checked\n" in failure(local, b"one\n")
     assert "converse(local, [" in failure(local, b"one\n")
-    assert "converse(server, [" in failure(lambda connection: OneInputOneMessage(connection), b"one\n")
+    for nameless in lambda connection: OneInputOneMessage(connection), functools.partial(OneInputOneMessage):
+        test = pasted(failure(nameless, b"one\n"))
+        with pytest.raises(TypeError, match=r"got Ellipsis, which is not callable"):
+            run_pasted(test)
+        with pytest.raises(AssertionError, match=r"^$|assert "):
+            run_pasted(test.replace("server = ...", "from test_chunking import OneInputOneMessage as server"))
+
+
+def run_pasted(test):
+    names: dict = {}
+    exec(test, names)
+    names["test_input_in_pieces"]()
+
+
+def test_a_check_of_work_shows_how_to_see_it_again():
+    with pytest.raises(AssertionError) as caught:
+        check_work(CopiesItsBuffer, LONG)
+    with pytest.raises(AssertionError, match="each byte that comes"):
+        run_pasted(pasted(str(caught.value)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: check_chunking(object(), b"x"), r"a server is called .* not callable"),
+        (lambda: check_work(object(), b"x"), r"a server is called .* not callable"),
+        (lambda: check_work(Echo, [b"x"]), r"bytes, all that a client sends; got \[b'x'\]"),
+        (lambda: converse(Echo, b"abc"), r"a list of pieces, such as \[b'abc'\]; got b'abc'"),
+        (lambda: converse(Echo, "abc"), r"a list of pieces"),
+    ],
+)
+def test_what_is_no_server_or_no_conversation_is_refused_at_the_call(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
 
 
 # Conversing.

@@ -10,6 +10,7 @@ import gevent
 import pytest
 
 from ngi_gevent import ConnectionFailed, adapters, testing
+from ngi_gevent.testing import contract
 
 
 class Echo:
@@ -90,6 +91,27 @@ def test_something_else_fails_at_once_on_every_implementation(stage):
         client.expect(b"HELLOBYEBYE", timeout=30)
     assert time.monotonic() - began < 20
     client.expect(b"HELLOBYE")
+
+
+@pytest.mark.parametrize("data", ["text", 5, [b"x"]])
+def test_only_bytes_are_expected(data):
+    with pytest.raises(TypeError, match="input is bytes; got"):
+        testing.Recorder().expect(data)
+
+
+def test_what_is_expected_may_be_any_bytes():
+    connection = testing.Connection(client := testing.Recorder())
+    connection.write(b"abc")
+    client.expect(bytearray(b"ab"))
+    client.expect(memoryview(b"c"))
+
+
+@pytest.mark.parametrize("kind", [contract.MemoryStage, contract.SocketStage])
+def test_a_stage_says_what_it_has_waited_for(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(contract.stage, "PATIENCE", 0.01)
+    stage = kind(tmp_path)
+    with pytest.raises(AssertionError, match=r"happen.*: stage.until\(lambda: stage.served\) \(.*test_recorder.py:\d+"):
+        stage.until(lambda: stage.served)
 
 
 def test_what_can_not_come_any_more_fails_at_once_in_memory():

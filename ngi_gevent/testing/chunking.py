@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ngi_gevent.listening import check_server
 from ngi_gevent.testing.conversation import Answer, Conversation, NotRead, converse
+from ngi_gevent.testing.pasting import name_of, pasted
 from ngi_gevent.testing.work import check_work
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class _Chunking:
     """One check.  A cut is the places where the input is cut: sorted, none of them its beginning or end."""
 
     def __init__(self, server: IServer, conversation: bytes | Sequence[bytes], seed: int) -> None:
+        check_server(server)
         messages = [conversation] if isinstance(conversation, (bytes, bytearray, memoryview)) else list(conversation)
         if not all(isinstance(message, (bytes, bytearray, memoryview)) for message in messages):
             raise TypeError(f"a conversation is bytes, or a list of bytes; got {conversation!r:.100}")
@@ -118,11 +120,7 @@ class _Chunking:
 
     def check_work(self) -> None:
         __tracebackhide__ = True
-        try:
-            check_work(self._server, self._input)
-        except AssertionError as error:
-            test = f"    check_work({_named(self._server)[0]}, {self._input!r})"
-            raise AssertionError(f"{error}\n\n{self._pasted('check_work', test)}") from None
+        check_work(self._server, self._input)
 
     # Trying a cut.
 
@@ -176,7 +174,7 @@ class _Chunking:
         answer, other = self._answer(cut, end, reset), self._answer(self._reference(end), end, reset)
         raised = answer if isinstance(answer, BaseException) else None
         ending = ", reset=True" if reset else ""
-        name = _named(self._server)[0]
+        name = name_of(self._server)
         shown = f"{problem}.\n\nComing as\n    {pieces!r}\n"
         if raised is None:
             shown += f"it is answered\n    {answer}\nand coming as\n    {others!r}\nit is answered\n    {other}\n"
@@ -187,30 +185,9 @@ class _Chunking:
         else:
             shown += f"{'and then breaking off ' if reset else ''}it raises\n    {raised!r}\n"
             test = f"    converse({name}, {pieces!r}{ending})"
-        raise AssertionError(f"{shown}\n{self._pasted('converse', test)}") from raised
-
-    def _pasted(self, function: str, test: str) -> str:
-        """A test to paste."""
-        return (
-            f"To see it again (seed {self._seed}):\n\n"
-            f"from ngi_gevent.testing import {function}\n{_named(self._server)[1]}\n\n"
-            f"def test_input_in_pieces():\n{test}\n"
-        )
+        again = f"To see it again (seed {self._seed}):\n\n{pasted('converse', self._server, test)}"
+        raise AssertionError(f"{shown}\n{again}") from raised
 
 
 def _same(one: Answer | BaseException, other: Answer | BaseException) -> bool:
     return type(one) is type(other) if isinstance(one, BaseException) else one == other
-
-
-def _named(server: Any) -> tuple[str, str]:
-    """The name of *server* in a test, and the line that imports it, or that says what it is."""
-    name, module = getattr(server, "__qualname__", ""), getattr(server, "__module__", "")
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if found is server:
-        return name, f"from {module} import {name.partition('.')[0]}\n"
-    name = name.rpartition(".")[2]
-    if not name.isidentifier():
-        name = "server"
-    return name, f"# Put it where {name} is known, the server that was checked.\n"

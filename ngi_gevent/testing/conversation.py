@@ -39,6 +39,8 @@ def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -
     run after each piece, for as long as they have something to do; timers are not waited for.  A server that leaves the
     connection open without a handler fails, with :class:`AssertionError`, if something was sent.
     """
+    if isinstance(pieces, (bytes, bytearray, memoryview, str)):
+        raise TypeError(f"a conversation is a list of pieces, such as [{pieces!r:.100}]; got {pieces!r:.100}")
     conversation = Conversation(server)
     for piece in pieces:
         conversation.send(piece)

@@ -117,6 +117,9 @@ class Recorder:
         What comes after it is left for the next call.  Raises :class:`AssertionError` as soon as there is something
         else, or the end.
         """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"input is bytes; got {data!r:.100}, which can not be expected")
+        data = bytes(data)
         start, end = self._expected, self._expected + len(data)
 
         def decided() -> bool:

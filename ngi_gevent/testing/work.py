@@ -16,7 +16,9 @@ from statistics import median
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ngi_gevent.listening import check_server
 from ngi_gevent.testing.conversation import Conversation
+from ngi_gevent.testing.pasting import name_of, pasted
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IServer
@@ -40,42 +42,50 @@ def check_work(server: IServer, conversation: bytes) -> None:
     Two mistakes do that.  A buffer that is copied, or looked through, with every piece that comes is found by giving
     *conversation* a byte at a time; that takes a record of more than 320 bytes.  A buffer that is copied with every
     record that is taken from it is found by giving the conversation many times over, in one piece.  Raises
-    :class:`AssertionError`.
+    :class:`AssertionError`, with a test to paste.
     """
     __tracebackhide__ = True
+    check_server(server)
+    if not isinstance(conversation, (bytes, bytearray, memoryview)):
+        raise TypeError(f"work is checked with bytes, all that a client sends; got {conversation!r:.100}")
+    conversation = bytes(conversation)
     if not conversation:
         raise ValueError("an empty conversation checks nothing; give what a client sends")
-    _check_bytes(server, conversation)
-    _check_repeated(server, conversation)
+    problem = _of_bytes(server, conversation) or _of_repeated(server, conversation)
+    if problem:
+        test = f"    check_work({name_of(server)}, {conversation!r})"
+        raise AssertionError(f"{problem}\n\nTo see it again:\n\n{pasted('check_work', server, test)}")
 
 
-def _check_bytes(server: IServer, conversation: bytes) -> None:
-    __tracebackhide__ = True
+def _of_bytes(server: IServer, conversation: bytes) -> str:
+    """What is wrong where the conversation comes a byte at a time, or nothing."""
     work = _work(server, [conversation[at : at + 1] for at in range(len(conversation))])
     windows = [median(work[at : at + WINDOW]) for at in range(0, len(work) - WINDOW + 1, WINDOW)]
     for first in range(len(windows) - RISES):
         rise = windows[first : first + RISES + 1]
         if all(after - before >= WINDOW / 2 for before, after in pairwise(rise)):
-            raise AssertionError(
+            return (
                 "each byte that comes costs more than the one before it, as if all that has come is copied or looked "
                 f"through again: coming a byte at a time, those around byte {first * WINDOW} take {rise[0]:,.0f} units "
                 f"of work each, and those around byte {(first + RISES) * WINDOW} take {rise[-1]:,.0f}"
             )
+    return ""
 
 
-def _check_repeated(server: IServer, conversation: bytes) -> None:
-    __tracebackhide__ = True
+def _of_repeated(server: IServer, conversation: bytes) -> str:
+    """What is wrong where the conversation comes many times over, or nothing."""
     once = conversation * (REPEATED // len(conversation) + 1)
     try:
         (work,), (twice,) = _work(server, [once]), _work(server, [once * 2])
     except Exception:
-        return  # it is no conversation that can be had again on the same connection
+        return ""  # it is no conversation that can be had again on the same connection
     if twice > RATIO * work:
-        raise AssertionError(
+        return (
             "each record costs more the more has come with it, as if the rest is copied for each: coming in one piece, "
             f"{len(once):,} bytes of the same again and again take {work:,} units of work, and twice as many bytes "
             f"take {twice:,}"
         )
+    return ""
 
 
 def _work(server: IServer, pieces: Iterable[bytes]) -> list[int]:

@@ -6,6 +6,7 @@ A stage for another implementation is a class derived from :class:`MemoryStage`,
 
 from __future__ import annotations
 
+import linecache
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,6 +83,15 @@ class DatagramWitness:
         self.senders.append(address)
         self.datagrams.append(data)
         self.stage.happened()
+
+
+def _shown(condition: Callable[[], object]) -> str:
+    """The line that *condition* is written in."""
+    code = getattr(condition, "__code__", None)
+    if code is None:
+        return repr(condition)
+    line = linecache.getline(code.co_filename, code.co_firstlineno).strip()
+    return f"{line} ({code.co_filename}:{code.co_firstlineno})"
 
 
 class Stage:
@@ -222,7 +232,8 @@ class MemoryStage(Stage):
         return Implementation()
 
     def until(self, condition: Callable[[], object]) -> None:
-        assert condition()  # nothing waits in memory, so it has happened or never will
+        # Nothing waits in memory, so it has happened or never will.
+        assert condition(), f"it has not happened: {_shown(condition)}"
 
     def peer(self, listener: Any) -> MemoryPeer:
         self.peers.append(MemoryPeer(self, listener))
@@ -311,7 +322,7 @@ class SocketStage(Stage):
         self._happened.set()
 
     def until(self, condition: Callable[[], object]) -> None:
-        with gevent.Timeout(PATIENCE, AssertionError("it did not happen in time")):
+        with gevent.Timeout(PATIENCE, AssertionError(f"it did not happen in time: {_shown(condition)}")):
             while not condition():
                 self._happened.clear()
                 self._happened.wait()
