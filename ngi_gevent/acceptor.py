@@ -117,6 +117,8 @@ class Acceptor(StreamServer):
     # What gevent's server calls.
 
     def full(self) -> bool:
+        if self.closed:
+            return True
         if not self._is_full():
             return False
         self._full.goes_on(f"there are {self._max_connections}, which is max_connections")

@@ -30,12 +30,13 @@ LEAST_AHEAD = 256
 class Pump:
     """The pump of one connection, on the hub's thread."""
 
-    __slots__ = ("_connection", "_dispatcher", "_greenlet", "_later", "waits")
+    __slots__ = ("_connection", "_dispatcher", "_greenlet", "_later", "_pulling", "waits")
 
     def __init__(self, connection: StreamConnection, dispatcher: Dispatcher, lines: PendingLines) -> None:
         self._connection = connection
         self._dispatcher = dispatcher
         self._later: deque[bytes | PendingLines] = deque([lines])
+        self._pulling: PendingLines | None = None  # what was pulled from last
         #: Whether it is to be told when everything is sent.
         self.waits = False
         self._greenlet = dispatcher.spawn(self._run, connection)
@@ -87,14 +88,16 @@ class Pump:
             self._dispatcher.hub.switch()
         except BaseException as error:
             self.waits = False
+            # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
             if self._later:
-                # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
-                self._exhausted()
+                if self._later[0] is self._pulling:
+                    self._exhausted(self._pulling)
                 self._connection.iterator_raised(error)
 
-    def _exhausted(self) -> None:
-        """The first iterator will not yield more."""
-        self._connection.count(-self._later.popleft().size)  # type: ignore[union-attr]
+    def _exhausted(self, lines: PendingLines) -> None:
+        """*lines*, which come first, will not yield more."""
+        self._later.popleft()
+        self._connection.count(-lines.size)
 
     def _pulled(self) -> bytes | None:
         """The next output; nothing where an iterator ended, raised, or was dropped while it blocked."""
@@ -102,6 +105,7 @@ class Pump:
         if isinstance(head, bytes):
             self._later.popleft()
             return head
+        self._pulling = head
         try:
             data = head.pull()
         except BaseException as error:
@@ -111,7 +115,7 @@ class Pump:
         if not self._later:
             return None
         if data is None:
-            self._exhausted()
+            self._exhausted(head)
         elif data:
             self._connection.count(len(data))
         elif self._connection.has_unsent():

@@ -174,7 +174,14 @@ class StreamConnection(BaseConnection):
                 self._reason = reason
                 self._break_off()
 
-        timer = IdleTimer(self._dispatcher.loop, seconds, self._peer_waits, expired)
+        queued = 0
+
+        def is_busy() -> bool:
+            nonlocal queued
+            before, queued = queued, 0 if self._state is CLOSED else _queued_by_kernel(self._socket)
+            return self._peer_waits() or queued not in (0, before)  # the peer takes what was sent long ago
+
+        timer = IdleTimer(self._dispatcher.loop, seconds, is_busy, expired)
         self._have_noted(timer)
         self.when_closed(timer.close)
 
@@ -436,7 +443,7 @@ class StreamConnection(BaseConnection):
                 self._write_watcher = self._dispatcher.loop.io(self._socket.fileno(), WRITE)
             self._write_watcher.start(self.send_pending)
         if self._state is CLOSING:
-            self._expect_progress()
+            self._expect_progress(SEND_TIMEOUT, self._break_off)
 
     def _pause_if_answered(self) -> None:
         """Read no more if what was read while much output was pending has been answered with much more."""
@@ -445,17 +452,17 @@ class StreamConnection(BaseConnection):
             if self._state is OPEN:
                 self.stop_reading()
 
-    def _expect_progress(self) -> None:
-        """Break the connection off if the peer takes nothing for long: neither from us nor from the kernel."""
+    def _expect_progress(self, seconds: float, give_up: Callable[[], None]) -> None:
+        """Give up once the peer takes nothing for *seconds*: neither from us nor from the kernel."""
         queued = _queued_by_kernel(self._socket)
 
         def look_again() -> None:
             if _queued_by_kernel(self._socket) < queued:
-                self._expect_progress()
+                self._expect_progress(seconds, give_up)
             else:
-                self._break_off()
+                give_up()
 
-        self._start_timer(SEND_TIMEOUT, look_again)
+        self._start_timer(seconds, look_again)
 
     def _send_failed(self, error: OSError) -> None:
         """Nothing can be sent any more.  What had arrived before is still read, and the end with it."""
@@ -497,6 +504,8 @@ class StreamConnection(BaseConnection):
     def count(self, size: int) -> None:
         """There are *size* bytes more, or less, of pending output."""
         self._pending += size
+        if size < 0 and self._pause_over is not None:
+            self._dispatcher.send_later(self)  # which looks whether there is still so much
 
     def pump_is_done(self, pump: Pump) -> None:
         """There is nothing more behind what was queued, unless *pump* was dropped, and there may be another."""
@@ -576,7 +585,7 @@ class StreamConnection(BaseConnection):
         except OSError:
             self._close_socket()
             return
-        self._start_timer(DRAIN_TIMEOUT, self._close_socket)
+        self._expect_progress(DRAIN_TIMEOUT, self._close_socket)
 
     def _discard_input(self) -> None:
         try:

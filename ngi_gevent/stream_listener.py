@@ -101,6 +101,9 @@ class StreamListener(BaseListener):
         except OSError:
             sock.close()
             return None
+        except BaseException:
+            sock.close()
+            raise
         if self._idle_timeout is not None:
             connection.end_when_idle(self._idle_timeout)
         self._connections[connection] = None

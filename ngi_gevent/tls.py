@@ -31,7 +31,7 @@ from greenlet import getcurrent
 
 from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED
 from ngi_gevent.interfaces import IConnection, documented_by
-from ngi_gevent.stream import RECEIVE_SIZE, StreamConnection
+from ngi_gevent.stream import RECEIVE_SIZE, SEND_TIMEOUT, StreamConnection
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -300,7 +300,7 @@ class TLSConnection(StreamConnection):
                 return sent
 
     def _encrypt_pieces(self, pieces: list[bytes | memoryview]) -> int:
-        return self._send(b"".join(pieces))
+        return self._send(pieces[0])  # the small ones are joined already, and joining large ones again and again costs
 
     def _encrypted_next(self, data: bytes | memoryview, start: int) -> bytes:
         """Some of *data*, from *start* on, encrypted; and what TLS itself has to say before."""
@@ -326,7 +326,7 @@ class TLSConnection(StreamConnection):
             self._paused = False
             self._notify()
         if self._state is CLOSING:
-            self._expect_progress()
+            self._expect_progress(SEND_TIMEOUT, self._break_off)
 
     # The end.
 
@@ -351,6 +351,8 @@ class TLSConnection(StreamConnection):
             super()._output_over()
             return
         self._close_sent = True
+        if self._incoming.pending and self._last is None:
+            self._records()  # or unwrap would take it for an error, after which no more input can be discarded
         with suppress(ssl.SSLError):  # it says that the peer has not ended yet
             self.ssl_object.unwrap()
         self._unsent.append(b"")

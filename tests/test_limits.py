@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 from certificates import client_context
 from gevent.event import Event
@@ -278,6 +279,23 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
     peer.read()
     tcp.until(lambda: peer.ended)
     assert peer.ended == "broken"
+
+
+def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(tcp):
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(b"x" * 2_000_000)
+
+    received = 0
+    with gevent.socket.create_connection(tcp.listen(Answer, idle_timeout=0.2).address) as peer:
+        for _ in range(2):
+            peer.sendall(b"?")
+            for _ in range(40):
+                received += len(peer.recv(50_000, socket.MSG_WAITALL))
+                gevent.sleep(0.02)
+    assert received == 4_000_000
+    assert tcp.served[0].chunks == [b"?", b"?"]
 
 
 def test_a_connection_without_a_handler_is_idle_too(tcp):

@@ -809,3 +809,81 @@ def test_wait_raises_when_it_takes_too_long(tcp):
     with pytest.raises(TimeoutError, match="StreamListener"):
         tcp.implementation.wait(0.1)
     assert time.monotonic() - began >= 0.1
+
+
+def test_reading_goes_on_when_a_list_is_sent_and_an_iterator_behind_it_waits(tcp):
+    """Nothing is pending then but what the iterator counts for, which may wait for that input."""
+
+    def late():
+        release.wait()
+        yield b"late"
+
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if data == b"1":
+                connection.writelines([b"x" * 1_000_000] * 16)
+            elif data == b"2":
+                connection.writelines([b"x" * 1_000_000] * 4)
+                connection.writelines(late())
+            else:
+                release.set()
+
+    release = Event()
+    listener = tcp.listen(Answer)
+    with gevent.socket.create_connection(listener.address) as peer:
+        peer.sendall(b"1")
+        tcp.until(lambda: tcp.served and tcp.served[0].data == b"1")
+        peer.sendall(b"2")
+        tcp.until(lambda: tcp.served[0].data == b"12")
+        assert tcp.served[0].connection._paused
+        left = 20_000_000
+        while left:
+            left -= len(peer.recv(left))
+        peer.sendall(b"3")
+        with gevent.Timeout(5):
+            assert peer.recv(100) == b"late"
+
+
+def test_a_timeout_that_an_iterator_left_behind_costs_nothing_that_was_written(tcp):
+    def careless():
+        gevent.Timeout.start_new(0.1)
+        yield b"first"
+
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            connection.writelines(careless())
+            connection.write(b"x" * 20_000_000)
+            connection.write(b"last")
+
+        def handle_exception(self, connection, exception):
+            self.trace.append(exception)
+            self.stage.happened()
+
+    peer = tcp.peer(tcp.listen(Answer))
+    peer.send(b"go")
+    tcp.until(lambda: tcp.served and tcp.served[0].trace)
+    assert isinstance(tcp.served[0].trace[0], gevent.Timeout)
+    peer.read()
+    tcp.until(lambda: len(peer.received) == 20_000_009)
+    assert peer.received == b"first" + b"x" * 20_000_000 + b"last"
+
+
+def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_before_the_close(tcp, monkeypatch):
+    """Whatever it sends once the socket is closed would reset the connection, and drop what it has not read."""
+
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"x" * 3_000_000)
+            connection.close()
+
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.1)
+    received = 0
+    with gevent.socket.create_connection(tcp.listen(Answer).address) as peer:
+        peer.sendall(b"go")
+        while data := peer.recv(100_000):
+            received += len(data)
+            if received < 2_900_000:
+                peer.sendall(b".")
+                gevent.sleep(0.02)
+    assert received == 3_000_000

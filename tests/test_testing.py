@@ -19,6 +19,27 @@ class Echo:
         connection.write(data.upper())
 
 
+def test_who_was_paused_by_the_size_of_a_list_reads_again_when_it_is_exhausted():
+    class Writer(testing.Recorder):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.writelines([data * 1_000_000] * {b"a": 4, b"b": 9}.get(data, 0))
+
+    class Reader:
+        asked = 0
+
+        def handle_input(self, connection, data):
+            if self.asked < 2:
+                connection.write(b"bc"[self.asked : self.asked + 1])
+                self.asked += 1
+
+    writer = Writer()
+    connection = testing.Connection(Reader())
+    connection.set_handler(writer)
+    connection.peer.write(b"a")
+    assert writer.data == b"abc"
+
+
 def test_a_connection_prints_what_is_written(capsys):
     connection = testing.Connection()
     connection.write(b"hello out there")

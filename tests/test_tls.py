@@ -1060,3 +1060,52 @@ def test_strange_words_after_the_handshake_harm_nobody(tls, caplog, capfd):
         peer.close()
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_server_that_answers_before_it_has_read_what_came_with_the_handshake_loses_nothing(tls, version):
+    def server(connection):
+        connection.write(b"busy" * 500_000)
+        connection.close()
+
+    context = new_client_context()
+    context.maximum_version = version
+    received = 0
+    with plain(tls, tls.listen(server)) as sock:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        while outgoing.pending:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+                break
+        for _ in range(3):
+            client.write(b"request" * 1000)
+        sock.sendall(outgoing.read())
+        while True:
+            try:
+                data = client.read(65536)
+            except ssl.SSLWantReadError:
+                incoming.write(sock.recv(65536))
+                continue
+            if not data:
+                break
+            received += len(data)
+            if received % 5 == 0:
+                client.write(b"more")
+                sock.sendall(outgoing.read())
+    assert received == 2_000_000
+
+
+def test_large_pieces_are_not_copied_again_and_again_for_a_peer_that_takes_little(tls):
+    client, served = tls.talk()
+    sizes = []
+    send = served.connection._send
+    served.connection._send = lambda data: sizes.append(len(data)) or send(data)
+    for _ in range(20):
+        served.connection.write(b"x" * 1_000_000)
+    tls.until(lambda: len(client.data) == 20_000_000)
+    assert max(sizes) == 1_000_000

@@ -183,6 +183,7 @@ class Connection(BaseConnection):
         if data is None:
             self._wire.popleft()
             self._pending -= lines.size
+            self._queue_turn()  # it may read again
         return data
 
     def _exception_queued(self) -> None:
