@@ -395,13 +395,13 @@ ABORTS = "ABUKJZ"
 
 
 def without_last_words(trace: list[Any]) -> list[Any]:
-    """A trace, but for harmless bytes at its end, which an abort of the peer's may have dropped."""
+    """A trace, but for harmless bytes at its end, and how it ended, which an abort of the peer's may have dropped."""
     *before, last = trace or [("nothing",)]
     if before and last[0] == "close" and before[-1][0] == "input":
         event, version, text = before.pop()
         if text.rstrip("01234"):
             before.append((event, version, text.rstrip("01234")))
-    return [*before, last]
+    return [*before, "ended" if last[-1] in ("end of input", "broken") else last]
 
 
 # The worlds: the model, and the implementations.
