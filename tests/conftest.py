@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import Phase, settings
 from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage
 
 from ngi_gevent.testing.contract import playing
+
+# Who is started in the background ignores Ctrl-C, and so would the programs of tests that are about it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["pytester"]
 
