@@ -457,7 +457,8 @@ class StreamConnection(BaseConnection):
         queued = _queued_by_kernel(self._socket)
 
         def look_again() -> None:
-            if _queued_by_kernel(self._socket) < queued:
+            left = _queued_by_kernel(self._socket)
+            if left < queued and (left or not self._shut):
                 self._expect_progress(seconds, give_up)
             else:
                 give_up()
