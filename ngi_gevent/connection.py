@@ -316,11 +316,18 @@ class BaseConnection:
         """Whether more output is waiting than allowed, which ends a connection whose peer does not take it."""
         waiting = self._waiting_for_peer()
         if waiting > self._output_limit:
-            self._reason = LimitExceeded(
-                f"the peer left {waiting} bytes of output waiting, and output_limit is {self._output_limit}"
+            self._break_off_because(
+                LimitExceeded(
+                    f"the peer left {waiting} bytes of output waiting, and output_limit is {self._output_limit}"
+                )
             )
-            self._break_off()
         return self._state is not OPEN
+
+    def _break_off_because(self, reason: Reason) -> None:
+        """Break it off, and owe the handler *reason*, unless it has ended for another one already."""
+        if self._state is OPEN:
+            self._reason = reason
+        self._break_off()
 
     # What a transport adds.
 

@@ -171,8 +171,7 @@ class StreamConnection(BaseConnection):
             if self._state is OPEN and not (self._output_waits or self._paused):
                 self._leave_open(reason)
             elif self._state is OPEN:  # a peer that takes nothing must not take what it got for all there is
-                self._reason = reason
-                self._break_off()
+                self._break_off_because(reason)
 
         queued = 0
 
@@ -564,9 +563,7 @@ class StreamConnection(BaseConnection):
 
     def interrupted(self, error: BaseException) -> None:
         """Sending was interrupted, by Ctrl-C say, and nobody knows how much was sent: there is no going on."""
-        if self._state is OPEN:
-            self._reason = error
-        self._break_off()
+        self._break_off_because(error)
 
     def _break_off(self) -> None:
         if self._state is not CLOSED:

@@ -555,15 +555,20 @@ def test_an_answer_that_is_cut_short_does_not_look_whole(tls):
     assert len(peer.received) < MUCH
 
 
-def test_input_and_the_end_in_one_piece_are_both_told(tls):
-    """The socket does not become readable for the end again, since the peer waits for ours."""
-    peer = tls.peer(tls.listen(Echo))
-    tls.until(lambda: tls.served)
+def says_hello_and_ends(peer):
+    """Send input and the end of TLS in one piece."""
     secure = peer.socket
     secure._ssl.write(b"hello")
     with pytest.raises(ssl.SSLWantReadError):
         secure._ssl.unwrap()
     secure._flush()
+
+
+def test_input_and_the_end_in_one_piece_are_both_told(tls):
+    """The socket does not become readable for the end again, since the peer waits for ours."""
+    peer = tls.peer(tls.listen(Echo))
+    tls.until(lambda: tls.served)
+    says_hello_and_ends(peer)
     peer.read()
     tls.until(lambda: peer.ended)
     assert (peer.received, peer.ended) == (b"HELLO", "end")
@@ -580,13 +585,9 @@ def test_input_and_the_end_in_one_piece_are_kept_for_a_handler_that_blocks(tls):
 
     peer = tls.peer(tls.listen(Slow))
     tls.until(lambda: tls.served)
-    secure = peer.socket
-    secure._ssl.write(b"hello")
-    with pytest.raises(ssl.SSLWantReadError):
-        secure._ssl.unwrap()
-    secure._flush()
+    says_hello_and_ends(peer)
     tls.until(lambda: hasattr(tls.served[0], "release"))
-    peer._tasks.put(lambda: secure._sock.sendall(b"\x17\x03\x03\0\x05xxxxx"))  # nobody decrypts that any more
+    peer._tasks.put(lambda: peer.socket._sock.sendall(b"\x17\x03\x03\0\x05xxxxx"))  # nobody decrypts that any more
     for _ in range(10):
         gevent.sleep(0)
     tls.served[0].release.set()
