@@ -4,15 +4,60 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 
+import pages
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
+#: Its pages, but for the one whose blocks need more than one module.
+PAGES = [page for page in sorted(pages.DOCS.rglob("*.md")) if page.name != "testing.md" and "_build" not in page.parts]
+
+
+def named(page):
+    return str(page.relative_to(pages.DOCS))
+
 
 def blocks(name):
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+    return [block.text for block in pages.blocks(pages.DOCS / name) if block.language == "python"]
+
+
+def needs(page, *programs):
+    text = page.read_text()
+    for program in programs:
+        if re.search(rf"\b{program}\b", text) and not shutil.which(program):
+            pytest.skip(f"needs {program}")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if pages.module(page)], ids=named)
+def test_its_module_runs(page, run):
+    code = pages.module(page)
+    tests = len(re.findall(r"^def test_", code, re.MULTILINE))
+    run(test_page=code if tests else f"{code}\n\ndef test_it_is_imported():\n    pass\n").assert_outcomes(
+        passed=tests or 1
+    )
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(block.language == "console" for block in pages.blocks(page))], ids=named
+)
+def test_its_commands_say_what_it_shows(page, tmp_path, monkeypatch):
+    needs(page, "nc", "openssl")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pages.Reader(tmp_path) as reader:
+        reader.follow(page)
+
+
+#: What is code, and is run; commands for who has time, or another machine; code of zc.ngi; and what is no code.
+LANGUAGES = {"python", "console", "sh", "python2", "text"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_block_is_of_a_kind_that_nobody_runs(page):
+    kinds = {block.language for block in pages.blocks(page) if "caption" not in block.options}
+    assert {kind for kind in kinds if not kind.startswith("{")} <= LANGUAGES
 
 
 @pytest.fixture

@@ -1,0 +1,200 @@
+"""The pages of the documentation, as those who follow them: their files are written, their commands are typed.
+
+A page has code in three kinds of blocks.  What it says of anything else is not run:
+
+``python``
+    A part of the page's own module.  All of these together, in their order, are one file, whose tests pytest runs.
+``{code-block}`` with a ``:caption:``
+    A file of that name, in the directory in which the page's commands are typed.  A later one of the same name takes
+    its place.
+``console``
+    What somebody typed, each line after a ``$``, and all that came.  A line of ``...`` stands for any lines, and a
+    ``...`` in a line for anything; how long pytest took is not compared.  A command must succeed.  Two options of
+    ``{code-block} console`` say otherwise: ``:class: running``, that the block's command is left running once it has
+    said what is shown, as in a terminal of its own; ``:class: failing``, that its commands end with something else
+    than 0.  A line of ``^C`` interrupts what was left running last, and what follows is what that says before it ends;
+    a block that begins with other lines shows what it says next.
+
+Ports in the eight thousands are those of the page to who reads it, and free ones here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+#: Seconds that a command may take to say what a page shows.
+PATIENCE = 40
+
+_BLOCK = re.compile(r"^(?P<fence>```+)(?P<info>[^\n`]+)\n(?P<body>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE)
+_DIRECTIVE = re.compile(r"\{code-block\}\s*(\w+)")
+_OPTION = re.compile(r":([\w-]+):[ ]*(.*)\n")
+_TYPED = re.compile(r"^(\$ .*|\^C)\n", re.MULTILINE)
+_PORT = re.compile(r"\b8\d\d\d\b")
+
+
+@dataclass
+class Block:
+    """A block of code: its language, what is in it, and its options, such as ``caption``."""
+
+    language: str
+    text: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def blocks(page: Path) -> list[Block]:
+    """The blocks of *page*, in order."""
+    return [_block(match["info"].strip(), match["body"]) for match in _BLOCK.finditer(page.read_text())]
+
+
+def _block(info: str, body: str) -> Block:
+    directive = _DIRECTIVE.fullmatch(info)
+    if not directive:
+        return Block(info, body)
+    options = {}
+    while option := _OPTION.match(body):
+        options[option[1]] = option[2].strip()
+        body = body[option.end() :]
+    return Block(directive[1], body.removeprefix("\n"), options)
+
+
+def module(page: Path) -> str:
+    """The page's own module."""
+    return "\n".join(block.text for block in blocks(page) if block.language == "python" and not block.options)
+
+
+class Reader:
+    """Follows a page in a directory, and ends what was left running there.  A context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.running: list[Command] = []
+        self.ports: dict[str, str] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for command in self.running:
+            command.kill()
+
+    def follow(self, page: Path) -> None:
+        """Write its files, and type its commands."""
+        for block in blocks(page):
+            if block.language == "console":
+                self.type(block.text, block.options.get("class", ""))
+            elif "caption" in block.options:
+                self.write(block.options["caption"], block.text)
+
+    def write(self, name: str, text: str) -> None:
+        target = self.directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(self.with_free_ports(text))
+
+    def type(self, text: str, kind: str) -> None:
+        first, *typed = _TYPED.split(self.with_free_ports(text))
+        if first:
+            self.running[-1].says(first)
+        for entered, expected in zip(typed[::2], typed[1::2], strict=True):
+            if entered == "^C":
+                self.running[-1].interrupt()
+            else:
+                self.running.append(Command(entered.removeprefix("$ "), self.directory))
+            if kind == "running":
+                self.running[-1].says(expected)
+            else:
+                self.running[-1].ends(expected, failing=kind == "failing")
+                del self.running[-1]
+
+    def with_free_ports(self, text: str) -> str:
+        return _PORT.sub(lambda match: self.ports.setdefault(match[0], free_port()), text)
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+class Command:
+    """A command that was typed, and what it has said since somebody last looked."""
+
+    def __init__(self, line: str, directory: Path) -> None:
+        self.line = line
+        self.said = ""
+        self.over = False
+        self.changed = threading.Condition()
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.process = subprocess.Popen(
+            ["bash", "-o", "pipefail", "-c", line],
+            cwd=directory,
+            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout:
+            for line in self.process.stdout:
+                with self.changed:
+                    self.said += line.decode()
+                    self.changed.notify_all()
+        with self.changed:
+            self.over = True
+            self.changed.notify_all()
+
+    def says(self, expected: str) -> None:
+        """Wait until it has said *expected*, which is then forgotten."""
+        pattern = re.compile(as_pattern(expected))
+        with self.changed:
+            self.changed.wait_for(lambda: self.over or pattern.match(self.said), PATIENCE)
+            found = pattern.match(self.said)
+            assert found, self._difference(expected)
+            self.said = self.said[found.end() :]
+
+    def ends(self, expected: str, *, failing: bool = False) -> None:
+        """Wait until it has ended, having said nothing but *expected*."""
+        with self.changed:
+            ended = self.changed.wait_for(lambda: self.over, PATIENCE)
+        assert ended, f"still running: {self.line}\n{self.said}"
+        assert re.fullmatch(as_pattern(expected), self.said), self._difference(expected)
+        code = self.process.wait(PATIENCE)
+        assert (code != 0) == failing, f"ended with {code}: {self.line}"
+
+    def _difference(self, expected: str) -> str:
+        return f"{self.line}\n--- the page shows\n{expected}--- it said\n{self.said}"
+
+    def interrupt(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        if not self.over:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.listener.join()
+
+
+def as_pattern(expected: str) -> str:
+    """What output must be like that is shown as *expected*."""
+    pattern = ""
+    for line in expected.splitlines():
+        if line.strip() == "...":
+            pattern += r"(?:.*\n)*?"
+        else:
+            text = re.sub(r"\bin \d+\.\d+s\b", "in ...s", line)
+            pattern += ".*".join(re.escape(part) for part in text.split("...")) + r"\s*\n"
+    return pattern
