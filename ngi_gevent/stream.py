@@ -17,7 +17,9 @@ greenlet pays what it owes the handler.
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -628,9 +630,18 @@ class StreamConnection(BaseConnection):
             self._is_gone()
 
     def _is_gone(self) -> None:
-        if not self._gone:
-            self._dispatcher.release()
+        if self._gone:
+            return
+        self._dispatcher.release()
+        # They hold the connection, and it them: it would be freed by the next full garbage collection only.
+        self.resume = self._receive = self._send = self._send_pieces = _is_closed
+        self._send_error = None
         super()._is_gone()
+
+
+def _is_closed(*_: object) -> Any:
+    """What stands for the socket's calls, and for the greenlet, once there are none."""
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def _queued_by_kernel(sock: Any) -> int:

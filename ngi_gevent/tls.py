@@ -357,3 +357,8 @@ class TLSConnection(StreamConnection):
             self.ssl_object.unwrap()
         self._unsent.append(b"")
         self.send_pending()  # which comes back here once that is sent
+
+    def _is_gone(self) -> None:
+        super()._is_gone()
+        self._receive_ciphertext, self._send_ciphertext = self._receive, self._send
+        self._last = None  # the traceback of an exception holds the connection that it was raised in

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import socket
 import time
+import weakref
 
 import gevent
 import gevent.socket
@@ -889,3 +891,30 @@ def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_befo
                 peer.sendall(b".")
                 gevent.sleep(0.02)
     assert received == 3_000_000
+
+
+@pytest.mark.parametrize("end", ["finish", "reset"])
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_a_connection_is_freed_when_it_is_gone_and_not_by_the_collector(kind, end, request):
+    """It may have taken tens of kilobytes, and full collections are rare."""
+
+    class Echo:
+        def handle_input(self, connection, data):
+            connection.write(data)
+
+    def serve(connection):
+        connections.append(weakref.ref(connection, lambda _: stage.happened()))
+        connection.set_handler(Echo())
+
+    stage = request.getfixturevalue(kind)
+    connections = []
+    peer = stage.peer(stage.listen(serve, idle_timeout=100))
+    gc.disable()
+    try:
+        peer.send(b"hello")
+        peer.read()
+        stage.until(lambda: peer.received == b"hello")
+        getattr(peer, end)()
+        stage.until(lambda: connections[0]() is None)
+    finally:
+        gc.enable()
