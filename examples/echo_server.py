@@ -13,9 +13,7 @@ import gevent
 from gevent.event import Event
 
 import ngi_gevent
-from ngi_gevent.interfaces import IServerConnection, Reason
-
-logger = logging.getLogger("echo_server")
+from ngi_gevent.interfaces import IServerConnection
 
 DESCRIPTION = """\
 Send back what comes in, in upper case.
@@ -33,14 +31,10 @@ class Echo:
     """A server, one object for each connection; it is the connection's handler, too."""
 
     def __init__(self, connection: IServerConnection) -> None:
-        logger.debug("%r connected", connection.peer_address)
         connection.set_handler(self)
 
     def handle_input(self, connection: IServerConnection, data: bytes) -> None:
         connection.write(data.upper())
-
-    def handle_close(self, connection: IServerConnection, reason: Reason) -> None:
-        logger.debug("%r is gone: %s", connection.peer_address, reason)
 
 
 def bind_address(text: str) -> tuple[str, int] | str:
@@ -129,7 +123,7 @@ def main() -> int:
     options = parser().parse_args()
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=logging.DEBUG if options.verbose else logging.INFO,
+        level=logging.DEBUG if options.verbose else logging.WARNING,
     )
     stop = Event()
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.connection import as_bytes, as_iterator, check_count, check_handler
+from ngi_gevent.connection import as_bytes, as_iterator, check_count, check_handler, logger
 from ngi_gevent.errors import LimitExceeded
 from ngi_gevent.generator import Handler
 from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
@@ -131,6 +131,7 @@ class Base:
     def _end(self, reason: Reason) -> None:
         """The peer broke the rules: close the connection, and tell the handler why.  For use in ``handle_input``."""
         if self.connection:
+            logger.info("connection with %r ended: %a", self.peer_address, reason)
             self.connection.close()
             Base.handle_close(self, self.connection, reason)
 

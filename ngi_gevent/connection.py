@@ -19,12 +19,13 @@ comes, where output goes, and on which greenlet callbacks run.
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.errors import ConnectionClosed, Deadlock, LimitExceeded
+from ngi_gevent.errors import ConnectionClosed, Deadlock, LimitExceeded, Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ __all__ = [
     "check_handler",
     "check_returned",
     "check_timeout",
+    "logger",
 ]
+
+#: What happens to connections; also of those modules that add to what happens.
+logger = logging.getLogger(__name__)
 
 HANDSHAKE, OPEN, CLOSING, CLOSED = "handshake", "open", "closing", "closed"
 
@@ -219,7 +224,11 @@ class BaseConnection:
         return self._state is OPEN and not self._ended_elsewhere
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.local_address!r} to {self.peer_address!r}, {self._state}>"
+        handler = "no handler" if self._handler is None else f"handler: {type(self._handler).__name__}"
+        return (
+            f"<{type(self).__name__} {self.local_address!r} to {self.peer_address!r}, {self._state}, {handler}, "
+            f"bytes pending: {self._pending}>"
+        )
 
     # The application's side.
 
@@ -269,6 +278,8 @@ class BaseConnection:
             end()
 
     def _abort(self) -> None:
+        if self._state is OPEN:
+            self._log_end("aborted")
         self._forgive_reason()
         self._break_off()
 
@@ -326,8 +337,17 @@ class BaseConnection:
     def _break_off_because(self, reason: Reason) -> None:
         """Break it off, and owe the handler *reason*, unless it has ended for another one already."""
         if self._state is OPEN:
-            self._reason = reason
+            self._owe(reason)
         self._break_off()
+
+    def _owe(self, reason: Reason | None) -> None:
+        """It is not to be open any more: owe the handler *reason*; None where the application has closed it."""
+        self._reason = reason
+        self._log_end("closed" if reason is None else reason)
+
+    def _log_end(self, reason: object) -> None:
+        level = logging.INFO if isinstance(reason, (Timeout, LimitExceeded)) else logging.DEBUG
+        logger.log(level, "connection with %r ended: %a", self.peer_address, reason)
 
     # What a transport adds.
 

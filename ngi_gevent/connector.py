@@ -11,9 +11,10 @@ from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
 from ngi_gevent.address import naming, unix_path
-from ngi_gevent.connection import STOPPED
+from ngi_gevent.connection import STOPPED, logger
 from ngi_gevent.dispatcher import ConnectionGreenlet
 from ngi_gevent.errors import ConnectionTimeout
+from ngi_gevent.socket_options import send_at_once
 from ngi_gevent.stream import StreamConnection
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Connector:
             self._connecting = False
             self._greenlet.connection = connection
             self._owner.forget(self)
+            logger.debug("connection with %r made", connection.peer_address)
             connection.run(self._handler.connected, "connected")
 
     def _connected(self) -> StreamConnection:
@@ -98,6 +100,7 @@ class Connector:
 
     def _fail(self, reason: Reason) -> None:
         self._connecting = False
+        logger.debug("connecting to %r failed: %a", self._address, reason)
         try:
             self._handler.failed_connect(reason)
         except BaseException as error:
@@ -113,7 +116,7 @@ def _connected_socket(address: Any) -> Any:
         if len(address) == 4 and address[3]:
             host = f"{host}%{address[3]}"
         sock = gevent_socket.create_connection((host, port))
-        sock.setsockopt(gevent_socket.IPPROTO_TCP, gevent_socket.TCP_NODELAY, 1)
+        send_at_once(sock)
         return sock
     sock = gevent_socket.socket(gevent_socket.AF_UNIX, gevent_socket.SOCK_STREAM)
     sock.setblocking(False)

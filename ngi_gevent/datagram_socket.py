@@ -60,6 +60,7 @@ class DatagramListener(BaseDatagramListener):
             self._binding.remove_file()
             raise
         self._open = True
+        logger.info("receiving datagrams on %r", self.address)
         self._waiting = False
         self._greenlet = ConnectionGreenlet(self.run, hub, self)
         hub.loop.run_callback(self._greenlet.switch)
@@ -108,6 +109,7 @@ class DatagramListener(BaseDatagramListener):
             self._take(sender, length, self._buffer[:length])
 
     def _stop_receiving(self) -> None:
+        logger.info("no longer receiving datagrams on %r", self.address)
         self._watcher.close()
         self._socket.close()
         self._binding.remove_file()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,7 @@ from gevent import spawn_raw
 from gevent.exceptions import ConcurrentObjectUseError
 
 from ngi_gevent.adapters import bottom
-from ngi_gevent.connection import LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout
+from ngi_gevent.connection import LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout, logger
 from ngi_gevent.errors import ConnectionClosed, Timeout
 from ngi_gevent.outstanding import Outstanding
 from ngi_gevent.threads import Flag
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, Reason
 
 __all__ = ["Input", "Output", "files", "server"]
-
-logger = logging.getLogger("ngi_gevent.connection")
 
 #: Bytes that ``writelines`` lets the peer take before it goes on: so few that they alone never keep a connection from
 #: reading, which would have two sides that only write, and read elsewhere, wait for each other.
@@ -97,7 +94,7 @@ def _report(connection: Any, error: BaseException, reason: Reason | None) -> Non
     """Log what a server's function raised on *connection*, which had ended for *reason*, if it had."""
     peer = connection.peer_address
     if error is reason or (isinstance(error, ConnectionClosed) and not connection):
-        logger.info("connection with %r: it ended while %s was using it: %s", peer, _FUNCTION, reason or error)
+        logger.info("connection with %r ended while %s was using it: %a", peer, _FUNCTION, reason or error)
     else:
         # To whom a handler's exceptions go, too; a connection that no listener accepted has nobody but the log.
         (connection.control or Outstanding()).handler_raised(peer, _FUNCTION, error)

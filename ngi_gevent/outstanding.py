@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Outstanding"]
+from ngi_gevent.connection import logger
 
-logger = logging.getLogger("ngi_gevent.connection")
+__all__ = ["Outstanding"]
 
 
 class _Stoppable(Protocol):

@@ -16,13 +16,9 @@ greenlet pays what it owes the handler.
 
 from __future__ import annotations
 
-import array
 import errno
-import fcntl
 import os
 import socket
-import struct
-import termios
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -44,12 +40,14 @@ from ngi_gevent.connection import (
     PendingLines,
     as_bytes,
     check_returned,
+    logger,
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
 from ngi_gevent.errors import Timeout
 from ngi_gevent.idle import IdleTimer
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.pump import Pump
+from ngi_gevent.socket_options import queued_output, reset_on_close
 from ngi_gevent.threads import allocate_lock, get_ident
 
 if TYPE_CHECKING:
@@ -80,9 +78,6 @@ DRAIN_TIMEOUT = 1.0
 
 # Held for a moment, by whoever is the first to hand a call over to another thread.
 _handing_over = allocate_lock()
-
-#: The option that makes closing a socket reset its connection, dropping what the kernel has not sent.
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @documented_by(IConnection)
@@ -179,7 +174,7 @@ class StreamConnection(BaseConnection):
 
         def is_busy() -> bool:
             nonlocal queued
-            before, queued = queued, 0 if self._state is CLOSED else _queued_by_kernel(self._socket)
+            before, queued = queued, 0 if self._state is CLOSED else queued_output(self._socket)
             return self._peer_waits() or queued not in (0, before)  # the peer takes what was sent long ago
 
         timer = IdleTimer(self._dispatcher.loop, seconds, is_busy, expired)
@@ -444,7 +439,7 @@ class StreamConnection(BaseConnection):
                 self._write_watcher = self._dispatcher.loop.io(self._socket.fileno(), WRITE)
             self._write_watcher.start(self.send_pending)
         if self._state is CLOSING:
-            self._expect_progress(SEND_TIMEOUT, self._break_off)
+            self._expect_send_progress()
 
     def _pause_if_answered(self) -> None:
         """Read no more if what was read while much output was pending has been answered with much more."""
@@ -455,16 +450,23 @@ class StreamConnection(BaseConnection):
 
     def _expect_progress(self, seconds: float, give_up: Callable[[], None]) -> None:
         """Give up once the peer takes nothing for *seconds*: neither from us nor from the kernel."""
-        queued = _queued_by_kernel(self._socket)
+        queued = queued_output(self._socket)
 
         def look_again() -> None:
-            left = _queued_by_kernel(self._socket)
+            left = queued_output(self._socket)
             if left < queued and (left or not self._shut):
                 self._expect_progress(seconds, give_up)
             else:
                 give_up()
 
         self._start_timer(seconds, look_again)
+
+    def _expect_send_progress(self) -> None:
+        self._expect_progress(SEND_TIMEOUT, self._give_up_sending)
+
+    def _give_up_sending(self) -> None:
+        logger.info("connection with %r broken off: %d bytes were left to send to it", self.peer_address, self._pending)
+        self._break_off()
 
     def _send_failed(self, error: OSError) -> None:
         """Nothing can be sent any more.  What had arrived before is still read, and the end with it."""
@@ -523,7 +525,7 @@ class StreamConnection(BaseConnection):
             if self._state is not OPEN:
                 return
         self._state = CLOSING
-        self._reason = reason
+        self._owe(reason)
         self._dispatcher.send_later(self)
         self._notify()
         self.stop_reading()
@@ -560,7 +562,7 @@ class StreamConnection(BaseConnection):
 
     def _lost(self, error: OSError) -> None:
         """The connection broke: there is neither input nor output any more."""
-        self._reason = error
+        self._owe(error)
         self._close_socket()
 
     def interrupted(self, error: BaseException) -> None:
@@ -569,7 +571,7 @@ class StreamConnection(BaseConnection):
 
     def _break_off(self) -> None:
         if self._state is not CLOSED:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            reset_on_close(self._socket)
             self._close_socket()
 
     def _output_over(self) -> None:
@@ -642,13 +644,3 @@ class StreamConnection(BaseConnection):
 def _is_closed(*_: object) -> Any:
     """What stands for the socket's calls, and for the greenlet, once there are none."""
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-
-def _queued_by_kernel(sock: Any) -> int:
-    """Bytes that the kernel has taken for the peer, and the peer has not."""
-    queued = array.array("i", [0])
-    try:
-        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
-    except OSError:  # not every system tells
-        return 0
-    return queued[0]

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
 
-from ngi_gevent.acceptor import Acceptor
+from ngi_gevent import connection as connections
+from ngi_gevent import socket_options
+from ngi_gevent.acceptor import Acceptor, logger
 from ngi_gevent.binding import Binding
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.interfaces import IListener, documented_by
@@ -58,7 +60,10 @@ class StreamListener(BaseListener):
         sock = self._binding.socket
         try:
             sock.setblocking(False)
-            _set_options(sock, keep_alive)
+            # Connections inherit them, which saves each of them two system calls.
+            socket_options.send_at_once(sock)
+            if keep_alive:
+                socket_options.keep_alive(sock)
             sock.listen(backlog)
             self.address = sock.getsockname()
             self._acceptor = Acceptor(sock, self._accepted, self._connections, max_connections, self._close_door)
@@ -68,6 +73,7 @@ class StreamListener(BaseListener):
             self._binding.remove_file()
             raise
         self._accepting = True
+        logger.info("listening on %r", self.address)
 
     def connect(self, handler: IClientConnectHandler, **options: Any) -> None:
         call_on(self._hub, lambda: self._connect(self.address, handler, **options))
@@ -107,6 +113,7 @@ class StreamListener(BaseListener):
         if self._idle_timeout is not None:
             connection.end_when_idle(self._idle_timeout)
         self._connections[connection] = None
+        connections.logger.debug("connection with %r accepted, on %r", peer_address, connection.local_address)
         return connection
 
     def _run(self, connection: StreamConnection) -> None:
@@ -114,6 +121,7 @@ class StreamListener(BaseListener):
         connection.start(self._server if connection.goes_on() else _ignore, "the server", self._context.copy())
 
     def _stop_accepting(self, *, serve_queued: bool = False) -> None:
+        logger.info("no longer listening on %r; connections: %d", self.address, len(self._connections))
         self._binding.remove_file()  # first, since nobody finds the socket without it
         if not serve_queued:
             self._acceptor.close()
@@ -136,14 +144,6 @@ class StreamListener(BaseListener):
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
         spawn_raw(callback)
-
-
-def _set_options(sock: Any, keep_alive: bool) -> None:
-    """Set, on a socket to listen on, what its connections inherit: two system calls less for each of them."""
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if keep_alive:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def _ignore(connection: StreamConnection) -> None:

@@ -17,7 +17,6 @@ This module is imported when a context is given, and not before.
 from __future__ import annotations
 
 import errno
-import logging
 import ssl
 import weakref
 from collections.abc import Callable
@@ -29,9 +28,9 @@ from gevent import Timeout
 from gevent.monkey import get_original
 from greenlet import getcurrent
 
-from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED
+from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED, logger
 from ngi_gevent.interfaces import IConnection, documented_by
-from ngi_gevent.stream import RECEIVE_SIZE, SEND_TIMEOUT, StreamConnection
+from ngi_gevent.stream import RECEIVE_SIZE, StreamConnection
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
 
 __all__ = ["TLSConnection", "client_side", "server_side"]
-
-logger = logging.getLogger("ngi_gevent.connection")
 
 #: Bytes that a record of TLS has at most.
 RECORD_SIZE = 16 * 1024
@@ -150,7 +147,7 @@ class TLSConnection(StreamConnection):
             reason = error
         if reason is None:
             return begin(self)
-        logger.info("connection with %r: the TLS handshake failed: %a", self.peer_address, str(reason))
+        logger.info("connection with %r: the TLS handshake failed: %a", self.peer_address, reason)
         return None
 
     def shake_hands(self) -> None:
@@ -159,8 +156,8 @@ class TLSConnection(StreamConnection):
             while not self._handshake_is_done():
                 self._wait_for_input()
                 self._incoming.write(self._receive_in_handshake())
-        except ssl.SSLError:
-            self._refuse()
+        except ssl.SSLError as error:
+            self._refuse(error)
             raise
         except BaseException:
             self.waiting = False
@@ -203,11 +200,11 @@ class TLSConnection(StreamConnection):
             )
         return data
 
-    def _refuse(self) -> None:
+    def _refuse(self, error: ssl.SSLError) -> None:
         """The handshake has failed: let the peer learn why, and be gone."""
         self._close_sent = True
         self._callbacks_done = True
-        self._leave_open(None)
+        self._leave_open(error)
 
     # Input.
 
@@ -326,7 +323,7 @@ class TLSConnection(StreamConnection):
             self._paused = False
             self._notify()
         if self._state is CLOSING:
-            self._expect_progress(SEND_TIMEOUT, self._break_off)
+            self._expect_send_progress()
 
     # The end.
 

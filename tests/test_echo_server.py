@@ -199,8 +199,8 @@ def test_verbose_tells_of_connections():
         server.stop()
         code, _, err = server.end()
         assert code == 0
-        assert re.search(r"\('127\.0\.0\.1', \d+\) connected", err)
-        assert "is gone: end of input" in err
+        assert re.search(r"connection with \('127\.0\.0\.1', \d+\) accepted", err)
+        assert "ended: 'end of input'" in err
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

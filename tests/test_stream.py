@@ -209,7 +209,7 @@ def test_a_reset_in_the_middle_of_an_answer_costs_no_log_line(socket_stage, capl
             super().handle_input(connection, data)
             connection.write(b"x" * 24_000_000)
 
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
     peer = socket_stage.peer(socket_stage.listen(Answer))
     peer.send(b"x")
     socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].data)

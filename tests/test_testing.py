@@ -321,7 +321,8 @@ def test_it_is_said_what_may_be_a_handler():
 
 def test_a_connection_shows_itself():
     connection = testing.Connection(testing.Recorder(), "here", "there")
-    assert repr(connection) == "<Connection 'here' to 'there', open>"
+    assert repr(connection) == "<Connection 'here' to 'there', open, no handler, bytes pending: 0>"
+    assert "handler: Recorder" in repr(connection.peer)
     connection.close()
     with pytest.raises(ConnectionClosed, match="'there' is closed"):
         connection.write(b"x")

@@ -55,7 +55,7 @@ def plain(stage, listener):
 @pytest.fixture
 def info(caplog):
     """What the package has logged, from level INFO on."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
     return caplog
 
 
@@ -597,20 +597,26 @@ def test_input_and_the_end_in_one_piece_are_kept_for_a_handler_that_blocks(tls):
     assert tls.served[0].trace == [b"hello", ("close", "end of input")]
 
 
-def test_input_with_the_end_of_the_handshake_in_one_piece_is_told(tls):
-    """And kept, until there is a handler: the socket does not become readable for it again."""
-    connections = []
-    listener = tls.listen(connections.append)
-    sock = plain(tls, listener)
+def almost_shaken_hands(sock):
+    """A client on *sock* that has yet to send the end of its handshake, with the two buffers of its ``SSLObject``."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     while True:
         try:
             client.do_handshake()
-            break
         except ssl.SSLWantReadError:
             sock.sendall(outgoing.read())
             incoming.write(sock.recv(65536))
+        else:
+            return client, incoming, outgoing
+
+
+def test_input_with_the_end_of_the_handshake_in_one_piece_is_told(tls):
+    """And kept, until there is a handler: the socket does not become readable for it again."""
+    connections = []
+    listener = tls.listen(connections.append)
+    sock = plain(tls, listener)
+    client, _, outgoing = almost_shaken_hands(sock)
     client.write(b"hello")
     sock.sendall(outgoing.read())
     until(lambda: connections)
@@ -1065,17 +1071,9 @@ def test_strange_words_after_the_handshake_harm_nobody(tls, caplog, capfd):
 
 def received_by_a_hasty_client(address):
     """All that a client gets who sends much together with the end of the handshake, and some more later."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     received = 0
     with socket.create_connection(address, timeout=PATIENCE) as sock:
-        while True:
-            try:
-                client.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                sock.sendall(outgoing.read())
-                incoming.write(sock.recv(65536))
+        client, incoming, outgoing = almost_shaken_hands(sock)
         for _ in range(3):
             client.write(b"r" * 10_000)
         sock.sendall(outgoing.read())

@@ -272,7 +272,7 @@ class Connection(BaseConnection):
 
     def _leave_open(self, reason: Reason | None) -> None:
         self._state = CLOSING
-        self._reason = reason
+        self._owe(reason)
         self._queue_turn()
         self._put(_End(END_OF_INPUT))
 

@@ -1,0 +1,40 @@
+"""What the kernel is told about a stream socket, and what it tells."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import socket
+import struct
+import termios
+from typing import Any
+
+__all__ = ["keep_alive", "queued_output", "reset_on_close", "send_at_once"]
+
+_LINGER_FOR_NOTHING = struct.pack("ii", 1, 0)
+
+
+def send_at_once(sock: Any) -> None:
+    """Have what is written sent now, and not kept for what may come.  Unix sockets do so anyway."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def keep_alive(sock: Any) -> None:
+    """Have the kernel look, now and then, whether a silent peer is still there."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def reset_on_close(sock: Any) -> None:
+    """Have closing *sock* reset its connection, and drop what was not sent."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_FOR_NOTHING)
+
+
+def queued_output(sock: Any) -> int:
+    """Bytes that the kernel has taken for the peer, and the peer has not."""
+    queued = array.array("i", [0])
+    try:
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
+    except OSError:  # not every system tells
+        return 0
+    return queued[0]

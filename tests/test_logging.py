@@ -1,0 +1,214 @@
+"""The log: a line for each event, at its level, from its logger; none for a message; none that a stranger forges."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import suppress
+
+import pytest
+from certificates import server_context
+from stages import Witness
+
+import ngi_gevent
+from ngi_gevent import adapters, stream
+
+
+class Echo(Witness):
+    def handle_input(self, connection, data):
+        connection.write(data)
+        super().handle_input(connection, data)
+
+
+@pytest.fixture
+def lines(caplog):
+    """What was logged at a level, and above: the name of the logger, after ``ngi_gevent.``, the level, the message."""
+
+    def lines(level=logging.DEBUG):
+        return [
+            (record.name.removeprefix("ngi_gevent."), record.levelname, record.getMessage())
+            for record in caplog.records
+            if record.levelno >= level
+        ]
+
+    caplog.set_level(logging.DEBUG, logger="ngi_gevent")
+    return lines
+
+
+def test_the_life_of_a_connection(tcp, lines):
+    listener = tcp.listen(Echo)
+    client = tcp.client(listener)
+    for _ in range(10):
+        client.connection.write(b"a message")
+    tcp.until(lambda: len(client.data) == 90)
+    (server,) = listener.connections()
+    client.connection.close()
+    tcp.until(lambda: tcp.served[0].closed)
+    listener.close()
+    server, client = server.peer_address, client.connection.peer_address
+    assert sorted(lines()) == sorted(
+        [
+            ("connection", "DEBUG", f"connection with {server!r} accepted, on {client!r}"),
+            ("connection", "DEBUG", f"connection with {server!r} ended: 'end of input'"),
+            ("connection", "DEBUG", f"connection with {client!r} ended: 'closed'"),
+            ("connection", "DEBUG", f"connection with {client!r} made"),
+            ("listener", "INFO", f"listening on {client!r}"),
+            ("listener", "INFO", f"no longer listening on {client!r}; connections: 0"),
+        ]
+    )
+
+
+def test_one_that_is_aborted_and_one_that_is_reset(tcp, lines):
+    client = tcp.client(tcp.listen(Echo))
+    client.connection.abort()
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    ends = [message for _, _, message in lines() if "ended" in message]
+    assert ends == [
+        f"connection with {client.connection.peer_address!r} ended: 'aborted'",
+        f"connection with {client.connection.local_address!r} ended: {tcp.served[0].closed!r}",
+    ]
+    assert isinstance(tcp.served[0].closed, ConnectionResetError)
+
+
+def test_a_failed_connect(tcp, lines):
+    client = Witness(tcp)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        tcp.implementation.connect(nobody.getsockname(), client)
+        tcp.until(lambda: client.failed)
+        assert lines() == [
+            ("connection", "DEBUG", f"connecting to {nobody.getsockname()!r} failed: {client.failed!r}"),
+        ]
+
+
+def test_limits_are_told_by_default_to_who_asks_for_more_than_warnings(tcp, lines):
+    listener = tcp.listen(Echo, idle_timeout=0.05)
+    tcp.client(listener)
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    (line,) = [line for line in lines(logging.INFO) if line[0] == "connection"]
+    assert line[1] == "INFO"
+    assert "idle_timeout" in line[2]
+    assert repr(tcp.served[0].connection.peer_address) in line[2]
+
+
+def test_too_much_output_is_told(stage, lines):
+    listener = stage.listen(output_limit=10)
+    peer = stage.peer(listener)
+    stage.until(lambda: stage.served)
+    served = stage.served[0]
+    with suppress(ngi_gevent.ConnectionClosed):
+        for _ in range(1000):
+            served.connection.write(b"x" * 100_000)
+    stage.until(lambda: served.closed)
+    (line,) = [line for line in lines(logging.INFO) if line[0] == "connection"]
+    assert line[1:] == ("INFO", f"connection with {served.connection.peer_address!r} ended: {served.closed!r}")
+    assert "output_limit" in line[2]
+    peer.close()
+
+
+def test_a_line_that_is_too_long_is_told(tcp, lines):
+    def serve(connection):
+        lines = adapters.Lines(connection, max_line=10)
+        served.append(lines)
+        lines.set_handler(Echo(tcp))
+
+    served = []
+    client = tcp.client(tcp.listen(serve))
+    client.connection.write(b"0123456789ten\nERROR root: all is lost\n")
+    tcp.until(lambda: client.closed)
+    (line,) = [line for line in lines(logging.INFO) if line[0] == "connection"]
+    assert line[1] == "INFO"
+    assert line[2].startswith(f"connection with {served[0].peer_address!r} ended: LimitExceeded(")
+    assert "all is lost" not in line[2]
+
+
+def test_output_that_the_peer_did_not_take_is_told(tcp, lines, monkeypatch):
+    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.05)
+    tcp.peer(tcp.listen())
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.write(b"x" * 50_000_000)
+    connection.close()
+    tcp.until(lambda: tcp.served[0].gone)
+    (line,) = [line for line in lines(logging.INFO) if line[0] == "connection"]
+    assert line[1] == "INFO"
+    assert line[2].startswith(f"connection with {connection.peer_address!r} broken off: ")
+
+
+def test_a_raising_handler_is_one_line_and_its_traceback(tcp, caplog):
+    class Raising(Witness):
+        def handle_input(self, connection, data):
+            raise ValueError("no")
+
+    client = tcp.client(tcp.listen(Raising))
+    client.connection.write(b"anything")
+    tcp.until(lambda: client.closed)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("ngi_gevent.connection", "ERROR")
+    assert record.exc_info[0] is ValueError
+    assert record.getMessage() == (
+        f"connection with {client.connection.local_address!r}: handle_input raised an exception"
+    )
+
+
+FORGED = "x\nERROR root: all is lost \x1b[2J"
+
+
+def test_the_name_of_a_unix_socket_forges_nothing(tcp, lines, tmp_path):
+    listener = tcp.implementation.listener(str(tmp_path / "listening"), tcp.server(Echo))
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(tmp_path / FORGED))
+        stranger.connect(listener.address)
+        tcp.until(lambda: tcp.served)
+        stranger.close()
+        tcp.until(lambda: tcp.served[0].closed)
+    listener.close()
+    told = [message for _, _, message in lines() if "lost" in message]
+    assert len(told) == 2
+    assert all(message.isprintable() for message in told)
+
+
+def test_what_a_stranger_says_instead_of_tls_forges_nothing(tcp, lines):
+    listener = tcp.listen(Echo, ssl_context=server_context())
+    peer = tcp.peer(listener)
+    peer.send(FORGED.encode())
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    name, level, message = lines(logging.INFO)[1]
+    assert (name, level) == ("connection", "INFO")
+    assert message.startswith("connection with ('127.0.0.1', ")
+    assert "SSLError(" in message
+    assert message.isprintable()
+    peer.close()
+
+
+def test_listeners_for_datagrams(tcp, lines):
+    listener = tcp.implementation.udp_listener(None, print)
+    listener.close()
+    assert lines() == [
+        ("datagram", "INFO", f"receiving datagrams on {listener.address!r}"),
+        ("datagram", "INFO", f"no longer receiving datagrams on {listener.address!r}"),
+    ]
+
+
+def test_a_debugger_shows_what_matters_of_a_connection_and_its_listener(stage):
+    listener = stage.listen()
+    peer = stage.peer(listener)
+    stage.until(lambda: stage.served)
+    connection = stage.served[0].connection
+    shown = repr(connection)
+    assert shown.startswith(f"<{type(connection).__name__} {connection.local_address!r} to ")
+    assert shown.endswith(f"{connection.peer_address!r}, open, handler: Witness, bytes pending: 0>")
+    assert repr(listener) == f"<{type(listener).__name__} on {listener.address!r}, accepting, connections: 1>"
+    peer.close()
+    stage.until(lambda: stage.served[0].gone)
+    assert ", closed, handler: Witness, " in repr(connection)
+    listener.close()
+    assert repr(listener).endswith(", closed, connections: 0>")
+
+
+def test_what_wait_waits_for_is_named(tcp):
+    listener = tcp.listen()
+    with pytest.raises(ngi_gevent.Timeout) as caught:
+        tcp.implementation.wait(0.01)
+    assert repr(listener) in str(caught.value)
