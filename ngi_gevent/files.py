@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from gevent import spawn_raw
 from gevent.exceptions import ConcurrentObjectUseError
 
-from ngi_gevent.adapters import bottom
+from ngi_gevent.adapters import MAX_LINE, bottom
 from ngi_gevent.connection import LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout, logger
-from ngi_gevent.errors import ConnectionClosed, Timeout
+from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
 from ngi_gevent.outstanding import Outstanding
 from ngi_gevent.threads import Flag
 
@@ -58,7 +58,8 @@ def server(function: Callable[..., object]) -> Callable[..., None]:
 
     It runs on a greenlet of its own for each connection, on the hub of the thread that the connection is on, and may
     wait there for what it likes.  When it returns or raises, the connection is closed, and what was written delivered.
-    What it raises is logged, unless it is no more than the connection's own end, met while reading or writing.
+    What it raises is logged, with its traceback unless it is no more than the connection's own end, or a line that is
+    too long, met while reading or writing.
 
     The end of input closes a connection, so answer what asks for it, line by line for instance: after ``read()`` for
     everything up to the end, there is nobody left to write to.
@@ -93,7 +94,7 @@ def _run(function: Callable[[], object], connection: Any, input: Input, output: 
 def _report(connection: Any, error: BaseException, reason: Reason | None) -> None:
     """Log what a server's function raised on *connection*, which had ended for *reason*, if it had."""
     peer = connection.peer_address
-    if error is reason or (isinstance(error, ConnectionClosed) and not connection):
+    if error is reason or isinstance(error, LimitExceeded) or (isinstance(error, ConnectionClosed) and not connection):
         logger.info("connection with %r ended while %s was using it: %a", peer, _FUNCTION, reason or error)
     else:
         # To whom a handler's exceptions go, too; a connection that no listener accepted has nobody but the log.
@@ -271,8 +272,9 @@ class Input(_File):
     that ended it raised then; but reading *up to the end* raises it at once, leaving what came before to other reads,
     since what was cut off must not be taken for all there was.
 
-    Lines end in ``\n``, which is kept.  Who will not read closes the input: what is left unread is held, and the peer
-    with it, and its end is not noticed.
+    Lines end in ``\n``, which is kept.  Where no size is given, one of more than a megabyte raises
+    :class:`~ngi_gevent.LimitExceeded`, so that no peer fills the memory; what is read up to the end has no limit.  Who
+    will not read closes the input: what is left unread is held, and the peer with it, and its end is not noticed.
     """
 
     def __init__(self, handler: _Handler) -> None:
@@ -301,7 +303,10 @@ class Input(_File):
         return self._read(lambda unread: wanted if len(unread) >= wanted else None, timeout)
 
     def readline(self, size: int | None = -1, timeout: float | None = None) -> bytes:
-        """Read a line, but no more than *size* bytes of it, if that is not negative."""
+        """Read a line, but no more than *size* bytes of it, if that is not negative.
+
+        Without a *size*, a line of more than a megabyte raises :class:`~ngi_gevent.LimitExceeded`, and stays unread.
+        """
         return self._read(_through_line_end(0, -1 if size is None else size), timeout)
 
     def readlines(self, hint: int | None = -1, timeout: float | None = None) -> list[bytes]:
@@ -317,7 +322,7 @@ class Input(_File):
         return self
 
     def __next__(self) -> bytes:
-        """The next line; waits for it as long as it takes."""
+        """The next line, as ``readline()`` gives it; waits for it as long as it takes."""
         line = self.readline()
         if not line:
             raise StopIteration
@@ -376,8 +381,10 @@ class Input(_File):
 def _through_line_end(start: int, most: int) -> _Count:
     """Count the bytes through the first line end from *start* on, but up to *most*, if that is not negative.
 
-    No byte is searched twice.
+    No byte is searched twice.  Raises :class:`~ngi_gevent.LimitExceeded` where a line gets too long and *most* is no
+    help.
     """
+    limit = start + MAX_LINE
 
     def count(unread: bytearray) -> int | None:
         nonlocal start
@@ -386,6 +393,8 @@ def _through_line_end(start: int, most: int) -> _Count:
             start = max(start, len(unread))
         if 0 <= most <= (end or len(unread)):
             return most
+        if (end or len(unread)) > limit:
+            raise LimitExceeded(f"the peer sent a line of more than {MAX_LINE} bytes, and readline was given no size")
         return end or None
 
     return count

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent import blocking
-from ngi_gevent.connection import as_bytes
-from ngi_gevent.errors import UnexpectedResponse
+from ngi_gevent.adapters import MAX_SIZE
+from ngi_gevent.connection import as_bytes, check_count
+from ngi_gevent.errors import LimitExceeded, UnexpectedResponse
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data
@@ -21,15 +22,19 @@ def message(
     data: Data,
     expected: Callable[[bytes], object] | None = None,
     timeout: float | None = None,
+    *,
+    max_size: int = MAX_SIZE,
 ) -> bytes:
     """Connect, send *data*, and return the answer: all of it up to the end, or up to when ``expected(answer)`` is true.
 
     *connect* is that of an implementation.  Blocks the calling greenlet, for up to *timeout* seconds.
 
     Raises what :func:`ngi_gevent.blocking.request` does, and :class:`~ngi_gevent.UnexpectedResponse` if the peer ended
-    the connection before the answer was as expected, or if the connection broke.
+    the connection before the answer was as expected, or if the connection broke, and
+    :class:`~ngi_gevent.LimitExceeded` if it sent more than *max_size* bytes, by default 16 megabytes.
     """
-    asked = _Message(as_bytes(data), expected)
+    check_count("max_size", max_size)
+    asked = _Message(as_bytes(data), expected, max_size)
     reason = blocking.request(connect, address, asked, timeout)
     if reason is None or (expected is None and not isinstance(reason, BaseException)):
         return bytes(asked.answer)
@@ -39,10 +44,11 @@ def message(
 class _Message:
     """The handler that sends the message and collects the answer."""
 
-    def __init__(self, data: bytes, expected: Callable[[bytes], object] | None) -> None:
+    def __init__(self, data: bytes, expected: Callable[[bytes], object] | None, max_size: int) -> None:
         self.answer = bytearray()
         self._data = data
         self._expected = expected
+        self._max_size = max_size
 
     def connected(self, connection: Any) -> None:
         connection.set_handler(self)
@@ -50,5 +56,7 @@ class _Message:
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         self.answer += data
+        if len(self.answer) > self._max_size:
+            raise LimitExceeded(f"the answer is of more than max_size, {self._max_size} bytes")
         if self._expected is not None and self._expected(bytes(self.answer)):
             connection.close()

@@ -11,7 +11,17 @@ from gevent.event import Event
 from gevent.exceptions import ConcurrentObjectUseError
 from stages import PATIENCE, SocketStage, Witness
 
-from ngi_gevent import ConnectionClosed, ConnectionFailed, Deadlock, Timeout, adapters, blocking, testing
+from ngi_gevent import (
+    ConnectionClosed,
+    ConnectionFailed,
+    Deadlock,
+    LimitExceeded,
+    Timeout,
+    adapters,
+    blocking,
+    files,
+    testing,
+)
 
 TEXT = b"one\ntwo words\n\nthe rest"
 LINES = [b"one\n", b"two words\n", b"\n", b"the rest"]
@@ -816,3 +826,33 @@ def test_a_listener_that_stops_ends_its_functions(socket_stage):
     listener.close()
     socket_stage.until(lambda: over == [True] * 3)
     socket_stage.implementation.wait(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda input: input.readline(timeout=PATIENCE), next, list, lambda input: input.readlines(1, PATIENCE)]
+)
+def test_a_line_without_end_fills_no_memory(stage, monkeypatch, read):
+    monkeypatch.setattr(files, "MAX_LINE", 10)
+    output, input, peer = talk(stage)
+    peer.send(b"x" * 11)
+    with pytest.raises(LimitExceeded, match="more than 10 bytes"):
+        read(input)
+    assert input.readline(5, PATIENCE) == b"x" * 5  # it is left for who reads it with a size
+    assert input.read(6, PATIENCE) == b"x" * 6
+    peer.send(b"y" * 9 + b"\n" + b"z" * 10 + b"\n")
+    assert input.readline(timeout=PATIENCE) == b"y" * 9 + b"\n"
+    with pytest.raises(LimitExceeded):
+        read(input)
+    output.close()
+
+
+def test_a_line_that_is_too_long_costs_the_log_one_line(tcp, caplog, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE", 10)
+    caplog.set_level("INFO", logger="ngi_gevent.connection")
+    peer = tcp.peer(tcp.listen(blocking.server(lambda input, output: list(input))))
+    peer.send(b"x" * 100)
+    peer.read()
+    tcp.until(lambda: peer.ended == "end")
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("INFO", None)
+    assert "LimitExceeded(" in record.getMessage()

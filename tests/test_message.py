@@ -70,3 +70,12 @@ def test_an_expectation_that_raises_is_raised(stage):
 def test_a_message_is_bytes(stage):
     with pytest.raises(TypeError):
         message(stage.implementation.connect, stage.listen().address, "text")
+
+
+def test_an_answer_that_is_too_long_fills_no_memory(stage):
+    connect, address = stage.implementation.connect, stage.listen(Answer).address
+    assert message(connect, address, b"hello", max_size=14) == b"you said hello"
+    with pytest.raises(ngi_gevent.LimitExceeded, match="max_size, 13 bytes"):
+        message(connect, address, b"hello", max_size=13)
+    with pytest.raises(ValueError, match="max_size"):
+        message(connect, address, b"hello", max_size=-1)
