@@ -1,4 +1,4 @@
-"""A key-value server: requests are lines, values are sized, and each connection is a handler over a store.
+r"""A key-value server: requests are lines, values are sized, and each connection is a handler over a store.
 
 ::
 
@@ -10,13 +10,17 @@
 The answers are ``ok``, ``value 4`` followed by the value, ``nothing`` or ``error`` and why.  Keys are UTF-8.
 
     python examples/key_value_server.py
-    printf 'set colour 4\nblue\nget colour\nquit\n' | nc 127.0.0.1 8001
+    printf 'set colour 4\nblue\nget colour\nquit\n' | nc 127.0.0.1 8000
 """
 
 from __future__ import annotations
 
+import argparse
+import signal
 from collections.abc import Callable
 from typing import Any
+
+import gevent
 
 import ngi_gevent
 from ngi_gevent.interfaces import IConnection, IServerConnection
@@ -137,8 +141,13 @@ def key_value_server(store: dict[str, bytes] | None = None) -> Callable[[Any], K
 
 
 def main() -> None:
-    listener = ngi_gevent.listener(("127.0.0.1", 8001), key_value_server())
-    print(f"listening on {listener.address[0]}:{listener.address[1]}", flush=True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+
+    listener = ngi_gevent.listener(("127.0.0.1", options.port), key_value_server())
+    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C: ends all, so that wait() returns
+    print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
     ngi_gevent.wait()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
@@ -10,61 +9,20 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from contextlib import AbstractContextManager
 
+import programs
 import pytest
+from programs import Server, read_all
 from stages import IPV6
 
 NC = shutil.which("nc")
 
-SERVER = Path(__file__).parent.parent / "examples" / "echo_server.py"
 
-
-class Server:
-    """The example server in a process of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "error", str(SERVER), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self.first_line = self.process.stdout.readline().decode()
-        self.address = self.first_line.removeprefix("listening on ").strip()
-
-    def connect(self) -> socket.socket:
-        host, _, port = self.address.rpartition(":")
-        return socket.create_connection((host.strip("[]"), int(port)), timeout=30)
-
-    def stop(self, signal_number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(signal_number)
-
-    def end(self) -> tuple[int, str, str]:
-        """Wait for the end: exit code, standard output and standard error."""
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out.decode(), err.decode()
-
-
-@contextlib.contextmanager
-def running(*arguments: str) -> Iterator[Server]:
-    server = Server("--bind", "127.0.0.1:0", *arguments)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.communicate()
-
-
-def read_all(sock: socket.socket) -> bytes:
-    pieces = []
-    while piece := sock.recv(65536):
-        pieces.append(piece)
-    return b"".join(pieces)
+def running(*arguments: str) -> AbstractContextManager[Server]:
+    return programs.running("echo_server.py", "--bind", "127.0.0.1:0", *arguments)
 
 
 def refused(server: Server) -> bool:
@@ -163,8 +121,7 @@ def test_a_client_that_is_idle_is_ended():
 
 def test_a_unix_socket(tmp_path):
     path = str(tmp_path / "echo")
-    server = Server("--bind", path)
-    try:
+    with programs.running("echo_server.py", "--bind", path) as server:
         assert server.first_line == f"listening on {path}\n"
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
@@ -173,22 +130,15 @@ def test_a_unix_socket(tmp_path):
         server.stop()
         assert server.end()[0] == 0
         assert not os.path.exists(path)
-    finally:
-        server.process.kill()
-        server.process.communicate()
 
 
 @pytest.mark.skipif(not IPV6, reason="this machine has no IPv6")
 def test_ipv6():
-    server = Server("--bind", "[::1]:0")
-    try:
+    with programs.running("echo_server.py", "--bind", "[::1]:0") as server:
         assert re.fullmatch(r"listening on \[::1\]:\d+\n", server.first_line)
         with server.connect() as client:
             client.sendall(b"hello")
             assert client.recv(100) == b"HELLO"
-    finally:
-        server.process.kill()
-        server.process.communicate()
 
 
 def test_verbose_tells_of_connections():
@@ -204,7 +154,7 @@ def test_verbose_tells_of_connections():
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SERVER), *arguments], capture_output=True, text=True, timeout=30)
+    return programs.run("echo_server.py", *arguments)
 
 
 @pytest.mark.parametrize(

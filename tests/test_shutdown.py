@@ -12,15 +12,15 @@ import time
 
 import pytest
 from load import Load
-from test_echo_server import Server, running
+from programs import Server
+from test_echo_server import running
 
 #: How often it is stopped under load.
 ROUNDS = 50
 
 
 def load_on(server: Server, **clients: int) -> Load:
-    host, _, port = server.address.rpartition(":")
-    return Load((host, int(port)), **clients)
+    return Load(("127.0.0.1", server.port), **clients)
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,81 @@
+"""Counts lines, words and bytes of documents that are sent to it: a server, and its client.
+
+Each document is a record, preceded by its length, and so is each answer: the adapter ``Sized`` has both sides think in
+records, however the network cuts them.
+
+    python examples/word_count.py server
+    python examples/word_count.py client README.md CHANGELOG.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import gevent
+
+import ngi_gevent
+from ngi_gevent import blocking
+from ngi_gevent.adapters import Sized
+from ngi_gevent.interfaces import IServerConnection
+
+
+class Counter:
+    """The server, one object for each connection."""
+
+    def __init__(self, connection: IServerConnection) -> None:
+        Sized(connection).set_handler(self)
+
+    def handle_input(self, connection: Sized, document: bytes) -> None:
+        """Called with one whole document; what it writes is one record, too."""
+        connection.write(b"%d %d %d" % (document.count(b"\n"), len(document.split()), len(document)))
+
+
+class Client:
+    """Has *files* counted, one after the other."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    @Sized.handler
+    def count(self, connection: Sized) -> Generator[None, bytes, None]:
+        for file in self.files:
+            connection.write(file.read_bytes())
+            counts = yield
+            print(counts.decode(), file)
+        # Returning closes the connection.
+
+
+def serve(port: int) -> None:
+    listener = ngi_gevent.listener(("127.0.0.1", port), Counter)
+    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C: ends all, so that wait() returns
+    print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
+    ngi_gevent.wait()
+
+
+def count(port: int, files: list[Path]) -> None:
+    reason = blocking.request(ngi_gevent.connect, ("127.0.0.1", port), Client(files).count, timeout=60)
+    if reason is not None:  # the client did not end it, so the server did
+        raise ngi_gevent.UnexpectedResponse(f"not all was counted: {reason}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("role", choices=["server", "client"])
+    parser.add_argument("files", nargs="*", type=Path)
+    options = parser.parse_args()
+    if options.role == "server":
+        serve(options.port)
+    else:
+        count(options.port, options.files)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ngi_gevent.NGIError, OSError) as error:
+        sys.exit(f"{sys.argv[0]}: {error}")

@@ -1,0 +1,64 @@
+"""The example programs, as people run them: each in a process of its own, where it is talked to and told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    """What runs an example, with warnings as errors."""
+    return [sys.executable, "-X", "dev", "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
+
+
+def run(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run an example that ends by itself."""
+    return subprocess.run(command(name, *arguments), capture_output=True, text=True, timeout=30, **options)
+
+
+class Server:
+    """An example that serves, and says in its first line where it listens."""
+
+    def __init__(self, name: str, *arguments: object) -> None:
+        self.process = subprocess.Popen(command(name, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.first_line = self.process.stdout.readline().decode()
+        self.address = self.first_line.removeprefix("listening on ").strip()
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def connect(self) -> socket.socket:
+        host = self.address.rpartition(":")[0]
+        return socket.create_connection((host.strip("[]"), self.port), timeout=30)
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(signal_number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for the end: exit code, standard output and standard error."""
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out.decode(), err.decode()
+
+
+@contextlib.contextmanager
+def running(name: str, *arguments: object) -> Iterator[Server]:
+    """Run an example that serves, and kill it if it still runs in the end."""
+    server = Server(name, *arguments)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.communicate()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    return b"".join(iter(lambda: sock.recv(65536), b""))
