@@ -8,12 +8,14 @@ A page has code in three kinds of blocks.  What it says of anything else is not 
     A file of that name, in the directory in which the page's commands are typed.  A later one of the same name takes
     its place.
 ``console``
-    What somebody typed, each line after a ``$``, and all that came.  A line of ``...`` stands for any lines, and a
-    ``...`` in a line for anything; how long pytest took is not compared.  A command must succeed.  Two options of
-    ``{code-block} console`` say otherwise: ``:class: running``, that the block's command is left running once it has
-    said what is shown, as in a terminal of its own; ``:class: failing``, that its commands end with something else
-    than 0.  A line of ``^C`` interrupts what was left running last, and what follows is what that says before it ends;
-    a block that begins with other lines shows what it says next.
+    What somebody typed, each line after a ``$`` (a backslash at its end has it go on in the next line), and all that
+    came.  A line of ``...`` stands for any lines, and a ``...`` in a line for anything; how long pytest took is not
+    compared.  A command must succeed.  Two options of ``{code-block} console`` say otherwise: ``:class: running``, that
+    the block's command is left running once it has said what is shown, as in a terminal of its own; ``:class:
+    failing``, that its commands end with something else than 0.  A line of ``^C`` interrupts what was left running
+    last, and what follows is what that says before it ends; a block that begins with other lines shows what it says
+    next.  With ``:class: first``, both are about what was left running first, such as the server of a client that still
+    runs.
 
 Ports in the eight thousands are those of the page to who reads it, and free ones here.
 """
@@ -38,7 +40,7 @@ PATIENCE = 40
 _BLOCK = re.compile(r"^(?P<fence>```+)(?P<info>[^\n`]+)\n(?P<body>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE)
 _DIRECTIVE = re.compile(r"\{code-block\}\s*(\w+)")
 _OPTION = re.compile(r":([\w-]+):[ ]*(.*)\n")
-_TYPED = re.compile(r"^(\$ .*|\^C)\n", re.MULTILINE)
+_TYPED = re.compile(r"^(\$ (?:.*\\\n)*.*|\^C)\n", re.MULTILINE)
 _PORT = re.compile(r"\b8\d\d\d\b")
 
 
@@ -101,19 +103,20 @@ class Reader:
         target.write_text(self.with_free_ports(text))
 
     def type(self, text: str, kind: str) -> None:
-        first, *typed = _TYPED.split(self.with_free_ports(text))
-        if first:
-            self.running[-1].says(first)
+        said, *typed = _TYPED.split(self.with_free_ports(text))
+        which = 0 if kind == "first" else -1
+        if said:
+            self.running[which].says(said)
         for entered, expected in zip(typed[::2], typed[1::2], strict=True):
             if entered == "^C":
-                self.running[-1].interrupt()
+                self.running[which].interrupt()
             else:
                 self.running.append(Command(entered.removeprefix("$ "), self.directory))
             if kind == "running":
                 self.running[-1].says(expected)
             else:
-                self.running[-1].ends(expected, failing=kind == "failing")
-                del self.running[-1]
+                self.running[which].ends(expected, failing=kind == "failing")
+                del self.running[which]
 
     def with_free_ports(self, text: str) -> str:
         return _PORT.sub(lambda match: self.ports.setdefault(match[0], free_port()), text)
@@ -137,7 +140,7 @@ class Command:
         self.process = subprocess.Popen(
             ["bash", "-o", "pipefail", "-c", line],
             cwd=directory,
-            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "80"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -40,6 +40,7 @@ def test_its_module_runs(page, run):
     )
 
 
+@pytest.mark.timeout(180)  # a page is a quarter of an hour's typing
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(block.language == "console" for block in pages.blocks(page))], ids=named
 )

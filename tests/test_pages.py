@@ -10,8 +10,8 @@ SERVER = """\
 :caption: server.py
 
 import time
-print("ready")
 try:
+    print("ready")
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted")
@@ -25,6 +25,22 @@ ready
 ```
 
 ```console
+^C
+interrupted
+```
+"""
+
+CLIENT = """
+```{code-block} console
+:class: running
+
+$ echo connected; sleep 60
+connected
+```
+
+```{code-block} console
+:class: first
+
 ^C
 interrupted
 ```
@@ -46,7 +62,9 @@ def follow(tmp_path):
     "text",
     [
         SERVER,
+        SERVER.partition("```console")[0] + CLIENT,
         "```console\n$ echo a; echo b; echo c d e\n...\nc ... e\n```",
+        "```console\n$ echo a \\\n  b\na b\n```",
         "```console\n$ echo 1 passed in 7.77s\n1 passed in 0.01s\n```",
         "```{code-block} console\n:class: failing\n\n$ false\n```",
         "```{code-block} ini\n:caption: some.ini\n\n[a]\n```\n\n```console\n$ cat some.ini\n[a]\n```",
@@ -61,6 +79,7 @@ def test_what_is_so_is_followed(follow, text):
     [
         SERVER.replace('print("ready")', 'print("steady")'),
         SERVER.replace('print("interrupted")', 'print("ended")'),
+        SERVER.partition("```console")[0] + CLIENT.replace("first", "last"),
         "```console\n$ echo a\n```",
         "```console\n$ echo a; echo b\na\n```",
         "```console\n$ echo a\na\nb\n```",
