@@ -15,7 +15,7 @@ A page has code in three kinds of blocks.  What it says of anything else is not 
     failing``, that its commands end with something else than 0.  A line of ``^C`` interrupts what was left running
     last, and what follows is what that says before it ends; a block that begins with other lines shows what it says
     next.  With ``:class: first``, both are about what was left running first, such as the server of a client that still
-    runs.
+    runs.  A block may be of several classes: ``^C`` in one that is ``running`` leaves it running.
 
 Ports in the eight thousands are those of the page to who reads it, and free ones here.
 """
@@ -93,7 +93,7 @@ class Reader:
         """Write its files, and type its commands."""
         for block in blocks(page):
             if block.language == "console":
-                self.type(block.text, block.options.get("class", ""))
+                self.type(block.text, block.options.get("class", "").split())
             elif "caption" in block.options:
                 self.write(block.options["caption"], block.text)
 
@@ -102,9 +102,9 @@ class Reader:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(self.with_free_ports(text))
 
-    def type(self, text: str, kind: str) -> None:
+    def type(self, text: str, kinds: list[str]) -> None:
         said, *typed = _TYPED.split(self.with_free_ports(text))
-        which = 0 if kind == "first" else -1
+        which = 0 if "first" in kinds else -1
         if said:
             self.running[which].says(said)
         for entered, expected in zip(typed[::2], typed[1::2], strict=True):
@@ -112,10 +112,10 @@ class Reader:
                 self.running[which].interrupt()
             else:
                 self.running.append(Command(entered.removeprefix("$ "), self.directory))
-            if kind == "running":
-                self.running[-1].says(expected)
+            if "running" in kinds:
+                self.running[which].says(expected)
             else:
-                self.running[which].ends(expected, failing=kind == "failing")
+                self.running[which].ends(expected, failing="failing" in kinds)
                 del self.running[which]
 
     def with_free_ports(self, text: str) -> str:

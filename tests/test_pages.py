@@ -30,6 +30,22 @@ interrupted
 ```
 """
 
+STUBBORN = """\
+```{code-block} console
+:class: running
+
+$ trap 'echo no' INT; echo ready; while true; do sleep 0.1; done
+ready
+```
+
+```{code-block} console
+:class: first running
+
+^C
+no
+```
+"""
+
 CLIENT = """
 ```{code-block} console
 :class: running
@@ -64,6 +80,7 @@ def follow(tmp_path):
         SERVER,
         SERVER.partition("```console")[0] + CLIENT,
         "```console\n$ echo a; echo b; echo c d e\n...\nc ... e\n```",
+        STUBBORN,
         "```console\n$ echo a \\\n  b\na b\n```",
         "```console\n$ echo 1 passed in 7.77s\n1 passed in 0.01s\n```",
         "```{code-block} console\n:class: failing\n\n$ false\n```",
@@ -80,6 +97,7 @@ def test_what_is_so_is_followed(follow, text):
         SERVER.replace('print("ready")', 'print("steady")'),
         SERVER.replace('print("interrupted")', 'print("ended")'),
         SERVER.partition("```console")[0] + CLIENT.replace("first", "last"),
+        STUBBORN.replace("first running", "first"),
         "```console\n$ echo a\n```",
         "```console\n$ echo a; echo b\na\n```",
         "```console\n$ echo a\na\nb\n```",
