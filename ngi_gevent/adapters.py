@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_LINE", "MAX_SIZE", "Base", "Lines", "Sized", "bottom"]
 
-#: Bytes of a line, and of a sized record, over which a peer is told off: more than anybody means to send in one.
+#: Bytes of a line, without its end, over which a connection is ended: more than anybody means to send in one.
 MAX_LINE = 1024 * 1024
+
+#: Bytes of a sized record over which a connection is ended: more than anybody means to send in one.
 MAX_SIZE = 16 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
@@ -28,7 +30,7 @@ _HEARTBEAT = 2**32 - 1
 
 
 def bottom(connection: Any) -> Any:
-    """The connection below all adapters."""
+    """The connection below all adapters; *connection* itself, if it is no adapter.  Never blocks."""
     while (below := getattr(connection, "connection", None)) is not None:
         connection = below
     return connection
@@ -40,7 +42,13 @@ class Base:
     """Passes everything through: the adapter to build others from.
 
     To its handler it is the connection, in every callback; to the connection below, it is the handler.  It has all that
-    a connection has, and needs no optional method of its handler.  To change something, override what it passes by::
+    a connection has, and needs no optional method of its handler.  Its callbacks run where those of that connection do,
+    on its greenlet.
+
+    :param connection: the connection below, which may be an adapter, too.
+    :ivar connection: the same.
+
+    To change something, override what it passes by::
 
         class Upper(Base):
             def handle_input(self, connection, data):
@@ -113,10 +121,11 @@ class Base:
     # The handler, to the connection.
 
     def handle_input(self, connection: Any, data: bytes) -> None:
+        """Hand *data* on to the handler.  As the other callbacks, it is called by the connection below."""
         self._handler.handle_input(self, data)
 
     def handle_close(self, connection: Any, reason: Reason) -> None:
-        """Tell the handler, if it cares."""
+        """Tell the handler that the connection ended, if it has a ``handle_close``."""
         handle_close = getattr(self._handler, "handle_close", None)
         if handle_close is not None:
             handle_close(self, reason)
@@ -140,8 +149,11 @@ class Lines(Base):
     r"""Delivers lines: what the peer sends up to each ``\n``, without it.
 
     Writing is left as it is, so the handler writes its own line ends.  What comes after the last ``\n`` is not
-    delivered when the connection ends.  A line of more than *max_line* bytes ends the connection, with
-    :class:`~ngi_gevent.LimitExceeded` as the reason.
+    delivered when the connection ends.
+
+    :param connection: the connection below.
+    :param max_line: bytes of a line, without its end; a longer one ends the connection, with
+        :class:`~ngi_gevent.LimitExceeded` as the reason.  Raises ``TypeError`` or ``ValueError`` for what can be none.
     """
 
     def __init__(self, connection: Any, max_line: int = MAX_LINE) -> None:
@@ -182,8 +194,12 @@ class Sized(Base):
     """Sends and delivers records, each preceded by its length: 4 bytes, big-endian, unsigned.
 
     ``write(None)`` sends a heartbeat, the length 2**32-1 with no data, which the receiver drops.  A record
-    that is not complete when the connection ends is not delivered.  One that is announced with more than *max_size*
-    bytes ends the connection at once, with :class:`~ngi_gevent.LimitExceeded` as the reason.
+    that is not complete when the connection ends is not delivered.
+
+    :param connection: the connection below.
+    :param max_size: bytes of a record that the peer sends; one that is announced with more ends the connection at once,
+        with :class:`~ngi_gevent.LimitExceeded` as the reason.  Raises ``TypeError`` or ``ValueError`` for what can be
+        none.
     """
 
     def __init__(self, connection: Any, max_size: int = MAX_SIZE) -> None:
@@ -195,7 +211,11 @@ class Sized(Base):
         self._wanted = _LENGTH.size  # how many bytes of it there have to be before looking at it again is worth it
 
     def write(self, data: Data | None) -> None:
-        """Send *data* as one record, or a heartbeat for None, in one piece whoever else writes."""
+        """Send *data* as one record, or a heartbeat for None, in one piece whoever else writes.  Never blocks.
+
+        Raises ``TypeError`` for what is no bytes, ``ValueError`` for what is too long for its length to be sent, and
+        :class:`~ngi_gevent.ConnectionClosed` once the connection is closing.
+        """
         self.connection.write(_framed(data))
 
     def writelines(self, data: Iterable[Data | None]) -> None:

@@ -29,11 +29,13 @@ def request(
     *connect* is that of an implementation, such as ``ngi_gevent.connect``; options go to it by ``functools.partial``,
     such as ``partial(ngi_gevent.connect, ssl_context=context)``.  *handler* is a client connect handler, a class of
     such (which is instantiated), a server, or a connection handler.  Blocks the calling greenlet, for up to
-    *timeout* seconds in all.  The handler's ``failed_connect`` is not called: its caller gets the exception instead.
+    *timeout* seconds in all; the handler is called on the connection's greenlet, on the hub that *connect* connects on.
+    The handler's ``failed_connect`` is not called: its caller gets the exception instead.
 
-    Raises :class:`~ngi_gevent.ConnectionFailed`; :class:`~ngi_gevent.ConnectionTimeout` if there is no connection in
-    time; :class:`~ngi_gevent.Timeout` if there is one and it has not ended in time; and whatever the handler raised,
-    which is not logged then.  However this ends, it leaves no connection behind.
+    Raises ``TypeError`` for what is no handler; :class:`~ngi_gevent.ConnectionFailed`;
+    :class:`~ngi_gevent.ConnectionTimeout` if there is no connection in time; :class:`~ngi_gevent.Timeout` if there is
+    one and it has not ended in time; and whatever the handler raised, which is not logged then.  However this ends, it
+    leaves no connection behind.
     """
     _check_connect(connect)
     check_timeout(timeout)

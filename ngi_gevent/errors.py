@@ -28,7 +28,8 @@ class NGIError(Exception):
 class ConnectionClosed(NGIError, ValueError):
     """Yours: something was written to a connection that is closing or closed.
 
-    It is a :class:`ValueError` too, as writing to a closed file is.
+    Raised by ``write`` and ``writelines`` of connections, and by the files of :func:`ngi_gevent.blocking.open`.  It is
+    a :class:`ValueError` too, as writing to a closed file is.
     """
 
 
@@ -46,6 +47,8 @@ class Deadlock(NGIError, RuntimeError):
 class ConnectionFailed(NGIError):
     """The peer's: a connection could not be made.
 
+    Raised by what waits for a connection: :mod:`ngi_gevent.blocking`, and the ``failed_connect`` of generator handlers.
+
     :ivar reason: what ``failed_connect`` was called with: an :class:`OSError`, or text.
     """
 
@@ -60,19 +63,28 @@ class ConnectionFailed(NGIError):
 
 
 class LimitExceeded(NGIError):
-    """The peer's: it took or sent so much, or so little, that a limit ended the connection."""
+    """The peer's: it took too little, or sent too much, and a limit ended the connection.
+
+    It is not raised, but the reason that ``handle_close`` is called with: where the output that waits for the peer
+    exceeds the listener's ``output_limit``, and where a record exceeds the limit of :class:`ngi_gevent.adapters.Lines`
+    or :class:`ngi_gevent.adapters.Sized`.
+    """
 
 
 class UnexpectedResponse(NGIError):
-    """The peer's: it answered something else than what was expected."""
+    """The peer's: it answered something else than what was expected.  Raised by :func:`ngi_gevent.message.message`."""
 
 
 class Timeout(NGIError, TimeoutError):
     """Time's: something was not done within the seconds that it was given.
 
-    Not to be confused with ``gevent.Timeout``, which is no :class:`Exception`.
+    Raised by what waits, and the reason that ``handle_close`` is called with after an ``idle_timeout``.  Not to be
+    confused with ``gevent.Timeout``, which is no :class:`Exception`.
     """
 
 
 class ConnectionTimeout(ConnectionFailed, Timeout):
-    """Time's: a connection was not made within the seconds that it was given."""
+    """Time's: a connection was not made within the seconds that it was given.
+
+    What ``failed_connect`` is called with, and what is raised by who waits for a connection.
+    """

@@ -52,7 +52,8 @@ class Implementation:
     the logger ``ngi_gevent.connection``.  As a context manager, it is closed at the end.
 
     It may be used from several threads, each of which has its own hub.  The connections and listeners that it makes may
-    be used from any thread, while their hub runs.
+    be used from any thread, while their hub runs.  After ``close()``, all that asks something of it raises
+    :class:`~ngi_gevent.ImplementationClosed`.
     """
 
     def __init__(self) -> None:
@@ -77,8 +78,9 @@ class Implementation:
     ) -> None:
         """Start to connect to *address* and return: *handler* is told what came of it.
 
-        *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
-        be no address, handler or option; all else is told to ``failed_connect``, on a greenlet of this connect's own.
+        Never blocks.  *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or
+        ``ValueError`` for what can be no address, handler or option; all else is told to ``failed_connect``, on a
+        greenlet of this connect's own.
 
         :param ssl_context: what to speak TLS with; any ``ssl.SSLContext`` for clients.  Where the handshake fails,
             ``failed_connect`` gets the ``ssl.SSLError``: ``ssl.SSLCertVerificationError`` for a certificate that is not
@@ -111,6 +113,9 @@ class Implementation:
         handshake_timeout: float | None = transport.HANDSHAKE_TIMEOUT,
     ) -> StreamListener:
         """Listen on *address*, give every connection to *handler*, a server, and return at once.
+
+        The server, and the handlers that it sets, are called on a greenlet for each connection, on the hub of the
+        calling thread; :class:`Threaded` has one of its own.  This waits only to look up the name of a host.
 
         *address* is ``(host, port)``, where port 0 picks one; the name of a Unix socket; None for a free port on the
         loopback interface; or a bound socket, which then belongs to the listener.  Raises ``TypeError`` or
@@ -175,6 +180,9 @@ class Implementation:
     def udp_listener(self, address: Any, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
         """Receive datagrams on *address*, give each to *handler*, one at a time and in order, and return at once.
 
+        *handler* is called on a greenlet of the listener's, on the hub of the calling thread; :class:`Threaded` has one
+        of its own.  This waits only to look up the name of a host.
+
         *address* is what it is for ``listener``; a bound socket is one for datagrams.  Raises ``TypeError`` or
         ``ValueError`` for what can be no address, handler or buffer size, and ``OSError``, naming the address, where
         the system refuses it; nothing is left behind then.
@@ -194,8 +202,9 @@ class Implementation:
     def wait(self, timeout: float | None = None) -> None:
         """Serve until nothing is outstanding on this thread's hub: no connect, no open connection, no listener.
 
-        Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds, and
-        :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would wait for.
+        Blocks the calling greenlet, while the others of this thread go on.  Raises :class:`~ngi_gevent.Timeout` if that
+        takes more than *timeout* seconds, and :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would
+        wait for.
         """
         check_timeout(timeout)
         outstanding = self._outstanding()[1]
@@ -207,7 +216,8 @@ class Implementation:
     def close(self) -> None:
         """Close all listeners, end all connections, and give up all connects, never blocking; twice is harmless.
 
-        Whatever is asked for afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
+        Open connections end for the reason ``'stopped'``, and connects that are under way fail for it.  Whatever is
+        asked for afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
         """
         self._closed = True
         for hub, outstanding in list(self._on_hub.items()):
@@ -318,8 +328,9 @@ class _OutstandingInThread(_OutstandingOnHub):
 class Inline(Implementation):
     """Connects and listens on the hub of the calling thread, for scripts: ``wait`` raises what a handler raised.
 
-    The first error since the last ``wait`` is kept for it, and not logged; further ones are, and those that no ``wait``
-    comes for before ``close``.
+    All else is as with :class:`Implementation`.  The first error since the last ``wait`` is kept for it, and not
+    logged; further ones are, and those that no ``wait`` comes for before ``close``.  ``wait`` returns as soon as there
+    is one, leaving everything else as it is.
     """
 
     def _make_outstanding(self) -> _OutstandingOnHub:
@@ -330,10 +341,11 @@ class Inline(Implementation):
 class Threaded(Implementation):
     """Connects and listens on a hub in a daemon thread of its own, for programs that know nothing of gevent.
 
-    The thread is started on first use, and ends after ``close()``, when the last connection has ended; greenlets that
-    handlers have spawned are not waited for.  It is a native one in every program, monkey-patched or not.  Handlers run
-    on that thread; what they raise is logged.  Every method may be called from any thread, and waits only as long as it
-    takes that thread to see to it.
+    All else is as with :class:`Implementation`.  The thread is started on first use, and ends after ``close()``, when
+    the last connection has ended; greenlets that handlers have spawned are not waited for.  It is a native one in every
+    program, monkey-patched or not.  Handlers run on that thread; what they raise is logged.  Every method may be called
+    from any thread, and waits only as long as it takes that thread to see to it: so a handler that keeps the thread,
+    without waiting on gevent, keeps callers, too.
     """
 
     def __init__(self) -> None:

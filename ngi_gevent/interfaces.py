@@ -9,6 +9,11 @@ request, a query, ``gevent.sleep``): only this connection waits.  The callbacks 
 listener for datagrams has a greenlet too, and its handler gets one datagram at a time.  The in-memory implementation
 has no greenlets: there a callback runs on the caller's, and a callback that causes another has it queued.
 
+**Which thread.**  What an implementation gives (connections, listeners, itself) may be used from any greenlet and any
+native thread, while the hub runs that it lives on.  Calls of one thread keep their order.  What another thread asks of
+a connection is checked at the call and done soon, on the thread of the connection; if that has ended meanwhile, what
+was written is dropped, as it is for a connection that breaks.
+
 **Reasons.**  Why a connection ended is told as text where nothing went wrong (``'end of input'``: the peer finished;
 ``'stopped'``: the listener was closed) and as the exception where something did.  ``str(reason)`` makes a fair line in
 a log either way.  With TLS, an end that the peer has not announced, so that something may be missing, is an exception
@@ -65,21 +70,31 @@ class IConnectionHandler(Protocol):
     """
 
     def handle_input(self, connection: Any, data: bytes, /) -> object:
-        """Take the next bytes of the peer's stream: never empty, and split anywhere.  May block."""
+        """Take the next bytes of the peer's stream: never empty, and split anywhere.
+
+        Runs on the connection's greenlet, and may block: what comes meanwhile waits.
+        """
 
 
 class IServer(Protocol):
-    """Anything callable that gives a new connection its handler.  Written by the application; a class often does.
+    """Anything callable that gives a new connection its handler.  Written by the application, called by a listener.
 
-    Called on the connection's greenlet, so it may block.  If it raises, that is logged and this one connection is
-    closed: its listener goes on.
+    Often it is a class, whose objects set themselves as the handler.
     """
 
-    def __call__(self, connection: Any, /) -> object: ...
+    def __call__(self, connection: Any, /) -> object:
+        """Take a new :class:`IServerConnection`, and usually give it a handler.
+
+        Runs on the connection's greenlet, and may block.  What it raises is logged, and ends this one connection: its
+        listener goes on.  With TLS, the handshake has been done.
+        """
 
 
 class IClientConnectHandler(Protocol):
-    """What an application does with the outcome of a ``connect``.  Exactly one of these is called, once.
+    """What an application does with the outcome of a ``connect``.  Written by the application, called by ``connect``.
+
+    Exactly one of ``connected`` and ``failed_connect`` is called, once, and never before ``connect`` has returned, but
+    in memory.  What they raise is logged; from ``connected`` it closes the connection, too.
 
     One more method is called where it exists: ``connecting(give_up)``, before ``connect`` returns, where connecting
     takes time.  Calling ``give_up()`` ends the attempt, if it still is one: ``failed_connect('stopped')``.
@@ -89,7 +104,10 @@ class IClientConnectHandler(Protocol):
         """Take the connection, and usually give it a handler.  Runs on the connection's greenlet, and may block."""
 
     def failed_connect(self, reason: Any, /) -> object:
-        """Learn why there is no connection: an exception, or text.  May block, and may connect again."""
+        """Learn why there is no connection: an exception, or text.
+
+        Runs on a greenlet of this connect's own, and may block, and connect again.
+        """
 
 
 class IUDPHandler(Protocol):
@@ -108,7 +126,10 @@ class IUDPHandler(Protocol):
 
 
 def documented_by(interface: type) -> Callable[[_Class], _Class]:
-    """Give the methods of a class that implements *interface* its docstrings, where they have none of their own."""
+    """Give the methods of a class that implements *interface* its docstrings, where they have none of their own.
+
+    A decorator of classes, for who writes an implementation or an adapter.
+    """
 
     def document(implementer: _Class) -> _Class:
         for name, method in vars(interface).items():
@@ -122,15 +143,18 @@ def documented_by(interface: type) -> Callable[[_Class], _Class]:
 
 @runtime_checkable
 class IConnection(Protocol):
-    """One connection, seen from one of its ends.
+    """One connection, seen from one of its ends.  Made by an implementation, used by the application.
 
-    ============================  =========================  ============  =========  ===============================
-    state                         ``write``, ``writelines``  ``close()``   ``bool``   callbacks that may still come
-    ============================  =========================  ============  =========  ===============================
-    open                          queued, never block        -> closing    ``True``   all
-    closing (output is draining)  ``ConnectionClosed``       nothing       ``False``  none after one's own ``close()``
-    closed                        ``ConnectionClosed``       nothing       ``False``  none after one's own ``close()``
-    ============================  =========================  ============  =========  ===============================
+    ========================  =========================  ===================  =========
+    state                     ``write``, ``writelines``  ``close()``          ``bool``
+    ========================  =========================  ===================  =========
+    open                      queue, and never block     goes on to closing   ``True``
+    closing: output drains    ``ConnectionClosed``       nothing              ``False``
+    closed                    ``ConnectionClosed``       nothing              ``False``
+    ========================  =========================  ===================  =========
+
+    While it is open, any callback may come.  After one's own ``close()`` or ``abort()`` none does; after any other end
+    ``handle_close`` does, once, and none after it.  No method of a connection blocks.
     """
 
     @property
@@ -207,7 +231,10 @@ class IServerConnection(IConnection, Protocol):
 
 @runtime_checkable
 class IListener(Protocol):
-    """A place where connections are accepted, each given to the server callable."""
+    """A place where connections are accepted, each given to the server callable.
+
+    Made by an implementation, used by the application.  Nothing but ``close_wait`` blocks.
+    """
 
     @property
     def address(self) -> Any:
@@ -223,7 +250,10 @@ class IListener(Protocol):
         """
 
     def close(self, handler: Callable[[IListener], object] | None = None, /) -> None:
-        """Stop accepting, which frees the address at once.  Never blocks; twice is harmless.
+        """Stop accepting, which frees the address at once.  Never waits for a peer; twice is harmless.
+
+        From another native thread than its own, this waits until that thread has seen to it.  Raises ``TypeError`` for
+        a *handler* that cannot be called.
 
         Without *handler*, every open connection ends now: ``handle_close(connection, 'stopped')``.  The peer gets as
         much of the output as can be sent without waiting, so a long answer may be cut short.  A connection that the
@@ -247,23 +277,26 @@ class IListener(Protocol):
 
 @runtime_checkable
 class IUDPListener(Protocol):
-    """A place where datagrams are received, each given to the handler."""
+    """A place where datagrams are received, each given to the handler.
+
+    Made by an implementation, used by the application.
+    """
 
     @property
     def address(self) -> Any:
         """Where it listens, with the port that was picked if none was named.  Readable after the close, too."""
 
     def close(self) -> None:
-        """Receive no more, which frees the address at once.  Never blocks; twice is harmless.
+        """Receive no more, which frees the address at once.  Twice is harmless.
 
         The handler is not called again; a call that is under way is finished.  From another native thread than its
-        own, this is done soon instead of at once.
+        own, this waits until that thread has seen to it.
         """
 
 
 @runtime_checkable
 class IImplementation(Protocol):
-    """Something that connects and listens: on sockets, or in memory."""
+    """Something that connects and listens: on sockets, or in memory.  Used by the application."""
 
     def connect(self, address: Any, handler: IClientConnectHandler, /) -> None:
         """Start to connect to *address* and return; *handler* learns what came of it.

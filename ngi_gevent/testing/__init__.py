@@ -6,9 +6,10 @@ Then there are :func:`check_chunking`, for input that is cut; :class:`Faulty`, a
 :mod:`ngi_gevent.testing.contract`.
 
 In memory, everything is synchronous and deterministic.  Nothing is spawned and nothing waits: ``connect`` has run its
-course when it returns, and what is written outside of any callback has been handled when ``write`` returns.  A callback
-that causes another has it queued, never nested: callbacks of one implementation, or of one pair made with
-:class:`Connection`, take turns in the order in which they were caused.
+course when it returns, and what is written outside of any callback has been handled when ``write`` returns.  Callbacks
+run on the greenlet of the call that led to them, so one that blocks keeps that call.  A callback that causes another
+has it queued, never nested: callbacks of one implementation, or of one pair made with :class:`Connection`, take turns
+in the order in which they were caused.
 """
 
 from ngi_gevent.testing.chunking import check_chunking

@@ -16,7 +16,12 @@ __all__ = ["PrintingClient", "PrintingHandler", "TextPrintingHandler"]
 
 
 class PrintingHandler:
-    """A connection handler that prints what happens, for doctests."""
+    """A connection handler that prints what happens, for doctests.
+
+    Input is printed as ``-> b'...'``, 50 characters a line, with ``.>`` before all but the first; the end as
+    ``-> CLOSE``, and the reason if the peer has not simply finished; what an iterable raised as ``-> EXCEPTION``, its
+    class, and what it says.
+    """
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         text = repr(data)
