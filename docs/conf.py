@@ -1,15 +1,24 @@
 """How Sphinx makes the documentation: ``python -m sphinx -W docs docs/_build``."""
 
+import re
 from importlib.metadata import version as installed_version
+
+from ngi_gevent import interfaces
 
 project = "ngi_gevent"
 author = "The ngi_gevent maintainers"
 project_copyright = "the ngi_gevent maintainers"
 release = version = installed_version("ngi_gevent")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
+nitpick_ignore_regex = [
+    # Of the standard library and of pytest, which have pages of their own that building these does not need to reach.
+    ("py:class", r"collections\.abc\.\w+|SSLContext|_pytest\.fixtures\.\w+"),
+    # The type variable of a decorator of classes, and what is only ever made by the package.
+    ("py:class", r"ngi_gevent\.interfaces\._Class|ngi_gevent\.testing\.leaks\.Watched"),
+]
 
 html_theme = "furo"
 html_title = f"ngi_gevent {version}"
@@ -19,3 +28,37 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+python_maximum_signature_line_length = 100
+python_use_unqualified_type_names = True
+
+#: What signatures name, and the interface that a reader is to look at: itself, but for classes that are no part of the
+#: face of the package.
+SHOWN_AS = {name: name for name in interfaces.__all__} | {
+    "DatagramListener": "IUDPListener",
+    "StreamListener": "IListener",
+}
+
+
+def find_interface(app, environment, node, content):
+    """Resolve the name of an interface, as signatures have it: without the module that it comes from."""
+    name = SHOWN_AS.get(node["reftarget"].rpartition(".")[2])
+    if name is None or node.get("refdomain") != "py":
+        return None
+    target = f"{interfaces.__name__}.{name}"
+    python = environment.domains["py"]
+    return python.resolve_xref(environment, node["refdoc"], app.builder, "obj", target, node, content)
+
+
+def readable_signature(app, what, name, thing, options, signature, returned):
+    """Show functions and classes that are defaults by their names, and no arguments where a reader gives none."""
+    if signature is None:
+        return None
+    if signature == "()" or getattr(thing, "_is_protocol", False) or what == "exception":
+        return ("", None) if what in ("class", "exception") else None
+    signature = re.sub(r"<bound method Implementation\.(\w+) of .*?>>", r"ngi_gevent.\1", signature)
+    return re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", signature), returned
+
+
+def setup(app):
+    app.connect("missing-reference", find_interface)
+    app.connect("autodoc-process-signature", readable_signature)

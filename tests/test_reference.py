@@ -1,0 +1,148 @@
+"""The reference: every public name is in it, has a docstring, and what is said of limits is so."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pages
+import pytest
+
+from ngi_gevent import adapters, connection, datagram, stream, stream_listener, transport
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = pages.DOCS / "reference"
+
+#: The modules that users import from.
+PUBLIC = [
+    "ngi_gevent",
+    "ngi_gevent.adapters",
+    "ngi_gevent.blocking",
+    "ngi_gevent.generator",
+    "ngi_gevent.interfaces",
+    "ngi_gevent.message",
+    "ngi_gevent.testing",
+    "ngi_gevent.testing.contract",
+]
+
+#: A directive, all the names that it documents, and its options.
+_DIRECTIVE = re.compile(r"^\.\. (auto|py:)(?:\w+):: (.*\n(?:[ ]{5,}\S.*\n)*)((?:[ ]+:.*\n)*)", re.MULTILINE)
+
+
+def documented():
+    """What the pages document: each name, and which of its members, in the order of the pages."""
+    found = {}
+    for page in sorted(REFERENCE.glob("*.md")):
+        for _, names, options in _DIRECTIVE.findall(page.read_text()):
+            members = re.findall(r":members: (.+)", options)
+            for name in names.split("\n"):
+                if re.match(r"\s*(ngi_gevent|pytest_ngi_gevent)\b", name):
+                    found[name.strip().partition("(")[0]] = members[0].split(", ") if members else []
+    return found
+
+
+def thing_named(name):
+    module = name
+    while True:
+        try:
+            found = importlib.import_module(module)
+            break
+        except ModuleNotFoundError:
+            module = module.rpartition(".")[0]
+    for part in name[len(module) + 1 :].split(".") if name != module else ():
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_is_in_the_reference(module):
+    public = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
+    assert public - set(documented()) == set()
+
+
+def test_the_readme_lists_no_other_modules():
+    listed = re.findall(r"^\| `(ngi_gevent[\w.]*)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(listed) > 3
+    assert set(listed) <= set(PUBLIC)
+
+
+def test_the_fixtures_are_in_the_reference():
+    import pytest_ngi_gevent
+
+    fixtures = {name for name in pytest_ngi_gevent.__all__ if not name.startswith("pytest_")}
+    assert len(fixtures) == 3
+    assert {f"pytest_ngi_gevent.{name}" for name in fixtures} <= set(documented())
+
+
+@pytest.mark.parametrize(("name", "members"), documented().items())
+def test_what_is_documented_is_there_and_has_a_docstring(name, members):
+    thing = thing_named(name)
+    for described in [thing, *(getattr(thing, member) for member in members)]:
+        if inspect.isroutine(described) or inspect.isclass(described) or inspect.ismodule(described):
+            assert described.__doc__, described
+
+
+def rows(page):
+    """The rows of the tables of *page*: the cells, without the marks of code."""
+    return [
+        [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+        for line in (REFERENCE / page).read_text().splitlines()
+        if line.startswith("| ")
+    ]
+
+
+def amount(text):
+    """The number that *text* begins with, in bytes or seconds."""
+    number, unit = re.fullmatch(r"([\d,]+)(?: (KiB|MiB))?.*", text).groups()
+    return int(number.replace(",", "")) * {"KiB": 1024, "MiB": 1024 * 1024, None: 1}[unit]
+
+
+def test_the_limits_are_what_they_are():
+    limits = {row[0]: row[-2] for row in rows("limits.md")}
+    assert amount(limits["backlog"]) == stream_listener.BACKLOG
+    assert amount(limits["output_limit"]) == connection.OUTPUT_LIMIT
+    assert amount(limits["handshake_timeout"]) == transport.HANDSHAKE_TIMEOUT
+    assert amount(limits["buffer_size"]) == datagram.BUFFER_SIZE
+    assert amount(limits["max_line"]) == adapters.MAX_LINE
+    assert amount(limits["max_size"]) == adapters.MAX_SIZE
+    timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
+    assert [timeouts[0], timeouts[1:]] == ["60", ["none"]]
+    assert transport.CONNECT_TIMEOUT == 60
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-3:]
+    assert list(map(amount, fixed)) == [connection.HIGH_WATER, stream.SEND_TIMEOUT, stream.DRAIN_TIMEOUT]
+    assert "16 KiB" in (REFERENCE / "limits.md").read_text()
+    assert connection.LOW_WATER == 16 * 1024
+
+
+def test_every_option_of_a_listener_is_among_the_limits():
+    import ngi_gevent
+
+    text = (REFERENCE / "limits.md").read_text()
+    options = {
+        name
+        for name, parameter in inspect.signature(ngi_gevent.listener).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert "backlog" in options
+    assert {option for option in options - {"ssl_context"} if f"`{option}`" not in text} == set()
+
+
+def test_the_command_line_is_that_of_the_echo_server():
+    (shown,) = [block.text for block in pages.blocks(REFERENCE / "echo_server.md") if block.language == "text"]
+    said = subprocess.run(
+        [sys.executable, "examples/echo_server.py", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    ).stdout
+    # The lines before are folded in another way by each version of Python.
+    beginning = "Send back what comes in"
+    assert shown[shown.index(beginning) :] == said[said.index(beginning) :]
