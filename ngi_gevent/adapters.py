@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ngi_gevent.connection import as_bytes, as_iterator, check_count, check_handler, logger
 from ngi_gevent.errors import LimitExceeded
@@ -22,6 +22,8 @@ MAX_LINE = 1024 * 1024
 
 #: Bytes of a sized record over which a connection is ended: more than anybody means to send in one.
 MAX_SIZE = 16 * 1024 * 1024
+
+Adapter = TypeVar("Adapter", bound="Base")
 
 _LENGTH = struct.Struct(">I")
 
@@ -58,12 +60,16 @@ class Base:
                 super().write(data.upper())  # on to the connection
     """
 
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
+    def __init__(self, connection: IConnection) -> None:
+        self.connection: Any = connection
         self._handler: Any = None
 
     @classmethod
-    def handler(cls, function: Callable[..., Generator[None, bytes, object]]) -> Handler:
+    def handler(
+        cls: type[Adapter],
+        function: Callable[[Adapter], Generator[None, bytes, object]]
+        | Callable[[Any, Adapter], Generator[None, bytes, object]],
+    ) -> Handler:
         """Make a generator handler whose connection is this adapter over the real one: a decorator."""
         return Handler(function, cls)
 
@@ -156,7 +162,7 @@ class Lines(Base):
         :class:`~ngi_gevent.LimitExceeded` as the reason.  Raises ``TypeError`` or ``ValueError`` for what can be none.
     """
 
-    def __init__(self, connection: Any, max_line: int = MAX_LINE) -> None:
+    def __init__(self, connection: IConnection, max_line: int = MAX_LINE) -> None:
         super().__init__(connection)
         check_count("max_line", max_line)
         self._max_line = max_line
@@ -202,7 +208,7 @@ class Sized(Base):
         none.
     """
 
-    def __init__(self, connection: Any, max_size: int = MAX_SIZE) -> None:
+    def __init__(self, connection: IConnection, max_size: int = MAX_SIZE) -> None:
         super().__init__(connection)
         check_count("max_size", max_size)
         self._max_size = max_size

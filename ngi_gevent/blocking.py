@@ -6,7 +6,7 @@ A thread that has no hub, since it knows nothing of gevent, simply waits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ngi_gevent import implementation
 from ngi_gevent.adapters import Base
@@ -16,13 +16,26 @@ from ngi_gevent.files import Input, Output, files, server
 from ngi_gevent.threads import Flag, get_ident
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import IConnection, Reason
+    from ngi_gevent.interfaces import (
+        IClientConnectHandler,
+        IConnection,
+        IConnectionHandler,
+        IServer,
+        PeerAddress,
+        Reason,
+    )
 
 __all__ = ["connect", "open", "request", "server"]
 
+#: What an implementation's ``connect`` takes as an address.
+AnyAddress = TypeVar("AnyAddress")
+
 
 def request(
-    connect: Callable[[Any, Any], object], address: Any, handler: Any, timeout: float | None = None
+    connect: Callable[[AnyAddress, IClientConnectHandler], object],
+    address: AnyAddress,
+    handler: IClientConnectHandler | type[IClientConnectHandler] | IServer | IConnectionHandler,
+    timeout: float | None = None,
 ) -> Reason | None:
     """Connect, have *handler* talk, and return when the connection has ended: None if the handler closed it, or why.
 
@@ -54,6 +67,14 @@ def request(
     raise Timeout(f"the connection to {address!r} had not ended after {timeout} seconds")
 
 
+@overload
+def connect(address: PeerAddress, *, timeout: float | None = None) -> IConnection: ...
+@overload
+def connect(
+    address: AnyAddress,
+    connect: Callable[[AnyAddress, IClientConnectHandler], object],
+    timeout: float | None = None,
+) -> IConnection: ...
 def connect(
     address: Any, connect: Callable[[Any, Any], object] = implementation.connect, timeout: float | None = None
 ) -> IConnection:
@@ -83,6 +104,14 @@ def connect(
 _connect = connect  # for open, whose argument has the same name
 
 
+@overload
+def open(address_or_connection: PeerAddress | IConnection, *, timeout: float | None = None) -> tuple[Output, Input]: ...
+@overload
+def open(
+    address_or_connection: AnyAddress | IConnection,
+    connect: Callable[[AnyAddress, IClientConnectHandler], object],
+    timeout: float | None = None,
+) -> tuple[Output, Input]: ...
 def open(
     address_or_connection: Any,
     connect: Callable[[Any, Any], object] = implementation.connect,

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from gevent import spawn_raw
 from gevent.exceptions import ConcurrentObjectUseError
@@ -31,7 +31,7 @@ from ngi_gevent.outstanding import Outstanding
 from ngi_gevent.threads import Flag
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import Data, Reason
+    from ngi_gevent.interfaces import Data, IConnection, Reason
 
 __all__ = ["Input", "Output", "files", "server"]
 
@@ -39,13 +39,15 @@ __all__ = ["Input", "Output", "files", "server"]
 #: reading, which would have two sides that only write, and read elsewhere, wait for each other.
 PART_SIZE = LOW_WATER
 
+Instance = TypeVar("Instance")
+
 #: How many of the unread bytes a read takes; None if there are not enough of them yet.
 _Count = Callable[[bytearray], "int | None"]
 
 _FUNCTION = "a function given to blocking.server"
 
 
-def files(connection: Any) -> tuple[Output, Input]:
+def files(connection: IConnection) -> tuple[Output, Input]:
     """The two files of *connection*, whose handler they become.  Never blocks."""
     handler = _Handler(connection)
     connection.set_handler(handler)
@@ -53,6 +55,10 @@ def files(connection: Any) -> tuple[Output, Input]:
     return Output(handler), Input(handler)
 
 
+@overload
+def server(function: Callable[[Input, Output], object]) -> Callable[[Any], None]: ...
+@overload
+def server(function: Callable[[Instance, Input, Output], object]) -> Callable[[Instance, Any], None]: ...
 def server(function: Callable[..., object]) -> Callable[..., None]:
     """Make a server of *function*, a function or method that is called with the input and output of a connection.
 

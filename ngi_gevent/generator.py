@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from ngi_gevent.errors import ConnectionFailed
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import Reason
+    from ngi_gevent.interfaces import IConnection, Reason
 
 __all__ = ["Handler", "handler"]
+
+#: What a handler is made of: a generator function that takes a connection, or a method that does.
+GeneratorFunction: TypeAlias = (
+    "Callable[[Any], Generator[None, bytes, object]] | Callable[[Any, Any], Generator[None, bytes, object]]"
+)
 
 
 class Handler:
@@ -22,13 +27,13 @@ class Handler:
 
     def __init__(
         self,
-        function: Callable[..., Generator[None, bytes, object]],
-        connection_adapter: Callable[[Any], Any] | None = None,
+        function: GeneratorFunction,
+        connection_adapter: Callable[[Any], IConnection] | None = None,
     ) -> None:
         if not callable(function):
             raise TypeError(f"a generator handler is made of a generator function; got {function!r:.100}")
         functools.update_wrapper(self, function)
-        self._function = function
+        self._function: Callable[..., Generator[None, bytes, object]] = function
         self._connection_adapter = connection_adapter
 
     def __repr__(self) -> str:
@@ -92,15 +97,14 @@ class _GeneratorHandler:
 
 
 @overload
-def handler(function: Callable[..., Generator[None, bytes, object]]) -> Handler: ...
+def handler(function: GeneratorFunction, connection_adapter: Callable[[Any], IConnection] | None = None) -> Handler: ...
 @overload
 def handler(
-    function: None = None, connection_adapter: Callable[[Any], Any] | None = None
-) -> Callable[[Callable[..., Generator[None, bytes, object]]], Handler]: ...
+    function: None = None, connection_adapter: Callable[[Any], IConnection] | None = None
+) -> Callable[[GeneratorFunction], Handler]: ...
 def handler(
-    function: Callable[..., Generator[None, bytes, object]] | None = None,
-    connection_adapter: Callable[[Any], Any] | None = None,
-) -> Handler | Callable[[Callable[..., Generator[None, bytes, object]]], Handler]:
+    function: GeneratorFunction | None = None, connection_adapter: Callable[[Any], IConnection] | None = None
+) -> Handler | Callable[[GeneratorFunction], Handler]:
     """Make a handler of a generator function that takes a connection: a decorator, for functions and methods.
 
     ``yield`` gives the next input.  It raises ``GeneratorExit(reason)`` when the connection ends otherwise than by the

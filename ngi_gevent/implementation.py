@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import threading
 import time
+from collections.abc import Callable
 from socket import SOCK_DGRAM
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from gevent import get_hub
@@ -32,7 +34,7 @@ from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_ne
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-    from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
+    from ngi_gevent.interfaces import Address, Data, IClientConnectHandler, IServer, IUDPHandler, PeerAddress
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
 
@@ -42,6 +44,20 @@ __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listen
 EXIT_PATIENCE = DRAIN_TIMEOUT + 1.0
 
 Self = TypeVar("Self", bound="Implementation")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _on_its_hub(
+    method: Callable[Concatenate[Any, Arguments], Result],
+) -> Callable[Concatenate[Any, Arguments], Result]:
+    """Have *method* called on the thread of the hub that the implementation is for."""
+
+    @functools.wraps(method)
+    def call(self: Implementation, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        return self._call(functools.partial(method, self, *arguments, **options))
+
+    return call
 
 
 class Implementation:
@@ -67,9 +83,10 @@ class Implementation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @_on_its_hub
     def connect(
         self,
-        address: Any,
+        address: PeerAddress,
         handler: IClientConnectHandler,
         *,
         ssl_context: SSLContext | None = None,
@@ -98,9 +115,10 @@ class Implementation:
         hub, outstanding = self._outstanding()
         outstanding.add(Connector(outstanding, hub, address, handler, timeout, make_connection))
 
+    @_on_its_hub
     def listener(
         self,
-        address: Any,
+        address: Address,
         handler: IServer,
         *,
         backlog: int = BACKLOG,
@@ -165,7 +183,8 @@ class Implementation:
         outstanding.add(listener)
         return listener
 
-    def udp(self, address: Any, data: Data) -> None:
+    @_on_its_hub
+    def udp(self, address: PeerAddress, data: Data) -> None:
         """Send *data* to *address* as one datagram, from a socket that all datagrams of this implementation share.
 
         *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
@@ -177,7 +196,8 @@ class Implementation:
         data = as_bytes(data)
         self._outstanding()[1].sender.send(address, data)
 
-    def udp_listener(self, address: Any, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
+    @_on_its_hub
+    def udp_listener(self, address: Address, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
         """Receive datagrams on *address*, give each to *handler*, one at a time and in order, and return at once.
 
         *handler* is called on a greenlet of the listener's, on the hub of the calling thread; :class:`Threaded` has one
@@ -225,6 +245,9 @@ class Implementation:
                 outstanding.stop()
             elif hub.loop is not None:
                 hub.loop.run_callback_threadsafe(outstanding.stop)
+
+    def _call(self, function: Callable[[], Result]) -> Result:
+        return function()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -357,17 +380,8 @@ class Threaded(Implementation):
         self._stop = Event()
         self._ended = Flag()
 
-    def connect(self, address: Any, handler: IClientConnectHandler, **options: Any) -> None:
-        call_on(self._running_hub(), lambda: Implementation.connect(self, address, handler, **options))
-
-    def listener(self, address: Any, handler: IServer, **options: Any) -> StreamListener:
-        return call_on(self._running_hub(), lambda: Implementation.listener(self, address, handler, **options))
-
-    def udp(self, address: Any, data: Data) -> None:
-        call_on(self._running_hub(), super().udp, address, data)
-
-    def udp_listener(self, address: Any, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
-        return call_on(self._running_hub(), super().udp_listener, address, handler, buffer_size)
+    def _call(self, function: Callable[[], Result]) -> Result:
+        return call_on(self._running_hub(), function)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until nothing is outstanding: no connect, no open connection, no listener.

@@ -23,13 +23,16 @@ too: an ``ssl.SSLEOFError``.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 __all__ = [
     "Address",
+    "ConnectOptions",
     "Data",
     "IClientConnectHandler",
     "IConnection",
@@ -40,6 +43,7 @@ __all__ = [
     "IServerConnection",
     "IUDPHandler",
     "IUDPListener",
+    "PeerAddress",
     "Reason",
     "documented_by",
 ]
@@ -48,7 +52,28 @@ _Class = TypeVar("_Class", bound=type)
 
 Data: TypeAlias = "bytes | bytearray | memoryview"
 Reason: TypeAlias = "str | BaseException"
-Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | os.PathLike[str] | socket.socket | None"
+
+#: Where to connect to on sockets, or to send to: a host and a port, as an IPv6 socket tells it, too, or a Unix socket.
+PeerAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | os.PathLike[str]"
+
+#: Where to listen on sockets; None is a free port on the loopback interface.
+Address: TypeAlias = "PeerAddress | _Socket | None"
+
+
+class _Socket(Protocol):
+    """A socket of the standard library's, or of gevent's, which have no class in common."""
+
+    def fileno(self) -> int: ...
+
+    def getsockname(self) -> Any: ...
+
+
+class ConnectOptions(TypedDict, total=False):
+    """The options of each ``connect``, as :meth:`ngi_gevent.Implementation.connect` tells."""
+
+    ssl_context: SSLContext | None
+    server_hostname: str | None
+    timeout: float | None
 
 
 class IConnectionHandler(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ngi_gevent import blocking
 from ngi_gevent.adapters import MAX_SIZE
@@ -11,14 +11,16 @@ from ngi_gevent.connection import as_bytes, check_count
 from ngi_gevent.errors import LimitExceeded, UnexpectedResponse
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import Data
+    from ngi_gevent.interfaces import Data, IClientConnectHandler
 
 __all__ = ["message"]
 
+AnyAddress = TypeVar("AnyAddress")
+
 
 def message(
-    connect: Callable[[Any, Any], object],
-    address: Any,
+    connect: Callable[[AnyAddress, IClientConnectHandler], object],
+    address: AnyAddress,
     data: Data,
     expected: Callable[[bytes], object] | None = None,
     timeout: float | None = None,

@@ -19,8 +19,10 @@ from ngi_gevent.listening import BaseListener, ListenerOwner
 from ngi_gevent.threads import Flag, call_on
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ngi_gevent.connection import BaseConnection
-    from ngi_gevent.interfaces import IClientConnectHandler, IServer
+    from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
     from ngi_gevent.stream import StreamConnection
     from ngi_gevent.transport import MakeConnection
 
@@ -75,7 +77,7 @@ class StreamListener(BaseListener):
         self._accepting = True
         logger.info("listening on %r", self.address)
 
-    def connect(self, handler: IClientConnectHandler, **options: Any) -> None:
+    def connect(self, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
         call_on(self._hub, lambda: self._connect(self.address, handler, **options))
 
     def close(self, handler: Callable[[Any], object] | None = None) -> None:

@@ -12,7 +12,14 @@ from ngi_gevent.stream import StreamConnection
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-__all__ = ["CONNECT_TIMEOUT", "HANDSHAKE_TIMEOUT", "MakeConnection", "host_of", "of_clients", "of_servers"]
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "HANDSHAKE_TIMEOUT",
+    "MakeConnection",
+    "host_of",
+    "of_clients",
+    "of_servers",
+]
 
 #: Seconds for looking up a name, connecting, and the TLS handshake, in all: more than they take where all is well, even
 #: over a line that loses packets, and less than the two minutes or more of the system's own patience.

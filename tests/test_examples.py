@@ -148,7 +148,7 @@ def test_a_client_that_does_not_trust_the_certificate_says_so():
         server.stop(signal.SIGINT)
         code, _, log = server.end()
     assert code == 0
-    assert re.fullmatch(r"[^\n]* INFO ngi_gevent.connection: [^\n]*unknown ca[^\n]*\n", log, re.IGNORECASE)
+    assert re.search(r" INFO ngi_gevent.connection: .*handshake failed.*unknown ca", log, re.IGNORECASE)
 
 
 def test_words_are_counted(tmp_path):

@@ -21,7 +21,9 @@ from ngi_gevent.testing.turns import MemoryOutstanding, Turns
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-    from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
+    from typing_extensions import Unpack
+
+    from ngi_gevent.interfaces import ConnectOptions, Data, IClientConnectHandler, IServer, IUDPHandler
     from ngi_gevent.testing.connection import Connection
 
 __all__ = ["Implementation", "connect", "connectable", "default", "listener", "udp", "udp_listener", "wait"]
@@ -51,7 +53,7 @@ class Implementation:
         self._fresh = count(1)
         self._failures: Counter[Hashable] = Counter()
 
-    def connect(self, address: Hashable, handler: IClientConnectHandler, **options: Any) -> None:
+    def connect(self, address: Hashable, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
         """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.
 
         It has run its course on return, unless this is called in a callback.  Where there is nobody, *handler* is told
@@ -63,7 +65,7 @@ class Implementation:
         self.check_options(**options)
         self.connect_to(None, address, handler, None)
 
-    def check_options(self, **options: Any) -> None:
+    def check_options(self, **options: Unpack[ConnectOptions]) -> None:
         """Raise ``TypeError`` or ``ValueError`` for what can be no options of a connect."""
         transport.of_clients(HOST, **options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ngi_gevent.connection import BaseConnection
 from ngi_gevent.errors import ConnectionFailed
@@ -13,7 +13,9 @@ from ngi_gevent.testing.connection import Connection, unconnected
 from ngi_gevent.testing.printing import PrintingClient
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import IClientConnectHandler, IServer
+    from typing_extensions import Unpack
+
+    from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
     from ngi_gevent.testing.implementation import Implementation
     from ngi_gevent.testing.turns import MemoryOutstanding
 
@@ -42,8 +44,19 @@ class Listener(BaseListener):
         self._output_limit = output_limit
         self._accepting = True
 
+    @overload
     def connect(
-        self, handler: IClientConnectHandler | None = None, client_address: Any = None, **options: Any
+        self, handler: None = None, client_address: Any = None, **options: Unpack[ConnectOptions]
+    ) -> Connection: ...
+    @overload
+    def connect(
+        self, handler: IClientConnectHandler, client_address: Any = None, **options: Unpack[ConnectOptions]
+    ) -> None: ...
+    def connect(
+        self,
+        handler: IClientConnectHandler | None = None,
+        client_address: Any = None,
+        **options: Unpack[ConnectOptions],
     ) -> Connection | None:
         """Connect *handler* to this listener; without one, return a client connection that prints what it receives.
 

@@ -23,7 +23,7 @@ from ngi_gevent.testing.patience import PATIENCE, is_set_in_time
 from ngi_gevent.threads import Flag
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import Reason
+    from ngi_gevent.interfaces import IConnection, Reason
 
 __all__ = ["Recorder"]
 
@@ -100,7 +100,7 @@ class Recorder:
 
     # Waiting.
 
-    def wait_connected(self, timeout: float = PATIENCE) -> Any:
+    def wait_connected(self, timeout: float = PATIENCE) -> IConnection:
         """Wait for the connection, and return it.  Raises :class:`~ngi_gevent.ConnectionFailed` if there will be none.
 
         As all that waits here, it raises :class:`AssertionError` if that takes more than *timeout* seconds, or if
@@ -109,7 +109,7 @@ class Recorder:
         self.wait_until(lambda: self.connection is not None or self.failed is not None, timeout, "a connection")
         if self.connection is None:
             raise ConnectionFailed(self.failed)
-        return self.connection
+        return self.connection  # type: ignore[no-any-return]
 
     def expect(self, data: bytes, timeout: float = PATIENCE) -> None:
         """Wait for input: *data* is what comes next, after all that was expected before.

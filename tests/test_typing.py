@@ -1,0 +1,58 @@
+"""Typed programs, checked as their authors check them: against the installed package, and nothing else of ours."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+import ngi_gevent
+
+TYPED = Path(__file__).parent / "typed"
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory):
+    """Run ``mypy --strict`` in an environment in which the package is installed, and gevent's types are not."""
+    environment = tmp_path_factory.mktemp("environment")
+    venv.create(environment)
+    installed = Path(sysconfig.get_path("purelib", "venv", {"base": str(environment)}))
+    (installed / "ngi_gevent").symlink_to(Path(ngi_gevent.__file__).parent)
+
+    def check(path):
+        python = environment / "bin" / "python"
+        options = [
+            "--strict",
+            "--config-file=",
+            f"--cache-dir={environment / 'cache'}",
+            f"--python-executable={python}",
+        ]
+        command = [sys.executable, "-m", "mypy", *options, str(path)]
+        checked = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=100)
+        return checked.stdout + checked.stderr
+
+    return check
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", ["right.py", "mistakes.py"])
+def test_what_is_right_passes_and_each_mistake_is_found(check, name):
+    """Also that there are no more: an ``ignore`` of what is no mistake is one itself."""
+    assert check(TYPED / name) == "Success: no issues found in 1 source file\n"
+
+
+@pytest.mark.timeout(200)
+def test_without_its_marks_each_mistake_is_told_where_it_is(check, tmp_path):
+    """That is, what is above cannot pass because nothing is checked."""
+    marked = (TYPED / "mistakes.py").read_text()
+    mark = re.compile(r"  # type: ignore\[[\w, -]+\]")
+    lines = {number for number, line in enumerate(marked.splitlines(), 1) if mark.search(line)}
+    assert len(lines) > 90
+    (tmp_path / "unmarked.py").write_text(mark.sub("", marked))
+    told = check(tmp_path / "unmarked.py")
+    assert {int(number) for number in re.findall(r"^unmarked\.py:(\d+): error", told, re.MULTILINE)} == lines
