@@ -347,7 +347,8 @@ class BaseConnection:
 
     def _log_end(self, reason: object) -> None:
         level = logging.INFO if isinstance(reason, (Timeout, LimitExceeded)) else logging.DEBUG
-        logger.log(level, "connection with %r ended: %a", self.peer_address, reason)
+        # An exception of a handler's may quote whatever the peer has sent.
+        logger.log(level, "connection with %r ended: %.200a", self.peer_address, reason)
 
     # What a transport adds.
 

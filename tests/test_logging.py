@@ -212,3 +212,15 @@ def test_what_wait_waits_for_is_named(tcp):
     with pytest.raises(ngi_gevent.Timeout) as caught:
         tcp.implementation.wait(0.01)
     assert repr(listener) in str(caught.value)
+
+
+def test_a_reason_that_quotes_much_of_what_the_peer_sent_is_cut(tcp, lines):
+    class Decodes(Witness):
+        def handle_input(self, connection, data):
+            data.decode("ascii")
+
+    client = tcp.client(tcp.listen(Decodes))
+    client.connection.write(b"\xff" * 10_000)
+    tcp.until(lambda: client.closed)
+    (message,) = [message for _, _, message in lines() if "UnicodeDecodeError" in message]
+    assert len(message) < 300
