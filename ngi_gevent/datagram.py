@@ -58,8 +58,10 @@ class BaseDatagramListener:
     def _take(self, sender: Any, length: int, data: bytes | memoryview) -> None:
         """Give a datagram of *length* bytes to the handler; *data* may be less, if it is longer than it may be."""
         if length > self._buffer_size:
-            text = "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d"
-            logger.warning(text, sender, length, self._buffer_size)
+            logger.warning(
+                "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d",
+                *(sender, length, self._buffer_size),
+            )
             return
         try:
             self._handler(sender, bytes(data))

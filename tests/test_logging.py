@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import logging
+import pkgutil
+import re
 import socket
 from contextlib import suppress
 
+import pages
 import pytest
 from certificates import server_context
 from stages import Witness
@@ -212,6 +218,33 @@ def test_what_wait_waits_for_is_named(tcp):
     with pytest.raises(ngi_gevent.Timeout) as caught:
         tcp.implementation.wait(0.01)
     assert repr(listener) in str(caught.value)
+
+
+def lines_on_the_page():
+    """The lines that the page on logging has: of which logger, and at which levels."""
+    shown, logger = {}, ""
+    for row in (pages.DOCS / "how_to" / "logging.md").read_text().splitlines():
+        if found := re.fullmatch(r"\| (?:`(ngi_gevent\.\w+)` )?\| ([A-Z, ]+) \| (.*) \|", row):
+            logger = found[1] or logger
+            shown[re.sub(r"\b[A-Z]{4,}\b", "…", found[3])] = logger, found[2]
+    return shown
+
+
+def lines_in_the_source():
+    """What loggers are called with in the package."""
+    for found in pkgutil.iter_modules(ngi_gevent.__path__, "ngi_gevent."):
+        module = importlib.import_module(found.name)
+        for call in ast.walk(ast.parse(inspect.getsource(module))):
+            match call:
+                case ast.Call(func=ast.Attribute(owner, method)) if ast.unparse(owner).endswith("logger"):
+                    (text,) = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+                    logger = eval(ast.unparse(owner), vars(module)).name
+                    level = "DEBUG, INFO" if method == "log" else method.upper()
+                    yield re.sub(r"%[.\d]*[a-z]", "…", text), (logger, level)
+
+
+def test_the_page_has_every_line_and_no_other():
+    assert lines_on_the_page() == dict(lines_in_the_source())
 
 
 def test_a_reason_that_quotes_much_of_what_the_peer_sent_is_cut(tcp, lines):
