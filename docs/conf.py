@@ -33,22 +33,8 @@ autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
-#: What signatures name, and the interface that a reader is to look at: itself, but for classes that are no part of the
-#: face of the package.
-SHOWN_AS = {name: name for name in interfaces.__all__} | {
-    "DatagramListener": "IUDPListener",
-    "StreamListener": "IListener",
-}
-
-
-def find_interface(app, environment, node, content):
-    """Resolve the name of an interface, as signatures have it: without the module that it comes from."""
-    name = SHOWN_AS.get(node["reftarget"].rpartition(".")[2])
-    if name is None or node.get("refdomain") != "py":
-        return None
-    target = f"{interfaces.__name__}.{name}"
-    python = environment.domains["py"]
-    return python.resolve_xref(environment, node["refdoc"], app.builder, "obj", target, node, content)
+#: What is returned as something that is no part of the face of the package, and the interface that it is known by.
+KNOWN_BY = {"DatagramListener": "IUDPListener", "StreamListener": "IListener"}
 
 
 def readable_signature(app, what, name, thing, options, signature, returned):
@@ -58,9 +44,18 @@ def readable_signature(app, what, name, thing, options, signature, returned):
     if signature == "()" or getattr(thing, "_is_protocol", False) or what == "exception":
         return ("", None) if what in ("class", "exception") else None
     signature = re.sub(r"<bound method Implementation\.(\w+) of .*?>>", r"ngi_gevent.\1", signature)
-    return re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", signature), returned
+    return re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", signature), KNOWN_BY.get(returned, returned)
+
+
+def find_interface(app, environment, node, content):
+    """Resolve the name of an interface, as signatures have it: without the module that it comes from."""
+    if node.get("refdomain") != "py" or node["reftarget"] not in interfaces.__all__:
+        return None
+    target = f"{interfaces.__name__}.{node['reftarget']}"
+    python = environment.domains["py"]
+    return python.resolve_xref(environment, node["refdoc"], app.builder, "obj", target, node, content)
 
 
 def setup(app):
-    app.connect("missing-reference", find_interface)
     app.connect("autodoc-process-signature", readable_signature)
+    app.connect("missing-reference", find_interface)

@@ -118,8 +118,8 @@ class IServer(Protocol):
 class IClientConnectHandler(Protocol):
     """What an application does with the outcome of a ``connect``.  Written by the application, called by ``connect``.
 
-    Exactly one of ``connected`` and ``failed_connect`` is called, once, and never before ``connect`` has returned, but
-    in memory.  What they raise is logged; from ``connected`` it closes the connection, too.
+    Exactly one of ``connected`` and ``failed_connect`` is called, once.  What they raise is logged; from ``connected``
+    it closes the connection, too.
 
     One more method is called where it exists: ``connecting(give_up)``, before ``connect`` returns, where connecting
     takes time.  Calling ``give_up()`` ends the attempt, if it still is one: ``failed_connect('stopped')``.
@@ -258,7 +258,7 @@ class IServerConnection(IConnection, Protocol):
 class IListener(Protocol):
     """A place where connections are accepted, each given to the server callable.
 
-    Made by an implementation, used by the application.  Nothing but ``close_wait`` blocks.
+    Made by an implementation, used by the application.  Nothing but ``close_wait`` waits for peers.
     """
 
     @property
@@ -356,7 +356,8 @@ class IImplementation(Protocol):
     def wait(self, timeout: float | None = None) -> None:
         """Wait until nothing is outstanding: no connect under way, no open connection, no listener of either kind.
 
-        Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds.
+        Blocks the calling greenlet.  Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds, and
+        :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would wait for.
         """
 
     def close(self) -> None:
