@@ -65,9 +65,10 @@ class ConnectionFailed(NGIError):
 class LimitExceeded(NGIError):
     """The peer's: it took too little, or sent too much, and a limit ended the connection.
 
-    It is not raised, but the reason that ``handle_close`` is called with: where the output that waits for the peer
-    exceeds the listener's ``output_limit``, and where a record exceeds the limit of :class:`ngi_gevent.adapters.Lines`
-    or :class:`ngi_gevent.adapters.Sized`.
+    The reason that ``handle_close`` is called with where the output that waits for the peer exceeds the listener's
+    ``output_limit``, or a record the limit of :class:`ngi_gevent.adapters.Lines` or :class:`ngi_gevent.adapters.Sized`.
+    Raised by who waits for input that is too long: ``readline`` without a size, and
+    :func:`ngi_gevent.message.message`.
     """
 
 
