@@ -80,9 +80,9 @@ def connect(
 ) -> IConnection:
     """Connect, and return the connection, which holds its input until it is given a handler.
 
-    *connect* is that of an implementation; ``ngi_gevent.connect`` by default.  Blocks the calling greenlet, for up to
-    *timeout* seconds.  Raises :class:`~ngi_gevent.ConnectionFailed`, or :class:`~ngi_gevent.ConnectionTimeout` if there
-    is no connection in time.
+    It is the caller's to close.  *connect* is that of an implementation; ``ngi_gevent.connect`` by default.  Blocks the
+    calling greenlet, for up to *timeout* seconds.  Raises :class:`~ngi_gevent.ConnectionFailed`, or
+    :class:`~ngi_gevent.ConnectionTimeout` if there is no connection in time.
     """
     _check_connect(connect)
     check_timeout(timeout)

@@ -57,6 +57,8 @@ class Connection(BaseConnection):
 
     Pass it to what is to be tested, and look at the peer, whose connection handler is *handler*; without one, the peer
     prints what it receives.  *address* and *peer_address* are those of the two sides.
+
+    Besides what follows, it is what :class:`ngi_gevent.interfaces.IConnection` says.
     """
 
     # What one side has written waits in its wire, in order: bytes, iterators given to writelines, and at last an _End.

@@ -16,7 +16,10 @@ __all__ = ["DatagramListener"]
 
 
 class DatagramListener(BaseDatagramListener):
-    """A listener for datagrams in memory."""
+    """A listener for datagrams in memory.  Made by ``udp_listener``.
+
+    It is what :class:`ngi_gevent.interfaces.IUDPListener` says.
+    """
 
     _owner: MemoryOutstanding
 

@@ -23,7 +23,10 @@ __all__ = ["Listener"]
 
 
 class Listener(BaseListener):
-    """A listener in memory."""
+    """A listener in memory.  Made by ``listener``.
+
+    But for ``connect``, it is what :class:`ngi_gevent.interfaces.IListener` says.
+    """
 
     _owner: MemoryOutstanding
 
