@@ -23,7 +23,7 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = f"ngi_gevent {version}"
 html_static_path = ["_static"]
-html_css_files = ["side_by_side.css"]
+html_css_files = ["pages.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3

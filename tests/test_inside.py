@@ -1,0 +1,128 @@
+"""How it works inside: the page names every file, and imports go only where its list and its drawing say."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pages
+import pytest
+
+import ngi_gevent
+
+PACKAGE = Path(ngi_gevent.__file__).parent
+PAGE = (pages.DOCS / "inside.md").read_text()
+DRAWINGS = pages.DOCS / "drawings"
+
+
+def name_of(file: Path) -> str:
+    """What the page calls *file*: its module, in the package."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__") or "ngi_gevent"
+
+
+MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All that is run, in functions too; not what is for a type checker."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from statements(child)
+
+
+def imported(code: str) -> set[str]:
+    """The modules of the package that *code* imports."""
+    found = set()
+    for node in statements(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports here are absolute"
+            # What is imported from a package may be a module of it, or a name in it.
+            found |= {
+                name if name.removeprefix("ngi_gevent.") in MODULES else str(node.module)
+                for name in (f"{node.module}.{alias.name}" for alias in node.names)
+            }
+    return {name.removeprefix("ngi_gevent.") for name in found if re.match(r"ngi_gevent(\.|$)", name)}
+
+
+def imports() -> list[tuple[str, str]]:
+    """Who imports whom."""
+    return [(name, other) for name, file in MODULES.items() for other in imported(file.read_text()) - {name}]
+
+
+def listed() -> list[str]:
+    section = re.search(r"^### The files\n(.*?)^## ", PAGE, re.DOTALL | re.MULTILINE)
+    assert section
+    return re.findall(r"^\| `([\w.]+)` \|", section[1], re.MULTILINE)
+
+
+def drawn() -> dict[str, float]:
+    """The height at which each module is drawn."""
+    texts = ElementTree.parse(DRAWINGS / "files.svg").iter("{http://www.w3.org/2000/svg}text")
+    return {text.text or "": float(text.attrib["y"]) for text in texts if text.get("class") == "module"}
+
+
+def rows(heights: dict[str, float]) -> dict[str, int]:
+    """The row that each is in, from the top: what is at most two lines of boxes apart is in the same."""
+    result: dict[str, int] = {}
+    row, before = -1, float("-inf")
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        if height - before > 40:
+            row += 1
+        before = height
+        result[name] = row
+    return result
+
+
+def test_every_file_is_listed_once():
+    assert sorted(listed()) == sorted(MODULES)
+
+
+def test_imports_go_down_the_list():
+    place = {name: index for index, name in enumerate(listed())}
+    assert [f"{name} imports {other}" for name, other in imports() if place[name] > place[other]] == []
+
+
+def test_every_file_is_drawn():
+    """Those of testing are drawn in one."""
+    assert sorted(drawn()) == sorted(name for name in MODULES if not name.startswith("testing"))
+
+
+def test_imports_go_down_the_drawing():
+    row = rows(drawn())
+    assert len(set(row.values())) == 6
+    pairs = [(name, other) for name, other in imports() if name in row and other in row]
+    assert len(pairs) > 50
+    assert [f"{name} imports {other}" for name, other in pairs if row[name] > row[other]] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import ngi_gevent", {"ngi_gevent"}),
+        ("from ngi_gevent import blocking, connect", {"blocking", "ngi_gevent"}),
+        ("from ngi_gevent.testing.plan import Plan", {"testing.plan"}),
+        ("def later():\n    from ngi_gevent import tls", {"tls"}),
+        ("if TYPE_CHECKING:\n    from ngi_gevent.stream import StreamConnection", set()),
+        ("import gevent, os", set()),
+    ],
+)
+def test_what_is_imported_is_found(code, expected):
+    assert imported(code) == expected
+
+
+@pytest.mark.parametrize("drawing", sorted(DRAWINGS.glob("*.svg")), ids=lambda drawing: drawing.name)
+def test_drawings_are_on_the_page_and_readable_in_the_dark(drawing):
+    assert f":file: drawings/{drawing.name}" in PAGE
+    style = drawing.read_text()
+    assert ElementTree.fromstring(style).get("aria-label")
+    colours = re.findall(r"(?:fill|stroke): ([^;]+);", style)
+    assert colours
+    assert [colour for colour in colours if not colour.startswith("var(--color-") and colour != "none"] == []
