@@ -96,11 +96,14 @@ def test_the_contract_runs_as_it_is_documented(run):
     assert outcomes["passed"] >= 100
 
 
-def test_what_it_names_is_there():
-    text = (ROOT / "docs" / "testing.md").read_text()
-    names = re.findall(r"`((?:examples|tests|docs)/[\w./]+\w)`", text)
-    assert names
-    assert [name for name in names if not (ROOT / name).exists()] == []
+def test_the_files_that_pages_name_are_there():
+    names = {
+        (named(page), name)
+        for page in sorted(pages.DOCS.rglob("*.md"))
+        for name in re.findall(r"`((?:examples|tests|docs)/[\w./]+\w)`", page.read_text())
+    }
+    assert len(names) > 5
+    assert [(page, name) for page, name in names if not (ROOT / name).exists()] == []
 
 
 def test_every_test_that_under_fire_names_is_there():
