@@ -15,7 +15,7 @@ import gevent
 
 import ngi_gevent
 from ngi_gevent import blocking
-from ngi_gevent.files import Input, Output
+from ngi_gevent.blocking import Input, Output
 
 #: Bytes of the longest line, and seconds that a client may take for one.
 MAX_LINE = 100

@@ -143,8 +143,12 @@ class Base:
             raise exception
         handle_exception(self, exception)
 
-    def _end(self, reason: Reason) -> None:
-        """The peer broke the rules: close the connection, and tell the handler why.  For use in ``handle_input``."""
+    def end(self, reason: Reason) -> None:
+        """End the connection because the peer broke the rules, for *reason*, and tell the handler and the log.
+
+        For adapters to call in ``handle_input``.  What was written is delivered.  Where the connection has ended
+        already, this does nothing.
+        """
         if self.connection:
             logger.info("connection with %r ended: %a", self.peer_address, reason)
             self.connection.close()
@@ -193,7 +197,7 @@ class Lines(Base):
 
     def _too_long(self) -> None:
         self._begun.clear()
-        self._end(LimitExceeded(f"the peer sent a line of more than max_line, {self._max_line} bytes"))
+        self.end(LimitExceeded(f"the peer sent a line of more than max_line, {self._max_line} bytes"))
 
 
 class Sized(Base):
@@ -249,7 +253,7 @@ class Sized(Base):
                 done = start
                 continue
             if size > self._max_size:
-                self._end(
+                self.end(
                     LimitExceeded(f"the peer announced a record of {size} bytes, and max_size is {self._max_size}")
                 )
                 return len(data)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Reason,
     )
 
-__all__ = ["connect", "open", "request", "server"]
+__all__ = ["Input", "Output", "connect", "open", "request", "server"]
 
 #: What an implementation's ``connect`` takes as an address.
 AnyAddress = TypeVar("AnyAddress")
@@ -121,7 +121,7 @@ def open(
 
     A connection is anything that has ``set_handler``; the files become its handler.  Otherwise this connects, as
     :func:`connect` does, waits for up to *timeout* seconds, and raises the same.  Closing the output closes the
-    connection.  See :class:`ngi_gevent.files.Output` and :class:`ngi_gevent.files.Input`.
+    connection.  See :class:`Output` and :class:`Input`.
     """
     if hasattr(address_or_connection, "set_handler"):
         check_timeout(timeout)
