@@ -37,7 +37,8 @@ class Recorder:
     :ivar chunks: the pieces of input, as they came; ``data`` is all of them.
     :ivar closed: why the connection ended, or None.
     :ivar exceptions: what iterables given to ``writelines`` raised.
-    :ivar connection: the connection that it is the handler of, or None.
+    :ivar connection: the connection that it is the handler of; None before it was told of one.  One that was only set
+        as the handler, as that of a ``testing.Connection`` is, learns it with its first callback.
     :ivar failed: why there is no connection, or None.
     :ivar gone: whether the connection is closed, everything delivered, and the last callback done.
     """
