@@ -45,7 +45,8 @@ class IdleTimer:
         self._timer.close()
 
     def _start(self, seconds: float) -> None:
-        self._timer = self._loop.timer(seconds)
+        # A loop that counts in milliseconds takes no less, and may be early by one.
+        self._timer = self._loop.timer(max(seconds, self._loop.approx_timer_resolution))
         self._timer.start(self._look)
 
     def _look(self) -> None:

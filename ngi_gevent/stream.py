@@ -136,7 +136,7 @@ class StreamConnection(BaseConnection):
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] | None = None  # of other threads
         self._held: Flag | None = None  # what a callback waits for that would not keep us from ending
 
-        self._read_watcher = self._dispatcher.loop.io(sock.fileno(), READ)
+        self._read_watcher = self._dispatcher.io(sock.fileno(), READ)
         self._reading = False  # whether the read watcher wakes the greenlet
         self._paused = False  # whether reading waits for output to be taken
         self._input_over = False  # whether the peer has finished sending
@@ -254,10 +254,10 @@ class StreamConnection(BaseConnection):
             return True
         if not self._reading:
             self._reading = True
-            self._read_watcher.start(self._dispatcher.ready.append, self)
+            self._read_watcher.start(self._dispatcher.has_input, self)
         if self._send_error is not None:
             # Look for what is left to receive, since there may be nothing more to wake us.
-            self._dispatcher.ready.append(self)
+            self._dispatcher.wake(self)
         return True
 
     def _notify(self) -> None:
@@ -436,7 +436,7 @@ class StreamConnection(BaseConnection):
         if not self._output_waits:
             self._output_waits = True
             if self._write_watcher is None:
-                self._write_watcher = self._dispatcher.loop.io(self._socket.fileno(), WRITE)
+                self._write_watcher = self._dispatcher.io(self._socket.fileno(), WRITE)
             self._write_watcher.start(self.send_pending)
         if self._state is CLOSING:
             self._expect_send_progress()

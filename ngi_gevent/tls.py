@@ -180,7 +180,7 @@ class TLSConnection(StreamConnection):
         if self._state is HANDSHAKE:  # or it was stopped before it began
             if not self._reading:
                 self._reading = True
-                self._read_watcher.start(self._dispatcher.ready.append, self)
+                self._read_watcher.start(self._dispatcher.has_input, self)
             self.waiting = True
             self._dispatcher.hub.switch()
             self.waiting = False
@@ -266,7 +266,7 @@ class TLSConnection(StreamConnection):
         is_open = super()._attend()
         if self._reading and (self._last is not None or self._incoming.pending):
             # There is something to be told, which the socket does not become readable for.
-            self._dispatcher.ready.append(self)
+            self._dispatcher.wake(self)
         return is_open
 
     # Output.

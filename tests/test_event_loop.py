@@ -1,0 +1,61 @@
+"""What gevent's loops do differently, which nobody who has a connection should notice."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import warnings
+
+import gevent
+import pytest
+from gevent.event import Event
+from stages import PATIENCE, Witness
+
+from ngi_gevent.event_loop import is_libuv
+from ngi_gevent.idle import IdleTimer
+
+
+def test_the_loop_is_known_by_its_name():
+    """Of libuv, gevent tells in no other way; the day that it is called otherwise, this says so."""
+    loop = gevent.get_hub().loop
+    assert is_libuv(loop) == ("libuv" in str(gevent.config.loop))
+    if is_libuv(loop):
+        with pytest.raises(TypeError, match="prepare"):
+            loop.prepare()
+    else:
+        loop.prepare().close()
+
+
+def test_what_a_peer_sent_just_before_it_was_reset_arrives_and_then_the_reset(tcp):
+    """With libuv, a watcher calls but once for the two."""
+
+    class Late(Witness):
+        """Takes its time with the first of the input, while the rest of it and the reset arrive."""
+
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if data == b"first":
+                self.release.wait(PATIENCE)
+
+        release = Event()
+
+    listener = tcp.listen(Late)
+    peer = socket.create_connection(listener.address)
+    peer.sendall(b"first")
+    tcp.until(lambda: tcp.served and tcp.served[0].data)
+    peer.sendall(b"last")
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    Late.release.set()
+    tcp.until(lambda: tcp.served[0].closed)
+    assert tcp.served[0].data == b"firstlast"
+    assert isinstance(tcp.served[0].closed, ConnectionResetError)
+
+
+def test_a_moment_that_is_left_is_no_shorter_than_the_loop_can_count():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        over = Event()
+        timer = IdleTimer(gevent.get_hub().loop, 1e-7, lambda: False, over.set)
+        assert over.wait(PATIENCE)
+        timer.close()
