@@ -91,6 +91,7 @@ def test_what_is_so_is_followed(follow, text):
     follow(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
