@@ -48,6 +48,7 @@ EVERYTHING = re.compile("")
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C compiler (cc)")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the benchmarks are for Linux"),
     pytest.mark.timeout(300),  # of processes that may have to share their core
 ]

@@ -206,6 +206,7 @@ QUADRATIC = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("server", "conversation", "message"), QUADRATIC)
 def test_quadratic_buffering_is_found_by_counting_work(server, conversation, message):
     assert failure(server, conversation).startswith(message)
@@ -236,6 +237,7 @@ def blocking_lines(input, output):
             output.write(line.upper())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "conversation"),
     [
@@ -254,6 +256,7 @@ def test_what_is_right_passes(server, conversation):
     check_chunking(server, conversation)
 
 
+@pytest.mark.slow
 def test_the_work_of_buffers_that_are_right_is_right():
     check_work(Lines, b"x" * 5000 + b"\n")
     check_work(Sized, b"\0\0\x20\0" + b"x" * 8192)
@@ -371,6 +374,7 @@ def pasted(message):
     return message[message.index("from ngi_gevent.testing import") :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("server", "conversation"), [(mistake[0], mistake[1]) for mistake in [*MISTAKES, *QUADRATIC]])
 def test_the_test_to_paste_fails_and_passes_once_the_mistake_is_mended(server, conversation):
     test = pasted(failure(server, conversation))
@@ -382,6 +386,7 @@ def test_the_test_to_paste_fails_and_passes_once_the_mistake_is_mended(server, c
     names["test_input_in_pieces"]()
 
 
+@pytest.mark.slow
 def test_the_test_to_paste_runs_where_it_is_pasted(tmp_path):
     message = failure(LosesTheRest, b"one\ntwo\n")
     (tmp_path / "test_pasted.py").write_text(pasted(message))

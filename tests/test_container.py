@@ -24,6 +24,7 @@ BASE_IMAGE = os.environ.get("CONTAINER_BASE_IMAGE")
 ROOT = Path(__file__).parent.parent
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not ENGINE, reason="CONTAINER_ENGINE names no engine"),
     pytest.mark.timeout(900),
 ]

@@ -31,6 +31,7 @@ def needs(page, *programs):
             pytest.skip(f"needs {program}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if pages.module(page)], ids=named)
 def test_its_module_runs(page, run):
     code = pages.module(page)
@@ -42,6 +43,7 @@ def test_its_module_runs(page, run):
 
 
 @pytest.mark.timeout(180)  # a page is a quarter of an hour's typing
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(block.language == "console" for block in pages.blocks(page))], ids=named
 )
@@ -78,6 +80,7 @@ def test_the_first_test_can_be_copied(run):
     run(test_greeter="\n".join(blocks("testing.md")[:2])).assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_every_block_runs(run):
     code = blocks("testing.md")
     tests = [block for block in code if "contract" not in block]
@@ -88,6 +91,7 @@ def test_every_block_runs(run):
     result.assert_outcomes(passed=named + both + seeds - 1)
 
 
+@pytest.mark.slow
 def test_the_contract_runs_as_it_is_documented(run):
     conftest, test = [block for block in blocks("testing.md") if "contract" in block]
     result = run(conftest=conftest, test_contract=test)

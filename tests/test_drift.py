@@ -116,6 +116,7 @@ DRIFTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRIFTS)
 def test_a_drift_is_caught(pytester, monkeypatch, name):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))

@@ -210,6 +210,7 @@ def test_help_is_worth_reading():
         assert word in answer.stdout
 
 
+@pytest.mark.slow
 def test_a_client_that_sends_much_before_it_reads_costs_the_server_no_memory():
     """It gets all of it back or stalls, like with any echo server; here it reads when it stalls, and gets all."""
     data = os.urandom(1 << 20).upper() * 10

@@ -292,6 +292,7 @@ def test_peers_that_send_and_take_a_byte_at_a_time_cost_others_nothing(network):
 # Crowds.
 
 
+@pytest.mark.slow
 def test_a_thousand_connections_come_and_go_and_not_a_byte_is_lost(tcp, caplog):
     """A hundred at a time; some finish, some wait, some reset.  What each got is what it sent, and nobody else's."""
 

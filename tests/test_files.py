@@ -104,6 +104,7 @@ def test_lines_end_in_newlines_only(stage):
     assert input.readlines() == [b"a\rb\x0bc\r\n", b"d\n"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "read",
     [
@@ -238,6 +239,7 @@ def test_an_input_that_is_closed_takes_what_comes(socket_stage):
     socket_stage.until(lambda: peer.ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["abort", "close", "stop"])
 def test_unread_input_keeps_no_connection(socket_stage, end):
     output, input, peer = talk(socket_stage)
@@ -331,6 +333,7 @@ def test_what_an_iterable_raises_comes_back(stage):
     stage.until(lambda: peer.received == b"before more after")
 
 
+@pytest.mark.slow
 def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
     output, input, peer = talk(stage)
     pulled = []
@@ -369,7 +372,7 @@ def test_flush_waits_for_all_that_was_written(stage):
     peer.read()
     flushing.get(timeout=PATIENCE)
     output.flush(timeout=0)
-    stage.until(lambda: len(peer.received) == MUCH + 4)
+    stage.until(lambda: peer.size == MUCH + 4)
 
 
 def test_flush_does_not_answer_for_what_is_written_meanwhile(tcp):
@@ -383,7 +386,7 @@ def test_flush_does_not_answer_for_what_is_written_meanwhile(tcp):
     with pytest.raises(Timeout):
         output.flush(timeout=0)
     output.flush(PATIENCE)
-    tcp.until(lambda: len(peer.received) == MUCH)
+    tcp.until(lambda: peer.size == MUCH)
 
 
 def test_flushes_that_time_out_cost_nothing(tcp):
@@ -796,6 +799,7 @@ def test_the_end_of_another_connection_is_an_error_of_the_function(stage, caplog
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
+@pytest.mark.slow
 def test_a_function_may_leave_its_input_unread(socket_stage):
     listener = socket_stage.listen(blocking.server(lambda input, output: output.write(b"no, thanks")))
     peer = socket_stage.peer(listener)
@@ -806,6 +810,7 @@ def test_a_function_may_leave_its_input_unread(socket_stage):
     assert listener.close_wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_a_listener_that_stops_ends_its_functions(socket_stage):
     began, over = [], []
 

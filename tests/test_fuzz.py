@@ -114,6 +114,7 @@ def test_anything_in_pieces_in_memory(kind, reference, sane, pieces):
     assert peer.closed == "end of input"
 
 
+@pytest.mark.slow
 @KINDS
 def test_nearly_right_in_pieces_in_memory(kind, reference, sane):
     ended = 0
@@ -125,6 +126,7 @@ def test_nearly_right_in_pieces_in_memory(kind, reference, sane):
     assert 1000 < ended < 19_000  # or it would not have tried both
 
 
+@pytest.mark.slow
 @KINDS
 def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
     """The records of all come, nobody's are another's, and a client that behaves is answered in between."""

@@ -73,6 +73,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 # max_connections.
 
 
+@pytest.mark.slow
 def test_a_pause_is_two_lines_in_the_log_however_many_come_and_go(tcp, caplog, monkeypatch):
     monkeypatch.setattr(acceptor, "QUIET", 0.3)
     listener = tcp.listen(Echo, max_connections=2)
@@ -185,6 +186,7 @@ def test_a_silent_connection_is_closed_and_says_why(socket_stage):
     assert (served.trace, peer.received, peer.ended) == ([("close", served.closed)], b"hello", "end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
 def test_bytes_in_either_direction_keep_a_connection(request, kind):
     stage = request.getfixturevalue(kind)
@@ -199,6 +201,7 @@ def test_bytes_in_either_direction_keep_a_connection(request, kind):
     assert [len(served.data) for served in stage.served] == [10, 0]
 
 
+@pytest.mark.slow
 def test_a_handshake_is_not_idle_but_a_connection_is_after_it(tls):
     def talk():
         with client_context().wrap_socket(client, server_hostname="localhost") as secure:
@@ -225,6 +228,7 @@ class Slow(Witness):
         self.release.wait()
 
 
+@pytest.mark.slow
 def test_a_connection_whose_handler_takes_its_time_is_not_idle(socket_stage):
     peer, served = talk_to_idle(socket_stage, Slow, 0.2)
     peer.send(b"x")
@@ -238,6 +242,7 @@ def test_a_connection_whose_handler_takes_its_time_is_not_idle(socket_stage):
     assert time.monotonic() - released > 0.15  # the peer has its time once it is its turn
 
 
+@pytest.mark.slow
 def test_a_connection_whose_iterator_takes_its_time_is_not_idle(tcp):
     def lines():
         yield b"first "
@@ -255,6 +260,7 @@ def test_a_connection_whose_iterator_takes_its_time_is_not_idle(tcp):
     assert peer.received == b"first last"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", ["write", "writelines", "write in a slow handler"])
 def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_whole(tcp, write):
     class Answer(Slow):
@@ -281,6 +287,7 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
     assert peer.ended == "broken"
 
 
+@pytest.mark.slow
 def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(tcp):
     class Answer(Witness):
         def handle_input(self, connection, data):
@@ -447,6 +454,7 @@ def check_recovery(server: Limited, served: list[socket.socket], waiting: socket
     assert used < 2
 
 
+@pytest.mark.slow
 def test_out_of_descriptors_until_there_are_more():
     with limited() as server, contextlib.ExitStack() as clients:
         served, waiting = out_of_descriptors(server, clients)
@@ -458,6 +466,7 @@ def test_out_of_descriptors_until_there_are_more():
         check_recovery(server, served, waiting, 1)
 
 
+@pytest.mark.slow
 def test_out_of_descriptors_until_a_connection_of_its_own_is_gone():
     with limited(retry=30) as server, contextlib.ExitStack() as clients:
         served, waiting = out_of_descriptors(server, clients)
@@ -465,6 +474,7 @@ def test_out_of_descriptors_until_a_connection_of_its_own_is_gone():
         check_recovery(server, served, waiting, 5)
 
 
+@pytest.mark.slow
 def test_accepting_goes_on_though_nobody_waits_and_that_is_told_in_two_lines():
     with limited() as server, contextlib.ExitStack() as clients:
         served, waiting = out_of_descriptors(server, clients)
@@ -475,6 +485,7 @@ def test_accepting_goes_on_though_nobody_waits_and_that_is_told_in_two_lines():
         assert log == [BEGIN.format(server.address[1]), END.format(server.address[1])]
 
 
+@pytest.mark.slow
 def test_the_default_leaves_descriptors_for_handlers():
     with limited(limit=400) as server, contextlib.ExitStack() as clients:
         served = [clients.enter_context(server.connect()) for _ in range(360)]
@@ -520,6 +531,7 @@ def test_a_connection_that_is_gone_before_it_is_accepted_is_nobody_elses_trouble
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM])
 def test_accepting_is_tried_again_where_the_system_refuses(tcp, caplog, capfd, monkeypatch, error):
     monkeypatch.setattr(acceptor, "QUIET", 0.3)

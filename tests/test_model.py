@@ -725,6 +725,7 @@ class Lives(RuleBasedStateMachine):
         assert tcp == expected, f"on TCP: {tcp}, not {expected}"
 
 
+@pytest.mark.slow
 def test_lives_of_connections(monkeypatch: pytest.MonkeyPatch, no_socket_left: None) -> None:
     monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 600)  # time ends nothing here
     run_state_machine_as_test(Lives)

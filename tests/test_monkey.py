@@ -71,6 +71,7 @@ def test_a_threaded_implementation_is_on_a_real_thread(head):
     assert run(head, COMMON + textwrap.dedent(program)) == "True\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", PATCHED)
 def test_a_patched_handler_that_calls_a_slow_web_server_keeps_nobody_waiting(head):
     program = """

@@ -51,6 +51,7 @@ def test_a_test_runs_over_both(run):
     result.stdout.fnmatch_lines(["*test_echo?memory? PASSED*", "*test_echo?network? PASSED*"])
 
 
+@pytest.mark.slow
 def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run):
     result = run(
         """

@@ -23,6 +23,7 @@ def load_on(server: Server, **clients: int) -> Load:
     return Load(("127.0.0.1", server.port), **clients)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_stopped_under_load_it_finishes_what_it_began():
     refused = 0
@@ -40,6 +41,7 @@ def test_stopped_under_load_it_finishes_what_it_began():
     assert refused < ROUNDS / 3
 
 
+@pytest.mark.slow
 def test_stopped_under_load_it_ends_those_that_stay_when_their_time_is_over_and_not_before():
     with running("--close-timeout", "1") as server:
         load = load_on(server, stay=4)

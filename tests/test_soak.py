@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from soak import soak
 
 DEEDS = (
@@ -10,6 +11,7 @@ DEEDS = (
 )
 
 
+@pytest.mark.slow
 def test_a_server_is_afterwards_as_it_was_before():
     result = soak(12, 3, dev=True)
     assert all(result["done"][deed] > 20 for deed in DEEDS)

@@ -144,7 +144,7 @@ def test_either_version_is_spoken(tcp, version):
     tcp.listen(Echo, ssl_context=server_context()).connect(client, ssl_context=context, server_hostname="localhost")
     tcp.until(lambda: client.connection)
     client.connection.write(b"x" * 1_000_000)
-    tcp.until(lambda: len(client.data) == 1_000_000)
+    tcp.until(lambda: client.size == 1_000_000)
     assert client.connection.ssl_object.version() == version.name.replace("_", ".")
 
 
@@ -1092,6 +1092,7 @@ def received_by_a_hasty_client(address):
                 sock.sendall(outgoing.read())
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_before_it_has_read_what_came_with_the_handshake_loses_nothing(tcp):
     def server(connection):
         connection.write(b"x" * 2_000_000)
@@ -1110,5 +1111,5 @@ def test_large_pieces_are_not_copied_again_and_again_for_a_peer_that_takes_littl
     served.connection._send = lambda data: sizes.append(len(data)) or send(data)
     for _ in range(20):
         served.connection.write(b"x" * 1_000_000)
-    tls.until(lambda: len(client.data) == 20_000_000)
+    tls.until(lambda: client.size == 20_000_000)
     assert max(sizes) == 1_000_000

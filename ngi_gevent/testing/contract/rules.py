@@ -752,16 +752,16 @@ def test_who_does_not_read_is_not_read_from(stage, echo):
     other = stage.client(stage.listeners[0])
     stage.until(lambda: len(stage.served) == 2)
     before = -1
-    while not stage.at_once and before < len(stage.served[0].data):  # as long as it reads
-        before = len(stage.served[0].data)
+    while not stage.at_once and before < stage.served[0].size:  # as long as it reads
+        before = stage.served[0].size
         for _ in range(20):
             other.connection.write(b"?")
-            answered = len(other.data)
-            stage.until(lambda answered=answered: len(other.data) > answered)
-    assert len(stage.served[0].data) < MUCH
+            answered = other.size
+            stage.until(lambda answered=answered: other.size > answered)
+    assert stage.served[0].size < MUCH
     assert stage.waiting(stage.served[0].connection) < MEGABYTE
     peer.read()
-    stage.until(lambda: len(peer.received) == MUCH)
+    stage.until(lambda: peer.size == MUCH)
     assert peer.received == b"X" * MUCH
 
 
@@ -798,7 +798,7 @@ def test_two_who_write_before_they_read_get_all_of_it(stage):
             connection.write(b"x" * 100_000)
 
     client, served = stage.talk(Talk, Talk)
-    stage.until(lambda: len(client.data) == len(served.data) == 100_000)
+    stage.until(lambda: client.size == served.size == 100_000)
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -815,7 +815,7 @@ def test_who_sends_much_at_once_reads_the_answer_meanwhile(stage, many):
 
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
-            if len(self.data) == MUCH:
+            if self.size == MUCH:
                 connection.close()
 
     client, _ = stage.talk(Echo, Talk)

@@ -36,6 +36,11 @@ class Witness(Recorder):
         self.trace: list[Any] = []
         super().__init__(connection)
 
+    @property
+    def size(self) -> int:
+        """How much input there is so far: to wait for much of it without joining it again and again."""
+        return sum(map(len, self.chunks))
+
     def connected(self, connection: Any) -> None:
         self.meet(connection)
         connection.set_handler(self)
@@ -198,6 +203,10 @@ class MemoryPeer:
         return self._witness.data
 
     @property
+    def size(self) -> int:
+        return self._witness.size
+
+    @property
     def ended(self) -> str | None:
         reason = self._witness.closed
         return None if reason is None else "end" if reason == "end of input" else "broken"
@@ -261,6 +270,11 @@ class SocketPeer:
         """All that has arrived; joined when somebody asks, since that takes longer than receiving it."""
         self._pieces = [b"".join(self._pieces)]
         return self._pieces[0]
+
+    @property
+    def size(self) -> int:
+        """How much has arrived."""
+        return sum(map(len, self._pieces))
 
     def _work(self) -> None:
         try:
