@@ -607,7 +607,8 @@ class StreamConnection(BaseConnection):
     def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
         self._stop_timer()
         self._timer = self._dispatcher.loop.timer(seconds)
-        self._timer.start(callback)
+        # Not counted from when the loop last looked at the clock, which is before a handler that computed for long.
+        self._timer.start(callback, update=True)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

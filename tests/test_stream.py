@@ -877,6 +877,20 @@ def test_a_timeout_that_an_iterator_left_behind_costs_nothing_that_was_written(t
     assert peer.received == b"first" + b"x" * 20_000_000 + b"last"
 
 
+def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_has_computed(tcp, monkeypatch):
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.2)
+
+    class Compute(Witness):
+        def handle_input(self, connection, data):
+            time.sleep(0.3)  # no greenlet runs meanwhile, and the loop does not
+            connection.close()
+            self.closed_at = time.monotonic()
+
+    tcp.peer(tcp.listen(Compute)).send(b"x")
+    tcp.until(lambda: tcp.served and tcp.served[0].gone)
+    assert time.monotonic() - tcp.served[0].closed_at > 0.15
+
+
 def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_before_the_close(tcp, monkeypatch):
     """Whatever it sends once the socket is closed would reset the connection, and drop what it has not read."""
 
