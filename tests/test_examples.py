@@ -85,6 +85,7 @@ def test_the_table_has_every_example():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("nc") and shutil.which("openssl")), reason="nc or openssl is not installed")
 def test_each_documented_command_says_what_is_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_PLUGINS", "pytest_ngi_gevent")  # as if it were installed

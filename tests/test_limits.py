@@ -7,6 +7,7 @@ import errno
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -498,6 +499,12 @@ def test_the_default_leaves_descriptors_for_handlers():
             waiting[0].recv(4)
         (line,) = server.end()[1]
         assert line.endswith("accepts no more connections for now: there are 360, which is max_connections")
+
+
+def test_where_descriptors_are_not_limited_connections_are_not(monkeypatch):
+    unlimited = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (unlimited, unlimited))
+    assert acceptor.default_max_connections() == sys.maxsize
 
 
 class Faulty(socket.socket):

@@ -40,6 +40,7 @@ def check(tmp_path_factory):
     return check
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", ["right.py", "mistakes.py"])
 def test_what_is_right_passes_and_each_mistake_is_found(check, name):
@@ -47,6 +48,7 @@ def test_what_is_right_passes_and_each_mistake_is_found(check, name):
     assert check(TYPED / name) == "Success: no issues found in 1 source file\n"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_without_its_marks_each_mistake_is_told_where_it_is(check, tmp_path):
     """That is, what is above cannot pass because nothing is checked."""
