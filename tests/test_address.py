@@ -8,7 +8,9 @@ from pathlib import Path
 
 import gevent.socket
 import pytest
-from stages import Witness
+from stages import IPV6, PATIENCE, Witness
+
+import ngi_gevent
 
 WRONG_TYPE = [8000, b"bytes", ["127.0.0.1", 8000], ("127.0.0.1", "8000"), (None, 8000), ("127.0.0.1", True), object()]
 WRONG_VALUE = [
@@ -41,6 +43,12 @@ def test_no_address_by_value(tcp, address):
     assert repr(address) in str(caught.value)
     with pytest.raises(ValueError, match=r"address|Unix|host"):
         tcp.implementation.connect(address, Witness(tcp))
+
+
+def test_a_path_in_bytes_is_no_address(tcp):
+    (entry,) = (entry for entry in os.scandir(b"/") if entry.name == b"proc")
+    with pytest.raises(TypeError, match=r"text; got <DirEntry b'proc'>"):
+        tcp.implementation.listener(entry, tcp.server())
 
 
 def test_none_is_an_address_only_to_listen_on(tcp):
@@ -199,3 +207,33 @@ def test_reuse_port_lets_two_listen(tcp):
     two = tcp.implementation.listener(one.address, tcp.server(), reuse_port=True)
     tcp.listeners.append(two)
     assert one.address == two.address
+
+
+def test_a_listener_whose_file_somebody_removed_closes_all_the_same(tcp, tmp_path):
+    listener = tcp.implementation.listener(tmp_path / "socket", tcp.server())
+    os.unlink(tmp_path / "socket")
+    listener.close()
+    tcp.implementation.wait(PATIENCE)
+
+
+@pytest.mark.skipif(not IPV6, reason="this machine has no IPv6")
+def test_the_scope_of_an_ipv6_address_is_part_of_it(tcp):
+    """Without one, the system does not know which network an address is meant to be on, and says so."""
+    witnesses = [Witness(tcp), Witness(tcp)]
+    for scope, witness in enumerate(witnesses):
+        tcp.implementation.connect(("fe80::1", 9, 0, scope), witness, timeout=1)
+    tcp.until(lambda: all(witness.failed for witness in witnesses))
+    assert "Invalid argument" in str(witnesses[0].failed)
+    assert "Invalid argument" not in str(witnesses[1].failed)
+
+
+def test_a_connect_under_way_tells_where_to(tcp):
+    clients = [Witness(tcp), Witness(tcp)]
+    with socket.socket(socket.AF_UNIX) as full:
+        full.bind(f"{tcp.tmp_path}/full")
+        full.listen(0)
+        for client in clients:
+            tcp.implementation.connect(f"{tcp.tmp_path}/full", client)
+        with pytest.raises(ngi_gevent.Timeout, match=r"outstanding after 0.1 seconds: .*Connector to '.*/full'"):
+            tcp.implementation.wait(0.1)
+    tcp.until(lambda: clients[0].closed and clients[1].failed)

@@ -403,6 +403,9 @@ def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
     for address in taken.address, ("192.0.2.1", 0), tmp_path, "/no/such/directory/socket":
         with pytest.raises(OSError, match=r"use|assign|directory"):
             tcp.implementation.udp_listener(address, DatagramWitness(tcp))
+    with pytest.raises((MemoryError, OverflowError)):
+        tcp.implementation.udp_listener(tmp_path / "large", DatagramWitness(tcp), buffer_size=1 << 62)
+    assert not (tmp_path / "large").exists()
     taken.close()
     tcp.implementation.wait(PATIENCE)
 

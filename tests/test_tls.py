@@ -816,6 +816,30 @@ class Program:
             pass
 
 
+def test_a_context_that_fails_later_costs_its_clients_only(tcp, capfd):
+    class Ruined(ssl.SSLContext):
+        ruined = False
+
+        def wrap_bio(self, *arguments, **options):
+            if self.ruined:
+                raise RuntimeError("ruined")
+            return super().wrap_bio(*arguments, **options)
+
+    context = new_server_context(Ruined)
+    listener = tcp.listen(Echo, ssl_context=context)
+    Ruined.ruined = True
+    with socket.create_connection(listener.address) as peer:
+        wait_read(peer.fileno(), timeout=PATIENCE)
+        assert peer.recv(1) == b""
+    assert "RuntimeError: ruined" in capfd.readouterr().err
+    Ruined.ruined = False
+    client = Witness(tcp)
+    tcp.implementation.connect(listener.address, client, ssl_context=client_context(), server_hostname="localhost")
+    tcp.until(lambda: client.connection)
+    client.connection.write(b"hello")
+    tcp.until(lambda: client.data == b"HELLO")
+
+
 @needs_openssl
 def test_openssls_client_gets_its_answer_and_the_end(tcp):
     listener = tcp.listen(Echo, ssl_context=server_context())
