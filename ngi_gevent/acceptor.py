@@ -22,6 +22,7 @@ from gevent import get_hub
 from gevent.server import StreamServer
 
 from ngi_gevent.address import naming
+from ngi_gevent.event_loop import for_timer
 
 __all__ = ["Acceptor", "default_max_connections"]
 
@@ -156,7 +157,7 @@ class Acceptor(StreamServer):
 
     def _try_again_after(self, seconds: float) -> None:
         self._stop_retry()
-        self._retry = self.loop.timer(seconds)
+        self._retry = self.loop.timer(for_timer(self.loop, seconds))
         self._retry.start(self._try_again)
 
     def _stop_retry(self) -> None:

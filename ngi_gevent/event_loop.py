@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["LastingWatcher", "is_libuv"]
+__all__ = ["LastingWatcher", "for_timer", "is_libuv"]
 
 
 def is_libuv(loop: Any) -> bool:
     return type(loop).__module__.startswith("gevent.libuv.")
+
+
+def for_timer(loop: Any, seconds: float) -> float:
+    """*seconds*, but no less than a timer of *loop* counts.
+
+    With libuv, gevent warns of less, and has its loop look at a timer of none in a way that can crash the process.
+    """
+    least: float = loop.approx_timer_resolution
+    return max(seconds, least)
 
 
 class LastingWatcher:

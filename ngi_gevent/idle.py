@@ -6,6 +6,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeVar
 
+from ngi_gevent.event_loop import for_timer
+
 __all__ = ["IdleTimer"]
 
 Argument = TypeVar("Argument")
@@ -45,8 +47,7 @@ class IdleTimer:
         self._timer.close()
 
     def _start(self, seconds: float) -> None:
-        # A loop that counts in milliseconds takes no less, and may be early by one.
-        self._timer = self._loop.timer(max(seconds, self._loop.approx_timer_resolution))
+        self._timer = self._loop.timer(for_timer(self._loop, seconds))
         self._timer.start(self._look)
 
     def _look(self) -> None:

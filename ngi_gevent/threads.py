@@ -19,6 +19,7 @@ from gevent.monkey import get_original
 from greenlet import greenlet
 
 from ngi_gevent.errors import Deadlock, ImplementationClosed
+from ngi_gevent.event_loop import for_timer
 
 __all__ = ["Flag", "allocate_lock", "call_on", "get_hub_if_exists", "get_ident", "is_only_thread", "start_new_thread"]
 
@@ -70,7 +71,10 @@ class Flag:
             if alone and not self._set and is_only_thread():
                 raise Deadlock("this is the only thread and has no greenlets, so that nothing could ever end this wait")
             self._wait_natively(timeout)
-        elif alone:
+            return self._set
+        if timeout is not None:
+            timeout = for_timer(hub.loop, timeout)
+        if alone:
             self._wait_greenly(Event(), timeout)
         else:
             self._wait_for_thread(hub, timeout)

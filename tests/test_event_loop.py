@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import warnings
@@ -11,8 +12,9 @@ import pytest
 from gevent.event import Event
 from stages import PATIENCE, Witness
 
-from ngi_gevent.event_loop import is_libuv
+from ngi_gevent.event_loop import for_timer, is_libuv
 from ngi_gevent.idle import IdleTimer
+from ngi_gevent.threads import Flag
 
 
 def test_the_loop_is_known_by_its_name():
@@ -52,10 +54,20 @@ def test_what_a_peer_sent_just_before_it_was_reset_arrives_and_then_the_reset(tc
     assert isinstance(tcp.served[0].closed, ConnectionResetError)
 
 
-def test_a_moment_that_is_left_is_no_shorter_than_the_loop_can_count():
+@pytest.mark.parametrize("seconds", [0, 1e-7])
+def test_a_moment_is_no_shorter_than_the_loop_counts(seconds):
+    """Of what is, libuv's warns; and one of none is no timer, but something that must not be stopped at any time."""
+    loop = gevent.get_hub().loop
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        over = Event()
-        timer = IdleTimer(gevent.get_hub().loop, 1e-7, lambda: False, over.set)
-        assert over.wait(PATIENCE)
-        timer.close()
+        timer = loop.timer(for_timer(loop, seconds))
+    with contextlib.closing(timer):
+        assert "timer" in type(timer).__name__
+        assert not Flag().wait(seconds)
+
+
+def test_nothing_for_a_moment_is_noticed():
+    over = Event()
+    timer = IdleTimer(gevent.get_hub().loop, 1e-7, lambda: False, over.set)
+    assert over.wait(PATIENCE)
+    timer.close()

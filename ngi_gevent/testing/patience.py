@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import gevent
 
+from ngi_gevent.event_loop import for_timer
 from ngi_gevent.threads import Flag, get_hub_if_exists, is_only_thread
 
 __all__ = ["PATIENCE", "is_set_in_time"]
@@ -23,9 +24,10 @@ def is_set_in_time(flag: Flag, timeout: float, wait: Callable[[Flag, float | Non
     if wait is None:
         wait = _wait_alone
     timeout = max(0.0, timeout)
-    if get_hub_if_exists() is not None:
+    hub = get_hub_if_exists()
+    if hub is not None:
         # A timer that does not count as something that is left: and the False means that it raises nothing.
-        with gevent.Timeout(timeout, False, ref=False):  # type: ignore[arg-type]
+        with gevent.Timeout(for_timer(hub.loop, timeout), False, ref=False):  # type: ignore[arg-type]
             wait(flag, None)
     else:
         wait(flag, timeout)
