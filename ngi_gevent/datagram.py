@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.connection import check_count
+from ngi_gevent.connection import as_bytes, check_count
+from ngi_gevent.errors import ListenerClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import IUDPHandler
+    from ngi_gevent.interfaces import Data, IUDPHandler
     from ngi_gevent.listening import ListenerOwner
 
 __all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
@@ -47,6 +48,12 @@ class BaseDatagramListener:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.address!r}, {'open' if self._open else 'closed'}>"
 
+    def send(self, address: Any, data: Data) -> None:
+        self._check_send_address(address)
+        data = as_bytes(data)
+        self._check_open()
+        self._send(address, data)
+
     def close(self) -> None:
         if self._open:
             self._open = False
@@ -68,7 +75,19 @@ class BaseDatagramListener:
         except BaseException as error:
             self._owner.handler_raised(sender, "the handler of datagrams", error)
 
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ListenerClosed(f"the listener for datagrams on {self.address!r} is closed, and sends nothing")
+
     # What a kind of listener adds.
+
+    def _check_send_address(self, address: Any) -> None:
+        """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could send a datagram to it."""
+        raise NotImplementedError
+
+    def _send(self, address: Any, data: bytes) -> None:
+        """Send *data* from the address of this listener."""
+        raise NotImplementedError
 
     def _stop_receiving(self) -> None:
         """Receive no more datagrams, and free the address."""

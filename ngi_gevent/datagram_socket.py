@@ -1,17 +1,20 @@
-"""Datagrams on sockets: the greenlet that receives for a listener, and the sockets that all others are sent from."""
+"""Datagrams on sockets: the greenlet that receives for a listener, and what sends them, from its socket or others."""
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from gevent import sleep
 from gevent import socket as gevent_socket
+from gevent.event import Event
 from greenlet import GreenletExit
 
-from ngi_gevent.address import naming, unix_path
+from ngi_gevent.address import check_send_address, naming, unix_path
 from ngi_gevent.binding import Binding, looked_up
 from ngi_gevent.datagram import BaseDatagramListener, logger
 from ngi_gevent.dispatcher import ConnectionGreenlet
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatagramListener", "DatagramSender"]
 
-READ = 1  # what gevent's io watchers watch for
+READ, WRITE = 1, 2  # what gevent's io watchers watch for
 
 #: Datagrams that a listener takes before everybody else has a turn, however many more there are.
 MOST_AT_ONCE = 32
@@ -59,6 +62,7 @@ class DatagramListener(BaseDatagramListener):
             self._socket.close()
             self._binding.remove_file()
             raise
+        self._sender = _ListenerSender(hub, self._socket, self._check_open)
         self._open = True
         logger.info("receiving datagrams on %r", self.address)
         self._waiting = False
@@ -68,6 +72,12 @@ class DatagramListener(BaseDatagramListener):
     def close(self) -> None:
         if self._open:
             call_on(self._hub, super().close)
+
+    def _check_send_address(self, address: Any) -> None:
+        check_send_address(address)
+
+    def _send(self, address: Any, data: bytes) -> None:
+        call_on(self._hub, self._sender.send, address, data)
 
     def run(self) -> None:
         """The body of the greenlet: every callback is called in here."""
@@ -111,6 +121,7 @@ class DatagramListener(BaseDatagramListener):
     def _stop_receiving(self) -> None:
         logger.info("no longer receiving datagrams on %r", self.address)
         self._watcher.close()
+        self._sender.stop_waiting()
         self._socket.close()
         self._binding.remove_file()
         if self._waiting:
@@ -122,7 +133,43 @@ class DatagramListener(BaseDatagramListener):
             self._greenlet.switch()
 
 
-class DatagramSender:
+class _Sender:
+    """Sends datagrams to what users give as addresses."""
+
+    def send(self, address: Any, data: bytes) -> None:
+        """Send *data* to *address*.  Blocks the greenlet to look up a name, and while the system takes no more.
+
+        Raises ``OSError``, naming the address.
+        """
+        try:
+            self._send_to_first(self._reachable(_targets(address)), data)
+        except OSError as error:
+            raise naming(error, address) from error
+
+    def _send_to_first(self, targets: list[tuple[int, Any]], data: bytes) -> None:
+        """Send to the first of *targets* that the system sends to."""
+        failures = []
+        for family, target in targets:
+            try:
+                self._send(family, target, data)
+            except OSError as error:
+                failures.append(error)
+            else:
+                return
+        raise failures[0]
+
+    # What a kind of sender adds.
+
+    def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+        """Those of *targets* that this sends to, at least one; raises ``OSError`` if there is none."""
+        return targets
+
+    def _send(self, family: int, target: Any, data: bytes) -> None:
+        """Send to *target*, an address in the form that sockets of that *family* take."""
+        raise NotImplementedError
+
+
+class DatagramSender(_Sender):
     """The sockets from which datagrams are sent on one hub, one for each family, made when the first is sent."""
 
     def __init__(self) -> None:
@@ -134,31 +181,12 @@ class DatagramSender:
         """Close the sockets; nothing can be sent any more."""
         self._close_sockets()
 
-    def send(self, address: Any, data: bytes) -> None:
-        """Send *data* to *address*.  Blocks the greenlet to look up a name, and while the system takes no more.
-
-        Raises ``OSError``, naming the address.
-        """
+    def _send(self, family: int, target: Any, data: bytes) -> None:
+        sock = self._socket(family)
         try:
-            self._send(_targets(address), data)
-        except OSError as error:
-            raise naming(error, address) from error
-
-    def _send(self, targets: list[tuple[int, Any]], data: bytes) -> None:
-        """Send to the first of *targets* that the system sends to."""
-        failures = []
-        for family, target in targets:
-            try:
-                sock = self._socket(family)
-                try:
-                    sock.sendto(data, target)
-                except BlockingIOError:
-                    _send_when_possible(sock, target, data)
-            except OSError as error:
-                failures.append(error)
-            else:
-                return
-        raise failures[0]
+            sock.sendto(data, target)
+        except BlockingIOError:
+            _send_when_possible(sock, target, data)
 
     def _socket(self, family: int) -> Any:
         if not self._close_sockets.alive:
@@ -168,6 +196,60 @@ class DatagramSender:
             sock = self._sockets[family] = gevent_socket.socket(family, socket.SOCK_DGRAM)
             sock.setblocking(False)
         return sock
+
+
+class _ListenerSender(_Sender):
+    """Sends from the socket of a listener, whose close ends all waiting: else it would not free the address at once.
+
+    *check_open* raises once the listener is closed.
+    """
+
+    def __init__(self, hub: Any, sock: Any, check_open: Callable[[], None]) -> None:
+        self._hub = hub
+        self._socket = sock
+        self._check_open = check_open
+        self._waiting: dict[Any, Event] = {}  # the watchers of those who wait, and what wakes them
+
+    def stop_waiting(self) -> None:
+        """The listener is closed: tell those who wait, and watch the socket no more."""
+        for watcher, ready in self._waiting.items():
+            watcher.close()
+            ready.set()
+
+    def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+        self._check_open()  # it may have been closed during a look-up
+        reachable = [(family, target) for family, target in targets if family == self._socket.family]
+        if not reachable:
+            here = self._socket.getsockname()
+            raise OSError(errno.EAFNOSUPPORT, f"a listener on {here!r} sends to no address of another family")
+        return reachable
+
+    def _send(self, family: int, target: Any, data: bytes) -> None:
+        while True:
+            try:
+                self._socket.sendto(data, target)
+            except BlockingIOError:
+                self._wait_for_room(family, target)
+            else:
+                return
+
+    def _wait_for_room(self, family: int, target: Any) -> None:
+        """Wait until the system seems to take one more: there is room for what is sent, and with a Unix receiver."""
+        if family == socket.AF_UNIX:
+            with _connected_to(target) as probe:
+                self._wait_to_write(probe)
+        self._wait_to_write(self._socket)
+
+    def _wait_to_write(self, sock: Any) -> None:
+        watcher = self._hub.loop.io(sock.fileno(), WRITE)
+        ready = self._waiting[watcher] = Event()
+        watcher.start(ready.set)
+        try:
+            ready.wait()
+        finally:
+            del self._waiting[watcher]
+            watcher.close()
+        self._check_open()
 
 
 def _close_all(sockets: dict[int, Any]) -> None:
@@ -197,17 +279,26 @@ def _is_numeric(family: int, host: str) -> bool:
     return True
 
 
+def _connected_to(path: str) -> Any:
+    """A Unix socket that the system calls writable when its receiver has room again, whoever sends to it."""
+    sock = gevent_socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def _send_when_possible(sock: Any, target: Any, data: bytes) -> None:
     """Send what the system did not take at once, waiting on a socket of this greenlet's own.
 
     So any number of greenlets can wait, and the shared socket can be closed meanwhile.  A Unix socket must be another
     one, and connected, to be told when its receiver has room again, whoever else does not receive what was sent.
     """
-    to_unix = sock.family == socket.AF_UNIX
-    with gevent_socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if to_unix else sock.dup() as own:
+    with _connected_to(target) if sock.family == socket.AF_UNIX else sock.dup() as own:
         own.setblocking(False)
-        if to_unix:
-            own.connect(target)
         while True:
             gevent_socket.wait_write(own.fileno())
             try:

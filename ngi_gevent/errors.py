@@ -15,6 +15,7 @@ __all__ = [
     "Deadlock",
     "ImplementationClosed",
     "LimitExceeded",
+    "ListenerClosed",
     "NGIError",
     "Timeout",
     "UnexpectedResponse",
@@ -35,6 +36,13 @@ class ConnectionClosed(NGIError, ValueError):
 
 class ImplementationClosed(NGIError, ValueError):
     """Yours: an implementation was used after its ``close()``."""
+
+
+class ListenerClosed(NGIError, ValueError):
+    """Yours: a datagram was to be sent from a listener that is closed.
+
+    Raised by the ``send`` of listeners for datagrams; ``udp`` of an open implementation goes on sending.
+    """
 
 
 class Deadlock(NGIError, RuntimeError):

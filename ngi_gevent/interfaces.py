@@ -302,7 +302,7 @@ class IListener(Protocol):
 
 @runtime_checkable
 class IUDPListener(Protocol):
-    """A place where datagrams are received, each given to the handler.
+    """A place where datagrams are received, each given to the handler, and sent from.
 
     Made by an implementation, used by the application.
     """
@@ -311,8 +311,24 @@ class IUDPListener(Protocol):
     def address(self) -> Any:
         """Where it listens, with the port that was picked if none was named.  Readable after the close, too."""
 
+    def send(self, address: Any, data: Data, /) -> None:
+        """Send *data* to *address* as one datagram from the address of this listener: that is how to answer.
+
+        Many clients take an answer from nowhere else than where they have asked, and so do the routers in front of
+        them; ``udp`` of the implementation sends from another address.  It is an addition to NGI.
+
+        On sockets it blocks the calling greenlet to look up a name, each time, and while the system takes no more.
+        From another native thread than its own, this waits until that thread has seen to it.  Whether anybody receives
+        it is not known.
+
+        Raises ``TypeError`` or ``ValueError`` for what can be no address, ``TypeError`` for what is no bytes, bytearray
+        or memoryview, and ``OSError``, naming the address, where the system refuses to send it, or where the address is
+        of another family than this listener's (IPv4, IPv6, Unix sockets).  After ``close()``, also that of the
+        implementation, and if it comes while this waits: :class:`~ngi_gevent.ListenerClosed`.
+        """
+
     def close(self) -> None:
-        """Receive no more, which frees the address at once.  Twice is harmless.
+        """Receive and send no more, which frees the address at once.  Twice is harmless.
 
         The handler is not called again; a call that is under way is finished.  From another native thread than its
         own, this waits until that thread has seen to it.

@@ -6,6 +6,7 @@ import errno
 import gc
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from greenlet import GreenletExit
 from stages import IPV6, PATIENCE, DatagramWitness
 
 import ngi_gevent
-from ngi_gevent import Deadlock, ImplementationClosed, Timeout, testing
+from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout, testing
 from ngi_gevent.datagram_socket import MOST_AT_ONCE, DatagramSender, _send_when_possible
 from ngi_gevent.interfaces import IImplementation, IUDPListener
 
@@ -408,6 +409,245 @@ def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
     assert not (tmp_path / "large").exists()
     taken.close()
     tcp.implementation.wait(PATIENCE)
+
+
+# On sockets: sending from a listener.
+
+
+def upper(stage, address, **options):
+    """A listener that answers in capitals."""
+
+    def answer(sender, data):
+        listener.send(sender, data.upper())
+
+    listener = stage.implementation.udp_listener(address, answer, **options)
+    stage.listeners.append(listener)
+    return listener
+
+
+def asks(sock, listener, data=b"hello"):
+    """What *listener* answers to *sock* of the standard library, which is connected, and takes it from nobody else."""
+
+    def ask():
+        with sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(listener.address)
+            sock.send(data)
+            return sock.recv(65536)
+
+    return gevent.get_hub().threadpool.apply(ask)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", *(["::1", "::"] if IPV6 else [])])
+def test_a_connected_socket_takes_the_answer_of_a_listener(tcp, host):
+    listener = upper(tcp, (host, 0))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    assert asks(socket.socket(family, socket.SOCK_DGRAM), listener) == b"HELLO"
+
+
+@pytest.mark.skipif(not IPV6, reason="this system has no IPv6")
+def test_a_listener_on_both_families_answers_both(tcp):
+    listener = upper(tcp, ("::", 0))
+    with gevent.socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", listener.address[1]))
+        client.send(b"hello")
+        assert client.recv(100) == b"HELLO"
+
+
+def test_a_connected_socket_takes_the_answer_of_a_threaded_listener():
+    with ngi_gevent.Threaded() as implementation, inet_socket() as sock:
+        listener = implementation.udp_listener(None, lambda address, data: listener.send(address, data.upper()))
+        sock.settimeout(PATIENCE)
+        sock.connect(listener.address)
+        sock.send(b"hello")
+        assert sock.recv(100) == b"HELLO"
+        listener.send(sock.getsockname(), b"from another thread")
+        assert sock.recv(100) == b"from another thread"
+
+
+@pytest.mark.parametrize("make", [socket.socket, gevent.socket.socket])
+def test_a_listener_sends_from_the_socket_that_it_was_given(tcp, make):
+    sock = make(type=socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    assert asks(socket.socket(type=socket.SOCK_DGRAM), upper(tcp, sock)) == b"HELLO"
+
+
+def test_a_unix_socket_with_a_name_is_answered(tcp, tmp_path):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(str(tmp_path / "client"))
+    assert asks(sock, upper(tcp, tmp_path / "server")) == b"HELLO"
+
+
+def test_a_unix_socket_without_a_name_cannot_be_answered(tcp, tmp_path, caplog):
+    caplog.handler.addFilter(lambda record: bool(gevent.spawn(tcp.happened)))
+    tcp.implementation.udp(upper(tcp, tmp_path / "server").address, b"hello")
+    tcp.until(lambda: [record for record in caplog.records if record.exc_info])
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "an address to send to is (host, port), or the name of a Unix socket; got None" in str(record.exc_info[1])
+
+
+@pytest.mark.skipif(shutil.which("nc") is None, reason="there is no nc here")
+@pytest.mark.parametrize("address", [("127.0.0.1", 0), *([("::1", 0)] if IPV6 else [])])
+def test_netcat_takes_the_answer_of_a_listener(tcp, address):
+    host, port = upper(tcp, address).address[:2]
+    command = ["nc", "-u", "-w", "1", host, str(port)]
+    ran = gevent.get_hub().threadpool.apply(
+        subprocess.run, (command,), {"input": b"hello", "capture_output": True, "timeout": PATIENCE}
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"HELLO", b"")
+
+
+def test_a_listener_looks_up_a_name_without_blocking_the_hub(tcp):
+    witness = DatagramWitness(tcp)
+    listener, sending = tcp.listen_udp(witness), tcp.listen_udp(DatagramWitness(tcp))
+    ran = Event()
+    gevent.spawn(ran.set)
+    sending.send(listener.address, b"to an address")
+    assert not ran.is_set()
+    sending.send(("localhost", listener.address[1]), b"to a name")
+    assert ran.is_set()
+    tcp.until(lambda: witness.datagrams == [b"to an address", b"to a name"])
+    assert witness.senders == [sending.address] * 2
+
+
+@pytest.mark.skipif(not IPV6, reason="this system has no IPv6")
+def test_of_the_addresses_of_a_name_a_listener_takes_one_of_its_family(tcp, monkeypatch):
+    """The machine of a test may know one of them only for each name that it has."""
+    witness = DatagramWitness(tcp)
+    listener = tcp.implementation.udp_listener(("::1", 0), witness)
+    tcp.listeners.append(listener)
+    found = [(socket.AF_INET6, 2, 17, "", listener.address), (socket.AF_INET, 2, 17, "", ("127.0.0.1", 9))]
+    monkeypatch.setattr(gevent.socket, "getaddrinfo", lambda *arguments, **options: found)
+    listener.send(("both.example", listener.address[1]), b"x")
+    tcp.until(lambda: witness.datagrams == [b"x"])
+
+
+@pytest.mark.parametrize("address", [("::1", 9), "/tmp/socket", ("2001:db8::1", 9, 0, 0)])
+def test_an_address_of_another_family_than_the_listener_is_refused_by_name(tcp, address):
+    listener = tcp.listen_udp(DatagramWitness(tcp))
+    with pytest.raises(OSError, match="another family") as caught:
+        listener.send(address, b"x")
+    assert caught.value.errno == errno.EAFNOSUPPORT
+    assert repr(address) in str(caught.value)
+    assert repr(listener.address) in str(caught.value)
+
+
+def test_what_a_listener_cannot_send_is_raised_by_name(tcp, tmp_path):
+    listener = tcp.listen_udp(DatagramWitness(tcp))
+    with pytest.raises(OSError, match="too long") as caught:
+        listener.send(("127.0.0.1", 9), b"x" * 65_508)
+    assert caught.value.errno == errno.EMSGSIZE
+    assert repr(("127.0.0.1", 9)) in str(caught.value)
+    with pytest.raises(OSError, match=r"no-such-host\.invalid"):
+        listener.send(("no-such-host.invalid", 80), b"x")
+    unix = tcp.implementation.udp_listener(tmp_path / "socket", DatagramWitness(tcp))
+    tcp.listeners.append(unix)
+    with pytest.raises(FileNotFoundError, match="nobody"):
+        unix.send(tmp_path / "nobody", b"x")
+
+
+@pytest.mark.parametrize("address", [8000, b"bytes", ["127.0.0.1", 8000], ("127.0.0.1", "8000"), (None, 8000)])
+def test_no_address_for_a_listener_to_send_to_by_type(tcp, address):
+    with pytest.raises(TypeError, match="address"):
+        tcp.listen_udp(DatagramWitness(tcp)).send(address, b"x")
+
+
+@pytest.mark.parametrize("address", [("127.0.0.1", 65536), ("127.0.0.1",), "", "a\0b", "localhost:8000", ("a..b", 1)])
+def test_no_address_for_a_listener_to_send_to_by_value(tcp, address):
+    with pytest.raises(ValueError, match=r"address|Unix|host"):
+        tcp.listen_udp(DatagramWitness(tcp)).send(address, b"x")
+
+
+def test_a_listener_waits_for_a_unix_socket_that_takes_no_more(tcp, tmp_path):
+    """Linux keeps ten datagrams that were not received, or as many bytes as a buffer of the sender has."""
+    sending = tcp.implementation.udp_listener(tmp_path / "sending", DatagramWitness(tcp))
+    tcp.listeners.append(sending)
+    for name, data in ("small", b"%d"), ("large", b"%d" + b"x" * 50_000):
+        witness = DatagramWitness(tcp)
+        tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / name, witness))
+        for number in range(100):
+            sending.send(tmp_path / name, data % number)
+        tcp.until(lambda witness=witness: len(witness.datagrams) == 100)
+        assert witness.datagrams == [data % number for number in range(100)]
+        assert set(witness.senders) == {sending.address}
+
+
+def test_a_listener_that_waits_to_send_holds_up_nobody_else(tcp, tmp_path):
+    """Two greenlets wait for a socket that nobody receives from, and the listener sends and receives for others."""
+    witness, own = DatagramWitness(tcp), DatagramWitness(tcp)
+    tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / "free", witness))
+    sending = tcp.implementation.udp_listener(tmp_path / "sending", own)
+    tcp.listeners.append(sending)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck:
+        stuck.bind(str(tmp_path / "stuck"))
+
+        def send():
+            for _ in range(20):
+                sending.send(tmp_path / "stuck", b"x")
+
+        senders = [gevent.spawn(send) for _ in range(2)]
+        gevent.sleep(0)
+        for _ in range(20):
+            sending.send(tmp_path / "free", b"x")
+            tcp.implementation.udp(tmp_path / "sending", b"y")
+        tcp.until(lambda: len(witness.datagrams) == len(own.datagrams) == 20)
+        assert not any(sender.ready() for sender in senders)
+    for sender in senders:  # whoever was waited for is gone
+        with pytest.raises(OSError, match="stuck"):
+            sender.get(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("spawn", [gevent.spawn, lambda send: gevent.get_hub().threadpool.spawn(send)])
+@pytest.mark.parametrize("size", [1, 50_000])  # there is no room with the receiver, or none for what was sent
+def test_closing_a_listener_ends_the_sending_that_waits(tcp, tmp_path, size, spawn):
+    """Which has not tried again and again, as long as there is no room."""
+    sending = tcp.implementation.udp_listener(tmp_path / "sending", DatagramWitness(tcp))
+    waiting = sending._sender._waiting
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck:
+        stuck.bind(str(tmp_path / "stuck"))
+
+        def send():
+            for _ in range(20):
+                sending.send(tmp_path / "stuck", b"x" * size)
+
+        sender = spawn(send)
+        watchers = []
+        with gevent.Timeout(PATIENCE):
+            while not watchers or watchers != list(waiting):
+                watchers = list(waiting)
+                gevent.sleep(0.01)  # in which the loop looks at sockets many times, if it is made to
+        sending.close()
+        assert not any(watcher.active for watcher in watchers)
+        with pytest.raises(ListenerClosed, match="sending"):
+            sender.get(timeout=PATIENCE)
+    assert not waiting
+
+
+def test_a_listener_waits_to_send_over_udp_and_has_freed_its_address_when_it_is_closed(tcp):
+    """What no test can bring about over the loopback interface, which takes all at once."""
+    listener = tcp.listen_udp(DatagramWitness(tcp))
+    wait = listener._sender._wait_for_room, socket.AF_INET, listener.address
+    gevent.spawn(*wait).get(timeout=PATIENCE)
+
+    def replace():
+        listener.close()
+        tcp.implementation.udp_listener(listener.address, DatagramWitness(tcp)).close()
+
+    waiting, replacing = gevent.spawn(*wait), gevent.spawn(replace)  # which run before the loop looks at sockets
+    replacing.get(timeout=PATIENCE)
+    with pytest.raises(ListenerClosed):
+        waiting.get(timeout=PATIENCE)
+
+
+def test_a_listener_that_is_closed_during_a_look_up_sends_nothing(tcp):
+    listener = tcp.listen_udp(DatagramWitness(tcp))
+    sending = gevent.spawn(listener.send, ("localhost", 9), b"x")
+    gevent.sleep(0)
+    assert not sending.ready()
+    listener.close()
+    with pytest.raises(ListenerClosed, match=r"127\.0\.0\.1"):
+        sending.get(timeout=PATIENCE)
 
 
 # The caller's socket, and the files of Unix sockets.

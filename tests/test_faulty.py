@@ -250,6 +250,37 @@ def test_datagrams_may_be_lost_doubled_and_late(faulty):
     assert received.chunks == [b"0", b"2", b"2", b"4", b"3", b"5", b"7", b"7", b"9", b"8"]
 
 
+def test_datagrams_of_a_listener_may_be_lost_doubled_and_late(faulty):
+    """As those of ``udp``, with which they are counted."""
+    implementation = faulty(datagrams=("sent", "lost", "doubled", "late", "sent"))
+    received = testing.Recorder()
+    listener = implementation.udp_listener(None, lambda address, data: received.handle_datagram(address, data))
+    sending = implementation.udp_listener(None, print)
+    received.handle_datagram = lambda address, data: (received.chunks.append((address, data)), received._happened())
+    for number in range(10):
+        send = sending.send if number % 2 else implementation.udp
+        send(listener.address, b"%d" % number)
+    received.wait_until(lambda: len(received.chunks) == 10)
+    assert [data for _, data in received.chunks] == [b"0", b"2", b"2", b"4", b"3", b"5", b"7", b"7", b"9", b"8"]
+    assert {data for address, data in received.chunks if address == sending.address} == {b"3", b"5", b"7", b"9"}
+    listener.close()
+    sending.close()
+
+
+def test_a_late_datagram_of_a_listener_that_is_closed_is_lost(faulty):
+    implementation = faulty(datagrams=("late", "sent"))
+    received = testing.Recorder()
+    listener = implementation.udp_listener(None, lambda address, data: received.handle_datagram(data))
+    received.handle_datagram = lambda data: (received.chunks.append(data), received._happened())
+    sending = implementation.udp_listener(None, print)
+    sending.send(listener.address, b"late")
+    sending.close()
+    implementation.udp(listener.address, b"sent")
+    received.wait_until(lambda: received.chunks)
+    assert received.chunks == [b"sent"]
+    listener.close()
+
+
 # Plans.
 
 

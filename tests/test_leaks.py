@@ -38,6 +38,7 @@ def test_nothing_is_left_of_what_was_ended(kind):
         listener.connect(client)
         datagrams = implementation.udp_listener(None, lambda address, data: None)
         client.wait_connected().write(b"x")
+        datagrams.send(datagrams.address, b"x")
         gevent.spawn(gevent.sleep, 0.01)
         listener.close()
         datagrams.close()

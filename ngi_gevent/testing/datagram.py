@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.datagram import BaseDatagramListener
 
@@ -12,7 +12,22 @@ if TYPE_CHECKING:
     from ngi_gevent.testing.implementation import Implementation
     from ngi_gevent.testing.turns import MemoryOutstanding
 
-__all__ = ["DatagramListener"]
+__all__ = ["DatagramListener", "check_hashable", "check_send_address"]
+
+
+def check_hashable(address: object) -> None:
+    """Raise ``TypeError``, naming *address*, unless it could be one in memory."""
+    try:
+        hash(address)
+    except TypeError:
+        raise TypeError(f"an address in memory is hashable; got {address!r:.100}") from None
+
+
+def check_send_address(address: object) -> None:
+    """Raise ``TypeError``, naming *address*, unless one could send a datagram to it."""
+    if address is None:
+        raise TypeError("None is an address only to listen on, and nobody can be sent a datagram there")
+    check_hashable(address)
 
 
 class DatagramListener(BaseDatagramListener):
@@ -45,6 +60,12 @@ class DatagramListener(BaseDatagramListener):
         if self._open:
             self._owner.turns.current = self
             self._take(sender, len(data), data)
+
+    def _check_send_address(self, address: Any) -> None:
+        check_send_address(address)
+
+    def _send(self, address: Hashable, data: bytes) -> None:
+        self._implementation.send_datagram(self.address, address, data)
 
     def _stop_receiving(self) -> None:
         self._implementation.free_udp(self.address)

@@ -11,15 +11,23 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
 
 from ngi_gevent.adapters import bottom
 from ngi_gevent.connection import END_OF_INPUT, STOPPED, as_bytes, as_iterator
+from ngi_gevent.errors import NGIError
 from ngi_gevent.testing.plan import Fate, Faults, Input, Plan
-from ngi_gevent.testing.wrapping import WrappingClient, WrappingConnection, WrappingImplementation, WrappingListener
+from ngi_gevent.testing.wrapping import (
+    WrappingClient,
+    WrappingConnection,
+    WrappingDatagramListener,
+    WrappingImplementation,
+    WrappingListener,
+)
 from ngi_gevent.threads import Flag
 
 if TYPE_CHECKING:
@@ -47,7 +55,7 @@ class Faulty(WrappingImplementation):
         self.plan = plan
         self._connections = 0
         self._datagrams = 0
-        self._late: list[tuple[Any, bytes]] = []
+        self._late: list[tuple[Callable[[Any, bytes], None], Any, bytes]] = []
         self._links: dict[Any, _Link] = {}
         recent_plans.append(plan)
 
@@ -87,16 +95,35 @@ class Faulty(WrappingImplementation):
             address = nobody.address
         super().connect(address, handler, **options)
 
+    def wrap_datagram_listener(self, listener: Any) -> WrappingDatagramListener:
+        return _FaultyDatagramListener(self, listener)
+
     def udp(self, address: Any, data: Data) -> None:
+        self.send_datagram(self.implementation.udp, address, data)
+
+    def send_datagram(self, send: Callable[[Any, bytes], None], address: Any, data: Data) -> None:
+        """Have *send* send the next datagram, as often as is planned, and when."""
         data = as_bytes(data)
         fate: Fate = self.plan.datagram(self._datagrams)
         self._datagrams += 1
         if fate == "late":
-            self._late.append((address, data))
+            self._late.append((send, address, data))
         elif fate != "lost":
             late, self._late = self._late, []
-            for datagram in [(address, data)] * (2 if fate == "doubled" else 1) + late:
-                self.implementation.udp(*datagram)
+            for _ in range(2 if fate == "doubled" else 1):
+                send(address, data)
+            for send_late, *datagram in late:
+                with suppress(OSError, NGIError):  # the call that this is about has returned long ago
+                    send_late(*datagram)
+
+
+class _FaultyDatagramListener(WrappingDatagramListener):
+    def __init__(self, faulty: Faulty, listener: Any) -> None:
+        super().__init__(listener)
+        self._faulty = faulty
+
+    def send(self, address: Any, data: Data) -> None:
+        self._faulty.send_datagram(self.listener.send, address, data)
 
 
 class _RefusedClient(WrappingClient):

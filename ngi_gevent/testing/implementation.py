@@ -14,7 +14,7 @@ from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_tim
 from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
 from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
-from ngi_gevent.testing.datagram import DatagramListener
+from ngi_gevent.testing.datagram import DatagramListener, check_hashable, check_send_address
 from ngi_gevent.testing.listening import Listener
 from ngi_gevent.testing.turns import MemoryOutstanding, Turns
 
@@ -75,7 +75,7 @@ class Implementation:
         """Connect *handler* to *listener*, or to whoever is at *address* when it is its turn."""
         self._check_open()
         check_client_handler(handler)
-        _check_hashable(address)
+        check_hashable(address)
         if self._turns.running and getattr(handler, "waits", False):
             raise Deadlock("waiting in a callback for a connection in memory, which is made after the callback")
         if client_address is None:
@@ -106,7 +106,7 @@ class Implementation:
         connections is None; no time passes, and ``connection.test_close(Timeout(...))`` plays an *idle_timeout*.
         """
         self._check_open()
-        _check_hashable(address)
+        check_hashable(address)
         check_server(handler)
         check_max_connections(max_connections)
         check_idle_timeout(idle_timeout)
@@ -125,19 +125,15 @@ class Implementation:
     def udp(self, address: Hashable, data: Data) -> None:
         """Send *data* to the listener for datagrams on *address*; where there is nobody, it vanishes.
 
-        It has been handled on return, unless this is called in a callback.  All datagrams of an implementation come
-        from the same address.
+        It has been handled on return, unless this is called in a callback.  All datagrams that are sent in this way
+        come from the same address.
         """
-        if address is None:
-            raise TypeError("None is an address only to listen on, and nobody can be sent a datagram there")
-        _check_hashable(address)
+        check_send_address(address)
         data = as_bytes(data)
         self._check_open()
         if self._datagram_sender is None:
             self._datagram_sender = self._fresh_address()
-        listener = self._datagram_listeners.get(address)
-        if listener is not None:
-            listener.receive(self._datagram_sender, data)
+        self.send_datagram(self._datagram_sender, address, data)
 
     def udp_listener(self, address: Hashable, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
         """Have every datagram to *address* given to *handler*; None makes a fresh address.
@@ -146,7 +142,7 @@ class Implementation:
         *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.
         """
         self._check_open()
-        _check_hashable(address)
+        check_hashable(address)
         check_datagram_handler(handler)
         check_buffer_size(buffer_size)
         if address is None:
@@ -159,7 +155,7 @@ class Implementation:
 
     def connectable(self, address: Hashable, connection: Connection) -> None:
         """Have the next ``connect`` to *address* that finds no listener get *connection*, which a test has prepared."""
-        _check_hashable(address)
+        check_hashable(address)
         self._connectable.setdefault(address, deque()).append(connection)
 
     def wait(self, timeout: float | None = None) -> None:
@@ -175,6 +171,12 @@ class Implementation:
         """Close all listeners and end all connections; whatever is asked for afterwards raises.  Twice is harmless."""
         self._closed = True
         self._outstanding.stop()
+
+    def send_datagram(self, sender: Hashable, address: Hashable, data: bytes) -> None:
+        """Have who listens for datagrams on *address*, if anybody, receive *data* from *sender*."""
+        listener = self._datagram_listeners.get(address)
+        if listener is not None:
+            listener.receive(sender, data)
 
     def free(self, address: Hashable) -> None:
         """Have *address* listened on no more."""
@@ -215,13 +217,6 @@ class Implementation:
 
     def _fresh_address(self) -> tuple[str, int]:
         return "in memory", next(self._fresh)
-
-
-def _check_hashable(address: object) -> None:
-    try:
-        hash(address)
-    except TypeError:
-        raise TypeError(f"an address in memory is hashable; got {address!r:.100}") from None
 
 
 def _check_free(address: Hashable, listeners: Container[Hashable]) -> None:

@@ -24,11 +24,17 @@ import ngi_gevent
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.testing.implementation import Implementation
 from ngi_gevent.testing.patience import is_set_in_time
-from ngi_gevent.testing.wrapping import WrappingClient, WrappingConnection, WrappingImplementation, WrappingListener
+from ngi_gevent.testing.wrapping import (
+    WrappingClient,
+    WrappingConnection,
+    WrappingDatagramListener,
+    WrappingImplementation,
+    WrappingListener,
+)
 from ngi_gevent.threads import Flag, get_hub_if_exists
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import IClientConnectHandler, IServer, IUDPHandler
+    from ngi_gevent.interfaces import IClientConnectHandler, IServer
 
 __all__ = ["GRACE", "Watched", "nothing_left"]
 
@@ -118,10 +124,6 @@ class Watched(WrappingImplementation):
         """Something else that must not be."""
         self._problems.append(text)
 
-    def udp_listener(self, address: Any, handler: IUDPHandler, *arguments: Any, **options: Any) -> Any:
-        listener = super().udp_listener(address, handler, *arguments, **options)
-        return _WatchedDatagramListener(self, listener)
-
     def wrap(self, connection: Any, control: WrappingListener | None) -> WrappingConnection:
         how = "connected" if control is None else f"accepted by a listener {control.made}"
         return _WatchedConnection(self, connection, control, how)
@@ -134,6 +136,9 @@ class Watched(WrappingImplementation):
 
     def wrap_listener(self, server: IServer) -> WrappingListener:
         return _WatchedListener(self, server)
+
+    def wrap_datagram_listener(self, listener: Any) -> WrappingDatagramListener:
+        return _WatchedDatagramListener(self, listener)
 
     def wrap_client(self, handler: IClientConnectHandler) -> WrappingClient:
         return _WatchedClient(self, handler)
@@ -172,17 +177,14 @@ class _WatchedListener(WrappingListener):
         return ended
 
 
-class _WatchedDatagramListener:
+class _WatchedDatagramListener(WrappingDatagramListener):
     def __init__(self, watched: Watched, listener: Any) -> None:
+        super().__init__(listener)
         self._watched = watched
-        self.listener = listener
         watched.made(self, f"made at {_caller()}")
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.listener, name)
-
     def close(self) -> None:
-        self.listener.close()
+        super().close()
         self._watched.ended(self)
 
 

@@ -9,13 +9,19 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import Base
-from ngi_gevent.interfaces import IImplementation, IListener, documented_by
+from ngi_gevent.interfaces import IImplementation, IListener, IUDPListener, documented_by
 from ngi_gevent.listening import check_client_handler, check_server
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
 
-__all__ = ["WrappingClient", "WrappingConnection", "WrappingImplementation", "WrappingListener"]
+__all__ = [
+    "WrappingClient",
+    "WrappingConnection",
+    "WrappingDatagramListener",
+    "WrappingImplementation",
+    "WrappingListener",
+]
 
 
 class WrappingConnection(Base):
@@ -110,6 +116,33 @@ class WrappingListener:
         return wrapped.in_callback(self._server, wrapped)
 
 
+@documented_by(IUDPListener)
+class WrappingDatagramListener:
+    """A listener for datagrams around another one."""
+
+    def __init__(self, listener: Any) -> None:
+        #: The listener that this one is around.
+        self.listener = listener
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} around {self.listener!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "listener":
+            raise AttributeError(name)
+        return getattr(self.listener, name)
+
+    @property
+    def address(self) -> Any:
+        return self.listener.address
+
+    def send(self, address: Any, data: Data) -> None:
+        self.listener.send(address, data)
+
+    def close(self) -> None:
+        self.listener.close()
+
+
 @documented_by(IImplementation)
 class WrappingImplementation:
     """An implementation around *implementation*."""
@@ -140,7 +173,7 @@ class WrappingImplementation:
         self.implementation.udp(address, data)
 
     def udp_listener(self, address: Any, handler: IUDPHandler, *arguments: Any, **options: Any) -> Any:
-        return self.implementation.udp_listener(address, handler, *arguments, **options)
+        return self.wrap_datagram_listener(self.implementation.udp_listener(address, handler, *arguments, **options))
 
     def wait(self, timeout: float | None = None) -> None:
         self.implementation.wait(timeout)
@@ -157,6 +190,10 @@ class WrappingImplementation:
     def wrap_listener(self, server: IServer) -> WrappingListener:
         """The listener around one that is about to be made."""
         return WrappingListener(self, server)
+
+    def wrap_datagram_listener(self, listener: Any) -> WrappingDatagramListener:
+        """The listener for datagrams around *listener*."""
+        return WrappingDatagramListener(listener)
 
     def wrap_client(self, handler: IClientConnectHandler) -> WrappingClient:
         """The client connect handler around *handler*."""

@@ -159,6 +159,8 @@ def datagrams() -> None:
     ngi_gevent.udp(8000, b"data")  # type: ignore[arg-type]
     ngi_gevent.udp_listener(ADDRESS, of_data_only)  # type: ignore[arg-type]
     ngi_gevent.udp_listener(ADDRESS, print, buffersize=1)  # type: ignore[call-arg]
+    ngi_gevent.udp_listener(ADDRESS, print).send(ADDRESS, "text")  # type: ignore[arg-type]
+    testing.udp_listener(None, print).send(b"data")  # type: ignore[call-arg]
 
 
 # Generators.

@@ -126,8 +126,11 @@ def clients(tls: ssl.SSLContext) -> None:
 def datagrams() -> None:
     def answer(address: Any, data: bytes) -> None:
         ngi_gevent.udp(address, data)
+        listener.send(address, bytearray(data))
 
     listener: IUDPListener = ngi_gevent.udp_listener(ADDRESS, answer, buffer_size=100)
+    in_memory: IUDPListener = testing.udp_listener("here", print)
+    in_memory.send("there", b"hello")
     listener.close()
 
 
