@@ -187,6 +187,8 @@ class Implementation:
     def udp(self, address: PeerAddress, data: Data) -> None:
         """Send *data* to *address* as one datagram, from a socket that all datagrams of this implementation share.
 
+        To answer from the address that was asked, there is :meth:`ngi_gevent.interfaces.IUDPListener.send`.
+
         *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
         be no address or data, and ``OSError``, naming the address, where the name is not found or the system refuses
         the datagram.  Blocks the calling greenlet while a name is looked up, each time, and while the system takes no

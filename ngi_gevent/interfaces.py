@@ -356,9 +356,11 @@ class IImplementation(Protocol):
     def udp(self, address: Any, data: Data, /) -> None:
         """Send *data* to *address* as one datagram, from an address of the implementation's choice.
 
-        Whether anybody receives it is not known, as always with datagrams.  Raises ``TypeError`` or ``ValueError`` for
-        what can be no address, ``TypeError`` for what is no bytes, bytearray or memoryview, and ``OSError``, naming the
-        address, where the system refuses to send it.
+        To answer from the address that was asked, there is :meth:`IUDPListener.send`.  Whether anybody receives it is
+        not known, as always with datagrams.
+
+        Raises ``TypeError`` or ``ValueError`` for what can be no address, ``TypeError`` for what is no bytes, bytearray
+        or memoryview, and ``OSError``, naming the address, where the system refuses to send it.
         """
 
     def udp_listener(self, address: Any, handler: IUDPHandler, /, buffer_size: int = ...) -> IUDPListener:
