@@ -12,7 +12,6 @@ Either way the log gets a line when that begins, and one when it is over.
 from __future__ import annotations
 
 import errno
-import logging
 import resource
 import sys
 from collections.abc import Callable, Collection
@@ -21,12 +20,11 @@ from typing import Any
 from gevent import get_hub
 from gevent.server import StreamServer
 
+from ngi_gevent import logs
 from ngi_gevent.address import naming
 from ngi_gevent.event_loop import for_timer
 
 __all__ = ["Acceptor", "default_max_connections"]
-
-logger = logging.getLogger("ngi_gevent.listener")
 
 #: Seconds after which accepting is tried again where the system refused; they double until it does not.
 FIRST_RETRY, LAST_RETRY = 0.01, 0.5
@@ -147,8 +145,8 @@ class Acceptor(StreamServer):
 
     def _system_refused(self, error: OSError) -> None:
         if self.is_fatal_error(error):
-            logger.error("listening is over: %s", naming(error, self.address))
             self._gave_up()
+            logs.listeners.error("listening is over: %s", naming(error, self.address))
             return
         self._refused.goes_on(error.strerror)
         self.stop_accepting()
@@ -192,9 +190,9 @@ class _Spell:
         """There is trouble, again or still."""
         self._lately = True
         if self._timer is None:
-            logger.warning("%r accepts no more connections for now: %s", self._address, reason)
             self._timer = self._loop.timer(QUIET, QUIET, ref=False)
             self._timer.start(self._look)
+            logs.listeners.warning("%r accepts no more connections for now: %s", self._address, reason)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -206,4 +204,4 @@ class _Spell:
         self._lately = False
         if over:
             self.close()
-            logger.warning("%r accepts connections again", self._address)
+            logs.listeners.warning("%r accepts connections again", self._address)

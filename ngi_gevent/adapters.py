@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ngi_gevent.connection import as_bytes, as_iterator, check_count, check_handler, logger
+from ngi_gevent import logs
+from ngi_gevent.connection import as_bytes, as_iterator, check_count, check_handler
 from ngi_gevent.errors import LimitExceeded
 from ngi_gevent.generator import Handler
 from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
@@ -150,8 +151,8 @@ class Base:
         already, this does nothing.
         """
         if self.connection:
-            logger.info("connection with %r ended: %a", self.peer_address, reason)
             self.connection.close()
+            logs.connections.info("connection with %r ended: %s", self.peer_address, logs.shown(reason))
             Base.handle_close(self, self.connection, reason)
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ngi_gevent import logs
 from ngi_gevent.errors import ConnectionClosed, Deadlock, LimitExceeded, Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
 
@@ -51,11 +52,7 @@ __all__ = [
     "check_handler",
     "check_returned",
     "check_timeout",
-    "logger",
 ]
-
-#: What happens to connections; also of those modules that add to what happens.
-logger = logging.getLogger(__name__)
 
 HANDSHAKE, OPEN, CLOSING, CLOSED = "handshake", "open", "closing", "closed"
 
@@ -180,6 +177,7 @@ class BaseConnection:
     __slots__ = (
         "__weakref__",
         "_ended_elsewhere",
+        "_ended_for",
         "_exceptions",
         "_gone",
         "_handler",
@@ -214,6 +212,7 @@ class BaseConnection:
         self._ended_elsewhere = False  # whether another thread has ended it, which this one will see to
         self._handler: IConnectionHandler | None = None
         self._reason: Reason | None = None
+        self._ended_for: Reason | None = None  # what the log is to be told
         self._pending = 0  # bytes of output that were taken and not yet handed on
         self._pause_over: int | None = None  # more of them than this pause reading, as answers to what was read
         self._exceptions: list[BaseException] = []  # of iterators, that the handler is to be told of
@@ -224,11 +223,11 @@ class BaseConnection:
         return self._state is OPEN and not self._ended_elsewhere
 
     def __repr__(self) -> str:
-        handler = "no handler" if self._handler is None else f"handler: {type(self._handler).__name__}"
-        return (
-            f"<{type(self).__name__} {self.local_address!r} to {self.peer_address!r}, {self._state}, {handler}, "
-            f"bytes pending: {self._pending}>"
-        )
+        told = f"{self.local_address!r} to {self.peer_address!r}, {self._state}"
+        if not self._gone:
+            handler = "no handler" if self._handler is None else f"handler: {type(self._handler).__name__}"
+            told += f", {handler}, bytes pending: {self._pending}"
+        return f"<{type(self).__name__} {told}>"
 
     # The application's side.
 
@@ -279,7 +278,7 @@ class BaseConnection:
 
     def _abort(self) -> None:
         if self._state is OPEN:
-            self._log_end("aborted")
+            self._ended_for = "aborted"
         self._forgive_reason()
         self._break_off()
 
@@ -296,6 +295,11 @@ class BaseConnection:
             self._when_closed.append(callback)
 
     # For those who wait for the connection.
+
+    @property
+    def has_handler(self) -> bool:
+        """Whether it was given a handler, so that its input is read."""
+        return self._handler is not None
 
     def goes_on(self) -> bool:
         """Whether nobody has ended it: it is open, or is about to be."""
@@ -343,12 +347,7 @@ class BaseConnection:
     def _owe(self, reason: Reason | None) -> None:
         """It is not to be open any more: owe the handler *reason*; None where the application has closed it."""
         self._reason = reason
-        self._log_end("closed" if reason is None else reason)
-
-    def _log_end(self, reason: object) -> None:
-        level = logging.INFO if isinstance(reason, (Timeout, LimitExceeded)) else logging.DEBUG
-        # An exception of a handler's may quote whatever the peer has sent.
-        logger.log(level, "connection with %r ended: %.200a", self.peer_address, reason)
+        self._ended_for = "closed" if reason is None else reason
 
     # What a transport adds.
 
@@ -407,9 +406,9 @@ class BaseConnection:
 
     def _failed(self, where: str, error: BaseException) -> None:
         """The application raised *error* in *where*: report it, and end this connection."""
-        self._owner.handler_raised(self.peer_address, where, error)
         if self._state is OPEN:
             self._leave_open(error)
+        self._owner.handler_raised(self.peer_address, where, error)
 
     def _tell_exception(self, exception: BaseException) -> None:
         """An iterator raised *exception*: tell the handler, or end the connection where it does not care."""
@@ -431,6 +430,14 @@ class BaseConnection:
             self._exception_queued()
         else:
             self._owner.handler_raised(self.peer_address, ITERABLE, error)
+
+    def _log_end(self) -> None:
+        """The connection is not open any more: tell the log why, once, before the handler."""
+        reason, self._ended_for = self._ended_for, None
+        if reason is not None:
+            level = logging.INFO if isinstance(reason, (Timeout, LimitExceeded)) else logging.DEBUG
+            if logs.connections.is_enabled_for(level):
+                logs.connections.tell(level, "connection with %r ended: %s", self.peer_address, logs.shown(reason))
 
     def _tell_end(self) -> None:
         """The connection is not open any more: tell the handler what it has not heard yet, and why."""

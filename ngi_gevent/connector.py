@@ -10,8 +10,9 @@ from gevent import Timeout, sleep
 from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
+from ngi_gevent import logs
 from ngi_gevent.address import naming, unix_path
-from ngi_gevent.connection import STOPPED, logger
+from ngi_gevent.connection import STOPPED
 from ngi_gevent.dispatcher import ConnectionGreenlet
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.socket_options import send_at_once
@@ -77,8 +78,11 @@ class Connector:
             self._connecting = False
             self._greenlet.connection = connection
             self._owner.forget(self)
-            logger.debug("connection with %r made", connection.peer_address)
-            connection.run(self._handler.connected, "connected")
+            connection.run(self._begin, "connected")
+
+    def _begin(self, connection: StreamConnection) -> object:
+        logs.connections.debug("connection with %r made", connection.peer_address)
+        return self._handler.connected(connection)
 
     def _connected(self) -> StreamConnection:
         """The connection, ready for use; blocks the greenlet, raises ``OSError``, and ``GreenletExit`` if given up."""
@@ -100,12 +104,12 @@ class Connector:
 
     def _fail(self, reason: Reason) -> None:
         self._connecting = False
-        logger.debug("connecting to %r failed: %a", self._address, reason)
         try:
             self._handler.failed_connect(reason)
         except BaseException as error:
             self._owner.handler_raised(self._address, "failed_connect", error)
         self._owner.forget(self)
+        logs.connections.debug("connecting to %r failed: %s", self._address, logs.shown(reason))
 
 
 def _connected_socket(address: Any) -> Any:

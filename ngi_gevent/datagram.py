@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
+from ngi_gevent import logs
 from ngi_gevent.connection import as_bytes, check_count
 from ngi_gevent.errors import ListenerClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IUDPHandler
     from ngi_gevent.listening import ListenerOwner
 
-__all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
+__all__ = ["BUFFER_SIZE", "SELDOM", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
 
-logger = logging.getLogger("ngi_gevent.datagram")
+#: Seconds in which there is one line in the log, at most, about datagrams that are dropped.
+SELDOM = 10.0
 
 #: Bytes of the longest datagram that a listener takes: as many as UDP can say that there are.
 BUFFER_SIZE = 65535
@@ -44,6 +45,7 @@ class BaseDatagramListener:
         self._handler = handler
         self._buffer_size = buffer_size
         self._open = False
+        self._long = logs.Seldom(SELDOM)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.address!r}, {'open' if self._open else 'closed'}>"
@@ -65,10 +67,7 @@ class BaseDatagramListener:
     def _take(self, sender: Any, length: int, data: bytes | memoryview) -> None:
         """Give a datagram of *length* bytes to the handler; *data* may be less, if it is longer than it may be."""
         if length > self._buffer_size:
-            logger.warning(
-                "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d",
-                *(sender, length, self._buffer_size),
-            )
+            self._told_of_long(sender, length)
             return
         try:
             self._handler(sender, bytes(data))
@@ -78,6 +77,15 @@ class BaseDatagramListener:
     def _check_open(self) -> None:
         if not self._open:
             raise ListenerClosed(f"the listener for datagrams on {self.address!r} is closed, and sends nothing")
+
+    def _told_of_long(self, sender: Any, length: int) -> None:
+        count = self._long()
+        if count:
+            logs.datagrams.warning(
+                "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d; "
+                "dropped since the last such line: %d",
+                *(sender, length, self._buffer_size, count),
+            )
 
     # What a kind of listener adds.
 

@@ -14,9 +14,10 @@ from gevent import socket as gevent_socket
 from gevent.event import Event
 from greenlet import GreenletExit
 
+from ngi_gevent import logs
 from ngi_gevent.address import check_send_address, naming, unix_path
 from ngi_gevent.binding import Binding, looked_up
-from ngi_gevent.datagram import BaseDatagramListener, logger
+from ngi_gevent.datagram import SELDOM, BaseDatagramListener
 from ngi_gevent.dispatcher import ConnectionGreenlet
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
@@ -58,14 +59,15 @@ class DatagramListener(BaseDatagramListener):
             self.address = self._socket.getsockname()
             self._buffer = memoryview(bytearray(buffer_size + 1))
             self._watcher = hub.loop.io(self._socket.fileno(), READ)
+            logs.datagrams.info("receiving datagrams on %r", self.address)
         except BaseException:
             self._socket.close()
             self._binding.remove_file()
             raise
         self._sender = _ListenerSender(hub, self._socket, self._check_open)
         self._open = True
-        logger.info("receiving datagrams on %r", self.address)
         self._waiting = False
+        self._failed = logs.Seldom(SELDOM)
         self._greenlet = ConnectionGreenlet(self.run, hub, self)
         hub.loop.run_callback(self._greenlet.switch)
 
@@ -113,13 +115,16 @@ class DatagramListener(BaseDatagramListener):
                 return
             except OSError as error:
                 # Most likely an answer of the network to something that was sent from this socket before.
-                logger.warning("receiving datagrams on %r failed, and goes on: %s", self.address, error)
+                self._tell_failed(error)
                 sleep(PAUSE)
                 return
             self._take(sender, length, self._buffer[:length])
 
+    def _tell_failed(self, error: OSError) -> None:
+        if self._failed():
+            logs.datagrams.warning("receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror)
+
     def _stop_receiving(self) -> None:
-        logger.info("no longer receiving datagrams on %r", self.address)
         self._watcher.close()
         self._sender.stop_waiting()
         self._socket.close()
@@ -127,6 +132,7 @@ class DatagramListener(BaseDatagramListener):
         if self._waiting:
             self._hub.loop.run_callback(self._end)
             self._owner.forget(self)
+        logs.datagrams.info("no longer receiving datagrams on %r", self.address)
 
     def _end(self) -> None:
         if self._waiting:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from gevent import spawn_raw
 from gevent.exceptions import ConcurrentObjectUseError
 
+from ngi_gevent import logs
 from ngi_gevent.adapters import MAX_LINE, bottom
-from ngi_gevent.connection import LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout, logger
+from ngi_gevent.connection import LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
 from ngi_gevent.outstanding import Outstanding
 from ngi_gevent.threads import Flag
@@ -91,17 +92,20 @@ def _run(function: Callable[[], object], connection: Any, input: Input, output: 
     try:
         check_returned(function(), _FUNCTION)
     except BaseException as error:
-        _report(connection, error, input.reason)
+        _report(connection, error, input)
     finally:
         input.close()
         output.close()
 
 
-def _report(connection: Any, error: BaseException, reason: Reason | None) -> None:
-    """Log what a server's function raised on *connection*, which had ended for *reason*, if it had."""
+def _report(connection: Any, error: BaseException, input: Input) -> None:
+    """Log what a server's function raised on *connection*, whose input it read."""
     peer = connection.peer_address
-    if error is reason or isinstance(error, LimitExceeded) or (isinstance(error, ConnectionClosed) and not connection):
-        logger.info("connection with %r ended while %s was using it: %a", peer, _FUNCTION, reason or error)
+    of_connection = isinstance(error, ConnectionClosed) and not connection
+    if of_connection or error is input.reason or error is input.limit_met:
+        reason = (of_connection and input.reason) or error
+        logs.connections.info("connection with %r ended while %s was using it: %s", peer, _FUNCTION, logs.shown(reason))
+        error.__traceback__ = None  # whose frames hold the files, and these the error
     else:
         # To whom a handler's exceptions go, too; a connection that no listener accepted has nobody but the log.
         (connection.control or Outstanding()).handler_raised(peer, _FUNCTION, error)
@@ -288,6 +292,8 @@ class Input(_File):
         self._unread = bytearray()
         self._taken = 0  # pieces of input, from the handler
         self._reading = False
+        #: What was raised because of a line that is too long, if anything was.
+        self.limit_met: LimitExceeded | None = None
 
     def __enter__(self) -> Input:
         self._check_open()
@@ -368,6 +374,9 @@ class Input(_File):
         self._reading = True
         try:
             return self._handler.wait_until(lambda: self._has(count), deadline)
+        except LimitExceeded as error:
+            self.limit_met = error
+            raise
         finally:
             self._reading = False
 
@@ -399,7 +408,7 @@ def _through_line_end(start: int, most: int) -> _Count:
             start = max(start, len(unread))
         if 0 <= most <= (end or len(unread)):
             return most
-        if (end or len(unread)) > limit:
+        if (end - 1 if end else len(unread)) > limit:
             raise LimitExceeded(f"the peer sent a line of more than {MAX_LINE} bytes, and readline was given no size")
         return end or None
 

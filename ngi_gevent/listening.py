@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ngi_gevent import logs
 from ngi_gevent.connection import BaseConnection, check_count, check_timeout
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
@@ -82,6 +83,7 @@ class BaseListener:
     def close(self, handler: Callable[[Any], object] | None = None) -> None:
         if handler is not None and not callable(handler):
             raise TypeError(f"what close calls when the last connection is gone is callable; got {handler!r:.100}")
+        was_accepting = self._accepting
         self._close_door(serve_queued=handler is not None)
         if handler is None:
             for connection in list(self._connections):
@@ -91,6 +93,8 @@ class BaseListener:
             self._when_empty.append(lambda: self._call_soon(lambda: self._call_close_handler(handler)))
         else:
             self._call_close_handler(handler)
+        if was_accepting:
+            self._tell_closed()
 
     def stop(self) -> None:
         self.close()
@@ -99,7 +103,9 @@ class BaseListener:
         check_timeout(timeout)
         if self._current_connection() in self._connections:
             raise Deadlock("close_wait was called in a callback of one of the connections that it would wait for")
-        self._close_door(serve_queued=True)
+        if self._accepting:
+            self._close_door(serve_queued=True)
+            self._tell_closed()
         self._wait_until_empty(timeout)
         left = list(self._connections)
         ended = sum(connection.undelivered() for connection in left)
@@ -140,6 +146,12 @@ class BaseListener:
             self._accepting = False
             self._stop_accepting(serve_queued=serve_queued)
             self._check_empty()
+
+    def _tell_open(self) -> None:
+        logs.listeners.info("listening on %r", self.address)
+
+    def _tell_closed(self) -> None:
+        logs.listeners.info("no longer listening on %r", self.address)
 
     def _check_empty(self) -> None:
         if self._connections or self._accepting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ngi_gevent.connection import logger
+from ngi_gevent import logs
 
 __all__ = ["Outstanding"]
 
@@ -55,4 +55,4 @@ class Outstanding:
         self.forget(connection)
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        logger.error("connection with %r: %s raised an exception", peer, where, exc_info=error)
+        logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
+from ngi_gevent import logs
 from ngi_gevent.connection import (
     CLOSED,
     CLOSING,
@@ -40,7 +41,6 @@ from ngi_gevent.connection import (
     PendingLines,
     as_bytes,
     check_returned,
-    logger,
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
 from ngi_gevent.errors import Timeout
@@ -277,11 +277,14 @@ class StreamConnection(BaseConnection):
 
     def _handler_told(self) -> None:
         """The connection is not open any more: tell the handler why; a missing one is told when it is set."""
-        if self._handler is not None:
-            self._tell_end()
-        self._callbacks_done = True
-        if self._state is CLOSED:
-            self._is_gone()
+        try:
+            self._log_end()
+        finally:
+            if self._handler is not None:
+                self._tell_end()
+            self._callbacks_done = True
+            if self._state is CLOSED:
+                self._is_gone()
 
     def _handler_set(self) -> None:
         if not self._callbacks_done:
@@ -465,8 +468,9 @@ class StreamConnection(BaseConnection):
         self._expect_progress(SEND_TIMEOUT, self._give_up_sending)
 
     def _give_up_sending(self) -> None:
-        logger.info("connection with %r broken off: %d bytes were left to send to it", self.peer_address, self._pending)
+        peer, left = self.peer_address, self._pending
         self._break_off()
+        logs.connections.info("connection with %r broken off: %d bytes were left to send to it", peer, left)
 
     def _send_failed(self, error: OSError) -> None:
         """Nothing can be sent any more.  What had arrived before is still read, and the end with it."""
@@ -636,7 +640,9 @@ class StreamConnection(BaseConnection):
         if self._gone:
             return
         self._dispatcher.release()
-        # They hold the connection, and it them: it would be freed by the next full garbage collection only.
+        # What holds the connection: it would be freed by the next full garbage collection only.
+        if self._reason is None:
+            self._handler = None
         self.resume = self._receive = self._send = self._send_pieces = _is_closed
         self._send_error = None
         super()._is_gone()

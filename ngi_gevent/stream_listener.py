@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
 
-from ngi_gevent import connection as connections
-from ngi_gevent import socket_options
-from ngi_gevent.acceptor import Acceptor, logger
+from ngi_gevent import logs, socket_options
+from ngi_gevent.acceptor import Acceptor
 from ngi_gevent.binding import Binding
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.interfaces import IListener, documented_by
@@ -68,6 +67,7 @@ class StreamListener(BaseListener):
                 socket_options.keep_alive(sock)
             sock.listen(backlog)
             self.address = sock.getsockname()
+            self._tell_open()
             self._acceptor = Acceptor(sock, self._accepted, self._connections, max_connections, self._close_door)
             self._acceptor.start()
         except BaseException:
@@ -75,7 +75,6 @@ class StreamListener(BaseListener):
             self._binding.remove_file()
             raise
         self._accepting = True
-        logger.info("listening on %r", self.address)
 
     def connect(self, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
         call_on(self._hub, lambda: self._connect(self.address, handler, **options))
@@ -115,15 +114,20 @@ class StreamListener(BaseListener):
         if self._idle_timeout is not None:
             connection.end_when_idle(self._idle_timeout)
         self._connections[connection] = None
-        connections.logger.debug("connection with %r accepted, on %r", peer_address, connection.local_address)
         return connection
 
     def _run(self, connection: StreamConnection) -> None:
         """Run *connection*, on the hub.  One that was stopped before its server heard of it is not to be served."""
-        connection.start(self._server if connection.goes_on() else _ignore, "the server", self._context.copy())
+        connection.start(self._begin if connection.goes_on() else _ignore, "the server", self._context.copy())
+
+    def _begin(self, connection: StreamConnection) -> object:
+        logs.connections.debug("connection with %r accepted, on %r", connection.peer_address, connection.local_address)
+        result = self._server(connection)
+        if connection and not connection.has_handler:
+            logs.connections.debug("connection with %r has no handler yet, and is not read", connection.peer_address)
+        return result
 
     def _stop_accepting(self, *, serve_queued: bool = False) -> None:
-        logger.info("no longer listening on %r; connections: %d", self.address, len(self._connections))
         self._binding.remove_file()  # first, since nobody finds the socket without it
         if not serve_queued:
             self._acceptor.close()

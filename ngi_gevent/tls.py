@@ -28,7 +28,8 @@ from gevent import Timeout
 from gevent.monkey import get_original
 from greenlet import getcurrent
 
-from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED, logger
+from ngi_gevent import logs
+from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.stream import RECEIVE_SIZE, StreamConnection
 
@@ -147,7 +148,7 @@ class TLSConnection(StreamConnection):
             reason = error
         if reason is None:
             return begin(self)
-        logger.info("connection with %r: the TLS handshake failed: %a", self.peer_address, reason)
+        logs.connections.info("connection with %r: the TLS handshake failed: %s", self.peer_address, logs.shown(reason))
         return None
 
     def shake_hands(self) -> None:
@@ -156,8 +157,8 @@ class TLSConnection(StreamConnection):
             while not self._handshake_is_done():
                 self._wait_for_input()
                 self._incoming.write(self._receive_in_handshake())
-        except ssl.SSLError as error:
-            self._refuse(error)
+        except ssl.SSLError:
+            self._refuse()
             raise
         except BaseException:
             self.waiting = False
@@ -200,11 +201,12 @@ class TLSConnection(StreamConnection):
             )
         return data
 
-    def _refuse(self, error: ssl.SSLError) -> None:
+    def _refuse(self) -> None:
         """The handshake has failed: let the peer learn why, and be gone."""
         self._close_sent = True
         self._callbacks_done = True
-        self._leave_open(error)
+        self._leave_open(None)
+        self._ended_for = None  # a line for the handshake will tell
 
     # Input.
 

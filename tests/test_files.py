@@ -844,8 +844,8 @@ def test_a_line_without_end_fills_no_memory(stage, monkeypatch, read):
         read(input)
     assert input.readline(5, PATIENCE) == b"x" * 5  # it is left for who reads it with a size
     assert input.read(6, PATIENCE) == b"x" * 6
-    peer.send(b"y" * 9 + b"\n" + b"z" * 10 + b"\n")
-    assert input.readline(timeout=PATIENCE) == b"y" * 9 + b"\n"
+    peer.send(b"y" * 10 + b"\n" + b"z" * 11 + b"\n")
+    assert input.readline(timeout=PATIENCE) == b"y" * 10 + b"\n"
     with pytest.raises(LimitExceeded):
         read(input)
     output.close()
@@ -860,4 +860,4 @@ def test_a_line_that_is_too_long_costs_the_log_one_line(tcp, caplog, monkeypatch
     tcp.until(lambda: peer.ended == "end")
     (record,) = caplog.records
     assert (record.levelname, record.exc_info) == ("INFO", None)
-    assert "LimitExceeded(" in record.getMessage()
+    assert "LimitExceeded: " in record.getMessage()

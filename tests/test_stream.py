@@ -15,7 +15,7 @@ import pytest
 from gevent.event import Event
 from stages import Witness
 
-from ngi_gevent import Deadlock, ImplementationClosed, stream
+from ngi_gevent import Deadlock, ImplementationClosed, adapters, blocking, stream
 from ngi_gevent.dispatcher import Dispatcher
 
 
@@ -913,28 +913,69 @@ def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_befo
     assert received == 3_000_000
 
 
-@pytest.mark.parametrize("end", ["finish", "reset"])
-@pytest.mark.parametrize("kind", ["tcp", "tls"])
-def test_a_connection_is_freed_when_it_is_gone_and_not_by_the_collector(kind, end, request):
-    """It may have taken tens of kilobytes, and full collections are rare."""
+class KeepsItsConnection:
+    def __init__(self, connection):
+        self.connection = connection
+        connection.set_handler(self)
 
-    class Echo:
-        def handle_input(self, connection, data):
-            connection.write(data)
+    def handle_input(self, connection, data):
+        connection.write(data)
+
+
+class OverLines(KeepsItsConnection):
+    def __init__(self, connection):
+        adapters.Lines(connection).set_handler(self)
+
+
+def answer_in_files(input, output):
+    for line in input:
+        output.write(line)
+
+
+def reset_while_output_waits(peer, connection):
+    connection.write(b"x" * 24_000_000)
+    connection.send_pending()
+    peer.reset()
+
+
+def send_rubbish(peer, connection):
+    """No record of TLS; to a plain connection some input, and the end."""
+    send = getattr(peer.socket, "_sock", peer.socket).sendall
+    peer._tasks.put(lambda: send(b"\x17\x03\x03\0\x05xxxxx"))
+    peer._tasks.put(lambda: peer.socket.shutdown(socket.SHUT_WR))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda peer, connection: peer.finish(),
+        lambda peer, connection: peer.reset(),
+        lambda peer, connection: connection.abort(),
+        reset_while_output_waits,
+        send_rubbish,
+    ],
+    ids=["finished", "reset", "aborted", "reset while output waits", "rubbish"],
+)
+@pytest.mark.parametrize(
+    "server", [KeepsItsConnection, OverLines, blocking.server(answer_in_files)], ids=["handler", "lines", "files"]
+)
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_a_connection_is_freed_when_it_is_gone_and_not_by_the_collector(kind, server, end, request):
+    """It may have taken tens of kilobytes, and full collections are rare."""
 
     def serve(connection):
         connections.append(weakref.ref(connection, lambda _: stage.happened()))
-        connection.set_handler(Echo())
+        server(connection)
+        stage.happened()
 
     stage = request.getfixturevalue(kind)
     connections = []
     peer = stage.peer(stage.listen(serve, idle_timeout=100))
     gc.disable()
     try:
-        peer.send(b"hello")
-        peer.read()
-        stage.until(lambda: peer.received == b"hello")
-        getattr(peer, end)()
+        peer.send(b"hello\n")
+        stage.until(lambda: peer.sent and connections)
+        end(peer, connections[0]())
         stage.until(lambda: connections[0]() is None)
     finally:
         gc.enable()

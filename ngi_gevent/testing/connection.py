@@ -117,11 +117,6 @@ class Connection(BaseConnection):
         """Have this side take no more input, as a peer that reads nothing: what comes stays in the network."""
         self._reads = False
 
-    @property
-    def has_handler(self) -> bool:
-        """Whether this side was given a handler, so that its input is read."""
-        return self._handler is not None
-
     def postpone(self, callback: Callable[[], object]) -> None:
         """Have *callback* called in the next turn, before anything else of this connection.  For use in a callback."""
 
@@ -288,6 +283,7 @@ class Connection(BaseConnection):
 
     def _finish(self) -> None:
         """It is not open any more: tell the handler, discard what still comes, and be gone when all is delivered."""
+        self._log_end()
         if self._handler is not None:
             self._tell_end()
         if self.peer._wire:

@@ -46,6 +46,7 @@ class Listener(BaseListener):
         self._queue: deque[Connection] = deque()  # server connections that wait to be accepted
         self._output_limit = output_limit
         self._accepting = True
+        self._tell_open()
 
     @overload
     def connect(
