@@ -488,6 +488,9 @@ class StreamConnection(BaseConnection):
             self._pump = None  # which ends soon, and is not to take what is written until then for what it drops
 
     def _queue_lines(self, lines: PendingLines) -> None:
+        if self._send_error is not None:
+            self._pending -= lines.size  # nothing is sent any more, and who pulls must not look like who sends
+            return
         if self._pump is None:
             self._pump = Pump(self, self._dispatcher, lines)
         else:

@@ -13,7 +13,7 @@ import gevent
 import gevent.socket
 import pytest
 from gevent.event import Event
-from stages import Witness
+from stages import PATIENCE, Witness
 
 from ngi_gevent import Deadlock, ImplementationClosed, adapters, blocking, stream
 from ngi_gevent.dispatcher import Dispatcher
@@ -911,6 +911,32 @@ def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_befo
                 peer.sendall(b".")
                 gevent.sleep(0.02)
     assert received == 3_000_000
+
+
+def test_nothing_is_pulled_for_a_peer_that_is_gone(tcp):
+    """Who waits until it has been pulled from would take what is lost for sent."""
+
+    def lines():
+        pulled.append(True)
+        yield b"x"
+
+    pulled = []
+    peer = tcp.peer(tcp.listen(Blocking))
+    peer.send(b"one")
+    tcp.until(lambda: tcp.served and tcp.served[0].trace)
+    connection = tcp.served[0].connection
+    connection.write(b"x" * 24_000_000)
+    peer.reset()
+    with gevent.Timeout(PATIENCE):
+        while connection._send_error is None:  # which the handler, still blocked, does not know yet
+            gevent.sleep(0.01)
+    connection.writelines(lines())
+    gevent.idle()
+    assert connection
+    assert pulled == []
+    assert connection._pending == 0
+    tcp.served[0].release.set()
+    tcp.until(lambda: tcp.served[0].closed)
 
 
 class KeepsItsConnection:
