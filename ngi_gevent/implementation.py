@@ -34,6 +34,8 @@ from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_ne
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from typing_extensions import Self
+
     from ngi_gevent.interfaces import Address, Data, IClientConnectHandler, IServer, IUDPHandler, PeerAddress
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
@@ -43,7 +45,6 @@ __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listen
 #: side can take, or the thread would end in the moment when the interpreter does, which crashes.
 EXIT_PATIENCE = DRAIN_TIMEOUT + 1.0
 
-Self = TypeVar("Self", bound="Implementation")
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -77,7 +78,7 @@ class Implementation:
         # A hub that is given up must not be kept by us; what is outstanding on it keeps it.
         self._on_hub: WeakKeyDictionary[Any, _OutstandingOnHub] = WeakKeyDictionary()
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -29,6 +29,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, 
 
 if TYPE_CHECKING:
     from ssl import SSLContext
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
 
 __all__ = [
     "Address",
@@ -43,6 +46,7 @@ __all__ = [
     "IServerConnection",
     "IUDPHandler",
     "IUDPListener",
+    "ListenOptions",
     "PeerAddress",
     "Reason",
     "documented_by",
@@ -74,6 +78,19 @@ class ConnectOptions(TypedDict, total=False):
     ssl_context: SSLContext | None
     server_hostname: str | None
     timeout: float | None
+
+
+class ListenOptions(TypedDict, total=False):
+    """The options of each ``listener``, as :meth:`ngi_gevent.Implementation.listener` tells."""
+
+    backlog: int
+    max_connections: int | None
+    idle_timeout: float | None
+    output_limit: int
+    reuse_port: bool
+    keep_alive: bool
+    ssl_context: SSLContext | None
+    handshake_timeout: float | None
 
 
 class IConnectionHandler(Protocol):
@@ -268,7 +285,7 @@ class IListener(Protocol):
     def connections(self) -> Iterator[IServerConnection]:
         """Iterate over those of its connections that are open now; later changes do not disturb the iteration."""
 
-    def connect(self, handler: IClientConnectHandler, /) -> object:
+    def connect(self, handler: IClientConnectHandler, /, **options: Unpack[ConnectOptions]) -> object:
         """Connect a client to this listener, as ``connect(listener.address, handler)`` of its implementation does.
 
         The options, too, are those of that ``connect``: with TLS, a client needs an ``ssl_context`` of its own.
@@ -337,20 +354,38 @@ class IUDPListener(Protocol):
 
 @runtime_checkable
 class IImplementation(Protocol):
-    """Something that connects and listens: on sockets, or in memory.  Used by the application."""
+    """Something that connects and listens: on sockets, or in memory.  Used by the application.
 
-    def connect(self, address: Any, handler: IClientConnectHandler, /) -> None:
+    As a context manager, it is closed at the end.
+
+    All take the same options, and check them in the same way.  What an option asks for is done where there is something
+    to do it to: in memory, nothing is encrypted, and no time passes.
+    """
+
+    def __enter__(self) -> Self:
+        """Return this implementation."""
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Close this implementation, whatever was raised."""
+
+    def connect(self, address: Any, handler: IClientConnectHandler, /, **options: Unpack[ConnectOptions]) -> None:
         """Start to connect to *address* and return; *handler* learns what came of it.
 
-        Raises ``TypeError`` or ``ValueError`` for what can be no address, and ``TypeError`` for what is no handler.
-        Everything that is found out later is told to ``failed_connect``.
+        Raises ``TypeError`` or ``ValueError`` for what can be no address or option, and ``TypeError`` for what is no
+        handler.  Everything that is found out later is told to ``failed_connect``.
         """
 
-    def listener(self, address: Any, server: IServer, /) -> IListener:
+    def listener(self, address: Any, server: IServer, /, **options: Unpack[ListenOptions]) -> IListener:
         """Listen on *address* and return; every connection is given to *server*.
 
-        Raises ``TypeError`` or ``ValueError`` for what can be no address, ``TypeError`` for a server that cannot be
-        called, and ``OSError``, naming the address, where the system refuses it.
+        Raises ``TypeError`` or ``ValueError`` for what can be no address or option, ``TypeError`` for a server that
+        cannot be called, and ``OSError``, naming the address, where the system refuses it.
         """
 
     def udp(self, address: Any, data: Data, /) -> None:

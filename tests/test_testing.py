@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import threading
 
 import pytest
+from certificates import client_context, server_context
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, ConnectionFailed, Deadlock, NGIError, Timeout, blocking, testing
+from ngi_gevent.interfaces import ConnectOptions, ListenOptions
 
 
 class Echo:
@@ -226,6 +230,77 @@ def test_a_client_address_is_the_clients():
     listener.connect(handler=client, client_address="me")
     assert client.connection.local_address == "me"
     assert next(listener.connections()).peer_address == "me"
+
+
+OPTIONS: ListenOptions = {
+    "backlog": 10,
+    "max_connections": 10,
+    "idle_timeout": 60,
+    "output_limit": 1000,
+    "reuse_port": True,
+    "keep_alive": False,
+    "ssl_context": server_context(),
+    "handshake_timeout": None,
+}
+CONNECT_OPTIONS: ConnectOptions = {"ssl_context": client_context(), "server_hostname": "localhost", "timeout": 30}
+
+
+@pytest.fixture(params=[testing.Implementation, ngi_gevent.Implementation])
+def implementation(request):
+    with request.param() as made:
+        yield made
+
+
+def test_a_program_with_every_option_runs_in_memory_as_on_sockets(implementation):
+    assert OPTIONS.keys() == ListenOptions.__annotations__.keys()
+    assert CONNECT_OPTIONS.keys() == ConnectOptions.__annotations__.keys()
+    listener = implementation.listener(None, Echo, **OPTIONS)
+    for connect in listener.connect, functools.partial(implementation.connect, listener.address):
+        client = testing.Recorder()
+        connect(client, **CONNECT_OPTIONS)
+        client.wait_connected().write(b"hello")
+        client.expect(b"HELLO")
+
+
+@pytest.mark.parametrize(
+    ("method", "interface"),
+    [(ngi_gevent.listener, ListenOptions), (testing.listener, ListenOptions), (ngi_gevent.connect, ConnectOptions)],
+)
+def test_the_interfaces_have_every_option(method, interface):
+    parameters = inspect.signature(method).parameters.values()
+    options = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert options == interface.__annotations__.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"ssl_context": "secure"}, TypeError),
+        ({"ssl_context": client_context()}, ValueError),
+        ({"handshake_timeout": -1}, ValueError),
+        ({"handshake_timeout": "long"}, TypeError),
+    ],
+)
+def test_wrong_options_of_tls_are_refused_in_memory_as_on_sockets(implementation, options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        implementation.listener(None, Echo, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"ssl_context": "secure"}, TypeError),
+        ({"ssl_context": server_context()}, ValueError),
+        ({"server_hostname": "localhost"}, ValueError),
+        ({"server_hostname": 1, "ssl_context": client_context()}, TypeError),
+        ({"server_hostname": "", "ssl_context": client_context()}, ValueError),
+    ],
+)
+def test_wrong_options_of_a_client_with_tls_are_refused_in_memory_as_on_sockets(implementation, options, error):
+    listener = implementation.listener(None, Echo)
+    for connect in listener.connect, functools.partial(implementation.connect, listener.address):
+        with pytest.raises(error, match=next(iter(options))):
+            connect(testing.Recorder(), **options)
 
 
 def test_implementations_do_not_share_addresses():

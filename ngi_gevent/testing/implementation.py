@@ -21,7 +21,7 @@ from ngi_gevent.testing.turns import MemoryOutstanding, Turns
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from ngi_gevent.interfaces import ConnectOptions, Data, IClientConnectHandler, IServer, IUDPHandler
     from ngi_gevent.testing.connection import Connection
@@ -39,7 +39,7 @@ class Implementation:
     """An implementation in memory, with addresses of its own.  See the top of this package.
 
     Any hashable is an address.  What handlers raise is logged, as everywhere; only what wants the whole program to end
-    leaves the call that led to it.
+    leaves the call that led to it.  As a context manager, it is closed at the end.
     """
 
     def __init__(self) -> None:
@@ -52,6 +52,12 @@ class Implementation:
         self._connectable: dict[Hashable, deque[Connection]] = {}
         self._fresh = count(1)
         self._failures: Counter[Hashable] = Counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def connect(self, address: Hashable, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
         """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.

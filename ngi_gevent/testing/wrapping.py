@@ -13,6 +13,8 @@ from ngi_gevent.interfaces import IImplementation, IListener, IUDPListener, docu
 from ngi_gevent.listening import check_client_handler, check_server
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ngi_gevent.interfaces import Data, IClientConnectHandler, IServer, IUDPHandler
 
 __all__ = [
@@ -158,6 +160,12 @@ class WrappingImplementation:
         if name == "implementation":
             raise AttributeError(name)
         return getattr(self.implementation, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def connect(self, address: Any, handler: IClientConnectHandler, **options: Any) -> None:
         check_client_handler(handler)

@@ -8,7 +8,14 @@ import ngi_gevent
 from ngi_gevent import blocking, generator, testing
 from ngi_gevent.adapters import Base, Lines, Sized
 from ngi_gevent.files import Input, Output
-from ngi_gevent.interfaces import IConnection, IConnectionHandler, IListener, IServerConnection, Reason
+from ngi_gevent.interfaces import (
+    IConnection,
+    IConnectionHandler,
+    IImplementation,
+    IListener,
+    IServerConnection,
+    Reason,
+)
 from ngi_gevent.message import message
 
 ADDRESS = ("127.0.0.1", 8000)
@@ -113,6 +120,16 @@ def servers() -> None:
     testing.listener(ADDRESS, Right, max_connection=10)  # type: ignore[call-arg]
     testing.listener(ADDRESS, without_connection)  # type: ignore[arg-type]
     testing.listener([], Right)  # type: ignore[arg-type]
+
+
+def wherever(implementation: IImplementation, listener: IListener) -> None:
+    implementation.listener(None, Right, max_connection=10)  # type: ignore[call-arg]
+    implementation.listener(None, Right, idle_timeout="10")  # type: ignore[arg-type]
+    implementation.listener(None, Right, timeout=10)  # type: ignore[call-arg]
+    implementation.connect(None, Client(), time_out=1)  # type: ignore[call-arg]
+    implementation.connect(None, Client(), timeout="1")  # type: ignore[arg-type]
+    listener.connect(Client(), time_out=1)  # type: ignore[call-arg]
+    listener.connect(Client(), idle_timeout=1)  # type: ignore[call-arg]
 
 
 def closing(listener: IListener) -> None:

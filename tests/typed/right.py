@@ -14,6 +14,7 @@ from ngi_gevent import blocking, generator, testing
 from ngi_gevent.adapters import Base, Lines, Sized
 from ngi_gevent.files import Input, Output
 from ngi_gevent.interfaces import (
+    ConnectOptions,
     Data,
     IClientConnectHandler,
     IConnection,
@@ -23,9 +24,12 @@ from ngi_gevent.interfaces import (
     IServer,
     IServerConnection,
     IUDPListener,
+    ListenOptions,
     Reason,
 )
 from ngi_gevent.message import message
+from ngi_gevent.testing import contract
+from ngi_gevent.testing.wrapping import WrappingImplementation
 
 ADDRESS = ("127.0.0.1", 8000)
 
@@ -134,17 +138,34 @@ def datagrams() -> None:
     listener.close()
 
 
-def implementations() -> None:
-    def serve(implementation: IImplementation) -> IListener:
-        return implementation.listener(None, Echo)
+def serve(implementation: IImplementation, tls: ssl.SSLContext) -> IListener:
+    """What is written against any implementation, with any option."""
+    listener = implementation.listener(None, Echo, backlog=10, max_connections=10, idle_timeout=60, output_limit=10)
+    implementation.listener(None, Echo, reuse_port=True, keep_alive=False, ssl_context=tls, handshake_timeout=None)
+    implementation.connect(listener.address, Client(), ssl_context=tls, server_hostname="localhost", timeout=3)
+    listener.connect(Client(), ssl_context=tls, server_hostname="localhost", timeout=None)
+    listen: ListenOptions = {"idle_timeout": 60}
+    connect: ConnectOptions = {"timeout": 3}
+    implementation.connect(implementation.listener(None, Echo, **listen).address, Client(), **connect)
+    implementation.udp_listener(None, print, buffer_size=10)
+    with implementation as entered:
+        entered.wait(1)
+    return listener
 
-    serve(ngi_gevent.Implementation())
-    serve(testing.Implementation())
+
+def implementations(tls: ssl.SSLContext) -> None:
+    serve(ngi_gevent.Implementation(), tls)
+    serve(testing.Implementation(), tls)
+    serve(testing.Faulty(testing.Implementation(), testing.Plan.from_seed(1)), tls)
+    serve(contract.Adapted(testing.Implementation(), Lines), tls)
+    serve(WrappingImplementation(ngi_gevent.Inline()), tls)
     with ngi_gevent.Inline() as script:
-        serve(script)
+        serve(script, tls)
         script.wait(1)
+    with testing.Implementation() as memory:
+        memory.listener("any", Echo, idle_timeout=60, ssl_context=tls)
     with ngi_gevent.Threaded() as threaded:
-        serve(threaded)
+        serve(threaded, tls)
         address: Any = threaded.listener(ADDRESS, Echo, max_connections=10).address
         threaded.connect(address, Client(), timeout=1)
         threaded.udp(address, bytearray(b"hello"))

@@ -1270,6 +1270,17 @@ def test_close_ends_everything_and_a_closed_implementation_says_so(stage):
     stage.implementation = stage.make()
 
 
+def test_the_end_of_a_with_statement_closes_an_implementation(stage):
+    with pytest.raises(Failure), stage.implementation as entered:
+        assert entered is stage.implementation
+        listener = stage.listen()
+        assert next(listener.connections(), None) is None
+        raise Failure
+    with pytest.raises(ngi_gevent.ImplementationClosed):
+        entered.wait()
+    stage.implementation = stage.make()
+
+
 def test_a_failed_connect_tells_why(stage):
     listener = stage.listen()
     listener.close()
