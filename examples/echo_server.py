@@ -20,7 +20,7 @@ Send back what comes in, in upper case.
 
 Once it listens, it says where, in one line on standard output.  Try it from another terminal:
 
-    printf 'hello out there' | nc -N 127.0.0.1 8000
+    echo hello out there | nc -N 127.0.0.1 8000
 
 On SIGTERM or SIGINT (Ctrl-C) it accepts no more connections, lets its clients finish for as long as --close-timeout
 says, ends those that are left, says how many that were, and exits with 0.  A second signal ends it at once.

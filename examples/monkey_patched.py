@@ -2,7 +2,7 @@
 
     python -m http.server --bind 127.0.0.1 8001
     python examples/monkey_patched.py http://127.0.0.1:8001
-    echo README.md | nc -N 127.0.0.1 8000
+    echo examples/README.md | nc -N 127.0.0.1 8000
 
 Once gevent has patched the standard library, what blocks there waits on the greenlet of its own connection only.
 """

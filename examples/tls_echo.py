@@ -1,8 +1,8 @@
-"""The echo server, the same handler, over TLS.
+r"""The echo server, the same handler, over TLS.
 
 It takes a file with a certificate and its key, in PEM.  To make one for trying it, in a file of your own only:
 
-    openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost
+    openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost \
         -keyout localhost.pem -out localhost.crt && cat localhost.crt >> localhost.pem
 
     python examples/tls_echo.py localhost.pem

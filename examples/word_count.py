@@ -1,10 +1,11 @@
-"""Counts lines, words and bytes of documents that are sent to it: a server, and its client.
+r"""Counts lines, words and bytes of documents that are sent to it: a server, and its client.
 
 Each document is a record, preceded by its length, and so is each answer: the adapter ``Sized`` has both sides think in
 records, however the network cuts them.
 
     python examples/word_count.py server
-    python examples/word_count.py client README.md CHANGELOG.md
+    printf 'hello out there\n' > hello.txt
+    python examples/word_count.py client hello.txt
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ The echo server and the key-value server have tests of their own, too.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 import shutil
@@ -92,6 +93,39 @@ def test_each_documented_command_says_what_is_shown(tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(EXAMPLES)
     with pages.Reader(tmp_path) as reader:
         reader.follow(EXAMPLES / "README.md")
+
+
+PORT = re.compile(r"\b80\d\d\b")
+
+
+def typed(commands):
+    """*commands* as one may type them on one line each, with the ports called by the order in which they come."""
+    ports = {}
+    lines = [re.sub(r"\\\n\s*|\s{2,}\(.*", " ", command).strip() for command in commands]
+    return [PORT.sub(lambda match: f"port {ports.setdefault(match[0], len(ports))}", line) for line in lines]
+
+
+def commands_of(path):
+    """The commands in the texts that an example begins with: what is indented, but for literal blocks."""
+    constants = [node.value for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Expr, ast.Assign))]
+    texts = [constant.value for constant in constants if isinstance(getattr(constant, "value", None), str)]
+    text = re.sub(r"::\n(\n|    .*\n)+", "", "\n".join(texts))
+    return re.findall(r"^    (\S.*(?:\n {8}.*)*)", text, re.MULTILINE)
+
+
+def sections():
+    """The commands of each section of the README, those in its prose last; on the port that is the default."""
+    readme = re.sub(r" --(?:port \d+|bind \S+:\d+)", "", (EXAMPLES / "README.md").read_text())
+    for section in readme.split("\n## ")[1:]:
+        yield typed([*re.findall(r"^\$ ((?:.*\\\n)*.*)", section, re.MULTILINE), *re.findall(r"`(nc [^`]+)`", section)])
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_says_to_type_what_the_readme_does(path):
+    """Whose commands are typed by the test above."""
+    commands = typed(commands_of(path))
+    assert commands or path.name.startswith("test_")
+    assert any(set(commands) <= set(section) for section in sections()), commands
 
 
 # Each of them.
