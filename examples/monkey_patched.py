@@ -1,7 +1,7 @@
 """A handler that calls code which blocks, here ``urllib``: each line names a page that a web server is asked for.
 
-    python -m http.server --bind 127.0.0.1 8001
     python examples/monkey_patched.py http://127.0.0.1:8001
+    python -m http.server --bind 127.0.0.1 8001
     echo examples/README.md | nc -N 127.0.0.1 8000
 
 Once gevent has patched the standard library, what blocks there waits on the greenlet of its own connection only.

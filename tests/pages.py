@@ -14,14 +14,17 @@ A page has code in three kinds of blocks.  What it says of anything else is not 
     the block's command is left running once it has said what is shown, as in a terminal of its own; ``:class:
     failing``, that its commands end with something else than 0.  A line of ``^C`` interrupts what was left running
     last, and what follows is what that says before it ends; a block that begins with other lines shows what it says
-    next.  With ``:class: first``, both are about what was left running first, such as the server of a client that still
-    runs.  A block may be of several classes: ``^C`` in one that is ``running`` leaves it running.
+    next, and if there is nothing else in it, before it ends.  With ``:class: first``, both are about what was left
+    running first, such as the server of a client that still runs.  A block may be of several classes: what is in one
+    that is ``running``, too, leaves it running.  What was left running still is at the end of the page, and has said
+    nothing but what is shown.
 
-Ports in the eight thousands are those of the page to who reads it, and free ones here.
+Ports from 8000 to 8099 are those of the page to who reads it, and free ones here; a page has no others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -41,7 +44,10 @@ _BLOCK = re.compile(r"^(?P<fence>```+)(?P<info>[^\n`]+)\n(?P<body>.*?)^(?P=fence
 _DIRECTIVE = re.compile(r"\{code-block\}\s*(\w+)")
 _OPTION = re.compile(r":([\w-]+):[ ]*(.*)\n")
 _TYPED = re.compile(r"^(\$ (?:.*\\\n)*.*|\^C)\n", re.MULTILINE)
-_PORT = re.compile(r"\b8\d\d\d\b")
+_PORT = re.compile(r"\b80\d\d\b")
+
+#: What can be nothing else than a port: it comes after an option, or an address of this machine.
+_SURELY_PORT = re.compile(r"(?:--port[ =]|(?:\b127\.0\.0\.1|\b0\.0\.0\.0|\blocalhost|::1?\]?)(?:['\"], |[: ]))(\d+)\b")
 
 
 @dataclass
@@ -74,6 +80,11 @@ def module(page: Path) -> str:
     return "\n".join(block.text for block in blocks(page) if block.language == "python" and not block.options)
 
 
+def strange_ports(text: str) -> list[str]:
+    """The ports in *text* that would be those of the machine on which it is followed; 0 is none."""
+    return [port for port in _SURELY_PORT.findall(text) if port != "0" and not _PORT.fullmatch(port)]
+
+
 class Reader:
     """Follows a page in a directory, and ends what was left running there.  A context manager."""
 
@@ -90,12 +101,14 @@ class Reader:
             command.kill()
 
     def follow(self, page: Path) -> None:
-        """Write its files, and type its commands."""
+        """Write its files, type its commands, and look whether what is left running has anything else to say."""
         for block in blocks(page):
             if block.language == "console":
                 self.type(block.text, block.options.get("class", "").split())
             elif "caption" in block.options:
                 self.write(block.options["caption"], block.text)
+        for command in self.running:
+            command.runs_in_silence()
 
     def write(self, name: str, text: str) -> None:
         target = self.directory / name
@@ -105,8 +118,10 @@ class Reader:
     def type(self, text: str, kinds: list[str]) -> None:
         said, *typed = _TYPED.split(self.with_free_ports(text))
         which = 0 if "first" in kinds else -1
-        if said:
+        if said and (typed or "running" in kinds):
             self.running[which].says(said)
+        elif said:
+            self.end(which, said, kinds)
         for entered, expected in zip(typed[::2], typed[1::2], strict=True):
             if entered == "^C":
                 self.running[which].interrupt()
@@ -115,8 +130,11 @@ class Reader:
             if "running" in kinds:
                 self.running[which].says(expected)
             else:
-                self.running[which].ends(expected, failing="failing" in kinds)
-                del self.running[which]
+                self.end(which, expected, kinds)
+
+    def end(self, which: int, expected: str, kinds: list[str]) -> None:
+        self.running[which].ends(expected, failing="failing" in kinds)
+        del self.running[which]
 
     def with_free_ports(self, text: str) -> str:
         return _PORT.sub(lambda match: self.ports.setdefault(match[0], free_port()), text)
@@ -178,6 +196,13 @@ class Command:
         code = self.process.wait(PATIENCE)
         assert (code != 0) == failing, f"ended with {code}: {self.line}"
 
+    def runs_in_silence(self) -> None:
+        """End it, which must still run, and must have said nothing more."""
+        code = self.process.poll()
+        self.kill()  # after which all is known that it has said
+        assert code is None, f"ended with {code}, which the page does not show: {self.line}\n{self.said}"
+        assert not self.said, self._difference("")
+
     def _difference(self, expected: str) -> str:
         return f"{self.line}\n--- the page shows\n{expected}--- it said\n{self.said}"
 
@@ -186,7 +211,8 @@ class Command:
 
     def kill(self) -> None:
         if not self.over:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it is about to be over
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.listener.join()
 

@@ -54,6 +54,12 @@ def test_its_commands_say_what_it_shows(page, tmp_path, monkeypatch):
         reader.follow(page)
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "examples" / "README.md"], ids=lambda page: page.name)
+def test_its_ports_are_those_that_are_replaced(page):
+    code = [block.text for block in pages.blocks(page) if block.language == "console" or "caption" in block.options]
+    assert pages.strange_ports("\n".join(code)) == []
+
+
 #: What is code, and is run; commands for who has time, or another machine; code of zc.ngi; and what is no code.
 LANGUAGES = {"python", "console", "sh", "python2", "text"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pages
 import pytest
 
@@ -63,9 +65,35 @@ interrupted
 """
 
 
+#: A command that is left running, and what it does once it has said that it is ready.  The next one waits until that
+#: has written a line to ``reached``.
+LEFT_RUNNING = """\
+```{code-block} console
+:class: running
+
+$ echo ready; %s
+ready
+```
+
+```console
+$ cat reached > /dev/null
+```
+"""
+
+#: What a page shows of it later.
+LATER = """
+```{code-block} console
+:class: %s
+
+tired
+```
+"""
+
+
 @pytest.fixture
 def follow(tmp_path):
     def follow(text):
+        os.mkfifo(tmp_path / "reached")
         page = tmp_path / "page.md"
         page.write_text(text)
         with pages.Reader(tmp_path) as reader:
@@ -85,6 +113,12 @@ def follow(tmp_path):
         "```console\n$ echo 1 passed in 7.77s\n1 passed in 0.01s\n```",
         "```{code-block} console\n:class: failing\n\n$ false\n```",
         "```{code-block} ini\n:caption: some.ini\n\n[a]\n```\n\n```console\n$ cat some.ini\n[a]\n```",
+        LEFT_RUNNING % "echo > reached; sleep 60",
+        LEFT_RUNNING % "echo tired; echo > reached; sleep 60" + LATER % "running",
+        LEFT_RUNNING % "echo tired; echo > reached" + LATER % "ended",
+        LEFT_RUNNING % "echo tired; echo > reached; exit 3" + LATER % "failing",
+        "```{code-block} python\n:caption: size.py\n\nprint(8192 == 8 * 1024)\n```\n\n"
+        "```console\n$ python size.py\nTrue\n```",
     ],
 )
 def test_what_is_so_is_followed(follow, text):
@@ -104,12 +138,44 @@ def test_what_is_so_is_followed(follow, text):
         "```console\n$ echo a\na\nb\n```",
         "```console\n$ false\n```",
         "```{code-block} console\n:class: failing\n\n$ true\n```",
+        LEFT_RUNNING % "echo tired; echo > reached; sleep 60",
+        LEFT_RUNNING % "echo tired; echo > reached; sleep 60" + LATER % "ended",
+        LEFT_RUNNING % "echo tired; echo more; echo > reached; sleep 60" + LATER % "running",
+        LEFT_RUNNING % "echo tired; echo > reached; exit 3" + LATER % "ended",
+        LEFT_RUNNING % "echo tired; echo > reached" + LATER % "failing",
     ],
 )
 def test_what_is_not_so_is_found(follow, text, monkeypatch):
     monkeypatch.setattr(pages, "PATIENCE", 3)
     with pytest.raises(AssertionError):
         follow(text)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_command_that_does_not_run_any_more_is_found(tmp_path, code):
+    with pages.Reader(tmp_path) as reader:
+        reader.type(f"$ echo ready; exit {code}\nready\n", ["running"])
+        (command,) = reader.running
+        assert command.process.wait(30) == code
+        with pytest.raises(AssertionError, match=f"ended with {code}"):
+            command.runs_in_silence()
+
+
+@pytest.mark.parametrize(
+    ("text", "strange"),
+    [
+        ("('127.0.0.1', 8000) 127.0.0.1:8099 --port 8001 localhost 0 [::1]:8000", []),
+        ("('127.0.0.1', 8192)", ["8192"]),
+        (
+            "nc 127.0.0.1 9000; nc -N localhost 8443; 0.0.0.0:80; [::1]:8100; ('::1', 1)",
+            ["9000", "8443", "80", "8100", "1"],
+        ),
+        ("--port 7777 --port=99", ["7777", "99"]),
+        ("8192 bytes, 127.0.0.1 and 12345", []),
+    ],
+)
+def test_ports_that_are_not_replaced_are_found(text, strange):
+    assert pages.strange_ports(text) == strange
 
 
 def test_the_parts_of_a_pages_module_are_put_together(tmp_path):
