@@ -10,6 +10,8 @@ from pathlib import Path
 import pages
 import pytest
 
+from ngi_gevent import testing
+
 ROOT = Path(__file__).parent.parent
 
 #: Its pages, but for the one whose blocks need more than one module.
@@ -58,6 +60,25 @@ def test_its_commands_say_what_it_shows(page, tmp_path, monkeypatch):
 def test_its_ports_are_those_that_are_replaced(page):
     code = [block.text for block in pages.blocks(page) if block.language == "console" or "caption" in block.options]
     assert pages.strange_ports("\n".join(code)) == []
+
+
+SUMS = [
+    block.text
+    for block in pages.blocks(pages.DOCS / "tutorial.md")
+    if block.options.get("caption") == "server.py" and "adapters.Lines" in block.text
+]
+
+
+@pytest.mark.parametrize("line", [b"one", b"\xff", b"9" * 900 + b" -", b"9" * 4300 + b" 1", b"9" * 5000])
+def test_no_line_makes_the_tutorials_server_raise(line):
+    """Which ``converse`` would raise, too: what are no numbers, numbers too long for Python, and lines too long."""
+    assert len(SUMS) >= 4
+    for server in SUMS:
+        names = {"__name__": "server"}
+        exec(server, names)
+        too_long = "max_line=1000" in server and len(line) > 1000
+        answer = testing.converse(names["Sums"], [line + b"\n1 2\n"])
+        assert answer.data == (b"" if too_long else b"error: numbers only\n3\n")
 
 
 #: What is code, and is run; commands for who has time, or another machine; code of zc.ngi; and what is no code.
