@@ -17,7 +17,8 @@ A page has code in three kinds of blocks.  What it says of anything else is not 
     next, and if there is nothing else in it, before it ends.  With ``:class: first``, both are about what was left
     running first, such as the server of a client that still runs.  A block may be of several classes: what is in one
     that is ``running``, too, leaves it running.  What was left running still is at the end of the page, and has said
-    nothing but what is shown.
+    nothing but what is shown.  After a ``cd``, files and commands
+    are in that directory.
 
 Ports from 8000 to 8099 are those of the page to who reads it, and free ones here; a page has no others.
 """
@@ -125,6 +126,9 @@ class Reader:
         for entered, expected in zip(typed[::2], typed[1::2], strict=True):
             if entered == "^C":
                 self.running[which].interrupt()
+            elif entered.startswith("$ cd "):
+                self.directory /= entered.removeprefix("$ cd ")
+                continue
             else:
                 self.running.append(Command(entered.removeprefix("$ "), self.directory))
             if "running" in kinds:

@@ -119,6 +119,7 @@ def follow(tmp_path):
         LEFT_RUNNING % "echo tired; echo > reached; exit 3" + LATER % "failing",
         "```{code-block} python\n:caption: size.py\n\nprint(8192 == 8 * 1024)\n```\n\n"
         "```console\n$ python size.py\nTrue\n```",
+        "```console\n$ mkdir a\n$ cd a\n$ touch b\n$ ls ../a\nb\n```",
     ],
 )
 def test_what_is_so_is_followed(follow, text):
