@@ -169,6 +169,9 @@ class ConnectionOwner(Protocol):
     def connection_gone(self, connection: BaseConnection) -> None:
         """Forget *connection*: it is closed, and its last callback is done."""
 
+    def accepted_from(self, client: BaseConnection) -> BaseConnection | None:
+        """The server's side of *client*, if a listener that the owner knows has accepted it and it is open."""
+
 
 @documented_by(IConnection)
 class BaseConnection:
@@ -300,6 +303,10 @@ class BaseConnection:
     def has_handler(self) -> bool:
         """Whether it was given a handler, so that its input is read."""
         return self._handler is not None
+
+    def other_side(self) -> BaseConnection | None:
+        """The connection at the other end, where that is known here: for tests that want to know why nothing comes."""
+        return self._owner.accepted_from(self)
 
     def goes_on(self) -> bool:
         """Whether nobody has ended it: it is open, or is about to be."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent import logs
+
+if TYPE_CHECKING:
+    from ngi_gevent.connection import BaseConnection
 
 __all__ = ["Outstanding"]
 
@@ -53,6 +56,10 @@ class Outstanding:
 
     def connection_gone(self, connection: Any) -> None:
         self.forget(connection)
+
+    def accepted_from(self, client: BaseConnection) -> BaseConnection | None:
+        listeners = [item for item in list(self._items) if hasattr(item, "accepted_from")]
+        return next(filter(None, (listener.accepted_from(client) for listener in listeners)), None)
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
         logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error)

@@ -28,6 +28,12 @@ Result = TypeVar("Result")
 #: Seconds after which a caller looks whether the thread that is to answer still exists: it may end in that moment.
 LOOK_AFTER = 1.0
 
+#: What somebody is told who waits for what can not come.
+NOTHING_LEFT = (
+    "nothing could ever end this wait: all that was begun has happened, and no greenlet, timer or other thread is left "
+    "that could begin more"
+)
+
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 start_new_thread: Callable[..., int] = get_original("_thread", "start_new_thread")
@@ -69,7 +75,7 @@ class Flag:
         hub = get_hub_if_exists()
         if hub is None:
             if alone and not self._set and is_only_thread():
-                raise Deadlock("this is the only thread and has no greenlets, so that nothing could ever end this wait")
+                raise Deadlock(NOTHING_LEFT)
             self._wait_natively(timeout)
             return self._set
         if timeout is not None:
@@ -106,7 +112,7 @@ class Flag:
             try:
                 event.wait(timeout)
             except LoopExit:
-                raise Deadlock("nothing is left on this thread's hub that could ever end this wait") from None
+                raise Deadlock(NOTHING_LEFT) from None
             finally:
                 self._forget(event.set)
 

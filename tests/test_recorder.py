@@ -114,6 +114,23 @@ def test_a_stage_says_what_it_has_waited_for(kind, tmp_path, monkeypatch):
         stage.until(lambda: stage.served)
 
 
+@pytest.mark.parametrize("forget", [lambda connection: None, adapters.Lines], ids=["nothing", "an adapter"])
+def test_a_forgotten_handler_is_told(stage, forget):
+    client = testing.Recorder()
+    listener = stage.listen(forget)
+    listener.connect(client)
+    client.wait_connected().write(b"hello")
+    stage.until(lambda: list(listener.connections()))
+    with pytest.raises(AssertionError, match="is open, and the server has given it no handler"):
+        client.expect(b"HELLO", timeout=0.01)
+
+
+def test_a_forgotten_handler_of_a_connection_made_by_hand_is_told():
+    testing.Connection(peer := testing.Recorder()).write(b"hello")
+    with pytest.raises(AssertionError, match="got b'hello', the connection is open, and the other side has given it"):
+        peer.expect(b"HELLO")
+
+
 def test_what_can_not_come_any_more_fails_at_once_in_memory():
     implementation = testing.Implementation()
     client = testing.Recorder()
@@ -130,7 +147,8 @@ def test_who_waits_for_nobody_is_told_so(hub):
     program = f"import gevent; from ngi_gevent import testing; {hub}; testing.Recorder().wait_connected()"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert "AssertionError: expected a connection, and " in result.stderr
-    assert "could ever end this wait: got b'', not connected" in result.stderr
+    assert "nothing could ever end this wait: all that was begun has happened, and no greenlet" in result.stderr
+    assert ": got b'', not connected" in result.stderr
 
 
 def test_what_takes_too_long_fails(tcp):

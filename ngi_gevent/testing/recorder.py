@@ -171,4 +171,13 @@ class Recorder:
             return ", not connected"
         if self.closed is not None:
             return f", the connection ended: {self.closed}"
-        return ", the connection is closed" if self.gone else ", the connection is open"
+        return ", the connection is closed" if self.gone else f", the connection is open{self._unread()}"
+
+    def _unread(self) -> str:
+        """What is the matter where the other side reads nothing, and is at hand."""
+        other_side = getattr(bottom(self.connection), "other_side", None)
+        other = None if other_side is None else other_side()
+        if other is None or other.has_handler:
+            return ""
+        who = "the other side" if other.control is None else "the server"
+        return f", and {who} has given it no handler (see set_handler), so nothing was read"
