@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -29,12 +31,24 @@ def test_the_same_test_runs_over_both(ngi_implementation):
     example["test_however_it_is_cut"]()
 
 
-def test_the_clients_request_prints_the_answer(tcp, capsys):
+@pytest.fixture
+def client():
+    """What the example of a client defines, which stands alone."""
     example: dict = {}
-    for code in blocks("python"):
-        exec(code, example)
-    example["request"](tcp.listen(example["Echo"]).address)
+    exec(blocks("python")[1], example)
+    return example
+
+
+def test_the_clients_request_prints_the_answer(client, tcp, capsys):
+    server: dict = {}
+    exec(blocks("python")[0], server)
+    client["request"](tcp.listen(server["Echo"]).address)
     assert capsys.readouterr().out == "HELLO OUT THERE\n"
+
+
+def test_the_clients_request_says_that_there_was_no_answer(client, tcp):
+    with pytest.raises(SystemExit, match="no answer: end of input"):
+        client["request"](tcp.listen(lambda connection: connection.close()).address)
 
 
 def test_the_example_serves_on_sockets(tcp):
