@@ -36,7 +36,8 @@ class Client:
 
     def handle_close(self, connection: IConnection, reason: Reason) -> None:
         # Called only if this side has not closed it, so that the answer is not complete.
-        raise ngi_gevent.UnexpectedResponse(f"the connection ended ({reason}) after {self.answer!r}")
+        hint = "" if self.answer or connection.ssl_object else "; a server that speaks TLS wants --certificate"
+        raise ngi_gevent.UnexpectedResponse(f"the connection ended ({reason}) after {self.answer!r}{hint}")
 
 
 def main() -> None:

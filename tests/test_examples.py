@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import threading
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pages
@@ -93,6 +94,10 @@ def test_each_documented_command_says_what_is_shown(tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(EXAMPLES)
     with pages.Reader(tmp_path) as reader:
         reader.follow(EXAMPLES / "README.md")
+    ignored = (EXAMPLES.parent / ".gitignore").read_text().split()
+    made = {f"/{path.name}" for path in tmp_path.iterdir()} - {"/examples", "/server.pem", "/authority.pem"}
+    assert made  # and in a checkout, none of it is in the way
+    assert [name for name in made if not any(fnmatch(name, pattern) for pattern in ignored)] == []
 
 
 PORT = re.compile(r"\b80\d\d\b")
@@ -173,6 +178,13 @@ def test_echo_over_tls():
         with new_client_context().wrap_socket(server.connect(), server_hostname="localhost") as other:
             other.sendall(b"hello")
             assert other.recv(100) == b"HELLO"
+
+
+def test_a_client_that_speaks_no_tls_is_told_how():
+    with running("tls_echo.py") as server:
+        client = programs.run("echo_client.py", "--port", server.port, "hello")
+    assert client.returncode == 1
+    assert client.stderr.endswith(" after b''; a server that speaks TLS wants --certificate\n")
 
 
 def test_a_client_that_does_not_trust_the_certificate_says_so():
