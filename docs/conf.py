@@ -25,6 +25,9 @@ html_title = f"ngi_gevent {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
+# Of accessible-pygments, which comes with furo.  Nothing in them is underlined, as if it were a link.
+pygments_style, pygments_dark_style = "a11y-light", "a11y-dark"
+
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 
