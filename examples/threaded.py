@@ -64,11 +64,10 @@ def main() -> None:
 
     for _ in range(4):
         threading.Thread(target=worker, daemon=True).start()
-    with ngi_gevent.Threaded() as network:
+    with ngi_gevent.Threaded() as network, contextlib.suppress(KeyboardInterrupt):
         listener = network.listener(("127.0.0.1", options.port), Requests)  # served from here on
         print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()  # whatever else the program has to do
+        threading.Event().wait()  # whatever else the program has to do
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pages
 import programs
 import pytest
+import trustme
 from certificates import AUTHORITY, certificate, new_client_context
 from programs import EXAMPLES, read_all
 
@@ -188,8 +189,9 @@ def test_a_client_that_speaks_no_tls_is_told_how():
 
 
 def test_a_client_that_does_not_trust_the_certificate_says_so():
+    trustme.CA().cert_pem.write_to_path("stranger.pem")
     with running("tls_echo.py") as server:
-        client = programs.run("echo_client.py", "--port", server.port, "--certificate", "server.pem", "hello")
+        client = programs.run("echo_client.py", "--port", server.port, "--certificate", "stranger.pem", "hello")
         assert client.returncode == 1
         assert re.fullmatch(r"[^\n]*echo_client\.py: [^\n]*certificate verify failed[^\n]*\n", client.stderr)
         server.stop(signal.SIGINT)
