@@ -295,15 +295,17 @@ def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(tcp):
             super().handle_input(connection, data)
             connection.write(b"x" * 2_000_000)
 
-    received = 0
     with gevent.socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)  # so that the rest waits at the server
-        peer.connect(tcp.listen(Answer, idle_timeout=0.2).address)
-        for asked in range(1, 3):
+        peer.connect(tcp.listen(Answer, idle_timeout=0.5).address)
+        for _ in range(2):
             peer.sendall(b"?")
-            while received < asked * 2_000_000:
-                received += len(peer.recv(50_000))
-                gevent.sleep(0.02)
+            left = 2_000_000
+            while left:
+                piece = peer.recv(min(left, 50_000))
+                assert piece
+                left -= len(piece)
+                gevent.sleep(0.03)
     assert tcp.served[0].chunks == [b"?", b"?"]
 
 
