@@ -294,6 +294,7 @@ def test_a_generator_can_be_written_over_an_adapter():
     assert not connection
 
 
+@pytest.mark.slow
 def test_splitting_is_linear():
     """Twenty times the data in small pieces must not take four hundred times as long."""
 

@@ -108,6 +108,7 @@ def run(pytester, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_first_test_can_be_copied(run):
     run(test_greeter="\n".join(blocks("testing.md")[:2])).assert_outcomes(passed=1)
 

@@ -169,6 +169,7 @@ def test_a_wrong_address_gives_one_clear_line(address):
     assert address in answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--close-timeout", "--idle-timeout"])
 @pytest.mark.parametrize("timeout", ["-1", "soon", "nan"])
 def test_a_wrong_timeout_gives_one_clear_line(option, timeout):
@@ -178,6 +179,7 @@ def test_a_wrong_timeout_gives_one_clear_line(option, timeout):
     assert f"{timeout!r} is no number of seconds" in answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["0", "-1", "many", "1.5", "²"])
 def test_a_wrong_number_of_connections_gives_one_clear_line(number):
     answer = run(f"--max-connections={number}")

@@ -64,6 +64,7 @@ def test_every_example_is_tested_here():
     assert programs_there == {*SERVERS, "echo_client.py"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_says_where_it_listens(name):
     with running(name) as server:
@@ -137,18 +138,21 @@ def test_an_example_says_to_type_what_the_readme_does(path):
 # Each of them.
 
 
+@pytest.mark.slow
 def test_the_echo_client_prints_the_answer():
     with running("echo_server.py") as server:
         client = programs.run("echo_client.py", "--port", server.port, "hello", "out there")
     assert (client.returncode, client.stdout, client.stderr) == (0, "HELLO OUT THERE\n", "")
 
 
+@pytest.mark.slow
 def test_the_echo_client_gets_a_long_answer_that_comes_in_pieces():
     with running("echo_server.py") as server:
         client = programs.run("echo_client.py", "--port", server.port, "x" * 100_000)
     assert client.stdout == "X" * 100_000 + "\n"
 
 
+@pytest.mark.slow
 def test_the_echo_client_says_why_there_is_no_connection():
     with socket.create_server(("127.0.0.1", 0)) as bound:
         port = bound.getsockname()[1]
@@ -157,6 +161,7 @@ def test_the_echo_client_says_why_there_is_no_connection():
     assert re.fullmatch(r"[^\n]*echo_client\.py: [^\n]*refused[^\n]*\n", client.stderr)
 
 
+@pytest.mark.slow
 def test_the_echo_client_says_that_the_answer_is_not_complete():
     def answer_half():
         with bound.accept()[0] as connection:
@@ -200,6 +205,7 @@ def test_a_client_that_does_not_trust_the_certificate_says_so():
     assert re.search(r" INFO ngi_gevent.connection: .*handshake failed.*unknown ca", log, re.IGNORECASE)
 
 
+@pytest.mark.slow
 def test_words_are_counted(tmp_path):
     (tmp_path / "short").write_text("hello out there\n")
     (tmp_path / "empty").write_text("")
@@ -210,6 +216,7 @@ def test_words_are_counted(tmp_path):
     assert (client.returncode, client.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_document_that_is_not_there_is_named():
     with running("word_count.py") as server:
         client = programs.run("word_count.py", "--port", server.port, "client", "missing")
@@ -217,6 +224,7 @@ def test_a_document_that_is_not_there_is_named():
     assert re.fullmatch(r"[^\n]*word_count\.py: [^\n]*'missing'\n", client.stderr)
 
 
+@pytest.mark.slow
 def test_everybody_in_the_room_hears_everybody():
     with running("chat.py") as server, server.connect() as one, lines_of(one) as heard_by_one:
         name = f"guest {one.getsockname()[1]}"
@@ -232,6 +240,7 @@ def test_everybody_in_the_room_hears_everybody():
         assert heard_by_one.readline() == f"{other_name} is gone: end of input\n"
 
 
+@pytest.mark.slow
 def test_who_does_not_read_is_ended_and_the_others_talk_on():
     with running("chat.py") as server, server.connect() as talker, lines_of(talker) as heard:
         name = f"guest {talker.getsockname()[1]}"
@@ -306,6 +315,7 @@ def test_who_waits_for_a_slow_page_keeps_nobody_else_waiting():
         web.server_close()
 
 
+@pytest.mark.slow
 def test_a_gateway_says_that_there_is_no_web_server():
     with socket.create_server(("127.0.0.1", 0)) as bound:
         port = bound.getsockname()[1]
@@ -331,6 +341,7 @@ def test_plain_threads_do_the_work():
             assert answers.readline() == "not a number\n"
 
 
+@pytest.mark.slow
 def test_threads_that_are_busy_say_so_and_go_on():
     with running("threaded.py") as server, server.connect() as client, lines_of(client) as answers:
         sending = threading.Thread(target=say, args=[client, "99999999977\n" * 3000])
@@ -340,6 +351,7 @@ def test_threads_that_are_busy_say_so_and_go_on():
         sending.join()
 
 
+@pytest.mark.slow
 def test_a_conversation():
     with running("imperative.py") as server, server.connect() as client:
         assert client.recv(100) == b"What is your name? "
@@ -354,6 +366,7 @@ def test_a_conversation():
         assert read_all(client) == b"Ann, in ten years you will be 40.\n"
 
 
+@pytest.mark.slow
 def test_a_conversation_ends_with_its_client():
     with running("imperative.py") as server:
         for said in b"", b"Ann\n", b"Ann\nold\n":
@@ -365,6 +378,7 @@ def test_a_conversation_ends_with_its_client():
         assert server.end() == (0, "", "")
 
 
+@pytest.mark.slow
 def test_values_are_kept():
     with running("key_value_server.py") as server:
         with server.connect() as client:

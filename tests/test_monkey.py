@@ -121,8 +121,7 @@ def test_a_program_with_a_threaded_implementation_ends_in_order(head, end):
     connection = ngi_gevent.blocking.connect(listener.address, implementation.connect, 20)
     connection.write(b"x")
     """
-    for _ in range(3):
-        assert run(head, COMMON + textwrap.dedent(program) + end) == ""
+    assert run(head, COMMON + textwrap.dedent(program) + end) == ""
 
 
 def keeping_a_server_going(implementation: str) -> str:

@@ -71,6 +71,7 @@ def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run)
     result.stdout.no_fnmatch_line("*made at *.py:7*")
 
 
+@pytest.mark.slow
 def test_the_plugin_imports_nothing_before_it_is_used(run):
     result = run(
         """
@@ -86,6 +87,7 @@ def test_the_plugin_imports_nothing_before_it_is_used(run):
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_a_failure_shows_the_plans_that_it_met_and_no_others(run):
     result = run(
         """
@@ -104,6 +106,7 @@ def test_a_failure_shows_the_plans_that_it_met_and_no_others(run):
     result.stdout.no_fnmatch_line("*refused*")
 
 
+@pytest.mark.slow
 def test_what_is_left_over_shows_the_plans_too(run):
     result = run(
         """

@@ -16,7 +16,7 @@ from programs import Server
 from test_echo_server import running
 
 #: How often it is stopped under load.
-ROUNDS = 50
+ROUNDS = 25
 
 
 def load_on(server: Server, **clients: int) -> Load:

@@ -61,6 +61,7 @@ def test_without_its_marks_each_mistake_is_told_where_it_is(check, tmp_path):
     assert {int(number) for number in re.findall(r"^unmarked\.py:(\d+): error", told, re.MULTILINE)} == lines
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_the_page_on_types_has_nothing_wrong(check, tmp_path):
     (tmp_path / "greeter.py").write_text(pages.module(pages.DOCS / "how_to" / "types.md"))
