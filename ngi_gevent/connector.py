@@ -15,6 +15,7 @@ from ngi_gevent.address import naming, unix_path
 from ngi_gevent.connection import STOPPED
 from ngi_gevent.dispatcher import ConnectionGreenlet
 from ngi_gevent.errors import ConnectionTimeout
+from ngi_gevent.event_loop import run_callback_threadsafe
 from ngi_gevent.socket_options import send_at_once
 from ngi_gevent.stream import StreamConnection
 
@@ -58,7 +59,7 @@ class Connector:
     def stop(self) -> None:
         """Give up: the handler is told that the connect failed."""
         self._stopped = True
-        self._loop.run_callback_threadsafe(self._give_up)
+        run_callback_threadsafe(self._loop, self._give_up)
 
     def _give_up(self) -> None:
         if self._connecting:

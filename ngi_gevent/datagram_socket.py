@@ -219,7 +219,7 @@ class _ListenerSender(_Sender):
     def stop_waiting(self) -> None:
         """The listener is closed: tell those who wait, and watch the socket no more."""
         for watcher, ready in self._waiting.items():
-            watcher.stop()  # with libuv, closing does not say so
+            watcher.stop()  # which libuv's does not do when it is closed
             watcher.close()
             ready.set()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["LastingWatcher", "for_timer", "is_libuv"]
+from gevent._ffi.callback import callback  # type: ignore[import-not-found]
+
+__all__ = ["LastingWatcher", "for_timer", "is_libuv", "run_callback_threadsafe"]
 
 
 def is_libuv(loop: Any) -> bool:
@@ -21,26 +23,42 @@ def for_timer(loop: Any, seconds: float) -> float:
     return max(seconds, least)
 
 
+def run_callback_threadsafe(loop: Any, function: Callable[..., object], *arguments: Any) -> None:
+    """Have *loop* call *function* soon, on its own thread.  Called on any thread.
+
+    With libuv, gevent's method of that name has the calling thread change the queues and counts of the loop, which may
+    be at them meanwhile: seldom, that crashes the process.  Here it is only told to look at its callbacks, which is
+    what the private attributes are for.
+    """
+    if is_libuv(loop):
+        loop._callbacks.append(callback(function, arguments))
+        loop._threadsafe_async.send()
+    else:
+        loop.run_callback_threadsafe(function, *arguments)
+
+
 class LastingWatcher:
     """An io watcher of libuv that, once started, calls until it is stopped.
 
     gevent's stops where the descriptor has an error, having called once, though there may be input to be read before.
     """
 
-    __slots__ = ("_arguments", "_callback", "_watcher", "close", "stop")
+    __slots__ = ("_watcher", "stop")
 
     def __init__(self, loop: Any, descriptor: int, events: int) -> None:
         self._watcher = loop.io(descriptor, events)
-        self.close: Callable[[], None] = self._watcher.close
         self.stop: Callable[[], None] = self._watcher.stop
 
     def start(self, callback: Callable[..., object], *arguments: Any) -> None:
-        self._callback = callback
-        self._arguments = arguments
-        self._watcher.start(self._call, pass_events=True)
+        self._watcher.start(self._call, callback, *arguments, pass_events=True)
 
-    def _call(self, events: int) -> None:
+    def close(self) -> None:
+        self._watcher.close()
+        # Or it would refer to what it has called, which most likely refers to it, until the garbage collector comes.
+        self._watcher.stop()
+
+    def _call(self, events: int, callback: Callable[..., object], *arguments: Any) -> None:
         if events < 0:
             self._watcher.stop()
-            self._watcher.start(self._call, pass_events=True)
-        self._callback(*self._arguments)
+            self.start(callback, *arguments)
+        callback(*arguments)

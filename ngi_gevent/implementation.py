@@ -24,6 +24,7 @@ from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_h
 from ngi_gevent.datagram_socket import DatagramListener, DatagramSender
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
+from ngi_gevent.event_loop import run_callback_threadsafe
 from ngi_gevent.interfaces import documented_by
 from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.outstanding import Outstanding
@@ -247,7 +248,7 @@ class Implementation:
             if hub.thread_ident == get_ident():
                 outstanding.stop()
             elif hub.loop is not None:
-                hub.loop.run_callback_threadsafe(outstanding.stop)
+                run_callback_threadsafe(hub.loop, outstanding.stop)
 
     def _call(self, function: Callable[[], Result]) -> Result:
         return function()
@@ -439,7 +440,7 @@ class Threaded(Implementation):
     def end_at_exit(self) -> None:
         """Close, and wait a moment for the thread: an interpreter that ends while a thread does may crash."""
         if self._closes():
-            self._hub.loop.run_callback_threadsafe(self._stop_all)
+            run_callback_threadsafe(self._hub.loop, self._stop_all)
         self._ended.wait(EXIT_PATIENCE)
 
     def _serve(self) -> None:

@@ -44,6 +44,7 @@ from ngi_gevent.connection import (
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
 from ngi_gevent.errors import Timeout
+from ngi_gevent.event_loop import run_callback_threadsafe
 from ngi_gevent.idle import IdleTimer
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.pump import Pump
@@ -343,7 +344,7 @@ class StreamConnection(BaseConnection):
                 if self._calls is None:
                     self._calls = deque()
             self._calls.append((call, arguments))
-            self._dispatcher.loop.run_callback_threadsafe(self._make_calls)
+            run_callback_threadsafe(self._dispatcher.loop, self._make_calls)
         return True
 
     def _make_calls(self) -> None:

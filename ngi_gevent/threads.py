@@ -19,7 +19,7 @@ from gevent.monkey import get_original
 from greenlet import greenlet
 
 from ngi_gevent.errors import Deadlock, ImplementationClosed
-from ngi_gevent.event_loop import for_timer
+from ngi_gevent.event_loop import for_timer, run_callback_threadsafe
 
 __all__ = ["Flag", "allocate_lock", "call_on", "get_hub_if_exists", "get_ident", "is_only_thread", "start_new_thread"]
 
@@ -156,7 +156,7 @@ def call_on(hub: Any, function: Callable[..., Result], *arguments: Any) -> Resul
 
     loop = hub.loop
     if loop is not None:
-        loop.run_callback_threadsafe(start)
+        run_callback_threadsafe(loop, start)
         while not done.wait(LOOK_AFTER) and hub.loop is not None and hub.thread_ident in sys._current_frames():
             pass
     if not done.is_set():

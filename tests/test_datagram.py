@@ -843,14 +843,16 @@ def test_a_timeout_left_behind_does_not_end_the_listener(tcp, caplog):
     def handle(address, data):
         witness(address, data)
         if data == b"one":
-            gevent.Timeout(0.01).start()
+            timeouts.append(gevent.Timeout.start_new(0.01))
 
+    timeouts = []
     listener = tcp.listen_udp(handle)
     tcp.implementation.udp(listener.address, b"one")
     tcp.until(lambda: caplog.records)
     tcp.implementation.udp(listener.address, b"two")
     tcp.until(lambda: witness.datagrams == [b"one", b"two"])
     assert "receiving" in caplog.records[0].getMessage()
+    timeouts[0].close()
 
 
 def test_killing_the_greenlet_where_it_waits_closes_the_listener(tcp):

@@ -12,9 +12,9 @@ import pytest
 from gevent.event import Event
 from stages import PATIENCE, Witness
 
-from ngi_gevent.event_loop import for_timer, is_libuv
+from ngi_gevent.event_loop import for_timer, is_libuv, run_callback_threadsafe
 from ngi_gevent.idle import IdleTimer
-from ngi_gevent.threads import Flag
+from ngi_gevent.threads import Flag, allocate_lock, start_new_thread
 
 
 def test_the_loop_is_known_by_its_name():
@@ -71,3 +71,28 @@ def test_nothing_for_a_moment_is_noticed():
     timer = IdleTimer(gevent.get_hub().loop, 1e-7, lambda: False, over.set)
     assert over.wait(PATIENCE)
     timer.close()
+
+
+def handles(loop):
+    """What libuv's loop has, in which state; libev's tells nothing."""
+    if not is_libuv(loop):
+        return []
+    return [(handle.type, handle.active, handle.ref, handle.closing) for handle in loop.debug()]
+
+
+def test_another_thread_changes_nothing_of_the_loop_when_it_hands_a_call_over():
+    """The loop's own thread may be going through its queues meanwhile, which with libuv crashed the process."""
+    loop = gevent.get_hub().loop
+    called = Event()
+
+    def hand_over():
+        run_callback_threadsafe(loop, called.set)
+        handed_over.release()
+
+    handed_over = allocate_lock()
+    handed_over.acquire()
+    before = handles(loop)
+    start_new_thread(hand_over, ())
+    handed_over.acquire()  # natively: the loop does nothing meanwhile
+    assert handles(loop) == before
+    assert called.wait(PATIENCE)

@@ -401,6 +401,8 @@ def test_a_handler_that_gevent_ends(network, caplog, how):
     assert isinstance(served.closed, gevent.GreenletExit) if how == "killed" else served.closed is served.timeout
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     bystander.is_answered()
+    if how != "killed":
+        served.timeout.close()
 
 
 @pytest.mark.parametrize("where", ["the server", "connected", "a generator"])

@@ -757,8 +757,8 @@ def test_who_does_not_read_is_not_read_from(stage, echo):
     while not stage.at_once and before < stage.served[0].size:  # as long as it reads
         before = stage.served[0].size
         for _ in range(20):
-            other.connection.write(b"?")
             answered = other.size
+            other.connection.write(b"?")
             stage.until(lambda answered=answered: other.size > answered)
     assert stage.served[0].size < MUCH
     assert stage.waiting(stage.served[0].connection) < MEGABYTE
