@@ -31,11 +31,8 @@ def ngi_network(request: pytest.FixtureRequest) -> Iterator[Any]:
 
     Listen on None for a free port.  It is served on the hub of the test's thread, whenever the test waits.
     """
-    from gevent import get_hub
-
     from ngi_gevent import Implementation
 
-    get_hub()  # or it would count as left over
     yield from _watched(request, Implementation)
 
 
@@ -47,8 +44,11 @@ def ngi_implementation(request: pytest.FixtureRequest) -> Any:
 
 def _watched(request: pytest.FixtureRequest, make: Callable[[], Any]) -> Iterator[Any]:
     __tracebackhide__ = True
+    from gevent import get_hub
+
     from ngi_gevent.testing.leaks import Watched
 
+    get_hub()  # or it would count as left over where the test is the first to need one, and so would libuv's pipes
     watched = Watched(make())
     yield watched
     if request.node.stash.get(_failed, False):

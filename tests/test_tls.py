@@ -949,7 +949,7 @@ def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tm
     program.say(b"r\n")
     client.connection.write(b"the end\n")
     program.until(b"the end\n")
-    assert not client.connection._stalled
+    tcp.until(lambda: not client.connection._stalled)
     client.connection.close()
     program.until(b"CONNECTION CLOSED")
     assert b"written meanwhile\n" in program.output
