@@ -176,7 +176,7 @@ class StreamConnection(BaseConnection):
         def is_busy() -> bool:
             nonlocal queued
             before, queued = queued, 0 if self._state is CLOSED else queued_output(self._socket)
-            return self._peer_waits() or queued not in (0, before)  # the peer takes what was sent long ago
+            return self._peer_waits() or queued != before  # the peer takes, or has taken, what was sent long ago
 
         timer = IdleTimer(self._dispatcher.loop, seconds, is_busy, expired)
         self._have_noted(timer)
