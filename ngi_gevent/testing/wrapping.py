@@ -67,16 +67,12 @@ class WrappingClient:
         return self._handler.failed_connect(reason)
 
 
-@documented_by(IListener)
-class WrappingListener:
-    """A listener around another one."""
+class _AroundListener:
+    """What is around a listener of either kind, and has all that it has."""
 
-    def __init__(self, implementation: WrappingImplementation, server: IServer) -> None:
-        self._implementation = implementation
-        self._server = server
-        self._connections: dict[Any, WrappingConnection] = {}
+    def __init__(self, listener: Any) -> None:
         #: The listener that this one is around.
-        self.listener: Any = None
+        self.listener = listener
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} around {self.listener!r}>"
@@ -89,6 +85,17 @@ class WrappingListener:
     @property
     def address(self) -> Any:
         return self.listener.address
+
+
+@documented_by(IListener)
+class WrappingListener(_AroundListener):
+    """A listener around another one."""
+
+    def __init__(self, implementation: WrappingImplementation, server: IServer) -> None:
+        super().__init__(None)  # it is known when the first connection comes, or the call for it returns
+        self._implementation = implementation
+        self._server = server
+        self._connections: dict[Any, WrappingConnection] = {}
 
     def connections(self) -> Iterator[Any]:
         # One that was accepted a moment ago has not been wrapped yet, and nobody knows it.
@@ -119,24 +126,8 @@ class WrappingListener:
 
 
 @documented_by(IUDPListener)
-class WrappingDatagramListener:
+class WrappingDatagramListener(_AroundListener):
     """A listener for datagrams around another one."""
-
-    def __init__(self, listener: Any) -> None:
-        #: The listener that this one is around.
-        self.listener = listener
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} around {self.listener!r}>"
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "listener":
-            raise AttributeError(name)
-        return getattr(self.listener, name)
-
-    @property
-    def address(self) -> Any:
-        return self.listener.address
 
     def send(self, address: Any, data: Data) -> None:
         self.listener.send(address, data)
