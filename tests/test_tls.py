@@ -915,9 +915,10 @@ def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tm
                 try:
                     return decrypt(size)
                 finally:
-                    connection._pause_over = 0  # as if it had answered more than the server takes
-                    connection.write(b"written meanwhile\n")
-                    connection.writelines([b"-" * 70_000, b"\n"])
+                    if connection:
+                        connection._pause_over = 0  # as if it had answered more than the server takes
+                        connection.write(b"written meanwhile\n")
+                        connection.writelines([b"-" * 70_000, b"\n"])
 
             def send(data):
                 if not stalls:
