@@ -144,6 +144,9 @@ class Dispatcher:
                     connection.resume()
                 else:
                     connection.stop_reading()
+        except BaseException:
+            self._go_on_in_next_turn()
+            raise
         finally:
             self._dispatching = False
 
@@ -156,7 +159,13 @@ class Dispatcher:
                 connection.send_pending()
             except BaseException as error:
                 connection.interrupted(error)
+                self._go_on_in_next_turn()
                 raise
+
+    def _go_on_in_next_turn(self) -> None:
+        """What was raised is reported by the hub, and the rest of the connections are not to wait for one of theirs."""
+        if self._turn is None:
+            self.loop.run_callback(self._dispatch)
 
 
 # One native thread has one hub.  The original class, since patched threading.local knows greenlets, not threads.

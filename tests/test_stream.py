@@ -817,7 +817,7 @@ def test_wait_raises_when_it_takes_too_long(tcp):
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="StreamListener"):
         tcp.implementation.wait(0.1)
-    assert time.monotonic() - began >= 0.1
+    assert time.monotonic() - began >= 0.098  # libuv counts whole milliseconds
 
 
 def test_reading_goes_on_when_a_list_is_sent_and_an_iterator_behind_it_waits(tcp):
