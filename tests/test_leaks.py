@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -84,12 +86,28 @@ def test_listeners_are_named(kind):
     ]
 
 
-def test_a_connect_under_way_is_named(monkeypatch):
+@pytest.fixture
+def full(tmp_path):
+    """The name of a Unix socket whose queue is full, so that who connects waits."""
+    with contextlib.ExitStack() as opened:
+        listening = opened.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(str(tmp_path / "full"))
+        listening.listen(0)
+        error = 0
+        while not error:
+            client = opened.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            error = client.connect_ex(listening.getsockname())
+        assert error == errno.EAGAIN
+        yield listening.getsockname()
+
+
+def test_a_connect_under_way_is_named(monkeypatch, full):
     monkeypatch.setattr(leaks, "GRACE", 0)
     client = testing.Recorder()
     with pytest.raises(AssertionError) as caught, testing.nothing_left(ngi_gevent.Implementation()) as implementation:
         begun = here()
-        implementation.connect(("127.0.0.1", 9), client)
+        implementation.connect(full, client)
     assert f"a connect for {client!r}, begun at {begun}" in str(caught.value)
     assert client.failed is None or client.failed == "stopped"
     client.wait_until(lambda: client.failed)

@@ -116,11 +116,16 @@ def test_a_stage_says_what_it_has_waited_for(kind, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("forget", [lambda connection: None, adapters.Lines], ids=["nothing", "an adapter"])
 def test_a_forgotten_handler_is_told(stage, forget):
+    def serve(connection):
+        forget(connection)
+        served.append(connection)
+        stage.happened()
+
+    served = []
     client = testing.Recorder()
-    listener = stage.listen(forget)
-    listener.connect(client)
+    stage.listen(serve).connect(client)
     client.wait_connected().write(b"hello")
-    stage.until(lambda: list(listener.connections()))
+    stage.until(lambda: served)
     with pytest.raises(AssertionError, match="is open, and the server has given it no handler"):
         client.expect(b"HELLO", timeout=0.01)
 
