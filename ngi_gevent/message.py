@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ngi_gevent import blocking
 from ngi_gevent.adapters import MAX_SIZE
@@ -11,11 +11,10 @@ from ngi_gevent.connection import as_bytes, check_count
 from ngi_gevent.errors import LimitExceeded, UnexpectedResponse
 
 if TYPE_CHECKING:
+    from ngi_gevent.blocking import AnyAddress
     from ngi_gevent.interfaces import Data, IClientConnectHandler
 
 __all__ = ["message"]
-
-AnyAddress = TypeVar("AnyAddress")
 
 
 def message(

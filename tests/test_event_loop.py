@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 import warnings
 
 import gevent
@@ -14,6 +13,7 @@ from stages import PATIENCE, Witness
 
 from ngi_gevent.event_loop import for_timer, is_libuv, run_callback_threadsafe
 from ngi_gevent.idle import IdleTimer
+from ngi_gevent.socket_options import reset_on_close
 from ngi_gevent.threads import Flag, allocate_lock, start_new_thread
 
 
@@ -46,7 +46,7 @@ def test_what_a_peer_sent_just_before_it_was_reset_arrives_and_then_the_reset(tc
     peer.sendall(b"first")
     tcp.until(lambda: tcp.served and tcp.served[0].data)
     peer.sendall(b"last")
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_on_close(peer)
     peer.close()
     Late.release.set()
     tcp.until(lambda: tcp.served[0].closed)

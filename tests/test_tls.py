@@ -28,6 +28,7 @@ from stages import PATIENCE, TLSSocket, Witness
 import ngi_gevent
 from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message, transport
 from ngi_gevent import tls as tls_module
+from ngi_gevent.socket_options import reset_on_close
 from ngi_gevent.stream import StreamConnection
 from ngi_gevent.testing.contract.rules import MUCH, Echo
 
@@ -327,7 +328,7 @@ def test_a_stranger_who_goes_in_the_handshake(tls, info, said, end):
     stranger.sendall(client_hello()[:said])
     until(lambda: listener._connections)
     if end == "reset":
-        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        reset_on_close(stranger)
     stranger.close()
     until(lambda: not listener._connections)
     failure_line(info)

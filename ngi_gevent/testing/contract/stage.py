@@ -7,7 +7,6 @@ A stage for another implementation is a class derived from :class:`MemoryStage`,
 from __future__ import annotations
 
 import linecache
-import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from gevent.queue import Queue
 
 import ngi_gevent
 from ngi_gevent.adapters import bottom
+from ngi_gevent.socket_options import reset_on_close
 from ngi_gevent.testing.implementation import Implementation
 from ngi_gevent.testing.recorder import Recorder
 
@@ -308,7 +308,7 @@ class SocketPeer:
         self._tasks.put(lambda: self.socket.shutdown(socket.SHUT_WR))
 
     def reset(self) -> None:
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(self.socket)
         self.close()
 
     def read_when_sent(self) -> None:
