@@ -108,7 +108,9 @@ class IConnectionHandler(Protocol):
         is closed and ``handle_close`` gets the exception.
 
     What any of them raises is logged with its traceback.  From ``handle_input`` and ``handle_exception`` it also closes
-    the connection (what was written is delivered), and ``handle_close`` gets it as the reason.
+    the connection (what was written is delivered), and ``handle_close`` gets it as the reason.  One exception is no
+    error: a :class:`~ngi_gevent.ConnectionClosed` of this very connection, which had ended when the callback wrote to
+    it.  It is logged at level DEBUG, and ``handle_close`` gets the reason of the end.
     """
 
     def handle_input(self, connection: Any, data: bytes, /) -> object:
@@ -216,7 +218,11 @@ class IConnection(Protocol):
         """
 
     def __bool__(self) -> bool:
-        """Whether the connection is open: whether a ``write`` would be accepted."""
+        """Return whether the connection is open, so that a ``write`` would be accepted.
+
+        Also false once output could not be sent because the peer is gone, though input that had arrived before is still
+        to be delivered, and then the end.
+        """
 
     def set_handler(self, handler: IConnectionHandler, /) -> None:
         """Give the connection its handler, or another one.  Raises ``TypeError`` for what is none.

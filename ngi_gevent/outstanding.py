@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ngi_gevent import logs
-
-if TYPE_CHECKING:
-    from ngi_gevent.connection import BaseConnection
+from ngi_gevent.connection import BaseConnection
 
 __all__ = ["Outstanding"]
 
@@ -49,7 +47,7 @@ class Outstanding:
     def stop(self) -> None:
         """End everything without waiting, but for connections that are closed already: they finish delivering."""
         for item in list(self._items):
-            if item:
+            if not isinstance(item, BaseConnection) or item.goes_on():
                 item.stop()
 
     # What is owned tells this.

@@ -192,11 +192,11 @@ class TLSConnection(StreamConnection):
         try:
             data = self._receive_ciphertext(RECEIVE_SIZE)
         except BlockingIOError:
-            if self._send_error is not None:
-                raise self._send_error from None
+            if self._output_error is not None:
+                raise self._output_error from None
             return b""
         if not data:
-            raise self._send_error or ssl.SSLEOFError(
+            raise self._output_error or ssl.SSLEOFError(
                 ssl.SSL_ERROR_EOF, "the peer ended the connection in the TLS handshake"
             )
         return data

@@ -15,7 +15,7 @@ import pytest
 from gevent.event import Event
 from stages import PATIENCE, Witness
 
-from ngi_gevent import Deadlock, ImplementationClosed, adapters, blocking, stream
+from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, stream
 from ngi_gevent.dispatcher import Dispatcher
 
 
@@ -254,7 +254,15 @@ def test_a_reset_while_the_handler_writes_on(tcp):
 
 def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     """The peer sends its last words and is gone, while output to it is being sent."""
-    peer = socket_stage.peer(socket_stage.listen(Blocking))
+
+    class Answer(Blocking):
+        def handle_input(self, connection, data):
+            Witness.handle_input(self, connection, data)
+            connection.write(b"before")
+            self.release.wait()
+            connection.write(b"after")
+
+    peer = socket_stage.peer(socket_stage.listen(Answer))
     peer.send(b"first")
     socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].trace)
     served = socket_stage.served[0]
@@ -267,7 +275,47 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     assert isinstance(served.closed, OSError)
 
 
-def test_what_is_written_after_output_was_dropped_is_dropped_and_nothing_else(tcp, caplog):
+def test_what_could_not_be_sent_keeps_no_implementation_from_closing(tcp):
+    """The connection has no handler yet, so it still holds the end; but it is false already."""
+
+    class Holding(Witness):
+        def connected(self, connection):
+            self.meet(connection)
+
+    connection = tcp.client(tcp.listen(lambda connection: connection.abort()), Holding).connection
+    with gevent.Timeout(PATIENCE):
+        while connection:
+            connection.write(b"x")
+            gevent.sleep(0)
+    tcp.implementation.close()
+    tcp.until(lambda: connection._gone)
+
+
+def test_a_handler_that_loops_learns_that_its_peer_is_gone(socket_stage, caplog):
+    """A subscription, for example: it only writes, and waits in between."""
+
+    class News(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            while connection:
+                connection.write(b"news")
+                gevent.sleep(0.001)
+            self.trace.append("over")
+
+    peer = socket_stage.peer(socket_stage.listen(News))
+    peer.send(b"subscribe")
+    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].data)
+    served = socket_stage.served[0]
+    peer.send(b"last words")
+    socket_stage.until(lambda: peer.sent == 19)
+    peer.reset()
+    socket_stage.until(lambda: served.closed)
+    assert served.trace == [b"subscribe", "over", b"last words", "over", ("close", served.closed)]
+    assert isinstance(served.closed, OSError)
+    assert caplog.records == []
+
+
+def test_what_is_written_after_output_was_dropped_is_refused_and_nothing_else(tcp, caplog):
     """A send fails while an iterator waits for the peer, and the handler answers what had arrived before."""
 
     class Answer(Witness):
@@ -917,14 +965,8 @@ def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_befo
     assert received == 3_000_000
 
 
-def test_nothing_is_pulled_for_a_peer_that_is_gone(tcp):
-    """Who waits until it has been pulled from would take what is lost for sent."""
-
-    def lines():
-        pulled.append(True)
-        yield b"x"
-
-    pulled = []
+def test_nothing_more_is_written_to_a_peer_that_is_gone(tcp):
+    """Though the handler, still blocked, does not know that yet."""
     peer = tcp.peer(tcp.listen(Blocking))
     peer.send(b"one")
     tcp.until(lambda: tcp.served and tcp.served[0].trace)
@@ -932,13 +974,13 @@ def test_nothing_is_pulled_for_a_peer_that_is_gone(tcp):
     connection.write(b"x" * 24_000_000)
     peer.reset()
     with gevent.Timeout(PATIENCE):
-        while connection._send_error is None:  # which the handler, still blocked, does not know yet
+        while connection:
             gevent.sleep(0.01)
-    connection.writelines(lines())
-    gevent.idle()
-    assert connection
-    assert pulled == []
+    for write, output in (connection.write, b"x"), (connection.writelines, iter([b"x"])):
+        with pytest.raises(ConnectionClosed, match=r"broken \((ConnectionReset|BrokenPipe)Error"):
+            write(output)
     assert connection._pending == 0
+    assert tcp.served[0].closed is None
     tcp.served[0].release.set()
     tcp.until(lambda: tcp.served[0].closed)
 

@@ -13,7 +13,17 @@ import pytest
 from stages import PATIENCE, TCPStage, Witness
 
 import ngi_gevent.testing
-from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, Inline, Threaded, adapters, blocking, generator
+from ngi_gevent import (
+    ConnectionClosed,
+    Deadlock,
+    ImplementationClosed,
+    Inline,
+    LimitExceeded,
+    Threaded,
+    adapters,
+    blocking,
+    generator,
+)
 from ngi_gevent.threads import Flag, call_on
 
 
@@ -128,6 +138,43 @@ def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
     tcp.until(lambda: client.closed)
     assert client.data == b"".join(b"%d " % n + (b"lines " if n % 100 == 0 else b"") for n in range(1000))
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda connection: connection.write(bytes(65536)),
+        lambda connection: connection.writelines([bytes(65536)]),
+        lambda connection: connection.writelines([memoryview(bytearray(65536)).cast("I")]),
+    ],
+    ids=["write", "a list of bytes", "a list of memoryviews"],
+)
+def test_output_limit_binds_other_threads_while_the_hub_is_busy(write):
+    """The handler keeps the hub's thread, so nothing of what another thread writes can be sent meanwhile."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    class Busy(ngi_gevent.testing.Recorder):
+        def handle_input(self, connection, data):
+            busy.set()
+            assert go_on.wait(PATIENCE)
+
+    served, client = Busy(), ngi_gevent.testing.Recorder()
+    with Threaded() as implementation:
+        try:
+            implementation.listener(None, served.connected, output_limit=1_000_000).connect(client)
+            client.wait_connected().write(b"x")
+            assert busy.wait(PATIENCE)
+            writes = 0
+            with pytest.raises(ConnectionClosed):
+                for _ in range(1000):
+                    write(served.connection)
+                    writes += 1
+        finally:
+            go_on.set()
+        served.wait_closed(PATIENCE)
+    assert writes == 1_000_000 // 65536 + 2  # the one that is over the limit, and the one that finds it exceeded
+    assert isinstance(served.closed, LimitExceeded)
+    assert "from other threads" in str(served.closed)
 
 
 def test_a_waiting_hub_is_woken_at_once(tcp):
