@@ -324,11 +324,19 @@ class BaseConnection:
         return self._owner.accepted_from(self)
 
     def goes_on(self) -> bool:
-        """Return whether callbacks can still come: neither side has ended it, or its input has not all been delivered.
+        """Return whether it delivers input, or will do so after its handshake."""
+        return self._state is HANDSHAKE or self.delivers()
 
-        A connection whose output can no longer be sent is false, but goes on until its input is delivered.
+    def delivers(self) -> bool:
+        """Return whether it delivers input: this side has not ended it, and the handler has not learned of an end.
+
+        A connection whose output can no longer be sent is false, but delivers what had arrived before.
         """
-        return self._state in (HANDSHAKE, OPEN) and not self._ended_elsewhere
+        return self._state is OPEN and not self._ended_elsewhere
+
+    def unsent_size(self) -> int:
+        """Return how many bytes of output the peer has not taken."""
+        return self._pending
 
     def is_full(self) -> bool:
         """Return whether more input must wait until the peer takes output.
@@ -344,7 +352,7 @@ class BaseConnection:
         Called in a callback, between two records; blocks while the connection is full.  In memory, where a callback
         cannot wait, it never is.
         """
-        return self._state is OPEN and not self._ended_elsewhere
+        return self.delivers()
 
     def wait_for(self, flag: Flag, timeout: float | None) -> bool:
         """Wait until something on this connection sets *flag*, or for *timeout* seconds; whether it is set.

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import is_module_patched
+from greenlet import getcurrent
 
 from ngi_gevent import transport
 from ngi_gevent.acceptor import default_max_connections
@@ -28,7 +29,7 @@ from ngi_gevent.event_loop import run_callback_threadsafe
 from ngi_gevent.interfaces import documented_by
 from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.stream import DRAIN_TIMEOUT
+from ngi_gevent.stream import DRAIN_TIMEOUT, SEND_TIMEOUT
 from ngi_gevent.stream_listener import BACKLOG, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 
@@ -67,7 +68,9 @@ class Implementation:
 
     Greenlets of that thread serve the connections whenever it waits on gevent: in ``wait()``, in ``gevent.sleep``, or
     in anything that is monkey-patched.  Nothing keeps a program running by itself.  What handlers raise is logged, by
-    the logger ``ngi_gevent.connection``.  As a context manager, it is closed at the end.
+    the logger ``ngi_gevent.connection``.  At the end of a ``with`` statement, it is closed, and what was written to
+    connections that were closed is delivered: the statement waits for as long as their peers take some of it within 30
+    seconds.
 
     It may be used from several threads, each of which has its own hub.  The connections and listeners that it makes may
     be used from any thread, while their hub runs.  After ``close()``, all that asks something of it raises
@@ -84,6 +87,11 @@ class Implementation:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        hub = get_hub()
+        outstanding = self._on_hub.get(hub)
+        # In a callback of one of its connections, or on the hub itself, waiting could not end.
+        if outstanding is not None and not outstanding.includes(current_connection()) and getcurrent() is not hub:
+            outstanding.wait_for_delivery()
 
     @_on_its_hub
     def connect(
@@ -224,14 +232,19 @@ class Implementation:
         return listener
 
     def wait(self, timeout: float | None = None) -> None:
-        """Serve until nothing is outstanding on this thread's hub: no connect, no open connection, no listener.
+        """Serve until nothing is outstanding on this thread's hub: no connection attempt, connection or listener.
 
-        Blocks the calling greenlet, while the others of this thread go on.  Raises :class:`~ngi_gevent.Timeout` if that
-        takes more than *timeout* seconds, and :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would
-        wait for.
+        Blocks the calling greenlet, while the others of this thread go on.  After ``close()``, returns once the output
+        of all connections that were closed is delivered.
+
+        :param timeout: seconds to wait; None for no limit.
+        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Deadlock: called in a callback of a connection that it would wait for.
         """
         check_timeout(timeout)
-        outstanding = self._outstanding()[1]
+        outstanding = self._on_hub.get(get_hub())
+        if outstanding is None:
+            return
         if outstanding.includes(current_connection()):
             raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
         if not outstanding.wait(timeout):
@@ -240,8 +253,9 @@ class Implementation:
     def close(self) -> None:
         """Close all listeners, end all connections, and give up all connects, never blocking; twice is harmless.
 
-        Open connections end for the reason ``'stopped'``, and connects that are under way fail for it.  Whatever is
-        asked for afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
+        Open connections end for the reason ``'stopped'``, and connects that are under way fail for it.  Connections
+        that the application has closed before finish delivering while their hub runs; ``wait()`` waits for that.  Any
+        other method called afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
         """
         self._closed = True
         for hub, outstanding in list(self._on_hub.items()):
@@ -298,6 +312,14 @@ class _OutstandingOnHub(Outstanding):
             finally:
                 self._when_empty.remove(empty.set)
         return self._over()
+
+    def wait_for_delivery(self) -> None:
+        """Wait until nothing is outstanding, for as long as peers take some of the output in time."""
+        left: int | None = None
+        while not self.wait(SEND_TIMEOUT):
+            before, left = left, self.unsent_size()
+            if left == before:
+                return
 
     def _over(self) -> bool:
         """Whether there is nothing to wait for any more."""
@@ -388,12 +410,25 @@ class Threaded(Implementation):
         return call_on(self._running_hub(), function)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding: no connect, no open connection, no listener.
+        """Wait until nothing is outstanding: no connection attempt, connection or listener.
 
-        Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds, and
-        :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would wait for.
+        Blocks the calling greenlet or thread.  After ``close()``, returns when the thread has ended, so that everything
+        is delivered.
+
+        :param timeout: seconds to wait; None for no limit.
+        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Deadlock: called in a callback of a connection that it would wait for.
         """
-        call_on(self._running_hub(), super().wait, timeout)
+        check_timeout(timeout)
+        if not self._closed or (self._hub is not None and self._hub.thread_ident == get_ident()):
+            call_on(self._running_hub(), super().wait, timeout)
+        elif self._begun and not self._ended.wait(timeout):
+            raise Timeout(f"still outstanding after {timeout} seconds: {self._on_hub[self._hub]}")
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if self._begun and self._hub.thread_ident != get_ident():
+            self._ended.wait()
 
     def close(self) -> None:
         if self._closes():
@@ -451,7 +486,7 @@ class Threaded(Implementation):
         outstanding = self._on_hub[hub] = self._make_outstanding()
         self._started.set()
         self._stop.wait()
-        outstanding.wait(None)
+        outstanding.wait_for_delivery()
         keep_running.close()
         hub.destroy(destroy_loop=True)
         self._ended.set()

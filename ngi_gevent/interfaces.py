@@ -362,7 +362,7 @@ class IUDPListener(Protocol):
 class IImplementation(Protocol):
     """Something that connects and listens: on sockets, or in memory.  Used by the application.
 
-    As a context manager, it is closed at the end.
+    As a context manager, it is closed at the end, and what was written to connections that were closed is delivered.
 
     All take the same options, and check them in the same way.  What an option asks for is done where there is something
     to do it to: in memory, nothing is encrypted, and no time passes.
@@ -378,7 +378,11 @@ class IImplementation(Protocol):
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Close this implementation, whatever was raised."""
+        """Close this implementation, whatever was raised, and wait until connections that were closed have delivered.
+
+        Blocks the calling greenlet for as long as each peer takes some of what is pending within 30 seconds; in memory,
+        and in a callback of one of its connections, it does not wait.
+        """
 
     def connect(self, address: Any, handler: IClientConnectHandler, /, **options: Unpack[ConnectOptions]) -> None:
         """Start to connect to *address* and return; *handler* learns what came of it.
@@ -413,14 +417,18 @@ class IImplementation(Protocol):
         """
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding: no connect under way, no open connection, no listener of either kind.
+        """Wait until nothing is outstanding: no connection attempt, connection or listener of either kind.
 
-        Blocks the calling greenlet.  Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds, and
-        :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would wait for.
+        Blocks the calling greenlet.  May be called after ``close()``; then it returns once everything is delivered.
+
+        :param timeout: seconds to wait; None for no limit.
+        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Deadlock: called in a callback of a connection that it would wait for.
         """
 
     def close(self) -> None:
         """Close every listener of either kind, and end every connection.  Never blocks.
 
-        Whatever is asked for afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
+        Any method but ``wait`` and ``close`` that is called afterwards raises
+        :class:`~ngi_gevent.ImplementationClosed`.
         """

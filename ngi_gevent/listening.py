@@ -114,6 +114,10 @@ class BaseListener:
         self._wait_until_empty(0)  # only so that handlers hear of it before the caller, who may be about to exit
         return ended
 
+    def unsent_size(self) -> int:
+        """Return how many bytes of output the peers of its connections have not taken."""
+        return sum(connection.unsent_size() for connection in list(self._connections))
+
     # What connections tell their owner.
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:

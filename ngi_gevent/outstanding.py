@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ngi_gevent import logs
 from ngi_gevent.connection import BaseConnection
+from ngi_gevent.listening import BaseListener
 
 __all__ = ["Outstanding"]
 
@@ -44,10 +45,14 @@ class Outstanding:
         """Whether *connection*, or connect, or listener for datagrams, or None, keeps this from being empty."""
         return connection in self._items or getattr(connection, "control", None) in self._items
 
+    def unsent_size(self) -> int:
+        """Return how many bytes of output the peers have not taken."""
+        return sum(item.unsent_size() for item in list(self._items) if isinstance(item, (BaseConnection, BaseListener)))
+
     def stop(self) -> None:
         """End everything without waiting, but for connections that are closed already: they finish delivering."""
         for item in list(self._items):
-            if not isinstance(item, BaseConnection) or item.goes_on():
+            if not isinstance(item, BaseConnection) or item.delivers():
                 item.stop()
 
     # What is owned tells this.

@@ -386,6 +386,9 @@ class StreamConnection(BaseConnection):
             call, arguments = calls.popleft()
             call(*arguments)
 
+    def unsent_size(self) -> int:
+        return self._pending + (0 if self._state is CLOSED else queued_output(self._socket))
+
     def is_full(self) -> bool:
         waiting = self._pending + self._handed_size - self._taken_size
         if waiting <= HIGH_WATER or self._output_error is not None:

@@ -177,7 +177,7 @@ def test_a_handler_that_writes_after_the_end_makes_no_mistake(stage, caplog):
             pass
 
     listener = stage.listen()
-    assert blocking.request(stage.implementation.connect, listener.address, Client(), timeout=PATIENCE) is None
+    assert blocking.request(stage.implementation.connect, listener.address, Client(), timeout=10) is None
     assert caplog.records == []
 
 

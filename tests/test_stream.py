@@ -15,7 +15,8 @@ import pytest
 from gevent.event import Event
 from stages import PATIENCE, Witness
 
-from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, stream
+import ngi_gevent
+from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, implementation, stream
 from ngi_gevent.dispatcher import Dispatcher
 
 
@@ -588,6 +589,48 @@ def test_an_implementation_that_closes_lets_closed_clients_finish_delivering(soc
     socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].closed)
     served = socket_stage.served[0]
     assert (len(served.data), served.closed) == (24_000_000, "end of input")
+
+
+def test_the_end_of_a_with_statement_waits_until_closed_connections_have_delivered(socket_stage):
+    listener = socket_stage.listen()
+    with type(socket_stage.implementation)() as clients:
+        connection = blocking.connect(listener.address, clients.connect, PATIENCE)
+        connection.write(b"x" * 24_000_000)
+        connection.close()
+    socket_stage.until(lambda: socket_stage.served[0].closed)
+    served = socket_stage.served[0]
+    assert (served.size, served.closed) == (24_000_000, "end of input")
+    clients.wait(0)
+
+
+@pytest.mark.parametrize("output", ["much", "an iterator that waits"])
+def test_the_end_of_a_with_statement_does_not_wait_for_ever(tcp, monkeypatch, output):
+    """For a peer that takes nothing, nor for an iterator that yields nothing."""
+    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(implementation, "SEND_TIMEOUT", 0.05)
+    never = Event()
+    tcp.peer(tcp.listen(lambda connection: None))
+    with gevent.Timeout(PATIENCE), type(tcp.implementation)() as clients:
+        connection = blocking.connect(tcp.listeners[0].address, clients.connect, PATIENCE)
+        connection.writelines([b"x" * 24_000_000] if output == "much" else (never.wait() for _ in range(1)))
+        connection.close()
+    connection.abort()
+    clients.wait(PATIENCE)
+
+
+def test_the_end_of_a_with_statement_in_a_callback_does_not_wait_for_it(tcp):
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            with clients:
+                connection.write(b"done")
+
+    clients = ngi_gevent.Implementation()
+    peer = tcp.peer(clients.listener(None, tcp.server(Server)))
+    peer.send(b"x")
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    assert peer.received == b"done"
+    clients.wait(PATIENCE)
 
 
 def test_a_connect_that_succeeds_while_its_implementation_closes_is_given_up(tcp, tmp_path):

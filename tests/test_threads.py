@@ -262,7 +262,7 @@ def test_an_implementation_is_closed_from_another_thread(tcp):
     in_thread(tcp.implementation.close)
     tcp.until(lambda: client.connection._gone and served.connection._gone)
     with pytest.raises(ImplementationClosed):
-        tcp.implementation.wait()
+        tcp.listen()
     tcp.implementation = ngi_gevent.Implementation()
 
 
@@ -409,7 +409,6 @@ def test_threaded_serves_a_program_that_knows_nothing_of_gevent():
     for use in (
         lambda: implementation.connect(listener.address, ask),
         lambda: implementation.listener(None, Upper),
-        implementation.wait,
         lambda: listener.connect(ask),
     ):
         with pytest.raises(ImplementationClosed):

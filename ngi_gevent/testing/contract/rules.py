@@ -1282,10 +1282,10 @@ def test_close_ends_everything_and_a_closed_implementation_says_so(stage):
     for use in (
         lambda: implementation.connect(stage.listeners[0].address, client),
         lambda: implementation.listener(stage.address(), stage.server()),
-        implementation.wait,
     ):
         with pytest.raises(ngi_gevent.ImplementationClosed):
             use()
+    implementation.wait(10)
     stage.implementation = stage.make()
 
 
@@ -1296,7 +1296,8 @@ def test_the_end_of_a_with_statement_closes_an_implementation(stage):
         assert next(listener.connections(), None) is None
         raise Failure
     with pytest.raises(ngi_gevent.ImplementationClosed):
-        entered.wait()
+        entered.listener(stage.address(), stage.server())
+    entered.wait(10)
     stage.implementation = stage.make()
 
 
