@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 import programs
 import pytest
 from programs import EXAMPLES, Server, read_all
-from stages import IPV6
+from stages import needs_ipv6
 
 NC = shutil.which("nc")
 
@@ -133,7 +133,7 @@ def test_a_unix_socket(tmp_path):
         assert not os.path.exists(path)
 
 
-@pytest.mark.skipif(not IPV6, reason="this machine has no IPv6")
+@needs_ipv6
 def test_ipv6():
     with programs.running("echo_server.py", "--bind", "[::1]:0") as server:
         assert re.fullmatch(r"listening on \[::1\]:\d+\n", server.first_line)

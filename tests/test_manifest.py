@@ -89,7 +89,7 @@ def options(container):
 
 @pytest.mark.parametrize("name", ["echo.yaml", "liveness.yaml"])
 def test_a_real_parser_reads_the_same(name):
-    yaml = pytest.importorskip("yaml", reason="what builds the documentation brings a parser of YAML")
+    yaml = pytest.importorskip("yaml", reason="yaml is not installed")
     assert [loaded(text) for text in shown(name).split("---\n")] == list(yaml.safe_load_all(shown(name)))
 
 
