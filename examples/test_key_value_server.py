@@ -71,8 +71,8 @@ def test_a_bad_request_is_answered_and_ends_the_connection(request_: bytes) -> N
     "conversation",
     [
         b"set colour 4\nblue\nget colour\nquit\n",
-        [b"set a 3\none\n", b"get a\n", b"delete a\n", b"get a\n"],
-        "set größe 5\ngroß\nget größe\n".encode(),
+        [b"set a 80\n" + b"one, two " * 8 + b"and more\n", b"get a\n", b"delete a\n", b"get a\n"],
+        f"set größe 80\n{'großes ' * 10}\nget größe\n".encode(),
         b"get a\nnonsense\nget a\n",
     ],
 )

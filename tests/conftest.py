@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -34,6 +35,14 @@ def open_sockets() -> set[str]:
         except OSError:
             continue  # the listing's own descriptor
     return {link for link in links if link.startswith("socket:")}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what was skipped, and why."""
+    skipped = terminalreporter.getreports("skipped")
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.line("skipped: " + ", ".join(f"{count} ({reason})" for reason, count in reasons.items()))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from certificates import client_context, server_context
 from gevent import socket
 
@@ -22,7 +23,6 @@ from ngi_gevent.testing.wrapping import WrappingImplementation
 from ngi_gevent.threads import Flag
 
 __all__ = [
-    "IPV6",
     "PATIENCE",
     "STAGES",
     "WRAPPED_STAGES",
@@ -32,6 +32,7 @@ __all__ = [
     "Stage",
     "TCPStage",
     "Witness",
+    "needs_ipv6",
 ]
 
 
@@ -143,6 +144,11 @@ class TLSStage(SocketStage):
 class IPv6Stage(SocketStage):
     name = "tcp-ipv6"
 
+    def __init__(self, tmp_path: object) -> None:
+        if not IPV6:
+            pytest.skip(NO_IPV6)
+        super().__init__(tmp_path)
+
     def address(self) -> Any:
         return ("::1", 0)
 
@@ -218,8 +224,10 @@ def _has_ipv6() -> bool:
 
 
 IPV6 = _has_ipv6()
+NO_IPV6 = "this machine has no IPv6"
+needs_ipv6 = pytest.mark.skipif(not IPV6, reason=NO_IPV6)
 
-STAGES: list[type[Stage]] = [MemoryStage, TCPStage, *([IPv6Stage] if IPV6 else []), UnixStage, TLSStage, ThreadedStage]
+STAGES: list[type[Stage]] = [MemoryStage, TCPStage, IPv6Stage, UnixStage, TLSStage, ThreadedStage]
 
 #: Those that are made of others, of which nothing but the contract need be tried.
 WRAPPED_STAGES: list[type[Stage]] = [

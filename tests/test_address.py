@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gevent.socket
 import pytest
-from stages import IPV6, PATIENCE, Witness
+from stages import PATIENCE, Witness, needs_ipv6
 
 import ngi_gevent
 
@@ -216,7 +216,7 @@ def test_a_listener_whose_file_somebody_removed_closes_all_the_same(tcp, tmp_pat
     tcp.implementation.wait(PATIENCE)
 
 
-@pytest.mark.skipif(not IPV6, reason="this machine has no IPv6")
+@needs_ipv6
 def test_the_scope_of_an_ipv6_address_is_part_of_it(tcp):
     """Without one, the system does not know which network an address is meant to be on, and says so."""
     witnesses = [Witness(tcp), Witness(tcp)]

@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 
 EVERYTHING = re.compile("")
 
-needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C compiler (cc)")
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="cc is not installed")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the benchmarks are for Linux"),

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not ENGINE, reason="CONTAINER_ENGINE names no engine"),
+    pytest.mark.skipif(not ENGINE, reason="CONTAINER_ENGINE is not set"),
     pytest.mark.timeout(900),
 ]
 

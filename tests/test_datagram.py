@@ -19,7 +19,7 @@ import gevent.socket
 import pytest
 from gevent.event import Event
 from greenlet import GreenletExit
-from stages import IPV6, PATIENCE, DatagramWitness
+from stages import PATIENCE, DatagramWitness, needs_ipv6
 
 import ngi_gevent
 from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout, logs, testing
@@ -359,7 +359,7 @@ def test_the_address_tells_the_port_that_was_picked(tcp):
         assert listener.address[1] > 0
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", *(["::1"] if IPV6 else [])])
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
 def test_the_sender_can_be_answered(tcp, host):
     def answer(address, data):
         tcp.implementation.udp(address, data.upper())
@@ -459,14 +459,16 @@ def asks(sock, listener, data=b"hello"):
     return gevent.get_hub().threadpool.apply(ask)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", *(["::1", "::"] if IPV6 else [])])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "0.0.0.0", *(pytest.param(host, marks=needs_ipv6) for host in ("::1", "::"))]
+)
 def test_a_connected_socket_takes_the_answer_of_a_listener(tcp, host):
     listener = upper(tcp, (host, 0))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     assert asks(socket.socket(family, socket.SOCK_DGRAM), listener) == b"HELLO"
 
 
-@pytest.mark.skipif(not IPV6, reason="this system has no IPv6")
+@needs_ipv6
 def test_a_listener_on_both_families_answers_both(tcp):
     listener = upper(tcp, ("::", 0))
     with gevent.socket.socket(type=socket.SOCK_DGRAM) as client:
@@ -508,8 +510,8 @@ def test_a_unix_socket_without_a_name_cannot_be_answered(tcp, tmp_path, caplog):
     assert "an address to send to is (host, port), or the name of a Unix socket; got None" in str(record.exc_info[1])
 
 
-@pytest.mark.skipif(shutil.which("nc") is None, reason="there is no nc here")
-@pytest.mark.parametrize("address", [("127.0.0.1", 0), *([("::1", 0)] if IPV6 else [])])
+@pytest.mark.skipif(shutil.which("nc") is None, reason="nc is not installed")
+@pytest.mark.parametrize("address", [("127.0.0.1", 0), pytest.param(("::1", 0), marks=needs_ipv6)])
 def test_netcat_takes_the_answer_of_a_listener(tcp, address):
     host, port = upper(tcp, address).address[:2]
     command = ["nc", "-u", "-w", "1", host, str(port)]
@@ -532,7 +534,7 @@ def test_a_listener_looks_up_a_name_without_blocking_the_hub(tcp):
     assert witness.senders == [sending.address] * 2
 
 
-@pytest.mark.skipif(not IPV6, reason="this system has no IPv6")
+@needs_ipv6
 def test_of_the_addresses_of_a_name_a_listener_takes_one_of_its_family(tcp, monkeypatch):
     """The machine of a test may know one of them only for each name that it has."""
     witness = DatagramWitness(tcp)

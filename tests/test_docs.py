@@ -30,12 +30,15 @@ def needs(page, *programs):
     text = page.read_text()
     for program in programs:
         if re.search(rf"\b{program}\b", text) and not shutil.which(program):
-            pytest.skip(f"needs {program}")
+            pytest.skip(f"{program} is not installed")
+    if re.search(r"^from twisted\b", text, re.MULTILINE):
+        pytest.importorskip("twisted", reason="twisted is not installed")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if pages.module(page)], ids=named)
 def test_its_module_runs(page, run):
+    needs(page)
     code = pages.module(page)
     tests = len(re.findall(r"^def test_", code, re.MULTILINE))
     result = run(test_page=code if tests else f"{code}\n\ndef test_it_is_imported():\n    pass\n")

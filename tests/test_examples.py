@@ -72,6 +72,7 @@ def test_a_server_says_where_it_listens(name):
 
 
 # But for the echo server, which lets clients finish, and for TLS, which tells of a handshake that this cuts short.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SERVERS.keys() - {"echo_server.py", "tls_echo.py"}))
 def test_ctrl_c_ends_a_server_and_its_clients_in_silence(name):
     with running(name) as server:
@@ -138,7 +139,6 @@ def test_an_example_says_to_type_what_the_readme_does(path):
 # Each of them.
 
 
-@pytest.mark.slow
 def test_the_echo_client_prints_the_answer():
     with running("echo_server.py") as server:
         client = programs.run("echo_client.py", "--port", server.port, "hello", "out there")
@@ -186,6 +186,7 @@ def test_echo_over_tls():
             assert other.recv(100) == b"HELLO"
 
 
+@pytest.mark.slow
 def test_a_client_that_speaks_no_tls_is_told_how():
     with running("tls_echo.py") as server:
         client = programs.run("echo_client.py", "--port", server.port, "hello")
@@ -193,6 +194,7 @@ def test_a_client_that_speaks_no_tls_is_told_how():
     assert client.stderr.endswith(" after b''; a server that speaks TLS wants --certificate\n")
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_trust_the_certificate_says_so():
     trustme.CA().cert_pem.write_to_path("stranger.pem")
     with running("tls_echo.py") as server:
@@ -205,7 +207,6 @@ def test_a_client_that_does_not_trust_the_certificate_says_so():
     assert re.search(r" INFO ngi_gevent.connection: .*handshake failed.*unknown ca", log, re.IGNORECASE)
 
 
-@pytest.mark.slow
 def test_words_are_counted(tmp_path):
     (tmp_path / "short").write_text("hello out there\n")
     (tmp_path / "empty").write_text("")
@@ -224,7 +225,6 @@ def test_a_document_that_is_not_there_is_named():
     assert re.fullmatch(r"[^\n]*word_count\.py: [^\n]*'missing'\n", client.stderr)
 
 
-@pytest.mark.slow
 def test_everybody_in_the_room_hears_everybody():
     with running("chat.py") as server, server.connect() as one, lines_of(one) as heard_by_one:
         name = f"guest {one.getsockname()[1]}"
@@ -351,7 +351,6 @@ def test_threads_that_are_busy_say_so_and_go_on():
         sending.join()
 
 
-@pytest.mark.slow
 def test_a_conversation():
     with running("imperative.py") as server, server.connect() as client:
         assert client.recv(100) == b"What is your name? "
@@ -378,7 +377,6 @@ def test_a_conversation_ends_with_its_client():
         assert server.end() == (0, "", "")
 
 
-@pytest.mark.slow
 def test_values_are_kept():
     with running("key_value_server.py") as server:
         with server.connect() as client:

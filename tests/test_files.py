@@ -21,6 +21,7 @@ from ngi_gevent import (
     adapters,
     blocking,
     files,
+    stream,
     testing,
 )
 
@@ -28,7 +29,7 @@ TEXT = b"one\ntwo words\n\nthe rest"
 LINES = [b"one\n", b"two words\n", b"\n", b"the rest"]
 
 #: More than the kernel buffers for a peer that does not read, and less than an output_limit.
-MUCH = 32 * 1024 * 1024
+MUCH = 16 * 1024 * 1024
 
 PIECE = 64 * 1024
 
@@ -105,7 +106,6 @@ def test_lines_end_in_newlines_only(stage):
     assert input.readlines() == [b"a\rb\x0bc\r\n", b"d\n"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "read",
     [
@@ -127,7 +127,7 @@ def test_a_read_that_takes_too_long_loses_nothing(stage, read):
         read(input)
     peer.send(b"c\nd")
     with pytest.raises(Timeout):
-        input.read(100, timeout=0.05)
+        input.read(100, timeout=0.01)
     peer.send(b"e")
     peer.finish()
     assert input.read(timeout=PATIENCE) == b"bc\nde"
@@ -244,7 +244,6 @@ def test_an_input_that_is_closed_takes_what_comes(socket_stage):
     socket_stage.until(lambda: peer.ended)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("end", ["abort", "close", "stop"])
 def test_unread_input_keeps_no_connection(socket_stage, end):
     output, input, peer = talk(socket_stage)
@@ -254,6 +253,7 @@ def test_unread_input_keeps_no_connection(socket_stage, end):
     closed = Event()
     connection.when_closed(closed.set)
     {"abort": connection.abort, "close": connection.close, "stop": listener.close}[end]()
+    peer.finish()
     assert closed.wait(PATIENCE)
     assert input.readline(timeout=PATIENCE) == b"unread\n"
 
@@ -367,7 +367,6 @@ def test_what_an_iterable_raises_comes_back(stage):
     stage.until(lambda: peer.received == b"before more after")
 
 
-@pytest.mark.slow
 def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
     output, input, peer = talk(stage)
     pulled = []
@@ -380,7 +379,7 @@ def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
     pieces = pieces()
     for _ in range(2):
         with pytest.raises(Timeout):
-            output.writelines(pieces, timeout=0.2)
+            output.writelines(pieces, timeout=0.05)
     assert len(pulled) < 300
     with pytest.raises(Timeout):
         output.flush(timeout=0)
@@ -833,19 +832,19 @@ def test_the_end_of_another_connection_is_an_error_of_the_function(stage, caplog
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-@pytest.mark.slow
 def test_a_function_may_leave_its_input_unread(socket_stage):
     listener = socket_stage.listen(blocking.server(lambda input, output: output.write(b"no, thanks")))
     peer = socket_stage.peer(listener)
     peer.send(bytes(MUCH))
+    peer.finish()
     peer.read()
     socket_stage.until(lambda: peer.ended)
     assert peer.received == b"no, thanks"
     assert listener.close_wait(PATIENCE) == 0
 
 
-@pytest.mark.slow
-def test_a_listener_that_stops_ends_its_functions(socket_stage):
+def test_a_listener_that_stops_ends_its_functions(socket_stage, monkeypatch):
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.05)  # the peers neither read nor close
     began, over = [], []
 
     @blocking.server

@@ -1,6 +1,6 @@
 """Random bytes in random pieces: what comes of them is what a few lines of Python say, or a documented end.
 
-``pytest --hypothesis-profile=more --timeout=0 tests/test_fuzz.py`` tries many more, other ones each time.
+``pytest -m "" --hypothesis-profile=more --timeout=0 tests/test_fuzz.py`` tries many more, other ones each time.
 """
 
 from __future__ import annotations

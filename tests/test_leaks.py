@@ -23,7 +23,7 @@ KINDS = [testing.Implementation, ngi_gevent.Implementation]
 @pytest.fixture(params=KINDS, ids=["memory", "network"])
 def kind(request, monkeypatch):
     gevent.get_hub()
-    monkeypatch.setattr(leaks, "GRACE", 0.2)
+    monkeypatch.setattr(leaks, "GRACE", 0.1)
     return request.param
 
 

@@ -30,7 +30,7 @@ What two sides do at once has no one right outcome: bytes that an iterator has y
 connection, or output that is on its way when it is aborted, may arrive or not.  So commands are drawn such that one
 event at a time has consequences; see ``commands``.
 
-``pytest --hypothesis-profile=more --timeout=0 tests/test_model.py`` tries many more, other ones each time.
+``pytest -m "" --hypothesis-profile=more --timeout=0 tests/test_model.py`` tries many more, other ones each time.
 """
 
 from __future__ import annotations

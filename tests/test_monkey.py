@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def run(head: str, program: str, before: str = "") -> str:
 
 
 COMMON = """
-import http.server, threading, time, urllib.request
+import threading, time
 
 class Upper:
     def __init__(self, connection): connection.set_handler(self)
@@ -75,6 +76,7 @@ def test_a_threaded_implementation_is_on_a_real_thread(head):
 @pytest.mark.parametrize("head", PATCHED)
 def test_a_patched_handler_that_calls_a_slow_web_server_keeps_nobody_waiting(head):
     program = """
+    import http.server, urllib.request
     class Slow(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             time.sleep(1)
@@ -113,7 +115,14 @@ def test_a_patched_handler_that_calls_a_slow_web_server_keeps_nobody_waiting(hea
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("end", ["implementation.close()", "", "connection.close(); listener.close()"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("implementation.close()", marks=pytest.mark.slow),
+        "",
+        pytest.param("connection.close(); listener.close()", marks=pytest.mark.slow),
+    ],
+)
 def test_a_program_with_a_threaded_implementation_ends_in_order(head, end):
     program = """
     implementation = ngi_gevent.Threaded()
@@ -213,8 +222,13 @@ CONTEXT_KINDS = {
 }
 
 
-@pytest.mark.parametrize("contexts", CONTEXT_KINDS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "contexts"),
+    [
+        pytest.param(head, contexts, marks=() if number % 4 == 0 else pytest.mark.slow)  # each of both once
+        for number, (head, contexts) in enumerate(itertools.product(HEADS, CONTEXT_KINDS))
+    ],
+)
 def test_any_context_works_and_a_silent_stranger_delays_nobody(head, contexts, tmp_path, monkeypatch):
     program = """
     import functools, socket

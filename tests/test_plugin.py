@@ -51,7 +51,6 @@ def test_a_test_runs_over_both(run):
     result.stdout.fnmatch_lines(["*test_echo?memory? PASSED*", "*test_echo?network? PASSED*"])
 
 
-@pytest.mark.slow
 def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run):
     result = run(
         """
@@ -63,6 +62,9 @@ def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run)
         def test_failing(ngi_implementation):
             ngi_implementation.listener(None, testing.Recorder)
             assert False
+
+        from ngi_gevent.testing import leaks
+        leaks.GRACE = 0.1
         """
     )
     result.assert_outcomes(passed=2, errors=2, failed=2)
@@ -71,7 +73,6 @@ def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run)
     result.stdout.no_fnmatch_line("*made at *.py:7*")
 
 
-@pytest.mark.slow
 def test_the_plugin_imports_nothing_before_it_is_used(run):
     result = run(
         """
@@ -87,7 +88,6 @@ def test_the_plugin_imports_nothing_before_it_is_used(run):
     result.assert_outcomes(passed=2)
 
 
-@pytest.mark.slow
 def test_a_failure_shows_the_plans_that_it_met_and_no_others(run):
     result = run(
         """
@@ -106,7 +106,6 @@ def test_a_failure_shows_the_plans_that_it_met_and_no_others(run):
     result.stdout.no_fnmatch_line("*refused*")
 
 
-@pytest.mark.slow
 def test_what_is_left_over_shows_the_plans_too(run):
     result = run(
         """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import resource
 import socket
 import time
 import weakref
@@ -105,7 +104,6 @@ def test_writes_leave_when_the_handler_blocks(socket_stage):
     socket_stage.until(lambda: client.data == b"beforeafter")
 
 
-@pytest.mark.slow
 def test_a_stop_reaches_a_handler_that_blocks_when_it_is_back(socket_stage):
     peer = socket_stage.peer(socket_stage.listen(Blocking))
     peer.send(b"x")
@@ -116,6 +114,7 @@ def test_a_stop_reaches_a_handler_that_blocks_when_it_is_back(socket_stage):
     socket_stage.listeners[0].close(lambda listener: (gone.append(1), socket_stage.happened()))
     socket_stage.listeners[0].close()
     socket_stage.until(lambda: peer.ended)
+    peer.finish()
     assert peer.received == b"before"
     assert (served.trace, gone) == (["in"], [])
     served.release.set()
@@ -124,33 +123,32 @@ def test_a_stop_reaches_a_handler_that_blocks_when_it_is_back(socket_stage):
     assert served.trace == ["in", ("close", "stopped")]
 
 
-@pytest.mark.slow
 def test_a_handler_that_blocks_delays_nobody_and_uses_no_processor_time(tcp):
     class Sleep(Witness):
         def handle_input(self, connection, data):
             if data == b"sleep":
                 self.trace.append("asleep")
                 self.stage.happened()
-                gevent.sleep(1)
+                awake.wait()
                 connection.write(b"slept")
             else:
                 connection.write(data)
 
+    awake = Event()
     sleeper, served = tcp.talk(Sleep)
     other = tcp.client(tcp.listeners[0])
-    began = time.monotonic()
     sleeper.connection.write(b"sleep")
     tcp.until(lambda: served.trace)
     sleeper.connection.write(b"more, which stays unread")
     for answers in range(1, 51):
         other.connection.write(b"?")
         tcp.until(lambda answers=answers: len(other.data) == answers)
-    assert time.monotonic() - began < 0.9
-    used = resource.getrusage(resource.RUSAGE_SELF)
+    used = time.process_time()
+    gevent.sleep(0.2)
+    assert time.process_time() - used < 0.1
+    assert not sleeper.data
+    awake.set()
     tcp.until(lambda: sleeper.data.startswith(b"slept"))
-    now = resource.getrusage(resource.RUSAGE_SELF)
-    assert time.monotonic() - began >= 1
-    assert (now.ru_utime + now.ru_stime) - (used.ru_utime + used.ru_stime) < 0.2
 
 
 def test_nagles_algorithm_is_off_and_keep_alive_on(tcp):
@@ -194,7 +192,6 @@ def test_many_pieces_are_joined_and_large_ones_are_not(tcp):
     assert len(sends) < 100
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(100_000, 10, 200_000, 10, 10, 70_000), (1_000_000,) * 40])
 def test_pieces_of_all_sizes_are_sent_together_and_in_order(tcp, sizes):
     pieces = [bytes([65 + index % 26]) * size for index, size in enumerate(sizes)]
@@ -388,7 +385,6 @@ def test_an_iterator_may_block(socket_stage):
     assert client.data == b"one two three"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("end", ["abort", "stop", "reset"])
 def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp, caplog, end):
     def lines():
@@ -412,6 +408,7 @@ def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp, caplog, end
         connection.abort()
     elif end == "stop":
         tcp.listeners[0].close()
+        peer.finish()
     else:
         peer.reset()
     tcp.until(lambda: closed)
@@ -706,8 +703,8 @@ def test_a_connect_to_a_busy_unix_socket_waits_without_using_the_processor(tcp, 
         client = Witness(tcp)
         tcp.implementation.connect(path, client)
         used = time.process_time()
-        gevent.sleep(0.5)
-        assert time.process_time() - used < 0.2
+        gevent.sleep(0.1)
+        assert time.process_time() - used < 0.05
         assert client.connection is None
         assert client.failed is None
         busy.accept()[0].close()
@@ -756,7 +753,7 @@ def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(tc
 
 
 def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_moment(tcp, monkeypatch):
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.2)
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.1)
     peer = tcp.peer(tcp.listen())
     tcp.until(lambda: tcp.served)
     connection = tcp.served[0].connection
@@ -844,15 +841,16 @@ def test_nothing_is_left_in_the_loop(tcp):
     assert dispatcher._turn is None or not dispatcher._turn.active  # libuv has none
 
 
-@pytest.mark.slow
 def test_close_wait_lets_clients_finish(tcp):
-    """One client that finishes after half a second, one that never does, and a new one."""
+    """One client that finishes in time, one that never does, and a new one."""
 
     class Slow(Witness):
         def handle_input(self, connection, data):
-            gevent.sleep(0.5)
+            finish.wait()
             connection.write(b"x" * 3_000_000)
             connection.close()
+
+    finish = Event()
 
     listener = tcp.listen(Slow)
     finishing, staying = tcp.peer(listener), tcp.peer(listener)
@@ -860,14 +858,16 @@ def test_close_wait_lets_clients_finish(tcp):
     staying.read()
     finishing.send(b"please")
     tcp.until(lambda: len(tcp.served) == 2)
-    waiting = gevent.spawn(listener.close_wait, 2)
-    gevent.sleep(0.1)
+    began = time.monotonic()
+    waiting = gevent.spawn(listener.close_wait, 1)
+    gevent.sleep(0)
     late = Witness(tcp)
     listener.connect(late)
     tcp.until(lambda: late.failed)
-    began = time.monotonic()
+    finish.set()
+    tcp.until(lambda: finishing.ended)
     assert waiting.get(timeout=10) == 1
-    assert 1.5 < time.monotonic() - began < 2.5
+    assert 1 <= time.monotonic() - began < 5
     tcp.until(lambda: staying.ended)
     assert (len(finishing.received), finishing.ended, staying.ended) == (3_000_000, "end", "end")
 
@@ -973,17 +973,17 @@ def test_a_timeout_that_an_iterator_left_behind_costs_nothing_that_was_written(t
 
 
 def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_has_computed(tcp, monkeypatch):
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.2)
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.1)
 
     class Compute(Witness):
         def handle_input(self, connection, data):
-            time.sleep(0.3)  # no greenlet runs meanwhile, and the loop does not
+            time.sleep(0.15)  # no greenlet runs meanwhile, and the loop does not
             connection.close()
             self.closed_at = time.monotonic()
 
     tcp.peer(tcp.listen(Compute)).send(b"x")
     tcp.until(lambda: tcp.served and tcp.served[0].gone)
-    assert time.monotonic() - tcp.served[0].closed_at > 0.15
+    assert time.monotonic() - tcp.served[0].closed_at > 0.08
 
 
 def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_before_the_close(tcp, monkeypatch):

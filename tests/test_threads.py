@@ -23,6 +23,8 @@ from ngi_gevent import (
     adapters,
     blocking,
     generator,
+    stream,
+    threads,
 )
 from ngi_gevent.threads import Flag, call_on
 
@@ -305,8 +307,9 @@ def test_what_a_thread_wrote_goes_before_what_the_hubs_own_thread_does_next(sock
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end):
+def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, monkeypatch):
     """The hub is busy when it ends; input is there already."""
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.05)  # the peer does not close its side
 
     class Busy(Witness):
         def handle_input(self, connection, data):
@@ -330,8 +333,9 @@ def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end):
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_connection(tcp, end):
+def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_connection(tcp, end, monkeypatch):
     """Input for all of them came in one turn of the loop; whichever is first has the others ended."""
+    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.05)  # the peers do not close their sides
 
     class EndOthers(Witness):
         def handle_input(self, connection, data):
@@ -375,7 +379,9 @@ def test_wait_waits_for_what_only_another_thread_will_do():
     assert got == [b"welcome"]
 
 
-def test_a_listener_whose_thread_has_ended_says_so():
+def test_a_listener_whose_thread_has_ended_says_so(monkeypatch):
+    monkeypatch.setattr(threads, "LOOK_AFTER", 0.05)
+
     def listen():
         listeners.append(ngi_gevent.Implementation().listener(None, Upper))
 
@@ -395,7 +401,8 @@ def test_two_greenlets_may_start_it():
         assert len({greenlet.get(timeout=PATIENCE).address for greenlet in starting}) == 5
 
 
-def test_threaded_serves_a_program_that_knows_nothing_of_gevent():
+def test_threaded_serves_a_program_that_knows_nothing_of_gevent(monkeypatch):
+    monkeypatch.setattr(threads, "LOOK_AFTER", 0.05)
     with Threaded() as implementation:
         listener = implementation.listener(("127.0.0.1", 0), lambda connection: connection.set_handler(Upper()))
         assert blocking.request(implementation.connect, listener.address, ask) is None

@@ -778,7 +778,7 @@ def test_a_web_client_of_the_standard_library(tcp):
     assert in_thread(get) == [1_000_000] * 3
 
 
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl command")
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
 
 class Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -14,6 +15,12 @@ import pytest
 import ngi_gevent
 
 TYPED = Path(__file__).parent / "typed"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed"),
+    pytest.mark.timeout(200),
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +47,12 @@ def check(tmp_path_factory):
     return check
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", ["right.py", "mistakes.py"])
 def test_what_is_right_passes_and_each_mistake_is_found(check, name):
     """Also that there are no more: an ``ignore`` of what is no mistake is one itself."""
     assert check(TYPED / name) == "Success: no issues found in 1 source file\n"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_without_its_marks_each_mistake_is_told_where_it_is(check, tmp_path):
     """That is, what is above cannot pass because nothing is checked."""
     marked = (TYPED / "mistakes.py").read_text()
@@ -61,8 +64,6 @@ def test_without_its_marks_each_mistake_is_told_where_it_is(check, tmp_path):
     assert {int(number) for number in re.findall(r"^unmarked\.py:(\d+): error", told, re.MULTILINE)} == lines
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_the_page_on_types_has_nothing_wrong(check, tmp_path):
     (tmp_path / "greeter.py").write_text(pages.module(pages.DOCS / "how_to" / "types.md"))
     assert check(tmp_path / "greeter.py") == "Success: no issues found in 1 source file\n"

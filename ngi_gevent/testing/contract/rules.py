@@ -1207,6 +1207,7 @@ def test_a_connection_counts_until_it_is_gone(stage):
     waiting = comes(stage, listener, b"?")
     echoes(stage, other)
     assert (len(list(listener.connections())), len(stage.served)) == (1, 2)
+    peer.finish()
     peer.read()
     stage.until(lambda: waiting.data == b"?")
 
