@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from ngi_gevent import logs
 from ngi_gevent.connection import BaseConnection
-from ngi_gevent.listening import BaseListener
 
 __all__ = ["Outstanding"]
 
@@ -47,7 +46,7 @@ class Outstanding:
 
     def unsent_size(self) -> int:
         """Return how many bytes of output the peers have not taken."""
-        return sum(item.unsent_size() for item in list(self._items) if isinstance(item, (BaseConnection, BaseListener)))
+        return sum(item.unsent_size() for item in list(self._items) if hasattr(item, "unsent_size"))
 
     def stop(self) -> None:
         """End everything without waiting, but for connections that are closed already: they finish delivering."""
