@@ -7,6 +7,9 @@ it may even write to one of our connections.  So whoever logs has finished what 
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -22,7 +25,12 @@ SHOWN = 200
 
 
 class Log:
-    """A logger, which is told on the calling greenlet; what the hub has to tell, soon, on a greenlet of its own."""
+    """A logger, which is told on the calling greenlet; what the hub has to tell, soon, on a greenlet of its own.
+
+    Exceptions in filters and handlers of the log never reach the caller.  They go to standard error, as they do where
+    ``logging`` itself catches them.  A ``GreenletExit``, a ``gevent.Timeout`` or a ``KeyboardInterrupt`` that arrives
+    while the log blocks is for the caller, and reaches it.
+    """
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
@@ -44,9 +52,17 @@ class Log:
         if not self._logger.isEnabledFor(level):
             return
         if getcurrent() is get_hub_if_exists():
-            spawn_raw(self._logger.log, level, line, *arguments, **options)
+            spawn_raw(self._log, level, line, *arguments, **options)
         else:
+            self._log(level, line, *arguments, **options)
+
+    def _log(self, level: int, line: str, *arguments: object, **options: Any) -> None:
+        try:
             self._logger.log(level, line, *arguments, **options)
+        except Exception:
+            if logging.raiseExceptions and sys.stderr is not None:
+                with suppress(Exception):  # standard error may be closed
+                    traceback.print_exc()
 
 
 connections = Log("ngi_gevent.connection")

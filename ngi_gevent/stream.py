@@ -198,13 +198,15 @@ class StreamConnection(BaseConnection):
         """The body of the connection's greenlet: every callback is called in here."""
         self.resume = getcurrent().switch
         try:
-            check_returned(begin(self), where)
-            where = "handle_input"
-            self._serve()
-        except BaseException as error:
-            self.waiting = False  # the greenlet may have been killed where it waits
-            self._failed(where, error)
-        self._handler_told()
+            try:
+                check_returned(begin(self), where)
+                where = "handle_input"
+                self._serve()
+            except BaseException as error:
+                self.waiting = False  # the greenlet may have been killed where it waits
+                self._failed(where, error)
+        finally:  # it may be killed, or interrupted, while the log blocks
+            self._handler_told()
 
     def _serve(self) -> None:
         """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
@@ -281,11 +283,13 @@ class StreamConnection(BaseConnection):
         try:
             self._log_end()
         finally:
-            if self._handler is not None:
-                self._tell_end()
-            self._callbacks_done = True
-            if self._state is CLOSED:
-                self._is_gone()
+            try:
+                if self._handler is not None:
+                    self._tell_end()
+            finally:
+                self._callbacks_done = True
+                if self._state is CLOSED:
+                    self._is_gone()
 
     def _handler_set(self) -> None:
         if not self._callbacks_done:
