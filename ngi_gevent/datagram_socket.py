@@ -17,7 +17,7 @@ from greenlet import GreenletExit
 from ngi_gevent import logs
 from ngi_gevent.address import check_send_address, naming, unix_path
 from ngi_gevent.binding import Binding, looked_up
-from ngi_gevent.datagram import SELDOM, BaseDatagramListener
+from ngi_gevent.datagram import BaseDatagramListener
 from ngi_gevent.dispatcher import ConnectionGreenlet
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
@@ -67,7 +67,7 @@ class DatagramListener(BaseDatagramListener):
         self._sender = _ListenerSender(hub, self._socket, self._check_open)
         self._open = True
         self._waiting = False
-        self._failed = logs.Seldom(SELDOM)
+        self._failed = logs.Seldom(1)
         self._greenlet = ConnectionGreenlet(self.run, hub, self)
         hub.loop.run_callback(self._greenlet.switch)
 
@@ -121,8 +121,9 @@ class DatagramListener(BaseDatagramListener):
             self._take(sender, length, self._buffer[:length])
 
     def _tell_failed(self, error: OSError) -> None:
-        if self._failed():
-            logs.datagrams.warning("receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror)
+        logs.datagrams.warning(
+            "receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror, seldom=self._failed
+        )
 
     def _stop_receiving(self) -> None:
         self._watcher.close()

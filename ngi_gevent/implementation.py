@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ngi_gevent.interfaces import Address, Data, IClientConnectHandler, IServer, IUDPHandler, PeerAddress
+    from ngi_gevent.logs import Seldom
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
 
@@ -303,8 +304,8 @@ class _OutstandingOnHub(Outstanding):
         """Whether there is nothing to wait for any more."""
         return not self
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        super().handler_raised(peer, where, error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
+        super().handler_raised(peer, where, error, seldom)
         hub = get_hub()
         if isinstance(error, hub.SYSTEM_ERROR):
             # Somebody wants the program to end: that is for the main greenlet, as everywhere in gevent.
@@ -336,9 +337,9 @@ class _OutstandingInline(_OutstandingOnHub):
     def _over(self) -> bool:
         return self._raised is not None or super()._over()
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
         if self._stopped or self._raised is not None:
-            super().handler_raised(peer, where, error)
+            super().handler_raised(peer, where, error, seldom)
             return
         self._raised = peer, where, error
         for wake in list(self._when_empty):
@@ -348,8 +349,8 @@ class _OutstandingInline(_OutstandingOnHub):
 class _OutstandingInThread(_OutstandingOnHub):
     """What is outstanding on the hub of a thread of its own, where no program can be ended from."""
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        Outstanding.handler_raised(self, peer, where, error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
+        Outstanding.handler_raised(self, peer, where, error, seldom)
 
 
 class Inline(Implementation):

@@ -23,7 +23,7 @@ from stages import IPV6, PATIENCE, DatagramWitness
 
 import ngi_gevent
 from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout, logs, testing
-from ngi_gevent.datagram import SELDOM
+from ngi_gevent.datagram import MOST_RAISED
 from ngi_gevent.datagram_socket import MOST_AT_ONCE, DatagramSender, _send_when_possible
 from ngi_gevent.interfaces import IImplementation, IUDPListener
 
@@ -100,8 +100,7 @@ def test_a_datagram_that_is_too_long_is_dropped_and_not_cut(stage, caplog):
     assert record.levelno == logging.WARNING
     sender = repr(witness.senders[0])
     assert record.getMessage() == (
-        f"a datagram from {sender} was dropped: its 11 bytes are more than the buffer_size of 10; "
-        "dropped since the last such line: 1"
+        f"a datagram from {sender} was dropped: its 11 bytes are more than the buffer_size of 10"
     )
 
 
@@ -113,12 +112,63 @@ def test_a_flood_of_datagrams_that_are_too_long_does_not_fill_the_log(stage, cap
     stage.implementation.udp(listener.address, b"first")
     stage.until(lambda: b"first" in witness.datagrams)
     assert len(warnings(caplog)) == 1
-    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + SELDOM)
+    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
     stage.implementation.udp(listener.address, b"x" * 11)
     stage.implementation.udp(listener.address, b"last")
     stage.until(lambda: b"last" in witness.datagrams)
     assert len(warnings(caplog)) == 2
-    assert warnings(caplog)[1].getMessage().endswith("dropped since the last such line: 50")
+    assert warnings(caplog)[1].getMessage().endswith("; 49 more since the last such entry")
+
+
+def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, caplog, monkeypatch):
+    """The first are there with their tracebacks, also of a listener beside another one that fills its part."""
+    handled = []
+
+    def raise_it(address, data):
+        handled.append(data)
+        stage.happened()
+        if data == b"bad":
+            raise Failure
+
+    def failures():
+        return [record for record in caplog.records if record.exc_info]
+
+    noisy, quiet = stage.listen_udp(raise_it), stage.listen_udp(raise_it)
+
+    def send(listener, times):
+        """One at a time, since the system has room for a few only, and another when the last was logged."""
+        for data in [b"bad"] * times + [b"good"]:
+            before = len(handled)
+            stage.implementation.udp(listener.address, data)
+            stage.until(lambda before=before: len(handled) > before)
+
+    send(noisy, 50)
+    assert len(failures()) == MOST_RAISED
+    send(quiet, 1)
+    assert len(failures()) == MOST_RAISED + 1
+    assert not any("more since" in record.getMessage() for record in failures())
+    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
+    send(noisy, 2)
+    *_, first, last = failures()
+    assert first.getMessage().endswith("raised an exception; 40 more since the last such entry")
+    assert last.getMessage().endswith("raised an exception")
+    assert isinstance(last.exc_info[1], Failure)
+
+
+def test_errors_that_are_not_logged_are_raised_by_the_wait_of_inline(caplog, monkeypatch):
+    monkeypatch.setattr("ngi_gevent.datagram.MOST_RAISED", 0)
+
+    def raise_it(address, data):
+        raise Failure
+
+    with ngi_gevent.Inline() as script:
+        listener = script.udp_listener(None, raise_it)
+        for _ in range(3):
+            script.udp(listener.address, b"x")
+            with pytest.raises(Failure):
+                script.wait(PATIENCE)
+        listener.close()
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_datagram_to_nobody(stage):
