@@ -194,8 +194,9 @@ class Implementation:
 
         *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
         be no address or data, and ``OSError``, naming the address, where the name is not found or the system refuses
-        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and while the system takes no
-        more for now: a Unix socket keeps only a few datagrams that were not received.
+        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until
+        the system takes the datagram; then it is dropped, with a warning.  For Unix sockets, see
+        :meth:`ngi_gevent.interfaces.IUDPListener.send`.
         """
         check_send_address(address)
         data = as_bytes(data)
