@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ngi_gevent.interfaces import Address, Data, IClientConnectHandler, IServer, IUDPHandler, PeerAddress
+    from ngi_gevent.logs import Seldom
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
 
@@ -201,8 +202,9 @@ class Implementation:
 
         *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
         be no address or data, and ``OSError``, naming the address, where the name is not found or the system refuses
-        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and while the system takes no
-        more for now: a Unix socket keeps only a few datagrams that were not received.
+        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until
+        the system takes the datagram; then it is dropped, with a warning.  For Unix sockets, see
+        :meth:`ngi_gevent.interfaces.IUDPListener.send`.
         """
         check_send_address(address)
         data = as_bytes(data)
@@ -325,8 +327,8 @@ class _OutstandingOnHub(Outstanding):
         """Whether there is nothing to wait for any more."""
         return not self
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        super().handler_raised(peer, where, error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
+        super().handler_raised(peer, where, error, seldom)
         hub = get_hub()
         if isinstance(error, hub.SYSTEM_ERROR):
             # Somebody wants the program to end: that is for the main greenlet, as everywhere in gevent.
@@ -358,9 +360,9 @@ class _OutstandingInline(_OutstandingOnHub):
     def _over(self) -> bool:
         return self._raised is not None or super()._over()
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
         if self._stopped or self._raised is not None:
-            super().handler_raised(peer, where, error)
+            super().handler_raised(peer, where, error, seldom)
             return
         self._raised = peer, where, error
         for wake in list(self._when_empty):
@@ -370,8 +372,8 @@ class _OutstandingInline(_OutstandingOnHub):
 class _OutstandingInThread(_OutstandingOnHub):
     """What is outstanding on the hub of a thread of its own, where no program can be ended from."""
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        Outstanding.handler_raised(self, peer, where, error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
+        Outstanding.handler_raised(self, peer, where, error, seldom)
 
 
 class Inline(Implementation):

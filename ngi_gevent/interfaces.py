@@ -340,7 +340,10 @@ class IUDPListener(Protocol):
         Many clients take an answer from nowhere else than where they have asked, and so do the routers in front of
         them; ``udp`` of the implementation sends from another address.  It is an addition to NGI.
 
-        On sockets it blocks the calling greenlet to look up a name, each time, and while the system takes no more.
+        On sockets it blocks the calling greenlet to look up a name, each time, and for up to 1 second until the system
+        takes the datagram.  After that, the datagram is dropped, with a warning of the logger ``ngi_gevent.datagram``.
+        In a handler of datagrams, one to a Unix socket that has no room is dropped at once, because the handler would
+        keep all other clients waiting.  One to a Unix socket that is connected to another address is dropped, too.
         From another native thread than its own, this waits until that thread has seen to it.  Whether anybody receives
         it is not known.
 

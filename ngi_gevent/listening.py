@@ -57,7 +57,8 @@ class ListenerOwner(Protocol):
     def forget(self, item: Any) -> None:
         """Forget this listener: it is closed, and so is its last connection."""
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None: ...
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
+        """Report an exception in a handler; *seldom* limits the log entries."""
 
 
 @documented_by(IListener)

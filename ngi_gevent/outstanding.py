@@ -63,5 +63,5 @@ class Outstanding:
         listeners = [item for item in list(self._items) if hasattr(item, "accepted_from")]
         return next(filter(None, (listener.accepted_from(client) for listener in listeners)), None)
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
+        logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error, seldom=seldom)

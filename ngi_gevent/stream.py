@@ -198,10 +198,12 @@ class StreamConnection(BaseConnection):
     def run(self, begin: Callable[[Any], object], where: str) -> None:
         """The body of the connection's greenlet: every callback is called in here."""
         self.resume = getcurrent().switch
-        self._guarded(where, lambda: check_returned(begin(self), where))
-        while self._state is OPEN:
-            self._guarded("handle_input", self._serve)
-        self._handler_told()
+        try:
+            self._guarded(where, lambda: check_returned(begin(self), where))
+            while self._state is OPEN:
+                self._guarded("handle_input", self._serve)
+        finally:  # it may be killed, or interrupted, while the log blocks
+            self._handler_told()
 
     def _guarded(self, where: str, call: Callable[[], object]) -> None:
         """Call what calls the application, and see to what it raises."""
@@ -286,11 +288,13 @@ class StreamConnection(BaseConnection):
         try:
             self._log_end()
         finally:
-            if self._handler is not None:
-                self._tell_end()
-            self._callbacks_done = True
-            if self._state is CLOSED:
-                self._is_gone()
+            try:
+                if self._handler is not None:
+                    self._tell_end()
+            finally:
+                self._callbacks_done = True
+                if self._state is CLOSED:
+                    self._is_gone()
 
     def _handler_set(self) -> None:
         if not self._callbacks_done:
