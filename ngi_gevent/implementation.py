@@ -27,9 +27,9 @@ from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.event_loop import run_callback_threadsafe
 from ngi_gevent.interfaces import documented_by
+from ngi_gevent.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
 from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.stream import DRAIN_TIMEOUT, SEND_TIMEOUT
 from ngi_gevent.stream_listener import BACKLOG, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 

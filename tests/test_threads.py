@@ -23,7 +23,7 @@ from ngi_gevent import (
     adapters,
     blocking,
     generator,
-    stream,
+    linger,
     threads,
 )
 from ngi_gevent.threads import Flag, call_on
@@ -309,7 +309,7 @@ def test_what_a_thread_wrote_goes_before_what_the_hubs_own_thread_does_next(sock
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, monkeypatch):
     """The hub is busy when it ends; input is there already."""
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.05)  # the peer does not close its side
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peer does not close its side
 
     class Busy(Witness):
         def handle_input(self, connection, data):
@@ -335,7 +335,7 @@ def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, 
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_connection(tcp, end, monkeypatch):
     """Input for all of them came in one turn of the loop; whichever is first has the others ended."""
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.05)  # the peers do not close their sides
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peers do not close their sides
 
     class EndOthers(Witness):
         def handle_input(self, connection, data):
