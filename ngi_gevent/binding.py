@@ -94,6 +94,9 @@ def _bound_to_host(address: Any, kind: int, reuse_port: bool) -> Any:
         except OSError as error:
             sock.close()
             failure = error
+        except BaseException:  # a scope that is not an int, for instance
+            sock.close()
+            raise
         else:
             return sock
     raise failure
@@ -113,6 +116,9 @@ def _bound_to_path(path: str, kind: int) -> Any:
     except OSError as error:
         sock.close()
         raise naming(error, path) from error
+    except BaseException:  # a name that the system's encoding does not have, for instance
+        sock.close()
+        raise
     return sock
 
 

@@ -75,8 +75,10 @@ class Connector:
             self._fail(STOPPED)
         except Timeout:
             self._fail(ConnectionTimeout(f"there was no connection to {self._address!r} after {self._timeout} seconds"))
-        except OSError as error:
+        except BaseException as error:
             self._fail(error)
+            if not isinstance(error, Exception):  # not for the handler alone: Ctrl-C, for instance
+                self._owner.handler_raised(self._address, "connecting", error)
         else:
             self._connecting = False
             self._greenlet.connection = connection
@@ -88,14 +90,14 @@ class Connector:
         return self._handler.connected(connection)
 
     def _connected(self) -> StreamConnection:
-        """The connection, ready for use; blocks the greenlet, raises ``OSError``, and ``GreenletExit`` if given up."""
+        """The connection, ready.  Blocks the greenlet; raises why there is none, ``GreenletExit`` if given up."""
         try:
             sock = _connected_socket(self._address)
         except OSError as error:
             raise naming(error, self._address) from None
         try:
             connection = self._make_connection(sock, _peer_address(sock, self._address), self._owner)
-        except OSError:  # it is gone before it could be used
+        except BaseException:  # most likely, the peer is gone already
             sock.close()
             raise
         self._owner.add(connection)

@@ -298,3 +298,34 @@ def test_numeric_hosts_do_not_wait_for_other_work_in_gevents_thread_pool(tcp):
     finally:
         release.set()
         gevent.joinall(busy)
+
+
+@pytest.mark.parametrize("address", [("localhost", 1), ("x" * 62, 1, 0, 1), "/tmp/\ud800"])
+def test_a_connect_that_fails_for_another_reason_than_the_network_says_so(tcp, resolver, address):
+    """A resolver without threads, a name that becomes too long with its scope, and one that cannot be encoded."""
+    client = Witness(tcp)
+    tcp.implementation.connect(address, client)
+    tcp.until(lambda: client.failed)
+    assert client.failed is resolver.error or isinstance(client.failed, UnicodeError)
+    tcp.implementation.wait(PATIENCE)
+    with pytest.raises(ngi_gevent.ConnectionFailed):
+        ngi_gevent.blocking.connect(address, tcp.implementation.connect, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("address", [("localhost", 0), ("x" * 64, 0), "/tmp/\ud800", ("::1", 0, 0, "lo")])
+def test_a_listener_that_fails_for_another_reason_than_the_network_leaves_nothing(tcp, resolver, address):
+    for listen in tcp.implementation.listener, tcp.implementation.udp_listener:
+        with pytest.raises((RuntimeError, ValueError, TypeError)):
+            listen(address, print)
+    tcp.implementation.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_connect_that_is_interrupted_fails_and_the_main_greenlet_is_told(tcp, resolver, error, caplog):
+    resolver.error = error()
+    client = Witness(tcp)
+    tcp.implementation.connect(("localhost", 1), client)
+    with pytest.raises(error):
+        tcp.until(lambda: client.failed and not client.failed)
+    assert client.failed is resolver.error
+    tcp.implementation.wait(PATIENCE)
