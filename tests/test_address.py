@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gevent.socket
 import pytest
+from conftest import open_sockets
 from stages import IPV6, PATIENCE, Witness
 
 import ngi_gevent
@@ -314,9 +315,11 @@ def test_a_connect_that_fails_for_another_reason_than_the_network_says_so(tcp, r
 
 @pytest.mark.parametrize("address", [("localhost", 0), ("x" * 64, 0), "/tmp/\ud800", ("::1", 0, 0, "lo")])
 def test_a_listener_that_fails_for_another_reason_than_the_network_leaves_nothing(tcp, resolver, address):
+    before = open_sockets()
     for listen in tcp.implementation.listener, tcp.implementation.udp_listener:
-        with pytest.raises((RuntimeError, ValueError, TypeError)):
+        with pytest.raises((RuntimeError, ValueError, TypeError)) as kept:
             listen(address, print)
+        assert open_sockets() <= before, kept
     tcp.implementation.wait(PATIENCE)
 
 
