@@ -55,7 +55,9 @@ class ConnectionGreenlet(raw_greenlet):
 
 def current_connection() -> Any:
     """The connection, connect or listener for datagrams in one of whose callbacks the caller is, if it is in one."""
-    return getattr(getcurrent(), "connection", None)
+    greenlet = getcurrent()
+    # Greenlets of the application can have an attribute of that name, too.
+    return greenlet.connection if isinstance(greenlet, ConnectionGreenlet) else None
 
 
 class Dispatcher:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from stages import Witness
 
@@ -33,6 +35,25 @@ def test_the_answer_is_all_up_to_what_is_expected(stage):
     answer = message(stage.implementation.connect, listener.address, bytearray(b"."), lambda answer: b"." in answer)
     assert answer == b"you said ."
     assert list(listener.connections()) == []
+
+
+def test_looking_at_an_answer_does_not_copy_it(stage):
+    """Or a slow peer, a byte at a time, would keep the processor busy with copying what came before."""
+
+    class Long(Witness):
+        def handle_input(self, connection, data):
+            connection.write(long)
+
+    long = b"x" * 8_000_000 + b"."
+    address = stage.listen(Long).address
+    tracemalloc.start()
+    try:
+        answer = message(stage.implementation.connect, address, b"hello", lambda answer: answer.endswith(b"."))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer == long
+    assert peak < 1.5 * len(long)
 
 
 def test_another_answer_is_unexpected(stage):

@@ -728,6 +728,26 @@ def test_waiting_for_oneself_is_refused_everywhere(tcp, caplog):
     tcp.until(lambda: client.data == b"refused")
 
 
+def test_a_greenlet_of_the_application_is_in_no_callback_whatever_its_attributes_are_called(tcp):
+    class Worker(gevent.Greenlet):
+        def __init__(self, connection, function, *arguments):
+            super().__init__(function, *arguments)
+            self.connection = connection
+
+    def work(connection, function, *arguments):
+        worker = Worker(connection, function, *arguments)
+        worker.start()
+        return worker.get(timeout=PATIENCE)
+
+    client, served = tcp.talk()
+    _, lines = blocking.open(served.connection)
+    client.connection.write(b"hello\n")
+    assert work(served.connection, lines.readline, None, PATIENCE) == b"hello\n"
+    assert work(served.connection, tcp.listeners[0].close_wait, 0) == 1
+    for connection in served.connection, {}:  # the latter cannot even be looked up
+        work(connection, tcp.implementation.wait, PATIENCE)
+
+
 def test_waits_that_time_out_leave_nothing_behind(tcp):
     tcp.listen()
     for _ in range(5):

@@ -208,6 +208,27 @@ def test_a_unix_socket_has_no_name_of_its_own(tcp, tmp_path):
 # Handshakes that fail, for servers.
 
 
+def test_a_context_that_fails_is_a_connect_that_fails(tcp):
+    class Context(ssl.SSLContext):
+        made = 0
+
+        def wrap_bio(self, *arguments, **options):
+            self.made += 1
+            if self.made > 1:  # the first is made at the call, to see that there can be one
+                raise MemoryError
+            return super().wrap_bio(*arguments, **options)
+
+    listener = tcp.listen()
+    client = Witness(tcp)
+    context = Context(ssl.PROTOCOL_TLS_CLIENT)
+    tcp.implementation.connect(listener.address, client, ssl_context=context, server_hostname="localhost")
+    tcp.until(lambda: client.failed)
+    assert isinstance(client.failed, MemoryError)
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    listener.close()
+    tcp.implementation.wait(PATIENCE)
+
+
 def test_silent_strangers_delay_nobody(tls, info):
     listener = tls.listen(Echo)
     for _ in range(50):
