@@ -190,10 +190,10 @@ def test_a_silent_connection_is_closed_and_says_why(socket_stage):
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
 def test_bytes_in_either_direction_keep_a_connection(request, kind):
     stage = request.getfixturevalue(kind)
-    peers = [talk_to_idle(stage, Witness, 0.5)[0], stage.peer(stage.listeners[0])]
+    peers = [talk_to_idle(stage, Witness, 0.3)[0], stage.peer(stage.listeners[0])]
     stage.until(lambda: len(stage.served) == 2)
     for _ in range(10):
-        gevent.sleep(0.06)
+        gevent.sleep(0.04)
         peers[0].send(b"i")
         stage.served[1].connection.write(b"o")
     assert [served.closed for served in stage.served] == [None, None]
@@ -228,16 +228,16 @@ class Slow(Witness):
 
 
 def test_a_connection_whose_handler_takes_its_time_is_not_idle(socket_stage):
-    peer, served = talk_to_idle(socket_stage, Slow, 0.2)
+    peer, served = talk_to_idle(socket_stage, Slow)
     peer.send(b"x")
-    gevent.sleep(0.4)
+    gevent.sleep(0.3)
     assert served.connection
     socket_stage.until(lambda: served.data)
     released = time.monotonic()
     served.release.set()
     socket_stage.until(lambda: served.closed)
     assert isinstance(served.closed, ngi_gevent.Timeout)
-    assert time.monotonic() - released > 0.15  # the peer has its time once it is its turn
+    assert time.monotonic() - released > 0.08  # the peer has its time once it is its turn
 
 
 def test_a_connection_whose_iterator_takes_its_time_is_not_idle(tcp):
