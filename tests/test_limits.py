@@ -187,7 +187,7 @@ def test_a_silent_connection_is_closed_and_says_why(socket_stage):
     assert (served.trace, peer.received, peer.ended) == ([("close", served.closed)], b"hello", "end")
 
 
-@pytest.mark.parametrize("kind", ["tcp", "tls"])
+@pytest.mark.parametrize("kind", ["tcp", pytest.param("tls", marks=pytest.mark.slow)])
 def test_bytes_in_either_direction_keep_a_connection(request, kind):
     stage = request.getfixturevalue(kind)
     peers = [talk_to_idle(stage, Witness, 0.3)[0], stage.peer(stage.listeners[0])]
@@ -209,7 +209,7 @@ def test_a_handshake_is_not_idle_but_a_connection_is_after_it(tls):
 
     listener = tls.listen(Echo, idle_timeout=0.2)
     client = plain_client(listener.address)
-    gevent.sleep(0.5)  # which is for handshake_timeout to limit
+    gevent.sleep(0.3)  # which is for handshake_timeout to limit
     assert gevent.get_hub().threadpool.apply(talk) == (b"HELLO", b"")
     tls.until(lambda: tls.served[0].closed)
     assert isinstance(tls.served[0].closed, ngi_gevent.Timeout)
@@ -247,9 +247,9 @@ def test_a_connection_whose_iterator_takes_its_time_is_not_idle(tcp):
         yield b"last"
 
     release = Event()
-    peer, served = talk_to_idle(tcp, Witness, 0.2)
+    peer, served = talk_to_idle(tcp, Witness)
     served.connection.writelines(lines())
-    gevent.sleep(0.4)
+    gevent.sleep(0.3)
     assert served.connection
     release.set()
     tcp.until(lambda: served.closed and peer.ended)
@@ -268,7 +268,7 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
             if write == "write in a slow handler":
                 super().handle_input(connection, data)
 
-    peer = tcp.peer(tcp.listen(Answer, idle_timeout=0.2))
+    peer = tcp.peer(tcp.listen(Answer, idle_timeout=0.1))
     peer.send(b"x")
     tcp.until(lambda: tcp.served)
     served = tcp.served[0]
@@ -287,14 +287,14 @@ def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(tcp):
     class Answer(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
-            connection.write(b"x" * 1_000_000)
+            connection.write(b"x" * 600_000)
 
     with gevent.socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)  # so that the rest waits at the server
-        peer.connect(tcp.listen(Answer, idle_timeout=0.5).address)
+        peer.connect(tcp.listen(Answer, idle_timeout=0.3).address)
         for _ in range(2):
             peer.sendall(b"?")
-            left = 1_000_000
+            left = 600_000
             while left:
                 piece = peer.recv(min(left, 50_000))
                 assert piece
