@@ -19,6 +19,7 @@ def run(pytester, monkeypatch):
         return run("-p", "pytest_ngi_gevent", "-p", "no:cacheprovider", *arguments)
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # another plugin may change the order of tests
     return run
 
 
