@@ -1,10 +1,13 @@
-"""A program of plain threads and a queue, which knows nothing of gevent: each line is a number to be factored.
+"""A program of plain threads and a queue, without greenlets and not monkey-patched: each line is a number to factor.
 
     python examples/threaded.py
     echo 1001 | nc -W 1 127.0.0.1 8000
 
 ``Threaded`` serves connections in a thread of its own.  Handlers run there, and must not block it: they put the work
 into a queue, and threads of the program take it, work, and write the answers.
+
+In a monkey-patched program, the queue would be gevent's, and the threads greenlets: docs/how_to/threads.md shows what
+works there.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def main() -> None:
     with ngi_gevent.Threaded() as network, contextlib.suppress(KeyboardInterrupt):
         listener = network.listener(("127.0.0.1", options.port), Requests)  # served from here on
         print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
-        threading.Event().wait()  # whatever else the program has to do
+        network.wait()  # or anything else that the program does
 
 
 if __name__ == "__main__":

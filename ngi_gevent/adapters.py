@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ngi_gevent import logs
@@ -23,6 +24,9 @@ MAX_LINE = 1024 * 1024
 
 #: Bytes of a sized record over which a connection is ended: more than anybody means to send in one.
 MAX_SIZE = 16 * 1024 * 1024
+
+#: Bytes that are split into lines at a time: a list of short lines takes up to forty times their size.
+SPLIT_SIZE = 8 * 1024
 
 Adapter = TypeVar("Adapter", bound="Base")
 
@@ -64,6 +68,10 @@ class Base:
     def __init__(self, connection: IConnection) -> None:
         self.connection: Any = connection
         self._handler: Any = None
+        below = bottom(connection)
+        # Whether to deliver another record of the same piece of input.  A connection of another implementation cannot
+        # make its callbacks wait for room.
+        self._is_ready_for_more: Callable[[], bool] = getattr(below, "is_ready_for_more", partial(bool, below))
 
     @classmethod
     def handler(
@@ -171,30 +179,28 @@ class Lines(Base):
         super().__init__(connection)
         check_count("max_line", max_line)
         self._max_line = max_line
-        self._begun: list[bytes] = []  # the pieces of a line whose end has not come yet
-        self._begun_size = 0
+        self._begun = bytearray()  # a line whose end has not come yet
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the lines that *data* completes."""
-        *lines, rest = data.split(b"\n")
-        if lines and self._begun:
-            self._begun.append(lines[0])
-            lines[0] = b"".join(self._begun)
-            self._begun.clear()
-            self._begun_size = 0
-        max_line = self._max_line
-        for line in lines:
-            if len(line) > max_line:
+        begun, max_line = self._begun, self._max_line
+        for start in range(0, len(data), SPLIT_SIZE):
+            *lines, rest = data[start : start + SPLIT_SIZE].split(b"\n")
+            if lines and begun:
+                begun += lines[0]
+                lines[0] = bytes(begun)
+                begun.clear()
+            for line in lines:
+                if len(line) > max_line:
+                    self._too_long()
+                    return
+                self._handler.handle_input(self, line)
+                if not self._is_ready_for_more():
+                    return
+            begun += rest
+            if len(begun) > max_line:
                 self._too_long()
                 return
-            self._handler.handle_input(self, line)
-            if not self.connection:
-                return
-        if rest:
-            self._begun.append(rest)
-            self._begun_size += len(rest)
-            if self._begun_size > max_line:
-                self._too_long()
 
     def _too_long(self) -> None:
         self._begun.clear()
@@ -217,8 +223,7 @@ class Sized(Base):
         super().__init__(connection)
         check_count("max_size", max_size)
         self._max_size = max_size
-        self._begun: list[bytes] = []  # the pieces of what is not complete yet
-        self._begun_size = 0
+        self._begun = bytearray()  # what is not complete yet
         self._wanted = _LENGTH.size  # how many bytes of it there have to be before looking at it again is worth it
 
     def write(self, data: Data | None) -> None:
@@ -236,13 +241,13 @@ class Sized(Base):
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the records that *data* completes."""
-        self._begun.append(data)
-        self._begun_size += len(data)
-        if self._begun_size >= self._wanted:
-            data = b"".join(self._begun)
-            done = self._deliver(data)
-            self._begun = [data[done:]]
-            self._begun_size = len(data) - done
+        if self._begun:
+            self._begun += data
+            if len(self._begun) < self._wanted:
+                return
+            data = bytes(self._begun)
+            self._begun.clear()
+        self._begun += data[self._deliver(data) :]
 
     def _deliver(self, data: bytes) -> int:
         """Deliver what is complete in *data*; how many bytes that took."""
@@ -263,7 +268,7 @@ class Sized(Base):
                 return done
             done = start + size
             self._handler.handle_input(self, data[start:done])
-            if not self.connection:
+            if not self._is_ready_for_more():
                 return len(data)
         self._wanted = _LENGTH.size
         return done

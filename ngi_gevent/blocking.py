@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ngi_gevent import implementation
-from ngi_gevent.adapters import Base
-from ngi_gevent.connection import check_returned, check_timeout
+from ngi_gevent.adapters import Base, bottom
+from ngi_gevent.connection import check_returned, check_timeout, is_end_of
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Timeout
 from ngi_gevent.files import Input, Output, files, server
 from ngi_gevent.threads import Flag, get_ident
@@ -239,6 +239,8 @@ class _WatchedConnection(Base):
 
     def fail(self, error: BaseException) -> None:
         """The handler raised *error*: end the connection, as the implementation would have done."""
+        if is_end_of(bottom(self), error):
+            return
         self._asked.error = error
         if self.connection:
             self.connection.close()

@@ -52,6 +52,7 @@ __all__ = [
     "check_handler",
     "check_returned",
     "check_timeout",
+    "is_end_of",
 ]
 
 HANDSHAKE, OPEN, CLOSING, CLOSED = "handshake", "open", "closing", "closed"
@@ -96,6 +97,13 @@ def as_iterator(data: Any) -> Iterator[Any]:
         raise TypeError(f"writelines takes an iterable of bytes objects; got {data!r:.100}") from None
 
 
+def _size(data: object) -> int:
+    """Return how many bytes *data* has; 0 if it cannot be written."""
+    if isinstance(data, memoryview):
+        return data.nbytes
+    return len(data) if isinstance(data, (bytes, bytearray)) else 0
+
+
 class PendingLines:
     """What ``writelines`` was given, waiting to be pulled from.
 
@@ -112,7 +120,7 @@ class PendingLines:
         self._iterator = as_iterator(data)
         self.size = self.ITERATOR_SIZE
         if isinstance(data, (list, tuple)):
-            self.size = max(self.size, sum(len(item) for item in data if isinstance(item, (bytes, bytearray))))
+            self.size = max(self.size, sum(map(_size, data)))
 
     def pull(self) -> bytes | None:
         """The next bytes; None at the end.  Raises what the iterator does, or ``TypeError`` for what is no bytes."""
@@ -160,6 +168,11 @@ def check_timeout(timeout: Any, name: str = "a timeout") -> None:
         raise ValueError(f"{name} is a number of seconds from 0; got {timeout!r}")
 
 
+def is_end_of(connection: object, error: BaseException) -> bool:
+    """Return whether *error* only says that *connection* had ended when the application wrote to it."""
+    return isinstance(error, ConnectionClosed) and error.connection is connection
+
+
 class ConnectionOwner(Protocol):
     """What a connection tells to whoever made it: the implementation, or the listener."""
 
@@ -184,6 +197,7 @@ class BaseConnection:
         "_exceptions",
         "_gone",
         "_handler",
+        "_output_error",
         "_output_limit",
         "_owner",
         "_pause_over",
@@ -213,6 +227,7 @@ class BaseConnection:
         self._output_limit = output_limit
         self._state = OPEN
         self._ended_elsewhere = False  # whether another thread has ended it, which this one will see to
+        self._output_error: BaseException | None = None  # why output is dropped, until the handler learns of the end
         self._handler: IConnectionHandler | None = None
         self._reason: Reason | None = None
         self._ended_for: Reason | None = None  # what the log is to be told
@@ -223,7 +238,7 @@ class BaseConnection:
         self._when_closed: list[Callable[[], object]] = []
 
     def __bool__(self) -> bool:
-        return self._state is OPEN and not self._ended_elsewhere
+        return self._state is OPEN and not self._ended_elsewhere and self._output_error is None
 
     def __repr__(self) -> str:
         told = f"{self.local_address!r} to {self.peer_address!r}, {self._state}"
@@ -254,7 +269,7 @@ class BaseConnection:
         lines = PendingLines(data)
         if not self:
             raise self._closed_error()
-        if not self._handed_over(self._take_lines, lines):
+        if not self._output_handed_over(self._take_lines, lines, lines.size):
             self._take_lines(lines)
 
     def _take_lines(self, lines: PendingLines) -> None:
@@ -309,15 +324,42 @@ class BaseConnection:
         return self._owner.accepted_from(self)
 
     def goes_on(self) -> bool:
-        """Whether nobody has ended it: it is open, or is about to be."""
-        return bool(self) or self._state is HANDSHAKE
+        """Return whether it delivers input, or will do so after its handshake."""
+        return self._state is HANDSHAKE or self.delivers()
+
+    def delivers(self) -> bool:
+        """Return whether it delivers input: this side has not ended it, and the handler has not learned of an end.
+
+        A connection whose output can no longer be sent is false, but delivers what had arrived before.
+        """
+        return self._state is OPEN and not self._ended_elsewhere
+
+    def unsent_size(self) -> int:
+        """Return how many bytes of output the peer has not taken."""
+        return self._pending
+
+    def is_full(self) -> bool:
+        """Return whether more input must wait until the peer takes output.
+
+        For callers that deliver several records of one piece of input: to ask counts as delivering one more, so the
+        same bound applies between two records as between two pieces.
+        """
+        return False
+
+    def is_ready_for_more(self) -> bool:
+        """Return whether to deliver another record of the same piece of input.
+
+        Called in a callback, between two records; blocks while the connection is full.  In memory, where a callback
+        cannot wait, it never is.
+        """
+        return self.delivers()
 
     def wait_for(self, flag: Flag, timeout: float | None) -> bool:
         """Wait until something on this connection sets *flag*, or for *timeout* seconds; whether it is set.
 
         Raises :class:`~ngi_gevent.Deadlock` in a callback, and where nothing is left that could ever set it.
         """
-        if self._in_callback():
+        if self.is_in_callback():
             raise Deadlock("waiting for a connection in its own callback, before whose return nothing more happens")
         return flag.wait(timeout, alone=not self._is_elsewhere())
 
@@ -327,7 +369,9 @@ class BaseConnection:
 
     def _closed_error(self) -> ConnectionClosed:
         state = CLOSING if self._state is OPEN else self._state
-        return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}")
+        if self._output_error is not None:
+            state = f"broken ({logs.shown(self._output_error)})"
+        return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}", self)
 
     def _limit_answers(self) -> None:
         """Input is handled although much output is pending already: from here on, only so much more may come."""
@@ -366,6 +410,10 @@ class BaseConnection:
         """Whether this is another thread than the connection's: then *call* is made there, in the order of calls."""
         return False
 
+    def _output_handed_over(self, take: Callable[[Any], None], output: Any, size: int) -> bool:
+        """Whether this is another thread than the connection's: then it takes *output* there, of *size* bytes."""
+        return self._handed_over(take, output)
+
     def write(self, data: Data) -> None:
         raise NotImplementedError
 
@@ -377,7 +425,7 @@ class BaseConnection:
         """Wait, in ``handle_input``, for *flag*, or until the connection has an end to see to; whether it was held."""
         raise NotImplementedError
 
-    def _in_callback(self) -> bool:
+    def is_in_callback(self) -> bool:
         """Whether the caller is in a callback that has to return before more happens on this connection."""
         raise NotImplementedError
 
@@ -413,9 +461,16 @@ class BaseConnection:
 
     def _failed(self, where: str, error: BaseException) -> None:
         """The application raised *error* in *where*: report it, and end this connection."""
-        if self._state is OPEN:
+        if self._state is OPEN and not is_end_of(self, error):
             self._leave_open(error)
-        self._owner.handler_raised(self.peer_address, where, error)
+        self._report(where, error)
+
+    def _report(self, where: str, error: BaseException) -> None:
+        """Report that the application raised *error* in *where*."""
+        if is_end_of(self, error):
+            logs.connections.debug("connection with %r: %s wrote to it after its end", self.peer_address, where)
+        else:
+            self._owner.handler_raised(self.peer_address, where, error)
 
     def _tell_exception(self, exception: BaseException) -> None:
         """An iterator raised *exception*: tell the handler, or end the connection where it does not care."""
@@ -465,7 +520,7 @@ class BaseConnection:
         try:
             handle_close(self, reason)
         except BaseException as error:
-            self._owner.handler_raised(self.peer_address, "handle_close", error)
+            self._report("handle_close", error)
 
     def _is_gone(self) -> None:
         """It is closed and the last callback is done: let go of it."""

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IUDPHandler
     from ngi_gevent.listening import ListenerOwner
 
-__all__ = ["BUFFER_SIZE", "SELDOM", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
+__all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
 
-#: Seconds in which there is one line in the log, at most, about datagrams that are dropped.
-SELDOM = 10.0
+#: Exceptions of one listener's handler that are logged in ``logs.SELDOM`` seconds.
+MOST_RAISED = 10
 
 #: Bytes of the longest datagram that a listener takes: as many as UDP can say that there are.
 BUFFER_SIZE = 65535
@@ -45,7 +45,8 @@ class BaseDatagramListener:
         self._handler = handler
         self._buffer_size = buffer_size
         self._open = False
-        self._long = logs.Seldom(SELDOM)
+        self._long = logs.Seldom(1)
+        self._raised = logs.Seldom(MOST_RAISED)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.address!r}, {'open' if self._open else 'closed'}>"
@@ -67,25 +68,20 @@ class BaseDatagramListener:
     def _take(self, sender: Any, length: int, data: bytes | memoryview) -> None:
         """Give a datagram of *length* bytes to the handler; *data* may be less, if it is longer than it may be."""
         if length > self._buffer_size:
-            self._told_of_long(sender, length)
+            logs.datagrams.warning(
+                "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d",
+                *(sender, length, self._buffer_size),
+                seldom=self._long,
+            )
             return
         try:
             self._handler(sender, bytes(data))
         except BaseException as error:
-            self._owner.handler_raised(sender, "the handler of datagrams", error)
+            self._owner.handler_raised(sender, "the handler of datagrams", error, self._raised)
 
     def _check_open(self) -> None:
         if not self._open:
             raise ListenerClosed(f"the listener for datagrams on {self.address!r} is closed, and sends nothing")
-
-    def _told_of_long(self, sender: Any, length: int) -> None:
-        count = self._long()
-        if count:
-            logs.datagrams.warning(
-                "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d; "
-                "dropped since the last such line: %d",
-                *(sender, length, self._buffer_size, count),
-            )
 
     # What a kind of listener adds.
 

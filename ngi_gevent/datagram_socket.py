@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -11,16 +12,16 @@ from weakref import finalize
 
 from gevent import sleep
 from gevent import socket as gevent_socket
-from gevent.event import Event
 from greenlet import GreenletExit
 
 from ngi_gevent import logs
 from ngi_gevent.address import check_send_address, naming, unix_path
 from ngi_gevent.binding import Binding, looked_up
-from ngi_gevent.datagram import SELDOM, BaseDatagramListener
-from ngi_gevent.dispatcher import ConnectionGreenlet
+from ngi_gevent.datagram import BaseDatagramListener
+from ngi_gevent.dispatcher import ConnectionGreenlet, current_connection
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
+from ngi_gevent.socket_options import queued_output
 from ngi_gevent.threads import call_on
 
 if TYPE_CHECKING:
@@ -29,13 +30,22 @@ if TYPE_CHECKING:
 
 __all__ = ["DatagramListener", "DatagramSender"]
 
-READ, WRITE = 1, 2  # what gevent's io watchers watch for
+READ = 1  # what gevent's io watchers watch for
 
 #: Datagrams that a listener takes before everybody else has a turn, however many more there are.
 MOST_AT_ONCE = 32
 
 #: Seconds without receiving after the system refused it, so that an error that stays does not keep everybody busy.
 PAUSE = 0.1
+
+#: Seconds for which a datagram waits until the system takes it; then it is dropped.
+SEND_TIMEOUT = 1.0
+
+#: Seconds after which it is tried again; they double up to the second number.
+FIRST_RETRY, LAST_RETRY = 0.001, 0.1
+
+#: Receivers that are remembered while the buffer of a listener's socket is half full.
+MOST_RECEIVERS = 1024
 
 #: Has the system tell how long a datagram was of which it gives only the beginning.  Elsewhere it tells as much as it
 #: gives, which is one byte more than would be taken, and enough to know.
@@ -64,10 +74,10 @@ class DatagramListener(BaseDatagramListener):
             self._socket.close()
             self._binding.remove_file()
             raise
-        self._sender = _ListenerSender(hub, self._socket, self._check_open)
+        self._sender = _ListenerSender(self._socket, self._check_open)
         self._open = True
         self._waiting = False
-        self._failed = logs.Seldom(SELDOM)
+        self._failed = logs.Seldom(1)
         self._greenlet = ConnectionGreenlet(self.run, hub, self)
         hub.loop.run_callback(self._greenlet.switch)
 
@@ -121,12 +131,12 @@ class DatagramListener(BaseDatagramListener):
             self._take(sender, length, self._buffer[:length])
 
     def _tell_failed(self, error: OSError) -> None:
-        if self._failed():
-            logs.datagrams.warning("receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror)
+        logs.datagrams.warning(
+            "receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror, seldom=self._failed
+        )
 
     def _stop_receiving(self) -> None:
         self._watcher.close()
-        self._sender.stop_waiting()
         self._socket.close()
         self._binding.remove_file()
         if self._waiting:
@@ -142,8 +152,11 @@ class DatagramListener(BaseDatagramListener):
 class _Sender:
     """Sends datagrams to what users give as addresses."""
 
+    def __init__(self) -> None:
+        self._dropped = logs.Seldom(1)
+
     def send(self, address: Any, data: bytes) -> None:
-        """Send *data* to *address*.  Blocks the greenlet to look up a name, and while the system takes no more.
+        """Send *data* to *address*.  Blocks to look up a name, and up to ``SEND_TIMEOUT`` until the system takes it.
 
         Raises ``OSError``, naming the address.
         """
@@ -164,14 +177,45 @@ class _Sender:
                 return
         raise failures[0]
 
+    def _send(self, family: int, target: Any, data: bytes) -> None:
+        """Send to *target*, an address in the form that sockets of that *family* take, or drop what it does not take.
+
+        The receivers of Unix sockets decide when there is room again, so a handler that waited for one of them would
+        leave all others unanswered.
+        """
+        in_handler = isinstance(current_connection(), DatagramListener)
+        patience = 0.0 if family == socket.AF_UNIX and in_handler else SEND_TIMEOUT
+        waited, pause = 0.0, FIRST_RETRY
+        while True:
+            try:
+                self._try(family, target, data)
+            except BlockingIOError as error:
+                if waited >= patience:
+                    self._drop(target, error)
+                    return
+            except PermissionError as error:
+                if family != socket.AF_UNIX or error.errno != errno.EPERM:
+                    raise
+                # The receiver has connected its socket to another address.  Over UDP, the sender would not learn of it.
+                self._drop(target, error)
+                return
+            else:
+                return
+            sleep(pause)
+            waited += pause
+            pause = min(2 * pause, LAST_RETRY)
+
+    def _drop(self, target: Any, error: OSError) -> None:
+        logs.datagrams.warning("a datagram to %r was dropped: %s", target, error.strerror, seldom=self._dropped)
+
     # What a kind of sender adds.
 
     def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
         """Those of *targets* that this sends to, at least one; raises ``OSError`` if there is none."""
         return targets
 
-    def _send(self, family: int, target: Any, data: bytes) -> None:
-        """Send to *target*, an address in the form that sockets of that *family* take."""
+    def _try(self, family: int, target: Any, data: bytes) -> None:
+        """Send, without blocking; raises ``BlockingIOError`` if there is no room now."""
         raise NotImplementedError
 
 
@@ -179,6 +223,7 @@ class DatagramSender(_Sender):
     """The sockets from which datagrams are sent on one hub, one for each family, made when the first is sent."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._sockets: dict[int, Any] = {}
         # They are closed also if nobody does it: those of the default implementation at the end of the program.
         self._close_sockets = finalize(self, _close_all, self._sockets)
@@ -187,41 +232,35 @@ class DatagramSender(_Sender):
         """Close the sockets; nothing can be sent any more."""
         self._close_sockets()
 
-    def _send(self, family: int, target: Any, data: bytes) -> None:
-        sock = self._socket(family)
+    def _try(self, family: int, target: Any, data: bytes) -> None:
         try:
-            sock.sendto(data, target)
+            self._socket(family).sendto(data, target)
         except BlockingIOError:
-            _send_when_possible(sock, target, data)
+            if family != socket.AF_UNIX:
+                raise
+            # The buffer of the shared socket may be full of what other receivers have not received.
+            with _new_socket(family) as own:
+                own.sendto(data, target)
 
     def _socket(self, family: int) -> Any:
         if not self._close_sockets.alive:
             raise ImplementationClosed("this implementation was closed")
         sock = self._sockets.get(family)
         if sock is None:
-            sock = self._sockets[family] = gevent_socket.socket(family, socket.SOCK_DGRAM)
-            sock.setblocking(False)
+            sock = self._sockets[family] = _new_socket(family)
         return sock
 
 
 class _ListenerSender(_Sender):
-    """Sends from the socket of a listener, whose close ends all waiting: else it would not free the address at once.
+    """Sends from the socket of a listener.  *check_open* raises once the listener is closed."""
 
-    *check_open* raises once the listener is closed.
-    """
-
-    def __init__(self, hub: Any, sock: Any, check_open: Callable[[], None]) -> None:
-        self._hub = hub
+    def __init__(self, sock: Any, check_open: Callable[[], None]) -> None:
+        super().__init__()
         self._socket = sock
         self._check_open = check_open
-        self._waiting: dict[Any, Event] = {}  # the watchers of those who wait, and what wakes them
-
-    def stop_waiting(self) -> None:
-        """The listener is closed: tell those who wait, and watch the socket no more."""
-        for watcher, ready in self._waiting.items():
-            watcher.stop()  # which libuv's does not do when it is closed
-            watcher.close()
-            ready.set()
+        self._room: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        #: How much of the buffer was taken when a receiver was first sent something since it was half full.
+        self._taken_before: dict[Any, int] = {}
 
     def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
         self._check_open()  # it may have been closed during a look-up
@@ -231,32 +270,27 @@ class _ListenerSender(_Sender):
             raise OSError(errno.EAFNOSUPPORT, f"a listener on {here!r} sends to no address of another family")
         return reachable
 
-    def _send(self, family: int, target: Any, data: bytes) -> None:
-        while True:
-            try:
-                self._socket.sendto(data, target)
-            except BlockingIOError:
-                self._wait_for_room(family, target)
-            else:
-                return
+    def _try(self, family: int, target: Any, data: bytes) -> None:
+        self._check_open()  # it may have been closed since the last try
+        if family == socket.AF_UNIX and self._takes_too_much(target):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._socket.sendto(data, target)
 
-    def _wait_for_room(self, family: int, target: Any) -> None:
-        """Wait until the system seems to take one more: there is room for what is sent, and with a Unix receiver."""
-        if family == socket.AF_UNIX:
-            with _connected_to(target) as probe:
-                self._wait_to_write(probe)
-        self._wait_to_write(self._socket)
+    def _takes_too_much(self, target: Any) -> bool:
+        """Whether *target* would fill the rest of the buffer with what it does not receive.
 
-    def _wait_to_write(self, sock: Any) -> None:
-        watcher = self._hub.loop.io(sock.fileno(), WRITE)
-        ready = self._waiting[watcher] = Event()
-        watcher.start(ready.set)
-        try:
-            ready.wait()
-        finally:
-            del self._waiting[watcher]
-            watcher.close()
-        self._check_open()
+        Linux keeps a datagram in its sender's buffer until it is received.  A receiver that is connected to the sender
+        may leave any number of them unreceived; then nothing could be sent to anybody.  Once half of the buffer is
+        taken, each receiver may add an eighth.
+        """
+        taken = queued_output(self._socket)
+        if taken <= self._room // 2:
+            self._taken_before.clear()
+            return False
+        if len(self._taken_before) >= MOST_RECEIVERS:
+            self._taken_before.clear()
+        before = self._taken_before.setdefault(target, taken)
+        return taken > before + self._room // 8
 
 
 def _close_all(sockets: dict[int, Any]) -> None:
@@ -286,30 +320,7 @@ def _is_numeric(family: int, host: str) -> bool:
     return True
 
 
-def _connected_to(path: str) -> Any:
-    """A Unix socket that the system calls writable when its receiver has room again, whoever sends to it."""
-    sock = gevent_socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        sock.connect(path)
-    except BaseException:
-        sock.close()
-        raise
+def _new_socket(family: int) -> Any:
+    sock = gevent_socket.socket(family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
     return sock
-
-
-def _send_when_possible(sock: Any, target: Any, data: bytes) -> None:
-    """Send what the system did not take at once, waiting on a socket of this greenlet's own.
-
-    So any number of greenlets can wait, and the shared socket can be closed meanwhile.  A Unix socket must be another
-    one, and connected, to be told when its receiver has room again, whoever else does not receive what was sent.
-    """
-    with _connected_to(target) if sock.family == socket.AF_UNIX else sock.dup() as own:
-        own.setblocking(False)
-        while True:
-            gevent_socket.wait_write(own.fileno())
-            try:
-                own.sendto(data, target)
-            except BlockingIOError:
-                continue
-            return

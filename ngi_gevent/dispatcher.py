@@ -164,8 +164,7 @@ class Dispatcher:
 
     def _go_on_in_next_turn(self) -> None:
         """What was raised is reported by the hub, and the rest of the connections are not to wait for one of theirs."""
-        if self._turn is None:
-            self.loop.run_callback(self._dispatch)
+        self.loop.run_callback(self._dispatch)  # or the loop would first wait for something else to happen
 
 
 # One native thread has one hub.  The original class, since patched threading.local knows greenlets, not threads.

@@ -31,7 +31,16 @@ class ConnectionClosed(NGIError, ValueError):
 
     Raised by ``write`` and ``writelines`` of connections, and by the files of :func:`ngi_gevent.blocking.open`.  It is
     a :class:`ValueError` too, as writing to a closed file is.
+
+    A handler need not catch it for its own connection: if it leaves a callback of that connection, it is logged at
+    level DEBUG, and ``handle_close`` gets the reason for which the connection ended.
+
+    :ivar connection: the connection that was written to, below all adapters; None if there is none to name.
     """
+
+    def __init__(self, message: object = "", connection: object = None) -> None:
+        super().__init__(message)
+        self.connection = connection
 
 
 class ImplementationClosed(NGIError, ValueError):

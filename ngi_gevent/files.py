@@ -26,7 +26,7 @@ from gevent.exceptions import ConcurrentObjectUseError
 
 from ngi_gevent import logs
 from ngi_gevent.adapters import MAX_LINE, bottom
-from ngi_gevent.connection import LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout
+from ngi_gevent.connection import END_OF_INPUT, LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
 from ngi_gevent.outstanding import Outstanding
 from ngi_gevent.threads import Flag
@@ -206,6 +206,23 @@ class _Handler:
         self._bottom.writelines(self._reaching(mark))
         return mark
 
+    def wait_for_room(self, deadline: float | None) -> bool:
+        """Wait, if so much output is pending that no more input may be taken; return whether that was in time.
+
+        To the connection, each read is another record of its input.
+        """
+        bottom = self._bottom
+        if not bottom.is_full():
+            return True
+        if bottom.is_in_callback():
+            bottom.is_ready_for_more()  # which blocks
+            return True
+        try:
+            mark = self.mark()
+        except ConnectionClosed:
+            return True
+        return self.wait_until(lambda: mark.reached or self.ended, deadline)
+
     def wait_until(self, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until *condition* is true; whether it was before *deadline*.  Raises :class:`~ngi_gevent.Deadlock`."""
 
@@ -278,9 +295,13 @@ class Input(_File):
     left for the next read.  In a callback of the connection, where nothing more could come, it raises
     :class:`~ngi_gevent.Deadlock`.
 
-    An orderly end gives ``b""``.  Where the connection broke, what came before is returned first, and the exception
-    that ended it raised then; but reading *up to the end* raises it at once, leaving what came before to other reads,
-    since what was cut off must not be taken for all there was.
+    When the peer has finished sending, reading gives ``b""``.  After any other end, what came before it is returned
+    first; then reading raises the exception that ended the connection, or :class:`~ngi_gevent.ConnectionClosed` if it
+    was stopped.  Reading *up to the end* raises at once and leaves what came before it to other reads, because half of
+    the input must not pass for all of it.
+
+    If so much output is pending that the connection takes no more input, reading also waits for the peer to take
+    output, even if there is input to return.
 
     Lines end in ``\n``, which is kept.  Where no size is given, one of more than a megabyte raises
     :class:`~ngi_gevent.LimitExceeded`, so that no peer fills the memory; what is read up to the end has no limit.  Who
@@ -355,18 +376,29 @@ class Input(_File):
     def _read(self, count: _Count, timeout: float | None, to_end: bool = False) -> bytes:
         """Wait until *count* tells how many bytes to take, or for the end, and take them."""
         self._check_open()
-        in_time = self._wait_for(count, _deadline(timeout))
+        deadline = _deadline(timeout)
+        if not self._handler.wait_for_room(deadline):
+            raise Timeout(f"the peer had not taken enough of the output after {timeout} seconds")
+        in_time = self._wait_for(count, deadline)
         self._check_open()
         size = count(self._unread)
         if size is None:
             if not in_time:
                 raise Timeout(f"the peer had not sent what was to be read after {timeout} seconds")
-            if isinstance(self.reason, BaseException) and (to_end or not self._unread):
-                raise self.reason
+            if to_end or not self._unread:
+                self._check_clean_end()
             size = len(self._unread)
         data = bytes(self._unread[:size])
         del self._unread[:size]
         return data
+
+    def _check_clean_end(self) -> None:
+        """Raise unless the input ended because the peer had finished sending, or because this side closed it."""
+        reason = self.reason
+        if isinstance(reason, BaseException):
+            raise reason
+        if reason not in (None, END_OF_INPUT):
+            raise ConnectionClosed(f"the connection ended before the peer had finished sending: {reason}")
 
     def _wait_for(self, count: _Count, deadline: float | None) -> bool:
         if self._reading:

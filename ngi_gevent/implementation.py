@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import is_module_patched
+from greenlet import getcurrent
 
 from ngi_gevent import transport
 from ngi_gevent.acceptor import default_max_connections
@@ -28,7 +29,7 @@ from ngi_gevent.event_loop import run_callback_threadsafe
 from ngi_gevent.interfaces import documented_by
 from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.stream import DRAIN_TIMEOUT
+from ngi_gevent.stream import DRAIN_TIMEOUT, SEND_TIMEOUT
 from ngi_gevent.stream_listener import BACKLOG, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ngi_gevent.interfaces import Address, Data, IClientConnectHandler, IServer, IUDPHandler, PeerAddress
+    from ngi_gevent.logs import Seldom
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
 
@@ -67,7 +69,9 @@ class Implementation:
 
     Greenlets of that thread serve the connections whenever it waits on gevent: in ``wait()``, in ``gevent.sleep``, or
     in anything that is monkey-patched.  Nothing keeps a program running by itself.  What handlers raise is logged, by
-    the logger ``ngi_gevent.connection``.  As a context manager, it is closed at the end.
+    the logger ``ngi_gevent.connection``.  At the end of a ``with`` statement, it is closed, and what was written to
+    connections that were closed is delivered: the statement waits for as long as their peers take some of it within 30
+    seconds.
 
     It may be used from several threads, each of which has its own hub.  The connections and listeners that it makes may
     be used from any thread, while their hub runs.  After ``close()``, all that asks something of it raises
@@ -84,6 +88,11 @@ class Implementation:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        hub = get_hub()
+        outstanding = self._on_hub.get(hub)
+        # In a callback of one of its connections, or on the hub itself, waiting could not end.
+        if outstanding is not None and not outstanding.includes(current_connection()) and getcurrent() is not hub:
+            outstanding.wait_for_delivery()
 
     @_on_its_hub
     def connect(
@@ -193,8 +202,9 @@ class Implementation:
 
         *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
         be no address or data, and ``OSError``, naming the address, where the name is not found or the system refuses
-        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and while the system takes no
-        more for now: a Unix socket keeps only a few datagrams that were not received.
+        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until
+        the system takes the datagram; then it is dropped, with a warning.  For Unix sockets, see
+        :meth:`ngi_gevent.interfaces.IUDPListener.send`.
         """
         check_send_address(address)
         data = as_bytes(data)
@@ -224,14 +234,19 @@ class Implementation:
         return listener
 
     def wait(self, timeout: float | None = None) -> None:
-        """Serve until nothing is outstanding on this thread's hub: no connect, no open connection, no listener.
+        """Serve until nothing is outstanding on this thread's hub: no connection attempt, connection or listener.
 
-        Blocks the calling greenlet, while the others of this thread go on.  Raises :class:`~ngi_gevent.Timeout` if that
-        takes more than *timeout* seconds, and :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would
-        wait for.
+        Blocks the calling greenlet, while the others of this thread go on.  After ``close()``, returns once the output
+        of all connections that were closed is delivered.
+
+        :param timeout: seconds to wait; None for no limit.
+        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Deadlock: called in a callback of a connection that it would wait for.
         """
         check_timeout(timeout)
-        outstanding = self._outstanding()[1]
+        outstanding = self._on_hub.get(get_hub())
+        if outstanding is None:
+            return
         if outstanding.includes(current_connection()):
             raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
         if not outstanding.wait(timeout):
@@ -240,8 +255,9 @@ class Implementation:
     def close(self) -> None:
         """Close all listeners, end all connections, and give up all connects, never blocking; twice is harmless.
 
-        Open connections end for the reason ``'stopped'``, and connects that are under way fail for it.  Whatever is
-        asked for afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
+        Open connections end for the reason ``'stopped'``, and connects that are under way fail for it.  Connections
+        that the application has closed before finish delivering while their hub runs; ``wait()`` waits for that.  Any
+        other method called afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
         """
         self._closed = True
         for hub, outstanding in list(self._on_hub.items()):
@@ -299,12 +315,20 @@ class _OutstandingOnHub(Outstanding):
                 self._when_empty.remove(empty.set)
         return self._over()
 
+    def wait_for_delivery(self) -> None:
+        """Wait until nothing is outstanding, for as long as peers take some of the output in time."""
+        left: int | None = None
+        while not self.wait(SEND_TIMEOUT):
+            before, left = left, self.unsent_size()
+            if left == before:
+                return
+
     def _over(self) -> bool:
         """Whether there is nothing to wait for any more."""
         return not self
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        super().handler_raised(peer, where, error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
+        super().handler_raised(peer, where, error, seldom)
         hub = get_hub()
         if isinstance(error, hub.SYSTEM_ERROR):
             # Somebody wants the program to end: that is for the main greenlet, as everywhere in gevent.
@@ -336,9 +360,9 @@ class _OutstandingInline(_OutstandingOnHub):
     def _over(self) -> bool:
         return self._raised is not None or super()._over()
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
         if self._stopped or self._raised is not None:
-            super().handler_raised(peer, where, error)
+            super().handler_raised(peer, where, error, seldom)
             return
         self._raised = peer, where, error
         for wake in list(self._when_empty):
@@ -348,8 +372,8 @@ class _OutstandingInline(_OutstandingOnHub):
 class _OutstandingInThread(_OutstandingOnHub):
     """What is outstanding on the hub of a thread of its own, where no program can be ended from."""
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        Outstanding.handler_raised(self, peer, where, error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
+        Outstanding.handler_raised(self, peer, where, error, seldom)
 
 
 class Inline(Implementation):
@@ -388,12 +412,25 @@ class Threaded(Implementation):
         return call_on(self._running_hub(), function)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding: no connect, no open connection, no listener.
+        """Wait until nothing is outstanding: no connection attempt, connection or listener.
 
-        Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds, and
-        :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would wait for.
+        Blocks the calling greenlet or thread.  After ``close()``, returns when the thread has ended, so that everything
+        is delivered.
+
+        :param timeout: seconds to wait; None for no limit.
+        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Deadlock: called in a callback of a connection that it would wait for.
         """
-        call_on(self._running_hub(), super().wait, timeout)
+        check_timeout(timeout)
+        if not self._closed or (self._hub is not None and self._hub.thread_ident == get_ident()):
+            call_on(self._running_hub(), super().wait, timeout)
+        elif self._begun and not self._ended.wait(timeout):
+            raise Timeout(f"still outstanding after {timeout} seconds: {self._on_hub[self._hub]}")
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if self._begun and self._hub.thread_ident != get_ident():
+            self._ended.wait()
 
     def close(self) -> None:
         if self._closes():
@@ -451,7 +488,7 @@ class Threaded(Implementation):
         outstanding = self._on_hub[hub] = self._make_outstanding()
         self._started.set()
         self._stop.wait()
-        outstanding.wait(None)
+        outstanding.wait_for_delivery()
         keep_running.close()
         hub.destroy(destroy_loop=True)
         self._ended.set()

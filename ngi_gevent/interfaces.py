@@ -108,7 +108,9 @@ class IConnectionHandler(Protocol):
         is closed and ``handle_close`` gets the exception.
 
     What any of them raises is logged with its traceback.  From ``handle_input`` and ``handle_exception`` it also closes
-    the connection (what was written is delivered), and ``handle_close`` gets it as the reason.
+    the connection (what was written is delivered), and ``handle_close`` gets it as the reason.  One exception is no
+    error: a :class:`~ngi_gevent.ConnectionClosed` of this very connection, which had ended when the callback wrote to
+    it.  It is logged at level DEBUG, and ``handle_close`` gets the reason of the end.
     """
 
     def handle_input(self, connection: Any, data: bytes, /) -> object:
@@ -216,7 +218,11 @@ class IConnection(Protocol):
         """
 
     def __bool__(self) -> bool:
-        """Whether the connection is open: whether a ``write`` would be accepted."""
+        """Return whether the connection is open, so that a ``write`` would be accepted.
+
+        Also false once output could not be sent because the peer is gone, though input that had arrived before is still
+        to be delivered, and then the end.
+        """
 
     def set_handler(self, handler: IConnectionHandler, /) -> None:
         """Give the connection its handler, or another one.  Raises ``TypeError`` for what is none.
@@ -334,7 +340,10 @@ class IUDPListener(Protocol):
         Many clients take an answer from nowhere else than where they have asked, and so do the routers in front of
         them; ``udp`` of the implementation sends from another address.  It is an addition to NGI.
 
-        On sockets it blocks the calling greenlet to look up a name, each time, and while the system takes no more.
+        On sockets it blocks the calling greenlet to look up a name, each time, and for up to 1 second until the system
+        takes the datagram.  After that, the datagram is dropped, with a warning of the logger ``ngi_gevent.datagram``.
+        In a handler of datagrams, one to a Unix socket that has no room is dropped at once, because the handler would
+        keep all other clients waiting.  One to a Unix socket that is connected to another address is dropped, too.
         From another native thread than its own, this waits until that thread has seen to it.  Whether anybody receives
         it is not known.
 
@@ -356,7 +365,7 @@ class IUDPListener(Protocol):
 class IImplementation(Protocol):
     """Something that connects and listens: on sockets, or in memory.  Used by the application.
 
-    As a context manager, it is closed at the end.
+    As a context manager, it is closed at the end, and what was written to connections that were closed is delivered.
 
     All take the same options, and check them in the same way.  What an option asks for is done where there is something
     to do it to: in memory, nothing is encrypted, and no time passes.
@@ -372,7 +381,11 @@ class IImplementation(Protocol):
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Close this implementation, whatever was raised."""
+        """Close this implementation, whatever was raised, and wait until connections that were closed have delivered.
+
+        Blocks the calling greenlet for as long as each peer takes some of what is pending within 30 seconds; in memory,
+        and in a callback of one of its connections, it does not wait.
+        """
 
     def connect(self, address: Any, handler: IClientConnectHandler, /, **options: Unpack[ConnectOptions]) -> None:
         """Start to connect to *address* and return; *handler* learns what came of it.
@@ -407,14 +420,18 @@ class IImplementation(Protocol):
         """
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding: no connect under way, no open connection, no listener of either kind.
+        """Wait until nothing is outstanding: no connection attempt, connection or listener of either kind.
 
-        Blocks the calling greenlet.  Raises :class:`~ngi_gevent.Timeout` if that takes more than *timeout* seconds, and
-        :class:`~ngi_gevent.Deadlock` in a callback of a connection that it would wait for.
+        Blocks the calling greenlet.  May be called after ``close()``; then it returns once everything is delivered.
+
+        :param timeout: seconds to wait; None for no limit.
+        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Deadlock: called in a callback of a connection that it would wait for.
         """
 
     def close(self) -> None:
         """Close every listener of either kind, and end every connection.  Never blocks.
 
-        Whatever is asked for afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
+        Any method but ``wait`` and ``close`` that is called afterwards raises
+        :class:`~ngi_gevent.ImplementationClosed`.
         """

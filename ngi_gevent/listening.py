@@ -57,7 +57,8 @@ class ListenerOwner(Protocol):
     def forget(self, item: Any) -> None:
         """Forget this listener: it is closed, and so is its last connection."""
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None: ...
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
+        """Report an exception in a handler; *seldom* limits the log entries."""
 
 
 @documented_by(IListener)
@@ -113,6 +114,10 @@ class BaseListener:
             connection.stop()
         self._wait_until_empty(0)  # only so that handlers hear of it before the caller, who may be about to exit
         return ended
+
+    def unsent_size(self) -> int:
+        """Return how many bytes of output the peers of its connections have not taken."""
+        return sum(connection.unsent_size() for connection in list(self._connections))
 
     # What connections tell their owner.
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ngi_gevent import logs
-
-if TYPE_CHECKING:
-    from ngi_gevent.connection import BaseConnection
+from ngi_gevent.connection import BaseConnection
 
 __all__ = ["Outstanding"]
 
@@ -46,10 +44,14 @@ class Outstanding:
         """Whether *connection*, or connect, or listener for datagrams, or None, keeps this from being empty."""
         return connection in self._items or getattr(connection, "control", None) in self._items
 
+    def unsent_size(self) -> int:
+        """Return how many bytes of output the peers have not taken."""
+        return sum(item.unsent_size() for item in list(self._items) if hasattr(item, "unsent_size"))
+
     def stop(self) -> None:
         """End everything without waiting, but for connections that are closed already: they finish delivering."""
         for item in list(self._items):
-            if item:
+            if not isinstance(item, BaseConnection) or item.delivers():
                 item.stop()
 
     # What is owned tells this.
@@ -61,5 +63,5 @@ class Outstanding:
         listeners = [item for item in list(self._items) if hasattr(item, "accepted_from")]
         return next(filter(None, (listener.accepted_from(client) for listener in listeners)), None)
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
+        logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error, seldom=seldom)

@@ -43,19 +43,18 @@ from ngi_gevent.connection import (
     check_returned,
 )
 from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
-from ngi_gevent.errors import Timeout
+from ngi_gevent.errors import LimitExceeded, Timeout
 from ngi_gevent.event_loop import run_callback_threadsafe
 from ngi_gevent.idle import IdleTimer
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.pump import Pump
 from ngi_gevent.socket_options import queued_output, reset_on_close
-from ngi_gevent.threads import allocate_lock, get_ident
+from ngi_gevent.threads import Flag, allocate_lock, get_ident
 
 if TYPE_CHECKING:
     from contextvars import Context
 
     from ngi_gevent.interfaces import Data, IListener, Reason
-    from ngi_gevent.threads import Flag
 
 __all__ = ["StreamConnection"]
 
@@ -90,6 +89,7 @@ class StreamConnection(BaseConnection):
         "_callbacks_done",
         "_calls",
         "_dispatcher",
+        "_handed_size",
         "_held",
         "_input_over",
         "_output_waits",
@@ -99,10 +99,10 @@ class StreamConnection(BaseConnection):
         "_reading",
         "_receive",
         "_send",
-        "_send_error",
         "_send_pieces",
         "_shut",
         "_socket",
+        "_taken_size",
         "_thread",
         "_timer",
         "_unsent",
@@ -135,6 +135,8 @@ class StreamConnection(BaseConnection):
         self._attention = True  # whether the greenlet should look at something else than input
         self._callbacks_done = False
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] | None = None  # of other threads
+        # Bytes of output in these calls: how many were handed over, and how many of these were taken on this thread.
+        self._handed_size = self._taken_size = 0
         self._held: Flag | None = None  # what a callback waits for that would not keep us from ending
 
         self._read_watcher = self._dispatcher.io(sock.fileno(), READ)
@@ -145,7 +147,6 @@ class StreamConnection(BaseConnection):
         self._unsent: list[bytes | memoryview] = []
         self._write_watcher: Any = None
         self._output_waits = False  # whether the kernel takes no more output for now
-        self._send_error: OSError | None = None  # why output is dropped, until input tells the end too
         self._pump: Pump | None = None
 
         self._shut = False  # whether our side of the socket is closed
@@ -198,13 +199,19 @@ class StreamConnection(BaseConnection):
         """The body of the connection's greenlet: every callback is called in here."""
         self.resume = getcurrent().switch
         try:
-            check_returned(begin(self), where)
-            where = "handle_input"
-            self._serve()
+            self._guarded(where, lambda: check_returned(begin(self), where))
+            while self._state is OPEN:
+                self._guarded("handle_input", self._serve)
+        finally:  # it may be killed, or interrupted, while the log blocks
+            self._handler_told()
+
+    def _guarded(self, where: str, call: Callable[[], object]) -> None:
+        """Call what calls the application, and see to what it raises."""
+        try:
+            call()
         except BaseException as error:
             self.waiting = False  # the greenlet may have been killed where it waits
             self._failed(where, error)
-        self._handler_told()
 
     def _serve(self) -> None:
         """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
@@ -227,8 +234,8 @@ class StreamConnection(BaseConnection):
             try:
                 data = receive(RECEIVE_SIZE)
             except BlockingIOError:
-                if self._send_error is not None:
-                    self._lost(self._send_error)
+                if self._output_error is not None:
+                    self._lost(self._output_error)
                 continue
             except OSError as error:
                 self._lost(error)
@@ -240,7 +247,7 @@ class StreamConnection(BaseConnection):
                     self._handler.handle_input(self, data)  # type: ignore[union-attr]
             else:
                 self._input_over = True
-                self._leave_open(self._send_error or END_OF_INPUT)
+                self._leave_open(self._output_error or END_OF_INPUT)
 
     def _attend(self) -> bool:
         """See to everything but input; whether the connection is still open."""
@@ -256,7 +263,7 @@ class StreamConnection(BaseConnection):
         if not self._reading:
             self._reading = True
             self._read_watcher.start(self._dispatcher.has_input, self)
-        if self._send_error is not None:
+        if self._output_error is not None:
             # Look for what is left to receive, since there may be nothing more to wake us.
             self._dispatcher.wake(self)
         return True
@@ -281,11 +288,13 @@ class StreamConnection(BaseConnection):
         try:
             self._log_end()
         finally:
-            if self._handler is not None:
-                self._tell_end()
-            self._callbacks_done = True
-            if self._state is CLOSED:
-                self._is_gone()
+            try:
+                if self._handler is not None:
+                    self._tell_end()
+            finally:
+                self._callbacks_done = True
+                if self._state is CLOSED:
+                    self._is_gone()
 
     def _handler_set(self) -> None:
         if not self._callbacks_done:
@@ -303,7 +312,7 @@ class StreamConnection(BaseConnection):
             return
         if self._calls:
             self._make_calls()
-        if self._state is not OPEN:
+        if self._state is not OPEN or self._output_error is not None:
             raise self._closed_error()
         if self._pending:
             self._take(data)
@@ -313,7 +322,7 @@ class StreamConnection(BaseConnection):
             self._dispatcher.send_later(self)
 
     def _take(self, data: bytes) -> None:
-        if self._state is not OPEN or (self._pending > self._output_limit and self._over_limit()):
+        if self._pending > self._output_limit and self._over_limit():
             return
         self._pending += len(data)
         if self._pump is None:
@@ -328,7 +337,34 @@ class StreamConnection(BaseConnection):
         if not self:
             raise self._closed_error()
         if data:
-            self._handed_over(self._take, data)
+            self._output_handed_over(self._take, data, len(data))
+
+    def _output_handed_over(self, take: Callable[[Any], None], output: Any, size: int) -> bool:
+        """Count the output at once: a busy hub must not let another thread fill the memory."""
+        if get_ident() == self._thread:
+            return self._handed_over(take, output)
+        with _handing_over:
+            untaken = self._handed_size - self._taken_size
+            over = self._pending + untaken > self._output_limit and self._output_error is None
+            if over:
+                self._output_error = LimitExceeded(
+                    f"{self._pending + untaken} bytes of output wait, {untaken} of them from other threads, for a peer"
+                    f" that does not read or a hub that is busy; output_limit is {self._output_limit}"
+                )
+            else:
+                self._handed_size += size
+        if over:
+            return self._handed_over(self._overrun, self._output_error)
+        return self._handed_over(self._take_handed, take, output, size)
+
+    def _overrun(self, error: LimitExceeded) -> None:
+        if self._state is OPEN:
+            self._break_off_because(error)
+
+    def _take_handed(self, take: Callable[[Any], None], output: Any, size: int) -> None:
+        self._taken_size += size
+        if self._state is OPEN and self._output_error is None:
+            take(output)
 
     def _is_elsewhere(self) -> bool:
         return get_ident() != self._thread
@@ -353,6 +389,24 @@ class StreamConnection(BaseConnection):
         while calls:
             call, arguments = calls.popleft()
             call(*arguments)
+
+    def unsent_size(self) -> int:
+        return self._pending + (0 if self._state is CLOSED else queued_output(self._socket))
+
+    def is_full(self) -> bool:
+        waiting = self._pending + self._handed_size - self._taken_size
+        if waiting <= HIGH_WATER or self._output_error is not None:
+            return False
+        if self._pause_over is None:
+            self._pause_over = waiting + HIGH_WATER
+        return waiting > self._pause_over
+
+    def is_ready_for_more(self) -> bool:
+        if self._pending > HIGH_WATER and self.is_full():
+            self.send_pending()
+            while self.is_full() and self.hold(Flag()):
+                pass
+        return self._state is OPEN and not self._ended_elsewhere
 
     def _waiting_for_peer(self) -> int:
         if self._pending > self._output_limit:
@@ -432,6 +486,8 @@ class StreamConnection(BaseConnection):
             if self._paused:
                 self._paused = False
                 self._notify()
+            if self._held is not None:
+                self._held.set()
         if self._state is CLOSING and not self._unsent and not self._pump:
             self._output_over()
 
@@ -476,8 +532,8 @@ class StreamConnection(BaseConnection):
     def _send_failed(self, error: OSError) -> None:
         """Nothing can be sent any more.  What had arrived before is still read, and the end with it."""
         self._drop_output()
-        if self._send_error is None:
-            self._send_error = error
+        if self._output_error is None:
+            self._output_error = error
             self._paused = False
             self._notify()
 
@@ -489,7 +545,7 @@ class StreamConnection(BaseConnection):
             self._pump = None  # which ends soon, and is not to take what is written until then for what it drops
 
     def _queue_lines(self, lines: PendingLines) -> None:
-        if self._send_error is not None:
+        if self._output_error is not None:
             self._pending -= lines.size  # nothing is sent any more, and who pulls must not look like who sends
             return
         if self._pump is None:
@@ -550,7 +606,7 @@ class StreamConnection(BaseConnection):
             self._output_over()
 
     def hold(self, flag: Flag) -> bool:
-        if self._is_ending() or not self._in_callback():
+        if self._is_ending() or not self.is_in_callback():
             return False
         self._held = flag
         try:
@@ -559,16 +615,16 @@ class StreamConnection(BaseConnection):
             self._held = None
         return True
 
-    def _in_callback(self) -> bool:
+    def is_in_callback(self) -> bool:
         return current_connection() is self
 
     def _is_ending(self) -> bool:
-        return self._state is not OPEN or self._send_error is not None
+        return self._state is not OPEN or self._output_error is not None
 
     def undelivered(self) -> bool:
         return self._state is OPEN or (self._state is CLOSING and not self._shut)
 
-    def _lost(self, error: OSError) -> None:
+    def _lost(self, error: BaseException) -> None:
         """The connection broke: there is neither input nor output any more."""
         self._owe(error)
         self._close_socket()
@@ -648,7 +704,7 @@ class StreamConnection(BaseConnection):
         if self._reason is None:
             self._handler = None
         self.resume = self._receive = self._send = self._send_pieces = _is_closed
-        self._send_error = None
+        self._output_error = None  # its traceback holds the connection
         super()._is_gone()
 
 

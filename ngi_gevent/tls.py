@@ -50,13 +50,17 @@ ENCRYPT_SIZE = 64 * 1024
 #: Bytes of messages of TLS itself that may wait for a peer: what two pieces of its input could make us answer.
 OWN_LIMIT = 2 * RECEIVE_SIZE
 
+#: Failed handshakes with clients of one listener that are logged in ``logs.SELDOM`` seconds.
+MOST_FAILED = 10
+
 MakeSSLObject = Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject]
 
 
 def server_side(ssl_context: Any, handshake_timeout: float | None) -> Callable[..., TLSConnection]:
     """What makes connections of accepted sockets.  Raises ``TypeError`` or ``ValueError`` for what is no context."""
     _check_context(ssl_context)
-    return partial(TLSConnection, _checked(partial(ssl_context.wrap_bio, server_side=True)), handshake_timeout)
+    make = _checked(partial(ssl_context.wrap_bio, server_side=True))
+    return partial(TLSConnection, make, handshake_timeout, logs.Seldom(MOST_FAILED))
 
 
 def client_side(ssl_context: Any, server_hostname: str) -> Callable[..., TLSConnection]:
@@ -71,7 +75,7 @@ def client_side(ssl_context: Any, server_hostname: str) -> Callable[..., TLSConn
         # An SSLObject, unlike an SSLSocket, would check nothing then.
         raise ValueError("server_hostname is missing, and this ssl_context is to check it (check_hostname)")
     make = partial(ssl_context.wrap_bio, server_hostname=server_hostname or None)
-    return partial(TLSConnection, _checked(make), None)
+    return partial(TLSConnection, _checked(make), None, None)
 
 
 def _check_context(ssl_context: Any) -> None:
@@ -97,6 +101,7 @@ class TLSConnection(StreamConnection):
         "_ciphertext",
         "_close_sent",
         "_encrypted",
+        "_failed_handshakes",
         "_handshake_timeout",
         "_incoming",
         "_last",
@@ -108,13 +113,20 @@ class TLSConnection(StreamConnection):
         "ssl_object",
     )
 
-    def __init__(self, make: MakeSSLObject, handshake_timeout: float | None, *arguments: Any) -> None:
+    def __init__(
+        self,
+        make: MakeSSLObject,
+        handshake_timeout: float | None,
+        failed_handshakes: logs.Seldom | None,
+        *arguments: Any,
+    ) -> None:
         self.ssl_object: Any
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.ssl_object = make(self._incoming, self._outgoing)
         super().__init__(*arguments)
         self._state = HANDSHAKE
         self._handshake_timeout = handshake_timeout
+        self._failed_handshakes = failed_handshakes
         # The one use of a private attribute of gevent's contexts: what they call back looks here for what it is about.
         self.ssl_object._sslsock = weakref.ref(self.ssl_object)
         self._last: ssl.SSLError | bytes | None = None  # how input ended, once all input has been told
@@ -148,7 +160,11 @@ class TLSConnection(StreamConnection):
             reason = error
         if reason is None:
             return begin(self)
-        logs.connections.info("connection with %r: the TLS handshake failed: %s", self.peer_address, logs.shown(reason))
+        logs.connections.info(
+            "connection with %r: the TLS handshake failed: %s",
+            *(self.peer_address, logs.shown(reason)),
+            seldom=self._failed_handshakes,
+        )
         return None
 
     def shake_hands(self) -> None:
@@ -192,11 +208,11 @@ class TLSConnection(StreamConnection):
         try:
             data = self._receive_ciphertext(RECEIVE_SIZE)
         except BlockingIOError:
-            if self._send_error is not None:
-                raise self._send_error from None
+            if self._output_error is not None:
+                raise self._output_error from None
             return b""
         if not data:
-            raise self._send_error or ssl.SSLEOFError(
+            raise self._output_error or ssl.SSLEOFError(
                 ssl.SSL_ERROR_EOF, "the peer ended the connection in the TLS handshake"
             )
         return data

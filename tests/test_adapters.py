@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
+import tracemalloc
 
 import pytest
 from stages import Witness
 
-from ngi_gevent import LimitExceeded, adapters, testing
+from ngi_gevent import ConnectionClosed, LimitExceeded, adapters, testing
 
 
 class Handler(testing.Recorder):
@@ -156,7 +158,7 @@ def test_a_peer_that_never_sends_a_newline_costs_no_memory():
     for _ in range(100):
         connection.test_input(b"x" * 65536)
     assert isinstance(handler.closed, LimitExceeded)
-    assert adapter._begun == []
+    assert not adapter._begun
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 1000])
@@ -292,6 +294,100 @@ def test_a_generator_can_be_written_over_an_adapter():
     feed(connection, b"world\nmore\n", 1)
     assert connection.peer._handler.data == b"name?\nhello world\n"
     assert not connection
+
+
+class Answer(Witness):
+    """Answers each record with 2,000 bytes, and notes how much output was pending."""
+
+    most_pending = 0
+
+    def __init__(self, stage, connection=None):
+        super().__init__(stage, connection)
+        self.answered = 0
+
+    def handle_input(self, connection, data):
+        connection.write(bytes(2000))
+        self.answered += 1
+        self.most_pending = max(self.most_pending, self.stage.waiting(self.connection))
+
+
+def over_lines(witness, connection):
+    adapters.Lines(connection).set_handler(witness)
+
+
+def over_sized(witness, connection):
+    class Unframed(adapters.Sized):
+        def write(self, data):
+            self.connection.write(data)
+
+    Unframed(connection).set_handler(witness)
+
+
+def over_sized_lines(witness, connection):
+    """Records of many lines each: there is an adapter below the one that the handler sees."""
+    adapters.Lines(adapters.Base(connection)).set_handler(witness)
+
+
+@pytest.mark.parametrize(
+    ("adapt", "record"), [(over_lines, b"\n"), (over_sized, bytes(4)), (over_sized_lines, b"a line\n")]
+)
+def test_records_that_come_together_are_answered_as_the_peer_takes_the_answers(socket_stage, adapt, record):
+    """Twelve thousand requests in one go are answered with 24 MB, of which little is pending at a time."""
+
+    class Server(Answer):
+        def connected(self, connection):
+            self.meet(connection)
+            adapt(self, connection)
+
+    count = 12_000
+    peer = socket_stage.peer(socket_stage.listen(Server, output_limit=1_000_000))
+    peer.send(record * count)
+    peer.read()
+    socket_stage.until(lambda: peer.size == count * 2000 or peer.ended)
+    assert peer.ended is None
+    served = socket_stage.served[0]
+    assert served.answered == count
+    assert served.most_pending < 200_000
+
+
+def test_a_peer_that_takes_no_answers_gets_no_more_of_its_records_answered(tcp):
+    """Until it is gone: then what it sent is still delivered, as all that arrives before the end."""
+
+    class Server(Answer):
+        def connected(self, connection):
+            self.meet(connection)
+            over_lines(self, connection)
+
+        def handle_input(self, connection, data):
+            with contextlib.suppress(ConnectionClosed):
+                super().handle_input(connection, data)
+            self.stage.happened()
+
+    peer = tcp.peer(tcp.listen(Server))
+    peer.send(b"\n" * 65536)
+    tcp.until(lambda: tcp.served and tcp.served[0].connection and tcp.served[0].connection._held)
+    served = tcp.served[0]
+    before = served.answered
+    assert 0 < before < 32768
+    peer.reset()
+    tcp.until(lambda: served.closed)
+    assert isinstance(served.closed, OSError)
+    assert served.most_pending < 200_000
+
+
+def test_the_pieces_of_an_unfinished_record_cost_no_more_than_their_bytes():
+    """A hundred thousand bytes, two at a time: a list of them would take seventeen times as much."""
+    for make, begin in (adapters.Lines, b""), (adapters.Sized, struct.pack(">I", 2_000_000)):
+        connection, adapter, handler = over(make)
+        connection.test_input(begin + b"x")
+        tracemalloc.start()
+        try:
+            for number in range(50_000):
+                adapter.handle_input(None, b"%c%c" % (65 + number % 26, 66 + number % 20))
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 150_000
 
 
 @pytest.mark.slow

@@ -164,6 +164,23 @@ def test_what_the_handler_raises_is_raised_with_its_traceback_and_not_logged(sta
     assert not caplog.records
 
 
+def test_a_handler_that_writes_after_the_end_makes_no_mistake(stage, caplog):
+    """Which is as it is without a request; the result is the reason of that end."""
+
+    class Client:
+        def connected(self, connection):
+            connection.set_handler(self)
+            connection.close()
+            connection.write(b"too late")
+
+        def handle_input(self, connection, data):
+            pass
+
+    listener = stage.listen()
+    assert blocking.request(stage.implementation.connect, listener.address, Client(), timeout=10) is None
+    assert caplog.records == []
+
+
 def test_a_request_that_takes_too_long_leaves_no_connection(stage):
     client = Witness(stage)
     listener = stage.listen(Silent)

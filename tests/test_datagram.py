@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -22,9 +23,9 @@ from greenlet import GreenletExit
 from stages import PATIENCE, DatagramWitness, needs_ipv6
 
 import ngi_gevent
-from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout, logs, testing
-from ngi_gevent.datagram import SELDOM
-from ngi_gevent.datagram_socket import MOST_AT_ONCE, DatagramSender, _send_when_possible
+from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout, datagram_socket, logs, testing
+from ngi_gevent.datagram import MOST_RAISED
+from ngi_gevent.datagram_socket import MOST_AT_ONCE, DatagramSender
 from ngi_gevent.interfaces import IImplementation, IUDPListener
 
 
@@ -100,8 +101,7 @@ def test_a_datagram_that_is_too_long_is_dropped_and_not_cut(stage, caplog):
     assert record.levelno == logging.WARNING
     sender = repr(witness.senders[0])
     assert record.getMessage() == (
-        f"a datagram from {sender} was dropped: its 11 bytes are more than the buffer_size of 10; "
-        "dropped since the last such line: 1"
+        f"a datagram from {sender} was dropped: its 11 bytes are more than the buffer_size of 10"
     )
 
 
@@ -113,12 +113,63 @@ def test_a_flood_of_datagrams_that_are_too_long_does_not_fill_the_log(stage, cap
     stage.implementation.udp(listener.address, b"first")
     stage.until(lambda: b"first" in witness.datagrams)
     assert len(warnings(caplog)) == 1
-    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + SELDOM)
+    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
     stage.implementation.udp(listener.address, b"x" * 11)
     stage.implementation.udp(listener.address, b"last")
     stage.until(lambda: b"last" in witness.datagrams)
     assert len(warnings(caplog)) == 2
-    assert warnings(caplog)[1].getMessage().endswith("dropped since the last such line: 50")
+    assert warnings(caplog)[1].getMessage().endswith("; 49 more since the last such entry")
+
+
+def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, caplog, monkeypatch):
+    """The first are there with their tracebacks, also of a listener beside another one that fills its part."""
+    handled = []
+
+    def raise_it(address, data):
+        handled.append(data)
+        stage.happened()
+        if data == b"bad":
+            raise Failure
+
+    def failures():
+        return [record for record in caplog.records if record.exc_info]
+
+    noisy, quiet = stage.listen_udp(raise_it), stage.listen_udp(raise_it)
+
+    def send(listener, times):
+        """One at a time, since the system has room for a few only, and another when the last was logged."""
+        for data in [b"bad"] * times + [b"good"]:
+            before = len(handled)
+            stage.implementation.udp(listener.address, data)
+            stage.until(lambda before=before: len(handled) > before)
+
+    send(noisy, 50)
+    assert len(failures()) == MOST_RAISED
+    send(quiet, 1)
+    assert len(failures()) == MOST_RAISED + 1
+    assert not any("more since" in record.getMessage() for record in failures())
+    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
+    send(noisy, 2)
+    *_, first, last = failures()
+    assert first.getMessage().endswith("raised an exception; 40 more since the last such entry")
+    assert last.getMessage().endswith("raised an exception")
+    assert isinstance(last.exc_info[1], Failure)
+
+
+def test_errors_that_are_not_logged_are_raised_by_the_wait_of_inline(caplog, monkeypatch):
+    monkeypatch.setattr("ngi_gevent.datagram.MOST_RAISED", 0)
+
+    def raise_it(address, data):
+        raise Failure
+
+    with ngi_gevent.Inline() as script:
+        listener = script.udp_listener(None, raise_it)
+        for _ in range(3):
+            script.udp(listener.address, b"x")
+            with pytest.raises(Failure):
+                script.wait(PATIENCE)
+        listener.close()
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_datagram_to_nobody(stage):
@@ -596,8 +647,9 @@ def test_a_listener_waits_for_a_unix_socket_that_takes_no_more(tcp, tmp_path):
         assert set(witness.senders) == {sending.address}
 
 
-def test_a_listener_that_waits_to_send_holds_up_nobody_else(tcp, tmp_path):
+def test_a_listener_that_waits_to_send_holds_up_nobody_else(tcp, tmp_path, monkeypatch):
     """Two greenlets wait for a socket that nobody receives from, and the listener sends and receives for others."""
+    monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", PATIENCE)
     witness, own = DatagramWitness(tcp), DatagramWitness(tcp)
     tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / "free", witness))
     sending = tcp.implementation.udp_listener(tmp_path / "sending", own)
@@ -622,45 +674,26 @@ def test_a_listener_that_waits_to_send_holds_up_nobody_else(tcp, tmp_path):
 
 
 @pytest.mark.parametrize("spawn", [gevent.spawn, lambda send: gevent.get_hub().threadpool.spawn(send)])
-@pytest.mark.parametrize("size", [1, 50_000])  # there is no room with the receiver, or none for what was sent
-def test_closing_a_listener_ends_the_sending_that_waits(tcp, tmp_path, size, spawn):
-    """Which has not tried again and again, as long as there is no room."""
+def test_closing_a_listener_ends_the_sending_that_waits(tcp, tmp_path, spawn, monkeypatch):
+    monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", PATIENCE)
     sending = tcp.implementation.udp_listener(tmp_path / "sending", DatagramWitness(tcp))
-    waiting = sending._sender._waiting
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck:
         stuck.bind(str(tmp_path / "stuck"))
+        taken = []
 
         def send():
-            for _ in range(20):
-                sending.send(tmp_path / "stuck", b"x" * size)
+            while True:
+                sending.send(tmp_path / "stuck", b"x")
+                taken.append(1)
 
         sender = spawn(send)
-        watchers = []
         with gevent.Timeout(PATIENCE):
-            while not watchers or watchers != list(waiting):
-                watchers = list(waiting)
-                gevent.sleep(0.01)  # in which the loop looks at sockets many times, if it is made to
+            while not taken:
+                gevent.sleep(0.001)
         sending.close()
-        assert not any(watcher.active for watcher in watchers)
+        tcp.implementation.udp_listener(sending.address, DatagramWitness(tcp)).close()
         with pytest.raises(ListenerClosed, match="sending"):
             sender.get(timeout=PATIENCE)
-    assert not waiting
-
-
-def test_a_listener_waits_to_send_over_udp_and_has_freed_its_address_when_it_is_closed(tcp):
-    """What no test can bring about over the loopback interface, which takes all at once."""
-    listener = tcp.listen_udp(DatagramWitness(tcp))
-    wait = listener._sender._wait_for_room, socket.AF_INET, listener.address
-    gevent.spawn(*wait).get(timeout=PATIENCE)
-
-    def replace():
-        listener.close()
-        tcp.implementation.udp_listener(listener.address, DatagramWitness(tcp)).close()
-
-    waiting, replacing = gevent.spawn(*wait), gevent.spawn(replace)  # which run before the loop looks at sockets
-    replacing.get(timeout=PATIENCE)
-    with pytest.raises(ListenerClosed):
-        waiting.get(timeout=PATIENCE)
 
 
 def test_a_listener_that_is_closed_during_a_look_up_sends_nothing(tcp):
@@ -671,6 +704,145 @@ def test_a_listener_that_is_closed_during_a_look_up_sends_nothing(tcp):
     listener.close()
     with pytest.raises(ListenerClosed, match=r"127\.0\.0\.1"):
         sending.get(timeout=PATIENCE)
+
+
+# Clients that do not receive.
+
+
+class Clients:
+    """Sockets of clients in *directory*; each asks the listener there and is answered."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.address = str(directory / "server")
+        self.sockets = []
+
+    def make(self, connected_to=None):
+        sock = gevent.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sockets.append(sock)
+        sock.bind(str(self.directory / f"client{len(self.sockets)}"))
+        sock.settimeout(PATIENCE)
+        if connected_to is not None:
+            sock.connect(str(connected_to))
+        return sock
+
+    def ask(self, sock, data=b"hello"):
+        while not sock.sendto(data, self.address):  # gevent returns 0 where there is no room a second time
+            gevent.sleep(0)
+
+    def answered(self, sock):
+        self.ask(sock)
+        return sock.recv(100_000)
+
+
+@pytest.fixture
+def clients(tmp_path):
+    clients = Clients(tmp_path)
+    yield clients
+    for sock in clients.sockets:
+        sock.close()
+
+
+def dropped(caplog):
+    return [record.getMessage() for record in warnings(caplog) if "was dropped" in record.getMessage()]
+
+
+@pytest.mark.parametrize("answer_with", ["send", "udp"])
+@pytest.mark.parametrize("size", [5, 20_000])
+def test_a_unix_client_that_never_receives_costs_others_no_answer(tcp, tmp_path, clients, caplog, size, answer_with):
+    if answer_with == "send":
+
+        def answer(sender, data):
+            listener.send(sender, data * size)
+    else:
+
+        def answer(sender, data):
+            tcp.implementation.udp(sender, data * size)
+
+    listener = tcp.implementation.udp_listener(tmp_path / "server", answer)
+    tcp.listeners.append(listener)
+    silent = clients.make()
+    others = [clients.make()] if answer_with == "udp" else [clients.make(), clients.make(connected_to=listener.address)]
+    for _ in range(50):
+        clients.ask(silent, b"x")
+    for other in others:
+        assert [clients.answered(other) for _ in range(5)] == [b"hello" * size] * 5
+    (line,) = dropped(caplog)
+    assert line == f"a datagram to {silent.getsockname()!r} was dropped: {os.strerror(errno.EAGAIN)}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps what was not received with its sender")
+@pytest.mark.parametrize(("size", "times"), [(1, 400), (20_000, 30)])
+def test_a_connected_unix_client_does_not_fill_the_send_buffer(tcp, tmp_path, clients, caplog, size, times):
+    """The system has no limit of datagrams for it, but the buffer of the listener's socket."""
+    listener = tcp.implementation.udp_listener(
+        tmp_path / "server", lambda sender, data: listener.send(sender, data * size)
+    )
+    tcp.listeners.append(listener)
+    silent = clients.make(connected_to=listener.address)
+    for _ in range(times):
+        clients.ask(silent, b"x")
+    for other in clients.make(), clients.make(connected_to=listener.address):
+        assert [clients.answered(other) for _ in range(5)] == [b"hello" * size] * 5
+    assert silent.getsockname() in dropped(caplog)[0]
+    held = 0
+    silent.settimeout(0)
+    with contextlib.suppress(BlockingIOError):
+        while silent.recv(size):
+            held += 1
+    assert 0 < held < times
+    silent.settimeout(PATIENCE)
+    assert clients.answered(silent) == b"hello" * size
+
+
+@pytest.mark.parametrize("answer_with", ["send", "udp"])
+def test_a_unix_client_that_is_connected_to_another_address_is_not_answered(
+    tcp, tmp_path, clients, caplog, answer_with
+):
+    """As over UDP, where its system drops the answer: nothing is raised."""
+
+    def answer(sender, data):
+        send = listener.send if answer_with == "send" else tcp.implementation.udp
+        send(sender, data)
+        answered.append(sender)
+
+    answered = []
+    listener = tcp.implementation.udp_listener(tmp_path / "server", answer)
+    tcp.listeners.append(listener)
+    elsewhere = clients.make(connected_to=clients.make().getsockname())
+    for _ in range(20):
+        clients.ask(elsewhere)
+    assert clients.answered(clients.make()) == b"hello"
+    assert answered[:20] == [elsewhere.getsockname()] * 20
+    assert dropped(caplog) == [f"a datagram to {elsewhere.getsockname()!r} was dropped: {os.strerror(errno.EPERM)}"]
+
+
+@pytest.mark.parametrize("send_with", ["send", "udp"])
+def test_outside_of_handlers_a_unix_receiver_is_waited_for_only_so_long(
+    tcp, tmp_path, clients, caplog, monkeypatch, send_with
+):
+    monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", 0.005)
+    listener = tcp.implementation.udp_listener(tmp_path / "server", DatagramWitness(tcp))
+    tcp.listeners.append(listener)
+    send = listener.send if send_with == "send" else tcp.implementation.udp
+    silent = clients.make()
+    for _ in range(15):
+        send(silent.getsockname(), b"x")
+    assert len(dropped(caplog)) == 1
+
+
+def test_what_is_told_of_receivers_is_forgotten(tcp, tmp_path, clients, monkeypatch):
+    """There may be any number of them while the send buffer is half full."""
+    monkeypatch.setattr(datagram_socket, "MOST_RECEIVERS", 3)
+    listener = tcp.implementation.udp_listener(tmp_path / "server", DatagramWitness(tcp))
+    tcp.listeners.append(listener)
+    sender = listener._sender
+    silent = clients.make(connected_to=listener.address)
+    while not sender._taken_before:
+        listener.send(silent.getsockname(), b"x" * 10_000)
+    for _ in range(5):
+        listener.send(clients.make().getsockname(), b"x")
+        assert len(sender._taken_before) <= 3
 
 
 # The caller's socket, and the files of Unix sockets.
@@ -942,8 +1114,9 @@ def test_a_unix_socket_that_takes_no_more_is_waited_for(tcp, tmp_path):
         assert set(witness.datagrams) == {data}
 
 
-def test_a_unix_socket_that_takes_no_more_holds_up_nobody_else(tcp, tmp_path):
+def test_a_unix_socket_that_takes_no_more_holds_up_nobody_else(tcp, tmp_path, monkeypatch):
     """Two greenlets wait for a socket that nobody receives from, and the rest goes on."""
+    monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", PATIENCE)
     witness = DatagramWitness(tcp)
     tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / "free", witness))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck:
@@ -962,17 +1135,6 @@ def test_a_unix_socket_that_takes_no_more_holds_up_nobody_else(tcp, tmp_path):
     for sender in senders:  # whoever was waited for is gone
         with pytest.raises(OSError, match="stuck"):
             sender.get(timeout=PATIENCE)
-
-
-def test_sending_when_possible_over_udp(tcp):
-    """What no test can bring about over the loopback interface, which takes all at once."""
-    witness = DatagramWitness(tcp)
-    listener = tcp.listen_udp(witness)
-    with gevent.socket.socket(type=socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        _send_when_possible(sock, listener.address, b"x")
-        tcp.until(lambda: witness.datagrams == [b"x"])
-        assert witness.senders == [sock.getsockname()]
 
 
 def test_a_sender_that_was_closed_during_a_look_up_opens_no_socket(tcp):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from contextvars import ContextVar
 
@@ -167,13 +168,17 @@ def test_iterating_stops_at_what_is_broken(stage):
     assert lines == [b"1\n", b"2\n", b"3"]
 
 
-def test_a_stopped_listener_ends_the_input_in_order(stage):
+def test_half_an_upload_is_not_taken_for_a_whole_one_when_the_listener_stops(stage):
     output, input, peer = talk(stage)
-    peer.send(b"x")
+    peer.send(b"xhalf of it")
     assert input.read(1, PATIENCE) == b"x"
     stage.listeners[0].close()
-    assert input.read(timeout=PATIENCE) == b""
+    for read in input.read, input.readlines:
+        with pytest.raises(ConnectionClosed, match="stopped"):
+            read(timeout=PATIENCE)
     assert input.reason == "stopped"
+    with contextlib.suppress(ConnectionClosed):  # what had come before can be read; how much of it did is up to chance
+        assert b"half of it".startswith(input.read(100, PATIENCE))
 
 
 def test_one_greenlet_reads_at_a_time(tcp):
@@ -250,7 +255,7 @@ def test_unread_input_keeps_no_connection(socket_stage, end):
     {"abort": connection.abort, "close": connection.close, "stop": listener.close}[end]()
     peer.finish()
     assert closed.wait(PATIENCE)
-    assert input.read(timeout=PATIENCE) == b"unread\n"
+    assert input.readline(timeout=PATIENCE) == b"unread\n"
 
 
 def test_unread_input_does_not_hide_that_a_peer_is_gone(socket_stage):
@@ -268,6 +273,35 @@ def test_unread_input_does_not_hide_that_a_peer_is_gone(socket_stage):
     assert input.readline() == b"unread\n"
     with pytest.raises(OSError, match=r"reset|Broken"):
         input.readline()
+
+
+def test_lines_that_come_together_are_answered_as_the_peer_takes_the_answers(socket_stage):
+    """Twelve thousand requests in one go are answered with 24 MB, of which little is pending at a time."""
+    count, most_pending = 12_000, 0
+
+    @blocking.server
+    def server(input, output):
+        nonlocal most_pending
+        connection = output._handler.connection
+        for _ in input:
+            output.write(bytes(2000))
+            most_pending = max(most_pending, socket_stage.waiting(connection))
+
+    peer = socket_stage.peer(socket_stage.listen(server, output_limit=1_000_000))
+    peer.send(b"\n" * count)
+    peer.read()
+    socket_stage.until(lambda: peer.size == count * 2000 or peer.ended)
+    assert peer.ended is None
+    assert most_pending < 200_000
+
+
+def test_reading_waits_for_a_peer_that_takes_no_output_no_longer_than_its_timeout(socket_stage):
+    output, input, peer = talk(socket_stage)
+    peer.send(b"\n" * 20_000)
+    with pytest.raises(Timeout, match="output"):
+        for _ in range(20_000):
+            assert input.readline(timeout=0.1) == b"\n"
+            output.write(bytes(2000))
 
 
 # Output.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import logging
 import pkgutil
 import re
 import socket
+import sys
 from contextlib import suppress
 
 import gevent
@@ -16,7 +18,7 @@ import pages
 import pytest
 from certificates import server_context
 from gevent.event import Event
-from stages import Witness
+from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent import adapters, blocking, logs, stream
@@ -366,6 +368,118 @@ def test_a_log_that_raises_costs_no_handler_its_end(tcp, collect, capfd):
     tcp.until(lambda: tcp.served and tcp.served[0].gone and client.gone)
     assert tcp.served[0].closed == "end of input"
     assert "the log is full" in capfd.readouterr().err
+
+
+def raise_error(record):
+    raise RuntimeError("the log is full")
+
+
+@pytest.fixture(params=["handler", "filter"])
+def broken_log(request, collect):
+    """A log whose handler, or filter, raises for every record."""
+    if request.param == "handler":
+        collect(raise_error)
+        yield
+        return
+    loggers = [logging.getLogger(f"ngi_gevent.{name}") for name in ("connection", "listener", "datagram")]
+    collect(lambda record: None)  # which sets the level
+    for logger in loggers:
+        logger.addFilter(raise_error)
+    yield
+    for logger in loggers:
+        logger.removeFilter(raise_error)
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_log_that_raises_changes_nothing(stage, capfd):
+    """About a connection, or a listener of either kind, from its beginning to its end."""
+
+    class Raising(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            raise ValueError(data)
+
+        def handle_close(self, connection, reason):
+            super().handle_close(connection, reason)
+            raise ValueError(reason)
+
+    def raise_it(address, data):
+        received.append(data)
+        stage.happened()
+        raise ValueError(data)
+
+    received = []
+    listener = stage.listen(Raising, max_connections=1)  # so that a slot that is lost is missed
+    for _ in range(3):
+        peer = stage.peer(listener)
+        peer.send(b"hello")
+        peer.read()
+        stage.until(lambda peer=peer: peer.ended)
+        peer.close()
+    stage.until(lambda: len(stage.served) == 3 and all(served.gone for served in stage.served))
+    assert [served.data for served in stage.served] == [b"hello"] * 3
+    assert all(isinstance(served.closed, ValueError) for served in stage.served)
+    assert listener.close_wait(PATIENCE) == 0
+    datagrams = stage.listen_udp(raise_it, buffer_size=10)
+    for data in b"one", b"x" * 11, b"two":
+        stage.implementation.udp(datagrams.address, data)
+    stage.until(lambda: len(received) == 2)
+    datagrams.close()
+    stage.implementation.wait(PATIENCE)
+    assert "the log is full" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_log_that_raises_keeps_no_slot_of_a_failed_handshake(tcp):
+    listener = tcp.listen(Echo, ssl_context=server_context(), max_connections=1)
+    for _ in range(2):
+        peer = tcp.peer(listener)
+        peer.send(b"no TLS at all")
+        peer.read()
+        tcp.until(lambda peer=peer: peer.ended)
+        peer.close()
+    assert listener.close_wait(PATIENCE) == 0
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_errors_of_the_log_are_shown_only_if_logging_shows_them(tcp, capfd, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    tcp.listen(Echo).close()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("broken_log")
+@pytest.mark.parametrize("stderr", [None, io.TextIOWrapper(io.BytesIO())])
+def test_errors_of_the_log_need_no_standard_error(tcp, monkeypatch, stderr):
+    if stderr is not None:
+        stderr.close()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    tcp.listen(Echo).close()
+
+
+@pytest.mark.parametrize("words", ["handle_input raised", "handle_close raised", "ended"])
+def test_a_greenlet_that_is_ended_while_the_log_blocks_keeps_no_slot(tcp, collect, words):
+    """As a Timeout does that a handler has left behind: it is not for the log, and goes its way."""
+
+    def end(record):
+        if words in record.getMessage():
+            raise gevent.Timeout(0)
+
+    class Raising(Witness):
+        def handle_input(self, connection, data):
+            raise ValueError(data)
+
+        def handle_close(self, connection, reason):
+            super().handle_close(connection, reason)
+            raise ValueError(reason)
+
+    listener = tcp.listen(Raising)
+    collect(end)
+    client = tcp.client(listener)
+    client.connection.write(b"x")
+    tcp.until(lambda: tcp.served and tcp.served[0].gone)
+    assert isinstance(tcp.served[0].closed, ValueError)
+    assert not listener._connections
 
 
 class Odd(Exception):

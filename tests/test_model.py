@@ -75,6 +75,7 @@ class ModelConnection:
         self.world = world
         self.peer: ModelConnection
         self.state = "open"
+        self.broken = False  # whether output is dropped, since the peer has aborted
         self.handler: Any = None
         self.reason: Any = None  # what the handler is owed
         self.exceptions: list[BaseException] = []
@@ -82,7 +83,7 @@ class ModelConnection:
         self.begin: Callable[[Any], object] | None = None
 
     def __bool__(self) -> bool:
-        return self.state == "open"
+        return self.state == "open" and not self.broken
 
     # The state table.
 
@@ -90,7 +91,7 @@ class ModelConnection:
         self.handler = handler
 
     def write(self, data: Any) -> None:
-        if self.state != "open":
+        if not self:
             raise ConnectionClosed
         self.wire.append(data)
 
@@ -127,7 +128,7 @@ class ModelConnection:
             begin, self.begin = self.begin, None
             self.call("connected" if self.handler_is_client else "the server", begin, self)
         elif self.state != "open":
-            self.peer.wire.clear()
+            self.discard()
             return self.tell_end()
         elif self.handler is None:
             return False
@@ -140,6 +141,12 @@ class ModelConnection:
         return True
 
     handler_is_client = False
+
+    def discard(self) -> None:
+        aborted = any(isinstance(item, OSError) for item in self.wire)
+        lost = any(not isinstance(item, (str, OSError)) for item in self.peer.wire)
+        self.peer.broken = self.peer.broken or (aborted and lost)
+        self.peer.wire.clear()
 
     def take(self, item: Any) -> None:
         if isinstance(item, bytes):
@@ -158,7 +165,7 @@ class ModelConnection:
         except StopIteration:
             return
         except BaseException as error:
-            if self.peer:
+            if self.peer.state == "open":
                 self.peer.exceptions.append(error)
             else:
                 self.world.logged.append("an iterable given to writelines")

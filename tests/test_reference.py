@@ -13,7 +13,7 @@ from pathlib import Path
 import pages
 import pytest
 
-from ngi_gevent import adapters, connection, datagram, stream, stream_listener, transport
+from ngi_gevent import adapters, connection, datagram, datagram_socket, logs, stream, stream_listener, tls, transport
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -115,8 +115,13 @@ def test_the_limits_are_what_they_are():
     timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
     assert amount(timeouts[0]) == transport.CONNECT_TIMEOUT
     assert timeouts[1:] == ["none"]
-    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-3:]
-    assert list(map(amount, fixed)) == [connection.HIGH_WATER, stream.SEND_TIMEOUT, stream.DRAIN_TIMEOUT]
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-7:]
+    assert list(map(amount, fixed)) == [
+        *(connection.HIGH_WATER, stream.SEND_TIMEOUT, stream.DRAIN_TIMEOUT, datagram_socket.SEND_TIMEOUT),
+        *(datagram.MOST_RAISED, tls.MOST_FAILED, 1),
+    ]
+    assert "in 10 seconds" in fixed[-1]
+    assert logs.SELDOM == 10
     assert "16 KiB" in (REFERENCE / "limits.md").read_text()
     assert connection.LOW_WATER == 16 * 1024
 

@@ -14,7 +14,8 @@ import pytest
 from gevent.event import Event
 from stages import PATIENCE, Witness
 
-from ngi_gevent import Deadlock, ImplementationClosed, adapters, blocking, stream
+import ngi_gevent
+from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, implementation, stream
 from ngi_gevent.dispatcher import Dispatcher
 
 
@@ -251,7 +252,15 @@ def test_a_reset_while_the_handler_writes_on(tcp):
 
 def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     """The peer sends its last words and is gone, while output to it is being sent."""
-    peer = socket_stage.peer(socket_stage.listen(Blocking))
+
+    class Answer(Blocking):
+        def handle_input(self, connection, data):
+            Witness.handle_input(self, connection, data)
+            connection.write(b"before")
+            self.release.wait()
+            connection.write(b"after")
+
+    peer = socket_stage.peer(socket_stage.listen(Answer))
     peer.send(b"first")
     socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].trace)
     served = socket_stage.served[0]
@@ -264,7 +273,47 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     assert isinstance(served.closed, OSError)
 
 
-def test_what_is_written_after_output_was_dropped_is_dropped_and_nothing_else(tcp, caplog):
+def test_what_could_not_be_sent_keeps_no_implementation_from_closing(tcp):
+    """The connection has no handler yet, so it still holds the end; but it is false already."""
+
+    class Holding(Witness):
+        def connected(self, connection):
+            self.meet(connection)
+
+    connection = tcp.client(tcp.listen(lambda connection: connection.abort()), Holding).connection
+    with gevent.Timeout(PATIENCE):
+        while connection:
+            connection.write(b"x")
+            gevent.sleep(0)
+    tcp.implementation.close()
+    tcp.until(lambda: connection._gone)
+
+
+def test_a_handler_that_loops_learns_that_its_peer_is_gone(socket_stage, caplog):
+    """A subscription, for example: it only writes, and waits in between."""
+
+    class News(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            while connection:
+                connection.write(b"news")
+                gevent.sleep(0.001)
+            self.trace.append("over")
+
+    peer = socket_stage.peer(socket_stage.listen(News))
+    peer.send(b"subscribe")
+    socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].data)
+    served = socket_stage.served[0]
+    peer.send(b"last words")
+    socket_stage.until(lambda: peer.sent == 19)
+    peer.reset()
+    socket_stage.until(lambda: served.closed)
+    assert served.trace == [b"subscribe", "over", b"last words", "over", ("close", served.closed)]
+    assert isinstance(served.closed, OSError)
+    assert caplog.records == []
+
+
+def test_what_is_written_after_output_was_dropped_is_refused_and_nothing_else(tcp, caplog):
     """A send fails while an iterator waits for the peer, and the handler answers what had arrived before."""
 
     class Answer(Witness):
@@ -537,6 +586,48 @@ def test_an_implementation_that_closes_lets_closed_clients_finish_delivering(soc
     socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].closed)
     served = socket_stage.served[0]
     assert (len(served.data), served.closed) == (24_000_000, "end of input")
+
+
+def test_the_end_of_a_with_statement_waits_until_closed_connections_have_delivered(socket_stage):
+    listener = socket_stage.listen()
+    with type(socket_stage.implementation)() as clients:
+        connection = blocking.connect(listener.address, clients.connect, PATIENCE)
+        connection.write(b"x" * 24_000_000)
+        connection.close()
+    socket_stage.until(lambda: socket_stage.served[0].closed)
+    served = socket_stage.served[0]
+    assert (served.size, served.closed) == (24_000_000, "end of input")
+    clients.wait(0)
+
+
+@pytest.mark.parametrize("output", ["much", "an iterator that waits"])
+def test_the_end_of_a_with_statement_does_not_wait_for_ever(tcp, monkeypatch, output):
+    """For a peer that takes nothing, nor for an iterator that yields nothing."""
+    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(implementation, "SEND_TIMEOUT", 0.05)
+    never = Event()
+    tcp.peer(tcp.listen(lambda connection: None))
+    with gevent.Timeout(PATIENCE), type(tcp.implementation)() as clients:
+        connection = blocking.connect(tcp.listeners[0].address, clients.connect, PATIENCE)
+        connection.writelines([b"x" * 24_000_000] if output == "much" else (never.wait() for _ in range(1)))
+        connection.close()
+    connection.abort()
+    clients.wait(PATIENCE)
+
+
+def test_the_end_of_a_with_statement_in_a_callback_does_not_wait_for_it(tcp):
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            with clients:
+                connection.write(b"done")
+
+    clients = ngi_gevent.Implementation()
+    peer = tcp.peer(clients.listener(None, tcp.server(Server)))
+    peer.send(b"x")
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    assert peer.received == b"done"
+    clients.wait(PATIENCE)
 
 
 def test_a_connect_that_succeeds_while_its_implementation_closes_is_given_up(tcp, tmp_path):
@@ -917,14 +1008,8 @@ def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_befo
     assert received == 3_000_000
 
 
-def test_nothing_is_pulled_for_a_peer_that_is_gone(tcp):
-    """Who waits until it has been pulled from would take what is lost for sent."""
-
-    def lines():
-        pulled.append(True)
-        yield b"x"
-
-    pulled = []
+def test_nothing_more_is_written_to_a_peer_that_is_gone(tcp):
+    """Though the handler, still blocked, does not know that yet."""
     peer = tcp.peer(tcp.listen(Blocking))
     peer.send(b"one")
     tcp.until(lambda: tcp.served and tcp.served[0].trace)
@@ -932,13 +1017,13 @@ def test_nothing_is_pulled_for_a_peer_that_is_gone(tcp):
     connection.write(b"x" * 24_000_000)
     peer.reset()
     with gevent.Timeout(PATIENCE):
-        while connection._send_error is None:  # which the handler, still blocked, does not know yet
+        while connection:
             gevent.sleep(0.01)
-    connection.writelines(lines())
-    gevent.idle()
-    assert connection
-    assert pulled == []
+    for write, output in (connection.write, b"x"), (connection.writelines, iter([b"x"])):
+        with pytest.raises(ConnectionClosed, match=r"broken \((ConnectionReset|BrokenPipe)Error"):
+            write(output)
     assert connection._pending == 0
+    assert tcp.served[0].closed is None
     tcp.served[0].release.set()
     tcp.until(lambda: tcp.served[0].closed)
 

@@ -18,6 +18,7 @@ from ngi_gevent import (
     Deadlock,
     ImplementationClosed,
     Inline,
+    LimitExceeded,
     Threaded,
     adapters,
     blocking,
@@ -141,6 +142,43 @@ def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda connection: connection.write(bytes(65536)),
+        lambda connection: connection.writelines([bytes(65536)]),
+        lambda connection: connection.writelines([memoryview(bytearray(65536)).cast("I")]),
+    ],
+    ids=["write", "a list of bytes", "a list of memoryviews"],
+)
+def test_output_limit_binds_other_threads_while_the_hub_is_busy(write):
+    """The handler keeps the hub's thread, so nothing of what another thread writes can be sent meanwhile."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    class Busy(ngi_gevent.testing.Recorder):
+        def handle_input(self, connection, data):
+            busy.set()
+            assert go_on.wait(PATIENCE)
+
+    served, client = Busy(), ngi_gevent.testing.Recorder()
+    with Threaded() as implementation:
+        try:
+            implementation.listener(None, served.connected, output_limit=1_000_000).connect(client)
+            client.wait_connected().write(b"x")
+            assert busy.wait(PATIENCE)
+            writes = 0
+            with pytest.raises(ConnectionClosed):
+                for _ in range(1000):
+                    write(served.connection)
+                    writes += 1
+        finally:
+            go_on.set()
+        served.wait_closed(PATIENCE)
+    assert writes == 1_000_000 // 65536 + 2  # the one that is over the limit, and the one that finds it exceeded
+    assert isinstance(served.closed, LimitExceeded)
+    assert "from other threads" in str(served.closed)
+
+
 def test_a_waiting_hub_is_woken_at_once(tcp):
     """Nothing else happens on the hub, and no timer helps."""
     client, served = tcp.talk()
@@ -226,7 +264,7 @@ def test_an_implementation_is_closed_from_another_thread(tcp):
     in_thread(tcp.implementation.close)
     tcp.until(lambda: client.connection._gone and served.connection._gone)
     with pytest.raises(ImplementationClosed):
-        tcp.implementation.wait()
+        tcp.listen()
     tcp.implementation = ngi_gevent.Implementation()
 
 
@@ -378,7 +416,6 @@ def test_threaded_serves_a_program_that_knows_nothing_of_gevent(monkeypatch):
     for use in (
         lambda: implementation.connect(listener.address, ask),
         lambda: implementation.listener(None, Upper),
-        implementation.wait,
         lambda: listener.connect(ask),
     ):
         with pytest.raises(ImplementationClosed):

@@ -26,7 +26,7 @@ from gevent.socket import wait_read
 from stages import PATIENCE, TLSSocket, Witness
 
 import ngi_gevent
-from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message, transport
+from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, logs, message, transport
 from ngi_gevent import tls as tls_module
 from ngi_gevent.socket_options import reset_on_close
 from ngi_gevent.stream import StreamConnection
@@ -231,6 +231,31 @@ def test_a_handshake_has_only_so_much_time(tls, info):
     assert repr(stranger.getsockname()) in failure_line(info)
     assert "0.05 seconds" in failure_line(info)
     assert tls.served == []
+
+
+def test_handshakes_that_fail_do_not_fill_the_log(tls, info, monkeypatch):
+    """Each listener has its own count, so that one does not hide another."""
+
+    def fail(listener, times):
+        for _ in range(times):
+            stranger = plain(tls, listener)
+            stranger.sendall(b"no TLS at all")
+            with contextlib.suppress(ConnectionResetError):
+                while stranger.recv(1000):
+                    pass
+            stranger.close()
+            until(lambda: not listener._connections)
+
+    noisy, quiet = tls.listen(), tls.listen()
+    fail(noisy, 25)
+    assert len(info.records) == tls_module.MOST_FAILED == 10
+    fail(quiet, 1)
+    assert len(info.records) == 11
+    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
+    fail(noisy, 2)
+    lines = [record.getMessage() for record in info.records]
+    assert all("the TLS handshake failed: " in line for line in lines)
+    assert [line.partition("; ")[2] for line in lines] == [""] * 11 + ["15 more since the last such entry", ""]
 
 
 def test_a_byte_now_and_then_does_not_prolong_a_handshake(tls, info):
@@ -1038,10 +1063,11 @@ def strange_words(seed):
     return bytes(hello) + chance.randbytes(chance.randrange(100))
 
 
-def test_strange_words_in_the_handshake_harm_nobody(tls, info, capfd):
+def test_strange_words_in_the_handshake_harm_nobody(tls, info, capfd, monkeypatch):
+    count = 400
+    monkeypatch.setattr(tls_module, "MOST_FAILED", count + 1)
     listener = tls.listen(Echo)
     client = tls.client(listener)
-    count = 400
 
     def say(seed):
         sock = gevent.socket.create_connection(listener.address[:2])

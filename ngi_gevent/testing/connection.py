@@ -133,7 +133,7 @@ class Connection(BaseConnection):
 
     def write(self, data: Data, /) -> None:
         data = as_bytes(data)
-        if self._state is not OPEN:
+        if self._state is not OPEN or self._output_error is not None:
             raise self._closed_error()
         if data and not (self._pending > self._output_limit and self._over_limit()):
             self._pending += len(data)
@@ -261,7 +261,7 @@ class Connection(BaseConnection):
     def hold(self, flag: Flag) -> bool:
         return False  # a callback that waits would keep everybody else's from coming
 
-    def _in_callback(self) -> bool:
+    def is_in_callback(self) -> bool:
         return self._turns.greenlet is getcurrent()
 
     def undelivered(self) -> bool:
@@ -290,13 +290,23 @@ class Connection(BaseConnection):
         if self._handler is not None:
             self._tell_end()
         if self.peer._wire:
-            self.peer._wire.clear()
-            self.peer._pending = 0
-            self.peer._queue_turn()
+            self.peer._lose_output(self._wire[-1] if self._wire else None)
         if self._state is CLOSING and not self._has_output():
             self._state = CLOSED
         if self._state is CLOSED:
             self._is_gone()
+
+    def _lose_output(self, end: object) -> None:
+        """The peer takes no more, and *end* is the end that it sent, if this side has not received it.
+
+        If it has aborted the connection, then output that was on its way could not be sent: as on sockets, this side is
+        false from now on, though it has yet to receive what came before the end.
+        """
+        if self._has_output() and isinstance(end, _End) and isinstance(end.reason, BaseException):
+            self._output_error = end.reason
+        self._wire.clear()
+        self._pending = 0
+        self._queue_turn()
 
 
 class TextConnection(Connection):

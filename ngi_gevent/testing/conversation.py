@@ -14,6 +14,7 @@ from ngi_gevent.threads import get_hub_if_exists
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IServer
+    from ngi_gevent.logs import Seldom
 
 __all__ = ["Answer", "Conversation", "NotRead", "converse"]
 
@@ -96,7 +97,7 @@ class _RaisingOutstanding(MemoryOutstanding):
 
     error: BaseException | None = None
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
         self.error = self.error or error
 
 

@@ -166,7 +166,6 @@ class Implementation:
 
     def wait(self, timeout: float | None = None) -> None:
         """Raise :class:`~ngi_gevent.Timeout` if anything is outstanding, since waiting would not change that."""
-        self._check_open()
         check_timeout(timeout)
         if self._turns.current is not None:
             raise Deadlock("wait was called in a callback of one of the connections that it would wait for")

@@ -14,6 +14,7 @@ from ngi_gevent.threads import allocate_lock
 if TYPE_CHECKING:
     from ngi_gevent.connection import BaseConnection
     from ngi_gevent.datagram import BaseDatagramListener
+    from ngi_gevent.logs import Seldom
 
 __all__ = ["MemoryOutstanding", "Turns"]
 
@@ -66,7 +67,7 @@ class MemoryOutstanding(Outstanding):
         super().__init__()
         self.turns = turns
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        super().handler_raised(peer, where, error)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
+        super().handler_raised(peer, where, error, seldom)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.turns.error = error

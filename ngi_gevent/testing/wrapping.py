@@ -155,8 +155,8 @@ class WrappingImplementation:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, *raised: Any) -> None:
+        self.implementation.__exit__(*raised)
 
     def connect(self, address: Any, handler: IClientConnectHandler, **options: Any) -> None:
         check_client_handler(handler)

@@ -343,6 +343,25 @@ def test_a_raising_handle_close_is_logged_and_the_close_goes_on(stage, caplog):
     assert len(tracebacks(caplog, error)) == len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("end", ["close", "stop"])
+def test_a_callback_that_writes_after_the_end_of_its_connection_makes_no_mistake(stage, caplog, end):
+    """It may not know yet: ``handle_close`` gets the reason of the end, and the log has nothing above DEBUG."""
+
+    class Late(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.close() if end == "close" else connection.control.close()
+            connection.write(b"too late")
+
+    peer = stage.peer(stage.listen(Late))
+    peer.send(b"x")
+    peer.read()
+    stage.until(lambda: peer.ended and (end == "close" or stage.served[0].closed))
+    assert peer.received == b""
+    assert stage.served[0].trace == [b"x"] + [("close", "stopped")] * (end == "stop")
+    assert caplog.records == []
+
+
 def test_a_raising_server_closes_its_connection_and_no_other(stage, caplog):
     def server(connection):
         if fail:
@@ -1264,10 +1283,10 @@ def test_close_ends_everything_and_a_closed_implementation_says_so(stage):
     for use in (
         lambda: implementation.connect(stage.listeners[0].address, client),
         lambda: implementation.listener(stage.address(), stage.server()),
-        implementation.wait,
     ):
         with pytest.raises(ngi_gevent.ImplementationClosed):
             use()
+    implementation.wait(10)
     stage.implementation = stage.make()
 
 
@@ -1278,7 +1297,8 @@ def test_the_end_of_a_with_statement_closes_an_implementation(stage):
         assert next(listener.connections(), None) is None
         raise Failure
     with pytest.raises(ngi_gevent.ImplementationClosed):
-        entered.wait()
+        entered.listener(stage.address(), stage.server())
+    entered.wait(10)
     stage.implementation = stage.make()
 
 
