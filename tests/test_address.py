@@ -198,7 +198,7 @@ def test_the_four_part_form_is_taken_for_every_family(tcp):
 def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
     taken = tcp.listen()
     for address in taken.address, ("no-such-host.invalid", 0), tmp_path:
-        with pytest.raises(OSError, match=r"use|known"):
+        with pytest.raises(OSError, match=r"use|known|resolution"):
             tcp.implementation.listener(address, tcp.server())
     taken.close()
     tcp.implementation.wait(10)

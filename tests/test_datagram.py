@@ -562,7 +562,7 @@ def test_a_unix_socket_without_a_name_cannot_be_answered(tcp, tmp_path, caplog):
 
 
 @pytest.mark.skipif(shutil.which("nc") is None, reason="nc is not installed")
-@pytest.mark.parametrize("address", [("127.0.0.1", 0), pytest.param(("::1", 0), marks=needs_ipv6)])
+@pytest.mark.parametrize("address", [("127.0.0.1", 0), pytest.param(("::1", 0), marks=[needs_ipv6, pytest.mark.slow])])
 def test_netcat_takes_the_answer_of_a_listener(tcp, address):
     host, port = upper(tcp, address).address[:2]
     command = ["nc", "-u", "-w", "1", host, str(port)]

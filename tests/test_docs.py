@@ -108,6 +108,7 @@ def run(pytester, monkeypatch):
         return pytester.runpytest_subprocess("-q", "-p", "pytest_ngi_gevent", "-p", "no:cacheprovider", "-W", "error")
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     return run
 
 

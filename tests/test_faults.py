@@ -507,6 +507,7 @@ def test_ctrl_c_ends_a_program_that_serves(kind):
     assert err == "" or "KeyboardInterrupt\n" in err
 
 
+@pytest.mark.slow  # it is about the seconds that the package waits
 def test_a_thread_has_ended_when_the_interpreter_does_though_a_peer_keeps_its_side_open():
     """Or both would end in the same moment, and the interpreter crash."""
     # What is registered first is called last.

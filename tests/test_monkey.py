@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -40,20 +41,15 @@ def ask(connection):
 """
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_serving_and_asking_on_ones_own_hub(head):
-    program = """
+#: Programs that leave nothing behind, so that one process, which takes long to start, runs all of them.
+PROGRAMS = {
+    "serving": """
     listener = ngi_gevent.listener(("localhost", 0), Upper)
     ngi_gevent.blocking.request(ngi_gevent.connect, ("localhost", listener.address[1]), ask, timeout=20)
     listener.close()
     ngi_gevent.wait(20)
-    """
-    assert run(head, COMMON + textwrap.dedent(program)) == "HELLO\n"
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_a_threaded_implementation_is_on_a_real_thread(head):
-    program = """
+    """,
+    "threaded": """
     from ngi_gevent.threads import Flag, get_ident
     class Who(Upper):
         def handle_input(self, connection, data): connection.write(b"%d" % get_ident())
@@ -68,8 +64,65 @@ def test_a_threaded_implementation_is_on_a_real_thread(head):
         connection.write(b"who?")
         assert done.wait(20)
         print(answer[0] != get_ident())
-    """
-    assert run(head, COMMON + textwrap.dedent(program)) == "True\n"
+    """,
+    "wsgi": """
+    from gevent import pywsgi, spawn
+    from gevent.socket import create_connection
+    listener = ngi_gevent.listener(None, Upper)
+    def application(environment, start_response):
+        answers = []
+        @ngi_gevent.generator.handler
+        def ask(connection):
+            connection.write(environment["PATH_INFO"].encode())
+            answers.append((yield))
+        ngi_gevent.blocking.request(ngi_gevent.connect, listener.address, ask, timeout=20)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return answers
+    server = pywsgi.WSGIServer(("127.0.0.1", 0), application, log=None)
+    server.start()
+    def get(path):
+        sock = create_connection(("127.0.0.1", server.server_port))
+        sock.sendall(f"GET /{path} HTTP/1.0\\r\\n\\r\\n".encode())
+        answer = b""
+        while piece := sock.recv(1000): answer += piece
+        sock.close()
+        return answer.rsplit(b"\\r\\n", 1)[1]
+    print(*sorted(greenlet.get().decode() for greenlet in [spawn(get, f"path{n}") for n in range(3)]))
+    server.stop()
+    listener.close()
+    ngi_gevent.wait(20)
+    """,
+    "in memory": """
+    listener = ngi_gevent.testing.listener(None, Upper)
+    listener.connect().write(b"hello")
+    """,
+}
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def printed(request):
+    """What each of the programs prints."""
+    program = COMMON
+    for name, code in PROGRAMS.items():
+        program += f'print("# {name}", flush=True)\n{textwrap.dedent(code)}'
+    parts = re.split(r"^# (.+)\n", run(request.param, program), flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_serving_and_asking_on_ones_own_hub(printed):
+    assert printed["serving"] == "HELLO\n"
+
+
+def test_a_threaded_implementation_is_on_a_real_thread(printed):
+    assert printed["threaded"] == "True\n"
+
+
+def test_a_wsgi_application_may_make_requests(printed):
+    assert printed["wsgi"] == "/PATH0 /PATH1 /PATH2\n"
+
+
+def test_in_memory_it_is_the_same(printed):
+    assert printed["in memory"] == "-> b'HELLO'\n"
 
 
 @pytest.mark.slow
@@ -142,7 +195,7 @@ def keeping_a_server_going(implementation: str) -> str:
         class Stop(Upper):
             def handle_close(self, connection, reason): stop.set()
         listener = {implementation}.listener(("127.0.0.1", 0), Stop)
-        client = subprocess.Popen([sys.executable, "-c", '''
+        client = subprocess.Popen([sys.executable, "-S", "-c", '''
         import socket, sys
         client = socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=20)
         client.sendall(b"hello")
@@ -162,47 +215,6 @@ def test_waiting_for_an_event_keeps_a_patched_server_going(head):
 @pytest.mark.parametrize("head", HEADS)
 def test_waiting_for_an_event_keeps_a_threaded_server_going(head):
     assert run(head, keeping_a_server_going("ngi_gevent.Threaded()")) == "HELLO\n"
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_a_wsgi_application_may_make_requests(head):
-    program = """
-    from gevent import pywsgi, spawn
-    from gevent.socket import create_connection
-    listener = ngi_gevent.listener(None, Upper)
-    def application(environment, start_response):
-        answers = []
-        @ngi_gevent.generator.handler
-        def ask(connection):
-            connection.write(environment["PATH_INFO"].encode())
-            answers.append((yield))
-        ngi_gevent.blocking.request(ngi_gevent.connect, listener.address, ask, timeout=20)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return answers
-    server = pywsgi.WSGIServer(("127.0.0.1", 0), application, log=None)
-    server.start()
-    def get(path):
-        sock = create_connection(("127.0.0.1", server.server_port))
-        sock.sendall(f"GET /{path} HTTP/1.0\\r\\n\\r\\n".encode())
-        answer = b""
-        while piece := sock.recv(1000): answer += piece
-        sock.close()
-        return answer.rsplit(b"\\r\\n", 1)[1]
-    print(*sorted(greenlet.get().decode() for greenlet in [spawn(get, f"path{n}") for n in range(3)]))
-    server.stop()
-    listener.close()
-    ngi_gevent.wait(20)
-    """
-    assert run(head, COMMON + textwrap.dedent(program)) == "/PATH0 /PATH1 /PATH2\n"
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_in_memory_it_is_the_same(head):
-    program = """
-    listener = ngi_gevent.testing.listener(None, Upper)
-    listener.connect().write(b"hello")
-    """
-    assert run(head, COMMON + textwrap.dedent(program)) == "-> b'HELLO'\n"
 
 
 CONTEXTS = """

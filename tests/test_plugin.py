@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from ngi_gevent.testing import leaks
+
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """Run pytest on a file of tests, in a process of its own."""
+    """Run pytest on a file of tests: in this process, which is quick, or where nothing is imported yet."""
 
-    def run(text, *arguments):
+    def run(text, *arguments, fresh=False):
         pytester.makepyfile(text)
-        return pytester.runpytest_subprocess("-p", "pytest_ngi_gevent", "-p", "no:cacheprovider", *arguments)
+        run = pytester.runpytest_subprocess if fresh else pytester.runpytest_inprocess
+        return run("-p", "pytest_ngi_gevent", "-p", "no:cacheprovider", *arguments)
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # another plugin may change the order of tests
     return run
 
 
@@ -46,12 +50,14 @@ def test_a_test_runs_over_both(run):
             ngi_network.close()
         """,
         "-v",
+        fresh=True,
     )
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*test_echo?memory? PASSED*", "*test_echo?network? PASSED*"])
 
 
-def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run):
+def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run, monkeypatch):
+    monkeypatch.setattr(leaks, "GRACE", 0.1)
     result = run(
         """
         from ngi_gevent import testing
@@ -62,9 +68,6 @@ def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run)
         def test_failing(ngi_implementation):
             ngi_implementation.listener(None, testing.Recorder)
             assert False
-
-        from ngi_gevent.testing import leaks
-        leaks.GRACE = 0.1
         """
     )
     result.assert_outcomes(passed=2, errors=2, failed=2)
@@ -83,7 +86,8 @@ def test_the_plugin_imports_nothing_before_it_is_used(run):
 
         def test_imported(ngi):
             assert "ngi_gevent" in sys.modules
-        """
+        """,
+        fresh=True,
     )
     result.assert_outcomes(passed=2)
 
