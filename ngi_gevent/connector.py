@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout, sleep
@@ -17,7 +19,7 @@ from ngi_gevent.binding import addresses_of
 from ngi_gevent.connection import STOPPED
 from ngi_gevent.dispatcher import ConnectionGreenlet
 from ngi_gevent.errors import ConnectionTimeout
-from ngi_gevent.event_loop import run_callback_threadsafe
+from ngi_gevent.event_loop import for_timer, run_callback_threadsafe
 from ngi_gevent.socket_options import send_at_once
 from ngi_gevent.stream import StreamConnection
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from ngi_gevent.transport import MakeConnection
 
 __all__ = ["Connector"]
+
+#: Seconds after the timeout in which a connection that was made in time can be noticed.
+GRACE = 0.01
 
 
 class Connector:
@@ -69,7 +74,7 @@ class Connector:
 
     def _run(self) -> None:
         try:
-            with Timeout(self._timeout):
+            with self._limited():
                 connection = self._connected()
         except GreenletExit:
             self._fail(STOPPED)
@@ -84,6 +89,26 @@ class Connector:
             self._greenlet.connection = connection
             self._owner.forget(self)
             connection.run(self._begin, "connected")
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Throw a ``gevent.Timeout`` into the greenlet if it takes too long.
+
+        gevent would throw it at once.  Here that happens a moment later, because after a stall of the whole process,
+        the name may have been found or the socket have connected in time, which greenlets learn only now.
+        """
+        if self._timeout is None:
+            yield
+            return
+        timeout = Timeout(self._timeout)
+        timer = self._loop.timer(for_timer(self._loop, self._timeout))
+        grace = self._loop.timer(GRACE)
+        timer.start(lambda: grace.start(self._greenlet.throw, timeout, update=True))
+        try:
+            yield
+        finally:
+            for closeable in timer, grace, timeout:
+                closeable.close()
 
     def _begin(self, connection: StreamConnection) -> object:
         logs.connections.debug("connection with %r made", connection.peer_address)

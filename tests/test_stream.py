@@ -862,6 +862,26 @@ def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(tcp, monkey
     assert (taken + len(peer.received), peer.ended) == (24_000_000, "end")
 
 
+class SlowResolver:
+    """Finds every name on this machine, after a moment, on a thread of gevent's pool."""
+
+    def getaddrinfo(self, host, port, family, *arguments):
+        if host == "example.org":
+            gevent.get_hub().threadpool.apply(time.sleep, (0.05,))
+        return socket.getaddrinfo("127.0.0.1", port, family, *arguments)
+
+
+def test_no_connect_is_over_time_because_of_a_stall(tcp, monkeypatch):
+    """The whole process stands still for longer than the timeout, and the name is found meanwhile."""
+    monkeypatch.setattr(gevent.get_hub(), "resolver", SlowResolver())
+    client = Witness(tcp)
+    tcp.implementation.connect(("example.org", tcp.listen().address[1]), client, timeout=0.1)
+    gevent.sleep(0.001)
+    time.sleep(0.2)
+    tcp.until(lambda: client.connection or client.failed)
+    assert client.failed is None
+
+
 def test_a_connect_under_way_is_given_up_with_its_implementation(tcp):
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
