@@ -192,6 +192,19 @@ def test_output_limit_binds_other_threads_while_the_hub_is_busy(write):
     assert "from other threads" in str(served.closed)
 
 
+def test_an_answer_to_a_client_that_had_finished_sending_is_refused_in_other_threads(tcp):
+    """Its connection has closed by then; the answer that is lost must not be lost silently."""
+    peer = tcp.peer(tcp.listen())
+    peer.send(b"question")
+    peer.finish()
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    served = tcp.served[0]
+    assert (served.data, served.closed) == (b"question", "end of input")
+    for write, answer in (served.connection.write, b"answer"), (served.connection.writelines, [b"answer"]):
+        with pytest.raises(ConnectionClosed):
+            in_thread(write, answer)
+
+
 def test_a_waiting_hub_is_woken_at_once(tcp):
     """Nothing else happens on the hub, and no timer helps."""
     client, served = tcp.talk()
