@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngi_gevent import blocking
 from ngi_gevent.adapters import MAX_SIZE
-from ngi_gevent.connection import as_bytes, check_count
+from ngi_gevent.connection import END_OF_INPUT, as_bytes, check_count
 from ngi_gevent.errors import LimitExceeded, UnexpectedResponse
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ def message(
     look at its end only (``answer.endswith``), since a peer can send it a byte at a time.
 
     Raises what :func:`ngi_gevent.blocking.request` does, and :class:`~ngi_gevent.UnexpectedResponse` if the peer ended
-    the connection before the answer was as expected, or if the connection broke, and
-    :class:`~ngi_gevent.LimitExceeded` if it sent more than *max_size* bytes, by default 16 megabytes.
+    the connection before the answer was as expected, or if the connection ended in another way, such as by the close of
+    its implementation, and :class:`~ngi_gevent.LimitExceeded` if it sent more than *max_size* bytes, by default 16 MiB.
     """
     check_count("max_size", max_size)
     asked = _Message(as_bytes(data), expected, max_size)
     reason = blocking.request(connect, address, asked, timeout)
-    if reason is None or (expected is None and not isinstance(reason, BaseException)):
+    if reason is None or (expected is None and reason == END_OF_INPUT):
         return asked.answer.getvalue()
     raise UnexpectedResponse(f"the connection ended ({reason}) after the answer {asked.answer.getvalue()[:200]!r:.200}")
 

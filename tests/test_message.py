@@ -56,6 +56,18 @@ def test_looking_at_an_answer_does_not_copy_it(stage):
     assert peak < 1.5 * len(long)
 
 
+def test_half_an_answer_is_not_taken_for_a_whole_one_when_its_implementation_closes(socket_stage):
+    class Half(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"half of it")
+            clients.close()
+
+    clients = type(socket_stage.implementation)()
+    address = socket_stage.listen(Half).address
+    with pytest.raises(ngi_gevent.UnexpectedResponse, match="stopped"):
+        message(clients.connect, address, b"hello", timeout=10)
+
+
 def test_another_answer_is_unexpected(stage):
     with pytest.raises(ngi_gevent.UnexpectedResponse, match="you said hello"):
         message(stage.implementation.connect, stage.listen(Answer).address, b"hello", lambda answer: False)
