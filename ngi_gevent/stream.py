@@ -690,7 +690,15 @@ class StreamConnection(BaseConnection):
         if self._linger is not None:
             self._linger.close()
             self._linger = None
-        self._drop_output()
+        try:
+            self._drop_output()
+        finally:  # there may be no memory for the greenlet that does it
+            self._release_socket()
+            self._notify()
+            if self._callbacks_done:
+                self._is_gone()
+
+    def _release_socket(self) -> None:
         self._reading = self._output_waits = False
         self._read_watcher.close()
         if self._write_watcher is not None:
@@ -700,9 +708,6 @@ class StreamConnection(BaseConnection):
             with suppress(OSError):  # it may be broken
                 self._socket.shutdown(socket.SHUT_RDWR)  # or a child that holds the descriptor too would hide the end
         self._socket.close()
-        self._notify()
-        if self._callbacks_done:
-            self._is_gone()
 
     def _is_gone(self) -> None:
         if self._gone:
