@@ -6,13 +6,17 @@ import errno
 import os
 import socket
 import stat
+from contextlib import suppress
 from typing import Any
 
 from gevent import socket as gevent_socket
+from gevent.monkey import get_original
 
 from ngi_gevent.address import LOOPBACK, is_socket, naming, unix_path
 
-__all__ = ["Binding", "looked_up"]
+__all__ = ["Binding", "addresses_of", "looked_up"]
+
+_getaddrinfo = get_original("socket", "getaddrinfo")
 
 
 class Binding:
@@ -53,9 +57,22 @@ class Binding:
             pass  # it is gone already
 
 
+def addresses_of(host: str, port: int, kind: int, flags: int = 0) -> list[tuple[Any, ...]]:
+    """Return what ``getaddrinfo`` finds for a host and port, in the order of the system.
+
+    Blocks the greenlet to look up a name.  A numeric host never blocks: it does not wait for gevent's thread pool, in
+    which other work can take long, and which cannot be started any more once the main thread has ended.
+
+    :raises OSError: there is no such host.
+    """
+    with suppress(socket.gaierror):
+        return _getaddrinfo(host, port, type=kind, flags=flags | socket.AI_NUMERICHOST)  # type: ignore[no-any-return]
+    return gevent_socket.getaddrinfo(host, port, type=kind, flags=flags)
+
+
 def looked_up(host: str, port: int, kind: int, flags: int = 0) -> list[tuple[Any, ...]]:
-    """What ``getaddrinfo`` finds for a host and port, IPv4 first; blocks the greenlet, raises ``OSError``."""
-    found = gevent_socket.getaddrinfo(host, port, type=kind, flags=flags)
+    """Return what :func:`addresses_of` does, IPv4 first."""
+    found = addresses_of(host, port, kind, flags)
     return sorted(found, key=lambda candidate: bool(candidate[0] != socket.AF_INET))
 
 
@@ -77,6 +94,9 @@ def _bound_to_host(address: Any, kind: int, reuse_port: bool) -> Any:
         except OSError as error:
             sock.close()
             failure = error
+        except BaseException:  # a scope that is not an int, for instance
+            sock.close()
+            raise
         else:
             return sock
     raise failure
@@ -96,6 +116,9 @@ def _bound_to_path(path: str, kind: int) -> Any:
     except OSError as error:
         sock.close()
         raise naming(error, path) from error
+    except BaseException:  # a name that the system's encoding does not have, for instance
+        sock.close()
+        raise
     return sock
 
 

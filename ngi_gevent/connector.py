@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout, sleep
@@ -12,10 +15,11 @@ from greenlet import GreenletExit
 
 from ngi_gevent import logs
 from ngi_gevent.address import naming, unix_path
+from ngi_gevent.binding import addresses_of
 from ngi_gevent.connection import STOPPED
 from ngi_gevent.dispatcher import ConnectionGreenlet
 from ngi_gevent.errors import ConnectionTimeout
-from ngi_gevent.event_loop import run_callback_threadsafe
+from ngi_gevent.event_loop import for_timer, run_callback_threadsafe
 from ngi_gevent.socket_options import send_at_once
 from ngi_gevent.stream import StreamConnection
 
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from ngi_gevent.transport import MakeConnection
 
 __all__ = ["Connector"]
+
+#: Seconds after the timeout in which a connection that was made in time can be noticed.
+GRACE = 0.01
 
 
 class Connector:
@@ -67,33 +74,55 @@ class Connector:
 
     def _run(self) -> None:
         try:
-            with Timeout(self._timeout):
+            with self._limited():
                 connection = self._connected()
         except GreenletExit:
             self._fail(STOPPED)
         except Timeout:
             self._fail(ConnectionTimeout(f"there was no connection to {self._address!r} after {self._timeout} seconds"))
-        except OSError as error:
+        except BaseException as error:
             self._fail(error)
+            if not isinstance(error, Exception):  # not for the handler alone: Ctrl-C, for instance
+                self._owner.handler_raised(self._address, "connecting", error)
         else:
             self._connecting = False
             self._greenlet.connection = connection
             self._owner.forget(self)
             connection.run(self._begin, "connected")
 
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Throw a ``gevent.Timeout`` into the greenlet if it takes too long.
+
+        gevent would throw it at once.  Here that happens a moment later, because after a stall of the whole process,
+        the name may have been found or the socket have connected in time, which greenlets learn only now.
+        """
+        if self._timeout is None:
+            yield
+            return
+        timeout = Timeout(self._timeout)
+        timer = self._loop.timer(for_timer(self._loop, self._timeout))
+        grace = self._loop.timer(GRACE)
+        timer.start(lambda: grace.start(self._greenlet.throw, timeout, update=True))
+        try:
+            yield
+        finally:
+            for closeable in timer, grace, timeout:
+                closeable.close()
+
     def _begin(self, connection: StreamConnection) -> object:
         logs.connections.debug("connection with %r made", connection.peer_address)
         return self._handler.connected(connection)
 
     def _connected(self) -> StreamConnection:
-        """The connection, ready for use; blocks the greenlet, raises ``OSError``, and ``GreenletExit`` if given up."""
+        """The connection, ready.  Blocks the greenlet; raises why there is none, ``GreenletExit`` if given up."""
         try:
             sock = _connected_socket(self._address)
         except OSError as error:
             raise naming(error, self._address) from None
         try:
             connection = self._make_connection(sock, _peer_address(sock, self._address), self._owner)
-        except OSError:  # it is gone before it could be used
+        except BaseException:  # most likely, the peer is gone already
             sock.close()
             raise
         self._owner.add(connection)
@@ -120,9 +149,7 @@ def _connected_socket(address: Any) -> Any:
         host, port = address[:2]
         if len(address) == 4 and address[3]:
             host = f"{host}%{address[3]}"
-        sock = gevent_socket.create_connection((host, port))
-        send_at_once(sock)
-        return sock
+        return _connected_to_host(host, port)
     sock = gevent_socket.socket(gevent_socket.AF_UNIX, gevent_socket.SOCK_STREAM)
     sock.setblocking(False)
     pause = 0.001
@@ -133,6 +160,29 @@ def _connected_socket(address: Any) -> Any:
             pause = min(2 * pause, 0.1)
         if error:
             raise OSError(error, os.strerror(error))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connected_to_host(host: str, port: int) -> Any:
+    """A gevent socket connected to the first of the addresses of *host* that takes it; raises as the last refused."""
+    candidates = addresses_of(host, port, socket.SOCK_STREAM)
+    for candidate in candidates:
+        try:
+            return _connected_to_candidate(*candidate)
+        except OSError:
+            if candidate is candidates[-1]:
+                raise
+    raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+
+def _connected_to_candidate(family: int, kind: int, protocol: int, _: str, address: Any) -> Any:
+    sock = gevent_socket.socket(family, kind, protocol)
+    try:
+        sock.connect(address)
+        send_at_once(sock)
     except BaseException:
         sock.close()
         raise

@@ -26,6 +26,7 @@ from gevent.monkey import get_original
 from greenlet import getcurrent
 from greenlet import greenlet as raw_greenlet
 
+from ngi_gevent import forks
 from ngi_gevent.event_loop import LastingWatcher, is_libuv
 
 if TYPE_CHECKING:
@@ -43,18 +44,20 @@ BATCH_SIZE = 128
 class ConnectionGreenlet(raw_greenlet):
     """A greenlet on which the application is called for a connection, a connect, or a listener for datagrams.
 
-    It runs in *context*, or in a copy of the context that it was made in.
+    It runs in a copy of *context*, or of the context that it was made in.
     """
 
     def __init__(self, run: Callable[..., object], hub: Any, connection: Any, context: Context | None = None) -> None:
         super().__init__(run, hub)
         self.connection = connection
-        self.gr_context = copy_context() if context is None else context
+        self.gr_context = copy_context() if context is None else context.copy()
 
 
 def current_connection() -> Any:
     """The connection, connect or listener for datagrams in one of whose callbacks the caller is, if it is in one."""
-    return getattr(getcurrent(), "connection", None)
+    greenlet = getcurrent()
+    # Greenlets of the application can have an attribute of that name, too.
+    return greenlet.connection if isinstance(greenlet, ConnectionGreenlet) else None
 
 
 class Dispatcher:
@@ -71,6 +74,7 @@ class Dispatcher:
         self.unsent: list[StreamConnection] = []
         self._dispatching = False
         self._users = 0
+        self._generation = forks.generation()
         # It must not keep a loop running that has nothing else to wait for.
         self._turn = None if is_libuv(self.loop) else self.loop.prepare(ref=False)
 
@@ -79,9 +83,13 @@ class Dispatcher:
         """The dispatcher of the calling thread's hub."""
         hub = get_hub()
         dispatcher = getattr(_of_thread, "dispatcher", None)
-        if dispatcher is None or dispatcher.hub is not hub:
+        if dispatcher is None or dispatcher.hub is not hub or not dispatcher.is_of_this_process():
             dispatcher = _of_thread.dispatcher = Dispatcher(hub)
         return dispatcher
+
+    def is_of_this_process(self) -> bool:
+        """Return whether its connections belong to this process, and not to one that it was forked from."""
+        return self._generation == forks.generation()
 
     def acquire(self) -> None:
         """A connection begins: dispatch from now on."""

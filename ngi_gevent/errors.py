@@ -66,7 +66,7 @@ class ConnectionFailed(NGIError):
 
     Raised by what waits for a connection: :mod:`ngi_gevent.blocking`, and the ``failed_connect`` of generator handlers.
 
-    :ivar reason: what ``failed_connect`` was called with: an :class:`OSError`, or text.
+    :ivar reason: what ``failed_connect`` was called with: an exception, most likely an :class:`OSError`, or text.
     """
 
     def __init__(self, reason: object) -> None:

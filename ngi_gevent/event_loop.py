@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from gevent._ffi.callback import callback  # type: ignore[import-not-found]
 
-__all__ = ["LastingWatcher", "for_timer", "is_libuv", "run_callback_threadsafe"]
+__all__ = ["LastingWatcher", "check_room_for_loop", "for_timer", "is_libuv", "run_callback_threadsafe"]
 
 
 def is_libuv(loop: Any) -> bool:
     return type(loop).__module__.startswith("gevent.libuv.")
+
+
+def check_room_for_loop() -> None:
+    """Raise ``OSError`` unless this process can open the descriptors of one more loop.
+
+    With libev, a loop that can open none for its own wake-ups tries again forever, without waiting.
+    """
+    pipes: list[tuple[int, int]] = []
+    try:
+        for _ in range(2):  # libev opens up to three descriptors
+            pipes.append(os.pipe())
+    finally:
+        for ends in pipes:
+            for end in ends:
+                os.close(end)
 
 
 def for_timer(loop: Any, seconds: float) -> float:

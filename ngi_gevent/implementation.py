@@ -25,11 +25,11 @@ from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_h
 from ngi_gevent.datagram_socket import DatagramListener, DatagramSender
 from ngi_gevent.dispatcher import current_connection
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
-from ngi_gevent.event_loop import run_callback_threadsafe
+from ngi_gevent.event_loop import check_room_for_loop, run_callback_threadsafe
 from ngi_gevent.interfaces import documented_by
+from ngi_gevent.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
 from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.stream import DRAIN_TIMEOUT, SEND_TIMEOUT
 from ngi_gevent.stream_listener import BACKLOG, StreamListener
 from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 
@@ -402,8 +402,7 @@ class Threaded(Implementation):
     def __init__(self) -> None:
         super().__init__()
         self._starting = allocate_lock()
-        self._begun = False  # whether somebody has started the thread, or is about to
-        self._started = Flag()
+        self._start: _Start | None = None  # the thread's, under way or done
         self._hub: Any = None
         self._stop = Event()
         self._ended = Flag()
@@ -422,15 +421,21 @@ class Threaded(Implementation):
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
         check_timeout(timeout)
-        if not self._closed or (self._hub is not None and self._hub.thread_ident == get_ident()):
+        if self._is_on_its_thread():
+            super().wait(timeout)
+        elif not self._closed:
             call_on(self._running_hub(), super().wait, timeout)
-        elif self._begun and not self._ended.wait(timeout):
+        elif self._start is not None and not self._ended.wait(timeout):
             raise Timeout(f"still outstanding after {timeout} seconds: {self._on_hub[self._hub]}")
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        if self._begun and self._hub.thread_ident != get_ident():
+        if self._start is not None and not self._is_on_its_thread():
             self._ended.wait()
+
+    def _is_on_its_thread(self) -> bool:
+        # Once a thread has ended, another one can have its ident.
+        return self._hub is not None and not self._ended.is_set() and self._hub.thread_ident == get_ident()
 
     def close(self) -> None:
         if self._closes():
@@ -440,11 +445,11 @@ class Threaded(Implementation):
         """Close for new requests; whether there is something to be stopped."""
         with self._starting:
             closed, self._closed = self._closed, True
-            begun = self._begun
-        if closed or not begun:
+            start = self._start
+        if closed or start is None:
             return False
-        self._started.wait()
-        return True
+        start.over.wait()
+        return start.error is None
 
     def _stop_all(self) -> None:
         self._on_hub[self._hub].stop()
@@ -457,41 +462,74 @@ class Threaded(Implementation):
         # Nobody must wait with the lock held, since greenlets of one thread would wait for each other for ever.
         with self._starting:
             self._check_open()
-            begun, self._begun = self._begun, True
+            begun = self._start is not None
+            start = self._start = self._start or _Start()
         if not begun:
-            self._start()
-        self._started.wait()
+            self._start_thread(start)
+        start.over.wait()
+        if start.error is not None:
+            raise start.error
         return self._hub
 
-    def _start(self) -> None:
-        patched = is_module_patched("threading")
-        if patched:
-            # A hub that is made in a new thread waits for import locks that only a hub of this thread could give it.
-            get_hub()
-        if patched:
-            start_new_thread(self._serve, ())
-        else:
-            threading.Thread(target=self._serve, name="ngi_gevent.Threaded", daemon=True).start()
+    def _start_thread(self, start: _Start) -> None:
         _running.add(self)
+        try:
+            check_room_for_loop()
+            if is_module_patched("threading"):
+                # A hub made in a new thread waits for import locks that only a hub of this thread could give it.
+                get_hub()
+                start_new_thread(self._serve, (start,))
+            else:
+                name = "ngi_gevent.Threaded"
+                threading.Thread(target=self._serve, args=[start], name=name, daemon=True).start()
+        except Exception as error:
+            self._start_failed(start, error)
+
+    def _start_failed(self, start: _Start, error: BaseException) -> None:
+        """Raise *error* to all callers that wait for this start; the next call tries again."""
+        with self._starting:
+            self._start = None
+        start.error = error
+        start.over.set()
 
     def end_at_exit(self) -> None:
         """Close, and wait a moment for the thread: an interpreter that ends while a thread does may crash."""
         if self._closes():
             run_callback_threadsafe(self._hub.loop, self._stop_all)
-        self._ended.wait(EXIT_PATIENCE)
+        if self._start is not None:
+            self._ended.wait(EXIT_PATIENCE)
 
-    def _serve(self) -> None:
+    def _serve(self, start: _Start) -> None:
         """Run the hub until this is closed and everything has ended: the body of the thread."""
-        hub = self._hub = get_hub()
-        keep_running = hub.loop.async_()  # or a loop with nothing to do would end
-        keep_running.start(lambda: None)
-        outstanding = self._on_hub[hub] = self._make_outstanding()
-        self._started.set()
+        hub = None
+        try:
+            hub = self._hub = get_hub()
+            keep_running = hub.loop.async_()  # or a loop with nothing to do would end
+            keep_running.start(lambda: None)
+            outstanding = self._on_hub[hub] = self._make_outstanding()
+        except BaseException as error:
+            if hub is not None:
+                hub.destroy(destroy_loop=True)
+            self._start_failed(start, error)
+            return
+        start.over.set()
         self._stop.wait()
         outstanding.wait_for_delivery()
         keep_running.close()
         hub.destroy(destroy_loop=True)
         self._ended.set()
+
+
+class _Start:
+    """One start of the thread of a :class:`Threaded`.
+
+    :ivar over: set once the hub runs, or cannot.
+    :ivar error: the reason why it cannot, if so.
+    """
+
+    def __init__(self) -> None:
+        self.over = Flag()
+        self.error: BaseException | None = None
 
 
 _running: WeakSet[Threaded] = WeakSet()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent import blocking
 from ngi_gevent.adapters import MAX_SIZE
-from ngi_gevent.connection import as_bytes, check_count
+from ngi_gevent.connection import END_OF_INPUT, as_bytes, check_count
 from ngi_gevent.errors import LimitExceeded, UnexpectedResponse
 
 if TYPE_CHECKING:
@@ -28,25 +29,29 @@ def message(
 ) -> bytes:
     """Connect, send *data*, and return the answer: all of it up to the end, or up to when ``expected(answer)`` is true.
 
-    *connect* is that of an implementation.  Blocks the calling greenlet, for up to *timeout* seconds.
+    *connect* is that of an implementation.  Blocks the calling greenlet, for up to *timeout* seconds.  *expected* is
+    called whenever more has arrived, with the answer so far, which is not copied for that.  If the answer can be long,
+    look at its end only (``answer.endswith``), since a peer can send it a byte at a time.
 
     Raises what :func:`ngi_gevent.blocking.request` does, and :class:`~ngi_gevent.UnexpectedResponse` if the peer ended
-    the connection before the answer was as expected, or if the connection broke, and
-    :class:`~ngi_gevent.LimitExceeded` if it sent more than *max_size* bytes, by default 16 megabytes.
+    the connection before the answer was as expected, or if the connection ended in another way, such as by the close of
+    its implementation, and :class:`~ngi_gevent.LimitExceeded` if it sent more than *max_size* bytes, by default 16 MiB.
     """
     check_count("max_size", max_size)
     asked = _Message(as_bytes(data), expected, max_size)
     reason = blocking.request(connect, address, asked, timeout)
-    if reason is None or (expected is None and not isinstance(reason, BaseException)):
-        return bytes(asked.answer)
-    raise UnexpectedResponse(f"the connection ended ({reason}) after the answer {bytes(asked.answer)!r:.200}")
+    if reason is None or (expected is None and reason == END_OF_INPUT):
+        return asked.answer.getvalue()
+    raise UnexpectedResponse(f"the connection ended ({reason}) after the answer {asked.answer.getvalue()[:200]!r:.200}")
 
 
 class _Message:
     """The handler that sends the message and collects the answer."""
 
     def __init__(self, data: bytes, expected: Callable[[bytes], object] | None, max_size: int) -> None:
-        self.answer = bytearray()
+        # Its getvalue shares its memory, which the next write goes on with unless something still refers to that value.
+        # With a bytearray, all of a long answer would be copied for each byte that a slow peer sends.
+        self.answer = io.BytesIO()
         self._data = data
         self._expected = expected
         self._max_size = max_size
@@ -56,8 +61,8 @@ class _Message:
         connection.write(self._data)
 
     def handle_input(self, connection: Any, data: bytes) -> None:
-        self.answer += data
-        if len(self.answer) > self._max_size:
+        self.answer.write(data)
+        if self.answer.tell() > self._max_size:
             raise LimitExceeded(f"the answer is of more than max_size, {self._max_size} bytes")
-        if self._expected is not None and self._expected(bytes(self.answer)):
+        if self._expected is not None and self._expected(self.answer.getvalue()):
             connection.close()

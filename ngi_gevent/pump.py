@@ -30,13 +30,14 @@ LEAST_AHEAD = 256
 class Pump:
     """The pump of one connection, on the hub's thread."""
 
-    __slots__ = ("_connection", "_dispatcher", "_greenlet", "_later", "_pulling", "waits")
+    __slots__ = ("_ahead", "_connection", "_dispatcher", "_greenlet", "_later", "_pulling", "waits")
 
     def __init__(self, connection: StreamConnection, dispatcher: Dispatcher, lines: PendingLines) -> None:
         self._connection = connection
         self._dispatcher = dispatcher
         self._later: deque[bytes | PendingLines] = deque([lines])
         self._pulling: PendingLines | None = None  # what was pulled from last
+        self._ahead = 0  # bytes that were pulled since all were sent
         #: Whether it is to be told when everything is sent.
         self.waits = False
         self._greenlet = dispatcher.spawn(self._run, connection)
@@ -64,17 +65,48 @@ class Pump:
 
     def _run(self) -> None:
         """The body of the pump's greenlet."""
-        ahead = 0
-        while self._later:
-            data = self._pulled()
-            if not data:
-                continue
+        try:
+            while self._later:
+                try:
+                    self._pull()
+                except BaseException as error:
+                    self._failed(error)
+        finally:
+            self._connection.pump_is_done(self)
+
+    def _pull(self) -> None:
+        """Queue the next output, then wait if there is enough of it.  Raises what the iterator does."""
+        head = self._later[0]
+        if isinstance(head, bytes):
+            data: bytes | None = head
+            self._later.popleft()
+        else:
+            self._pulling = head
+            data = head.pull()
+            if not self._later:
+                return  # it was dropped while it blocked
+            if data is None:
+                self._exhausted(head)
+            elif data:
+                self._connection.count(len(data))
+            else:
+                self._wait_for_all_before()
+        if data:
             self._connection.queue(data)
-            ahead += max(len(data), LEAST_AHEAD)
-            if ahead >= AHEAD and self._connection.has_unsent():
-                ahead = 0
+            self._ahead += max(len(data), LEAST_AHEAD)
+            if self._ahead >= AHEAD and self._connection.has_unsent():
+                self._ahead = 0
                 self._wait_for_room()
-        self._connection.pump_is_done(self)
+
+    def _failed(self, error: BaseException) -> None:
+        """The iterator raised *error*; or a timeout of its own, which it left running, did so where the pump waits."""
+        self.waits = False
+        if self._later:
+            if self._later[0] is self._pulling:
+                self._exhausted(self._pulling)
+            self._connection.iterator_raised(error)
+        elif not isinstance(error, GreenletExit):
+            self._connection.iterator_raised(error)
 
     def _resume(self) -> None:
         if self.waits:
@@ -84,42 +116,16 @@ class Pump:
     def _wait_for_room(self) -> None:
         """Wait until all that was pulled is sent."""
         self.waits = True
-        try:
-            self._dispatcher.hub.switch()
-        except BaseException as error:
-            self.waits = False
-            # An iterator's own timeout, started before it yielded: it reaches the greenlet, wherever that is.
-            if self._later:
-                if self._later[0] is self._pulling:
-                    self._exhausted(self._pulling)
-                self._connection.iterator_raised(error)
+        self._dispatcher.hub.switch()
+
+    def _wait_for_all_before(self) -> None:
+        """Wait until all that was pulled is sent, and at least for a turn: other greenlets must go on meanwhile."""
+        if self._connection.has_unsent():
+            self._wait_for_room()
+        else:
+            sleep(0)
 
     def _exhausted(self, lines: PendingLines) -> None:
         """*lines*, which come first, will not yield more."""
         self._later.popleft()
         self._connection.count(-lines.size)
-
-    def _pulled(self) -> bytes | None:
-        """The next output; nothing where an iterator ended, raised, or was dropped while it blocked."""
-        head = self._later[0]
-        if isinstance(head, bytes):
-            self._later.popleft()
-            return head
-        self._pulling = head
-        try:
-            data = head.pull()
-        except BaseException as error:
-            data = None
-            if self._later or not isinstance(error, GreenletExit):
-                self._connection.iterator_raised(error)
-        if not self._later:
-            return None
-        if data is None:
-            self._exhausted(head)
-        elif data:
-            self._connection.count(len(data))
-        elif self._connection.has_unsent():
-            self._wait_for_room()
-        else:
-            sleep(0)  # an iterator with nothing to say must not keep everybody waiting
-        return data

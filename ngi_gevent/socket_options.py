@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import array
 import fcntl
+import select
 import socket
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["keep_alive", "queued_output", "reset_on_close", "send_at_once"]
+from gevent.monkey import get_original
+
+__all__ = ["has_input", "is_broken", "keep_alive", "queued_output", "reset_on_close", "send_at_once"]
+
+# Patched, it would wait on a hub, and these functions never wait.
+_poll: Callable[[], select.poll] = get_original("select", "poll")
 
 _LINGER_FOR_NOTHING = struct.pack("ii", 1, 0)
 
@@ -38,3 +45,19 @@ def queued_output(sock: Any) -> int:
     except OSError:  # not every system tells
         return 0
     return queued[0]
+
+
+def has_input(sock: Any) -> bool:
+    """Return whether *sock* has something to receive: input, the end of it, or an error."""
+    return _is_ready(sock, select.POLLIN)
+
+
+def is_broken(sock: Any) -> bool:
+    """Return whether the connection of *sock* has ended in both directions, or broken."""
+    return _is_ready(sock, 0)
+
+
+def _is_ready(sock: Any, events: int) -> bool:
+    poll = _poll()
+    poll.register(sock.fileno(), events)  # errors, and the end of both directions, are always reported
+    return bool(poll.poll(0))

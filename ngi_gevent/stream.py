@@ -10,7 +10,7 @@ Three things act on a connection.  They share one native thread, so each runs un
 
 How a connection ends: ``_leave_open`` stops new output; from then on input is discarded, since closing a socket with
 unread input in it resets the connection and may cost the peer the answer.  Once everything is sent, ``_output_over``
-half-closes the socket, and waits a moment for the peer to do so too; ``_close_socket`` is the end.  Meanwhile the
+half-closes the socket, and waits a moment for the peer to do so too; ``close_socket`` is the end.  Meanwhile the
 greenlet pays what it owes the handler.
 """
 
@@ -21,11 +21,12 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent import logs
+from ngi_gevent import forks, logs
 from ngi_gevent.connection import (
     CLOSED,
     CLOSING,
@@ -47,8 +48,9 @@ from ngi_gevent.errors import LimitExceeded, Timeout
 from ngi_gevent.event_loop import run_callback_threadsafe
 from ngi_gevent.idle import IdleTimer
 from ngi_gevent.interfaces import IConnection, documented_by
+from ngi_gevent.linger import Linger
 from ngi_gevent.pump import Pump
-from ngi_gevent.socket_options import queued_output, reset_on_close
+from ngi_gevent.socket_options import has_input, queued_output, reset_on_close
 from ngi_gevent.threads import Flag, allocate_lock, get_ident
 
 if TYPE_CHECKING:
@@ -70,12 +72,6 @@ JOINED_SIZE = 64 * 1024
 #: How many pieces are sent together.
 PIECES_AT_ONCE = 16
 
-#: Seconds for which the peer of a closing connection may take nothing before it is broken off.
-SEND_TIMEOUT = 30.0
-
-#: Seconds for which a closed connection waits, discarding input, for the peer to close its side too.
-DRAIN_TIMEOUT = 1.0
-
 # Held for a moment, by whoever is the first to hand a call over to another thread.
 _handing_over = allocate_lock()
 
@@ -88,10 +84,12 @@ class StreamConnection(BaseConnection):
         "_attention",
         "_callbacks_done",
         "_calls",
+        "_children",
         "_dispatcher",
         "_handed_size",
         "_held",
         "_input_over",
+        "_linger",
         "_output_waits",
         "_paused",
         "_pump",
@@ -104,7 +102,6 @@ class StreamConnection(BaseConnection):
         "_socket",
         "_taken_size",
         "_thread",
-        "_timer",
         "_unsent",
         "_write_watcher",
         "resume",
@@ -150,14 +147,24 @@ class StreamConnection(BaseConnection):
         self._pump: Pump | None = None
 
         self._shut = False  # whether our side of the socket is closed
-        self._timer: Any = None
+        self._children = forks.children()  # those that cannot hold the socket
+        self._linger: Linger | None = None  # while it is closing
         self._dispatcher.acquire()
 
     # The greenlet.
 
     def start(self, begin: Callable[[Any], object], where: str, context: Context) -> None:
-        """Run the connection on a greenlet of its own, beginning now with ``begin(connection)``.  Called on the hub."""
-        ConnectionGreenlet(lambda: self.run(begin, where), self._dispatcher.hub, self, context).switch()
+        """Run the connection on a greenlet of its own, beginning now with ``begin(connection)``.  Called on the hub.
+
+        If there is no memory for a greenlet, aborts the connection and raises.
+        """
+        try:
+            greenlet = ConnectionGreenlet(lambda: self.run(begin, where), self._dispatcher.hub, self, context)
+        except BaseException:
+            self._callbacks_done = True  # there is nothing to call them on
+            self.abort()
+            raise
+        greenlet.switch()
 
     def shake_hands(self) -> None:
         """Agree with the peer on how to talk, on the greenlet that is to be the connection's; raises ``OSError``."""
@@ -177,7 +184,10 @@ class StreamConnection(BaseConnection):
         def is_busy() -> bool:
             nonlocal queued
             before, queued = queued, 0 if self._state is CLOSED else queued_output(self._socket)
-            return self._peer_waits() or queued != before  # the peer takes, or has taken, what was sent long ago
+            if self._peer_waits() or queued != before:  # the peer takes, or has taken, what was sent long ago
+                return True
+            # After a stall of the whole process, what the peer sent in time may not have been received.
+            return self._reading and has_input(self._socket)
 
         timer = IdleTimer(self._dispatcher.loop, seconds, is_busy, expired)
         self._have_noted(timer)
@@ -477,8 +487,8 @@ class StreamConnection(BaseConnection):
             if self._output_waits:
                 self._output_waits = False
                 self._write_watcher.stop()
-                if not self._shut:  # after which the timer is about something else
-                    self._stop_timer()
+                if self._linger is not None and not self._shut:  # after which the timer is about something else
+                    self._linger.stop_timer()
             if self._pump is not None and self._pump.waits:
                 self._pump.everything_is_sent()
         if self._pending <= LOW_WATER:
@@ -488,8 +498,11 @@ class StreamConnection(BaseConnection):
                 self._notify()
             if self._held is not None:
                 self._held.set()
-        if self._state is CLOSING and not self._unsent and not self._pump:
-            self._output_over()
+        if self._state is CLOSING and not self._unsent:
+            if not self._pump:
+                self._output_over()
+            elif self._input_over:
+                self._linger.check_for_break()  # type: ignore[union-attr]
 
     def _wait_for_peer(self) -> None:
         """The kernel takes no more: go on when it does, and be patient with a closing connection only for so long."""
@@ -499,7 +512,7 @@ class StreamConnection(BaseConnection):
                 self._write_watcher = self._dispatcher.io(self._socket.fileno(), WRITE)
             self._write_watcher.start(self.send_pending)
         if self._state is CLOSING:
-            self._expect_send_progress()
+            self._linger.expect_progress()  # type: ignore[union-attr]
 
     def _pause_if_answered(self) -> None:
         """Read no more if what was read while much output was pending has been answered with much more."""
@@ -507,27 +520,6 @@ class StreamConnection(BaseConnection):
             self._paused = True
             if self._state is OPEN:
                 self.stop_reading()
-
-    def _expect_progress(self, seconds: float, give_up: Callable[[], None]) -> None:
-        """Give up once the peer takes nothing for *seconds*: neither from us nor from the kernel."""
-        queued = queued_output(self._socket)
-
-        def look_again() -> None:
-            left = queued_output(self._socket)
-            if left < queued and (left or not self._shut):
-                self._expect_progress(seconds, give_up)
-            else:
-                give_up()
-
-        self._start_timer(seconds, look_again)
-
-    def _expect_send_progress(self) -> None:
-        self._expect_progress(SEND_TIMEOUT, self._give_up_sending)
-
-    def _give_up_sending(self) -> None:
-        peer, left = self.peer_address, self._pending
-        self._break_off()
-        logs.connections.info("connection with %r broken off: %d bytes were left to send to it", peer, left)
 
     def _send_failed(self, error: OSError) -> None:
         """Nothing can be sent any more.  What had arrived before is still read, and the end with it."""
@@ -588,14 +580,19 @@ class StreamConnection(BaseConnection):
             self._make_calls()
             if self._state is not OPEN:
                 return
+        if not self._dispatcher.is_of_this_process():
+            self._owe(None)
+            self.close_socket()
+            return
         self._state = CLOSING
+        self._linger = Linger(self, self._dispatcher.loop, self._socket)
         self._owe(reason)
         self._dispatcher.send_later(self)
         self._notify()
         self.stop_reading()
         if not self._input_over:
             # A peer that is still sending may not take our output before we take its.
-            self._read_watcher.start(self._discard_input)
+            self.start_discarding()
 
     def stop(self) -> None:
         if self._state is OPEN:
@@ -627,70 +624,81 @@ class StreamConnection(BaseConnection):
     def _lost(self, error: BaseException) -> None:
         """The connection broke: there is neither input nor output any more."""
         self._owe(error)
-        self._close_socket()
+        self.close_socket()
 
     def interrupted(self, error: BaseException) -> None:
         """Sending was interrupted, by Ctrl-C say, and nobody knows how much was sent: there is no going on."""
         self._break_off_because(error)
 
     def _break_off(self) -> None:
-        if self._state is not CLOSED:
+        if self._state is not CLOSED and self._dispatcher.is_of_this_process():
             reset_on_close(self._socket)
-            self._close_socket()
+            # A child that holds the descriptor too would hide the reset, so the peer sees an end instead.
+            self._shut = self._children == forks.children()
+        self.close_socket()
 
     def _output_over(self) -> None:
         """Everything is sent: say so to the peer, and wait for its end, for a moment."""
         if self._shut or self._state is CLOSED:
             return
         self._shut = True
-        if self._input_over:
-            self._close_socket()
-            return
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            self._close_socket()
+            self.close_socket()
             return
-        self._expect_progress(DRAIN_TIMEOUT, self._close_socket)
+        if self._input_over:
+            self.close_socket()
+            return
+        self._linger.wait_for_peer()  # type: ignore[union-attr]
 
-    def _discard_input(self) -> None:
-        try:
-            if self._receive(RECEIVE_SIZE):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            self._close_socket()
-            return
+    # What the linger does with the connection.
+
+    def receive(self) -> bytes:
+        """Receive some input, as ``recv`` of a non-blocking socket does."""
+        return self._receive(RECEIVE_SIZE)
+
+    def start_discarding(self) -> None:
+        """Drop what arrives from now on."""
+        self._read_watcher.start(self._linger.discard_input)  # type: ignore[union-attr]
+
+    def stop_discarding(self) -> None:
+        """Leave what arrives to the kernel."""
+        self._read_watcher.stop()
+
+    def input_has_ended(self) -> None:
+        """The peer has finished sending, so nothing is left to discard."""
         self._input_over = True
         if self._shut:
-            self._close_socket()
+            self.close_socket()
         else:
             self._read_watcher.stop()
+            self._dispatcher.send_later(self)  # which sees to what nothing watches now
 
-    def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
-        self._stop_timer()
-        self._timer = self._dispatcher.loop.timer(seconds)
-        # Not counted from when the loop last looked at the clock, which is before a handler that computed for long.
-        self._timer.start(callback, update=True)
+    def give_up_sending(self) -> None:
+        """Reset the connection, because the peer takes no output."""
+        peer, left = self.peer_address, self._pending
+        self._break_off()
+        logs.connections.info("connection with %r broken off: %d bytes were left to send to it", peer, left)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.close()
-            self._timer = None
-
-    def _close_socket(self) -> None:
+    def close_socket(self) -> None:
+        """Go to CLOSED: nothing is received or sent any more."""
         if self._state is CLOSED:
             return
         # First of all, since a peer elsewhere may see the end before this returns.
         self._state = CLOSED
+        if self._linger is not None:
+            self._linger.close()
+            self._linger = None
         self._drop_output()
-        self._stop_timer()
         self._reading = self._output_waits = False
         self._read_watcher.close()
         if self._write_watcher is not None:
             self._write_watcher.close()
             self._write_watcher = None
+        if not self._shut and self._dispatcher.is_of_this_process():
+            with suppress(OSError):  # it may be broken
+                self._socket.shutdown(socket.SHUT_RDWR)  # or a child that holds the descriptor too would hide the end
         self._socket.close()
         self._notify()
         if self._callbacks_done:

@@ -118,7 +118,7 @@ class StreamListener(BaseListener):
 
     def _run(self, connection: StreamConnection) -> None:
         """Run *connection*, on the hub.  One that was stopped before its server heard of it is not to be served."""
-        connection.start(self._begin if connection.goes_on() else _ignore, "the server", self._context.copy())
+        connection.start(self._begin if connection.goes_on() else _ignore, "the server", self._context)
 
     def _begin(self, connection: StreamConnection) -> object:
         logs.connections.debug("connection with %r accepted, on %r", connection.peer_address, connection.local_address)

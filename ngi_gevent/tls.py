@@ -22,6 +22,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout
@@ -31,6 +32,7 @@ from greenlet import getcurrent
 from ngi_gevent import logs
 from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED
 from ngi_gevent.interfaces import IConnection, documented_by
+from ngi_gevent.socket_options import has_input
 from ngi_gevent.stream import RECEIVE_SIZE, StreamConnection
 
 if TYPE_CHECKING:
@@ -169,18 +171,34 @@ class TLSConnection(StreamConnection):
 
     def shake_hands(self) -> None:
         self.resume = getcurrent().switch
+        began = latest = monotonic()
+        extension: Timeout | None = None
         try:
             while not self._handshake_is_done():
-                self._wait_for_input()
+                try:
+                    self._wait_for_input()
+                except Timeout as timeout:
+                    # After a stall of the whole process, what the peer sent in time may have been received only now, or
+                    # not yet.  So the handshake goes on, but only once.
+                    seconds = timeout.seconds or 0.0
+                    stalled = latest - began > seconds or has_input(self._socket)
+                    if extension is not None or not stalled:
+                        raise
+                    extension = Timeout.start_new(seconds)
+                    self.waiting = False
                 self._incoming.write(self._receive_in_handshake())
+                latest = monotonic()
         except ssl.SSLError:
             self._refuse()
             raise
         except BaseException:
             self.waiting = False
             self._callbacks_done = True
-            self._close_socket()
+            self.close_socket()
             raise
+        finally:
+            if extension is not None:
+                extension.close()
         self._state = OPEN
         self._receive = self._decrypt
 
@@ -341,7 +359,7 @@ class TLSConnection(StreamConnection):
             self._paused = False
             self._notify()
         if self._state is CLOSING:
-            self._expect_send_progress()
+            self._linger.expect_progress()  # type: ignore[union-attr]
 
     # The end.
 
@@ -352,7 +370,7 @@ class TLSConnection(StreamConnection):
 
     def stop(self) -> None:
         if self._state is HANDSHAKE:
-            self._close_socket()
+            self.close_socket()
         else:
             super().stop()
 

@@ -83,10 +83,17 @@ class TLSSocket:
     ``ssl.SSLSocket`` cannot end its own side and go on reading.
     """
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, *, handshake: bool = True) -> None:
         self._sock = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = client_context().wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._ssl.do_handshake()
+        self._flush()
+        if handshake:
+            self.shake_hands()
+
+    def shake_hands(self) -> None:
         self._do(self._ssl.do_handshake)
 
     def _do(self, operation: Callable[..., Any], *arguments: Any) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import gevent.socket
 import pytest
+from conftest import open_sockets
 from stages import PATIENCE, Witness, needs_ipv6
 
 import ngi_gevent
@@ -237,3 +239,96 @@ def test_a_connect_under_way_tells_where_to(tcp):
         with pytest.raises(ngi_gevent.Timeout, match=r"outstanding after 0.1 seconds: .*Connector to '.*/full'"):
             tcp.implementation.wait(0.1)
     tcp.until(lambda: clients[0].closed and clients[1].failed)
+
+
+class Resolver:
+    """Stands for gevent's, and counts and fails."""
+
+    def __init__(self, error):
+        self.error = error
+        self.asked = 0
+
+    def getaddrinfo(self, *arguments):
+        self.asked += 1
+        raise self.error
+
+
+@pytest.fixture
+def resolver(monkeypatch):
+    """A resolver that raises what is no ``OSError``, as gevent's does where its threads cannot be started."""
+    resolver = Resolver(RuntimeError("can't start new thread"))
+    monkeypatch.setattr(gevent.get_hub(), "resolver", resolver)
+    return resolver
+
+
+NUMERIC = [("127.0.0.1", 0), ("", 0), ("127.1", 0), ("127.0.0.1", 0, 0, 0)]
+NUMERIC += [pytest.param(address, marks=needs_ipv6) for address in (("::1", 0), ("::1", 0, 0, 0))]
+
+
+@pytest.mark.parametrize("address", NUMERIC)
+def test_a_numeric_host_is_not_looked_up(tcp, resolver, address):
+    """A look-up waits for a thread of gevent's pool, in which other work may take long."""
+    listener = tcp.implementation.listener(address, tcp.server())
+    tcp.listeners.append(listener)
+    client = Witness(tcp)
+    host = "127.0.0.1" if address[0] == "" else address[0]
+    tcp.implementation.connect((host, listener.address[1], *address[2:]), client)
+    tcp.until(lambda: client.connection)
+    tcp.listeners.append(tcp.implementation.udp_listener(address, print))
+    tcp.implementation.udp((host, 9, *address[2:]), b"x")
+    assert resolver.asked == 0
+
+
+@needs_ipv6
+@pytest.mark.parametrize("address", [("fe80::1%lo", 9), ("fe80::1", 9, 0, 1), ("fe80::1", 9, 0, "lo")])
+def test_a_numeric_host_with_a_scope_is_not_looked_up(tcp, resolver, address):
+    client = Witness(tcp)
+    tcp.implementation.connect(address, client, timeout=1)
+    tcp.until(lambda: client.failed)
+    assert resolver.asked == 0
+
+
+def test_numeric_hosts_do_not_wait_for_other_work_in_gevents_thread_pool(tcp):
+    release = threading.Event()
+    pool = gevent.get_hub().threadpool
+    busy = [pool.spawn(release.wait) for _ in range(pool.maxsize)]
+    try:
+        with gevent.Timeout(PATIENCE / 2):
+            tcp.listeners.append(tcp.implementation.listener(("127.0.0.1", 0), tcp.server()))
+            assert tcp.client(tcp.listeners[0]).connection
+    finally:
+        release.set()
+        gevent.joinall(busy)
+
+
+@pytest.mark.parametrize("address", [("localhost", 1), ("x" * 62, 1, 0, 1), "/tmp/\ud800"])
+def test_a_connect_that_fails_for_another_reason_than_the_network_says_so(tcp, resolver, address):
+    """A resolver without threads, a name that becomes too long with its scope, and one that cannot be encoded."""
+    client = Witness(tcp)
+    tcp.implementation.connect(address, client)
+    tcp.until(lambda: client.failed)
+    assert client.failed is resolver.error or isinstance(client.failed, UnicodeError)
+    tcp.implementation.wait(PATIENCE)
+    with pytest.raises(ngi_gevent.ConnectionFailed):
+        ngi_gevent.blocking.connect(address, tcp.implementation.connect, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("address", [("localhost", 0), ("x" * 64, 0), "/tmp/\ud800", ("::1", 0, 0, "lo")])
+def test_a_listener_that_fails_for_another_reason_than_the_network_leaves_nothing(tcp, resolver, address):
+    before = open_sockets()
+    for listen in tcp.implementation.listener, tcp.implementation.udp_listener:
+        with pytest.raises((RuntimeError, ValueError, TypeError)) as kept:
+            listen(address, print)
+        assert open_sockets() <= before, kept
+    tcp.implementation.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_connect_that_is_interrupted_fails_and_the_main_greenlet_is_told(tcp, resolver, error, caplog):
+    resolver.error = error()
+    client = Witness(tcp)
+    tcp.implementation.connect(("localhost", 1), client)
+    with pytest.raises(error):
+        tcp.until(lambda: client.failed and not client.failed)
+    assert client.failed is resolver.error
+    tcp.implementation.wait(PATIENCE)

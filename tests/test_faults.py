@@ -470,7 +470,7 @@ SERVE = {
 }
 
 #: The client of the program does not close its side.
-DO_NOT_DRAIN = "from ngi_gevent import stream; stream.DRAIN_TIMEOUT = 0.05"
+DO_NOT_DRAIN = "from ngi_gevent import linger; linger.DRAIN_TIMEOUT = 0.05"
 
 
 def interrupted(serve, message, first=""):

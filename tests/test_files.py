@@ -21,7 +21,7 @@ from ngi_gevent import (
     adapters,
     blocking,
     files,
-    stream,
+    linger,
     testing,
 )
 
@@ -846,7 +846,7 @@ def test_a_function_may_leave_its_input_unread(socket_stage):
 
 
 def test_a_listener_that_stops_ends_its_functions(socket_stage, monkeypatch):
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.05)  # the peers neither read nor close
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peers neither read nor close
     began, over = [], []
 
     @blocking.server

@@ -201,6 +201,46 @@ def test_bytes_in_either_direction_keep_a_connection(request, kind):
     assert [len(served.data) for served in stage.served] == [10, 0]
 
 
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_no_active_client_is_idle_after_a_stall(request, kind):
+    """A handler keeps the process for longer than the idle timeout, and the others' requests arrive meanwhile."""
+    stage = request.getfixturevalue(kind)
+
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if data == b"stall":
+                for peer in peers[1:]:
+                    peer.socket.sendall(b"request")
+                time.sleep(0.7)
+            connection.write(b"answer")
+
+    listener = stage.listen(Server, idle_timeout=0.5)
+    peers = [stage.peer(listener) for _ in range(5)]
+    stage.until(lambda: len(stage.served) == 5)
+    for peer in peers:
+        peer.read()
+    peers[0].send(b"stall")
+    stage.until(lambda: all(peer.ended or peer.received for peer in peers))
+    assert [peer.received for peer in peers] == [b"answer"] * 5
+    stage.until(lambda: all(served.closed for served in stage.served))  # idle they are now
+    assert {type(served.closed) for served in stage.served} == {ngi_gevent.Timeout}
+
+
+def test_a_peer_that_takes_nothing_is_idle_though_it_has_sent_more(tcp):
+    """Its input is not wanted before it takes some of the output."""
+
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            connection.write(bytes(24_000_000))
+
+    peer = tcp.peer(tcp.listen(Answer, idle_timeout=0.1))
+    for _ in range(3):
+        peer.send(bytes(300_000))
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    assert isinstance(tcp.served[0].closed, ngi_gevent.Timeout)
+
+
 def test_a_handshake_is_not_idle_but_a_connection_is_after_it(tls):
     def talk():
         with client_context().wrap_socket(client, server_hostname="localhost") as secure:
@@ -345,7 +385,7 @@ LIMITED = """
 import json, logging, os, resource, signal, sys, time
 import gevent, ngi_gevent
 from gevent.event import Event
-from ngi_gevent import acceptor, stream, testing
+from ngi_gevent import acceptor, linger, testing
 
 class Echo(testing.Recorder):
     def handle_input(self, connection, data):
@@ -365,7 +405,7 @@ gevent.signal_handler(signal.SIGUSR1, resource.setrlimit, resource.RLIMIT_NOFILE
 options = json.loads(sys.argv[1])
 if "limit" in options:
     resource.setrlimit(resource.RLIMIT_NOFILE, (options["limit"], hard))
-stream.DRAIN_TIMEOUT = 0.05  # its clients stay
+linger.DRAIN_TIMEOUT = 0.05  # its clients stay
 acceptor.QUIET = options.get("quiet", acceptor.QUIET)
 if "retry" in options:
     acceptor.FIRST_RETRY = acceptor.LAST_RETRY = options["retry"]

@@ -21,7 +21,7 @@ from gevent.event import Event
 from stages import PATIENCE, Witness
 
 import ngi_gevent
-from ngi_gevent import adapters, blocking, logs, stream
+from ngi_gevent import adapters, blocking, linger, logs
 from ngi_gevent.message import message
 
 
@@ -137,7 +137,7 @@ def test_a_line_that_is_too_long_is_told(tcp, lines):
 
 
 def test_output_that_the_peer_did_not_take_is_told(tcp, lines, monkeypatch):
-    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
     tcp.peer(tcp.listen())
     tcp.until(lambda: tcp.served)
     connection = tcp.served[0].connection
@@ -330,7 +330,7 @@ def test_a_log_that_waits_costs_no_connection_and_no_listener(tcp, collect):
 
 def test_a_log_that_waits_loses_no_end_that_is_met_on_the_hub(tcp, collect, monkeypatch):
     """Reading stops at the hub's end, too: where the kernel takes no more, and where other threads call."""
-    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
     collect(wait_a_turn)
     tcp.peer(tcp.listen())
     tcp.until(lambda: tcp.served)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from stages import Witness
 
@@ -33,6 +35,37 @@ def test_the_answer_is_all_up_to_what_is_expected(stage):
     answer = message(stage.implementation.connect, listener.address, bytearray(b"."), lambda answer: b"." in answer)
     assert answer == b"you said ."
     assert list(listener.connections()) == []
+
+
+def test_looking_at_an_answer_does_not_copy_it(stage):
+    """Or a slow peer, a byte at a time, would keep the processor busy with copying what came before."""
+
+    class Long(Witness):
+        def handle_input(self, connection, data):
+            connection.write(long)
+
+    long = b"x" * 8_000_000 + b"."
+    address = stage.listen(Long).address
+    tracemalloc.start()
+    try:
+        answer = message(stage.implementation.connect, address, b"hello", lambda answer: answer.endswith(b"."))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer == long
+    assert peak < 1.5 * len(long)
+
+
+def test_half_an_answer_is_not_taken_for_a_whole_one_when_its_implementation_closes(socket_stage):
+    class Half(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"half of it")
+            clients.close()
+
+    clients = type(socket_stage.implementation)()
+    address = socket_stage.listen(Half).address
+    with pytest.raises(ngi_gevent.UnexpectedResponse, match="stopped"):
+        message(clients.connect, address, b"hello", timeout=10)
 
 
 def test_another_answer_is_unexpected(stage):

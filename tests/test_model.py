@@ -49,7 +49,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from stages import PATIENCE
 
 import ngi_gevent
-from ngi_gevent import ConnectionClosed, stream, testing
+from ngi_gevent import ConnectionClosed, linger, testing
 
 SIDES = CLIENT, SERVER = "client", "server"
 
@@ -734,5 +734,5 @@ class Lives(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_lives_of_connections(monkeypatch: pytest.MonkeyPatch, no_socket_left: None) -> None:
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 600)  # time ends nothing here
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 600)  # time ends nothing here
     run_state_machine_as_test(Lives)

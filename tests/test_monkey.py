@@ -270,3 +270,26 @@ def test_the_package_does_not_import_ssl_unasked():
     """Or gevent would warn whoever patches after importing it."""
     modules = "import sys, ngi_gevent.adapters, ngi_gevent.message, ngi_gevent.files\nprint('ssl' in sys.modules)"
     assert run("unpatched", modules) == "False\n"
+
+
+LATE = """
+def use():
+    try:
+        with ngi_gevent.Threaded() as implementation:
+            listener = implementation.listener(("127.0.0.1", 0), Upper)
+            ngi_gevent.blocking.request(implementation.connect, listener.address, ask, timeout=20)
+    except RuntimeError as error:
+        print(error)
+"""
+LATELY = {
+    "in another thread": "threading.Thread(target=lambda: (threading.main_thread().join(), use())).start()",
+    "at exit": "import atexit; atexit.register(use)",
+}
+
+
+@pytest.mark.parametrize("lately", LATELY)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_threaded_implementation_is_first_used_after_the_main_thread_has_ended(head, lately):
+    """gevent's thread pool, which looks up names, cannot be started then; since Python 3.12, no thread can."""
+    answer = run(head, COMMON + LATE + LATELY[lately])
+    assert answer == ("HELLO\n" if sys.version_info < (3, 12) else "can't create new thread at interpreter shutdown\n")

@@ -13,7 +13,17 @@ from pathlib import Path
 import pages
 import pytest
 
-from ngi_gevent import adapters, connection, datagram, datagram_socket, logs, stream, stream_listener, tls, transport
+from ngi_gevent import (
+    adapters,
+    connection,
+    datagram,
+    datagram_socket,
+    linger,
+    logs,
+    stream_listener,
+    tls,
+    transport,
+)
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -115,9 +125,10 @@ def test_the_limits_are_what_they_are():
     timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
     assert amount(timeouts[0]) == transport.CONNECT_TIMEOUT
     assert timeouts[1:] == ["none"]
-    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-7:]
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-10:]
     assert list(map(amount, fixed)) == [
-        *(connection.HIGH_WATER, stream.SEND_TIMEOUT, stream.DRAIN_TIMEOUT, datagram_socket.SEND_TIMEOUT),
+        *(connection.HIGH_WATER, linger.SEND_TIMEOUT, linger.DRAIN_TIMEOUT, linger.DISCARD_TIMEOUT),
+        *(linger.DISCARD_SIZE / linger.DISCARD_PAUSE, linger.CHECK_INTERVAL, datagram_socket.SEND_TIMEOUT),
         *(datagram.MOST_RAISED, tls.MOST_FAILED, 1),
     ]
     assert "in 10 seconds" in fixed[-1]

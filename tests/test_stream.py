@@ -15,7 +15,7 @@ from gevent.event import Event
 from stages import PATIENCE, Witness
 
 import ngi_gevent
-from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, implementation, stream
+from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, implementation, linger
 from ngi_gevent.dispatcher import Dispatcher
 
 
@@ -344,7 +344,7 @@ def test_what_is_written_after_output_was_dropped_is_refused_and_nothing_else(tc
 
 
 def test_a_peer_that_never_reads_holds_a_closed_connection_only_for_so_long(tcp, monkeypatch):
-    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.1)
+    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.1)
     tcp.peer(tcp.listen())
     tcp.until(lambda: tcp.served)
     connection = tcp.served[0].connection
@@ -355,7 +355,7 @@ def test_a_peer_that_never_reads_holds_a_closed_connection_only_for_so_long(tcp,
 
 
 def test_a_peer_that_never_closes_holds_a_closed_connection_only_for_a_moment(tcp, monkeypatch):
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.1)
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.1)
     peer = tcp.peer(tcp.listen())
     peer.read()
     tcp.until(lambda: tcp.served)
@@ -471,6 +471,49 @@ def test_an_iterator_with_nothing_to_say_keeps_nobody_waiting(tcp):
     tcp.until(lambda: len(tcp.served) == 2 and tcp.served[1].data)
     over.append(True)
     tcp.until(lambda: client.data == b"over")
+
+
+def test_a_timeout_of_an_iterator_that_has_nothing_to_say_is_its_error(tcp):
+    """It is met where the library lets others have their turn; what comes behind the iterator is still sent."""
+
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            connection.writelines(self.poll())
+            connection.write(b"after")
+
+        def poll(self):
+            with gevent.Timeout(0.01):
+                while True:
+                    yield b""
+
+    peer = tcp.peer(tcp.listen(Server))
+    peer.send(b"x")
+    peer.read()
+    tcp.until(lambda: peer.received and tcp.served[0].exceptions)
+    assert peer.received == b"after"
+    assert isinstance(tcp.served[0].exceptions[0], gevent.Timeout)
+    tcp.served[0].connection.close()
+    tcp.until(lambda: peer.ended)
+    assert peer.ended == "end"
+
+
+class NoMemory:
+    """Stands for a context that cannot be copied, and so for a greenlet that cannot be made."""
+
+    def copy(self):
+        raise MemoryError
+
+
+def test_a_connection_for_which_there_is_no_greenlet_is_let_go(tcp, capfd):
+    listener = tcp.listen(max_connections=1)
+    context, listener._context = listener._context, NoMemory()
+    peer = tcp.peer(listener)
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    assert not listener._connections
+    listener._context = context
+    assert tcp.client(listener).connection
+    assert "MemoryError" in capfd.readouterr().err
 
 
 def test_output_behind_an_iterator_that_waits_is_bounded_too(tcp):
@@ -603,7 +646,7 @@ def test_the_end_of_a_with_statement_waits_until_closed_connections_have_deliver
 @pytest.mark.parametrize("output", ["much", "an iterator that waits"])
 def test_the_end_of_a_with_statement_does_not_wait_for_ever(tcp, monkeypatch, output):
     """For a peer that takes nothing, nor for an iterator that yields nothing."""
-    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
     monkeypatch.setattr(implementation, "SEND_TIMEOUT", 0.05)
     never = Event()
     tcp.peer(tcp.listen(lambda connection: None))
@@ -686,6 +729,26 @@ def test_waiting_for_oneself_is_refused_everywhere(tcp, caplog):
     tcp.until(lambda: client.data == b"refused")
 
 
+def test_a_greenlet_of_the_application_is_in_no_callback_whatever_its_attributes_are_called(tcp):
+    class Worker(gevent.Greenlet):
+        def __init__(self, connection, function, *arguments):
+            super().__init__(function, *arguments)
+            self.connection = connection
+
+    def work(connection, function, *arguments):
+        worker = Worker(connection, function, *arguments)
+        worker.start()
+        return worker.get(timeout=PATIENCE)
+
+    client, served = tcp.talk()
+    _, lines = blocking.open(served.connection)
+    client.connection.write(b"hello\n")
+    assert work(served.connection, lines.readline, None, PATIENCE) == b"hello\n"
+    assert work(served.connection, tcp.listeners[0].close_wait, 0) == 1
+    for connection in served.connection, {}:  # the latter cannot even be looked up
+        work(connection, tcp.implementation.wait, PATIENCE)
+
+
 def test_waits_that_time_out_leave_nothing_behind(tcp):
     tcp.listen()
     for _ in range(5):
@@ -742,7 +805,7 @@ def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(tc
         gevent.sleep(0.5)
         yield b"end"
 
-    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.2)
+    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.2)
     peer = tcp.peer(tcp.listen())
     peer.read()
     tcp.until(lambda: tcp.served)
@@ -754,7 +817,7 @@ def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(tc
 
 
 def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_moment(tcp, monkeypatch):
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.1)
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.1)
     peer = tcp.peer(tcp.listen())
     tcp.until(lambda: tcp.served)
     connection = tcp.served[0].connection
@@ -784,7 +847,7 @@ def test_a_handler_may_write_to_many_connections(socket_stage):
 
 
 def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(tcp, monkeypatch):
-    monkeypatch.setattr(stream, "SEND_TIMEOUT", 0.2)
+    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.2)
     peer = tcp.peer(tcp.listen())
     tcp.until(lambda: tcp.served)
     connection = tcp.served[0].connection
@@ -797,6 +860,26 @@ def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(tcp, monkey
     peer.read()
     tcp.until(lambda: peer.ended)
     assert (taken + len(peer.received), peer.ended) == (24_000_000, "end")
+
+
+class SlowResolver:
+    """Finds every name on this machine, after a moment, on a thread of gevent's pool."""
+
+    def getaddrinfo(self, host, port, family, *arguments):
+        if host == "example.org":
+            gevent.get_hub().threadpool.apply(time.sleep, (0.05,))
+        return socket.getaddrinfo("127.0.0.1", port, family, *arguments)
+
+
+def test_no_connect_is_over_time_because_of_a_stall(tcp, monkeypatch):
+    """The whole process stands still for longer than the timeout, and the name is found meanwhile."""
+    monkeypatch.setattr(gevent.get_hub(), "resolver", SlowResolver())
+    client = Witness(tcp)
+    tcp.implementation.connect(("example.org", tcp.listen().address[1]), client, timeout=0.1)
+    gevent.sleep(0.001)
+    time.sleep(0.2)
+    tcp.until(lambda: client.connection or client.failed)
+    assert client.failed is None
 
 
 def test_a_connect_under_way_is_given_up_with_its_implementation(tcp):
@@ -973,7 +1056,7 @@ def test_a_timeout_that_an_iterator_left_behind_costs_nothing_that_was_written(t
 
 
 def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_has_computed(tcp, monkeypatch):
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.1)
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.1)
 
     class Compute(Witness):
         def handle_input(self, connection, data):
@@ -994,7 +1077,7 @@ def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_befo
             connection.write(b"x" * 3_000_000)
             connection.close()
 
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.1)
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.1)
     received = 0
     with gevent.socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)  # so that the rest waits at the server

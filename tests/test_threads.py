@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 
 import gevent
 import pytest
@@ -23,9 +27,10 @@ from ngi_gevent import (
     adapters,
     blocking,
     generator,
-    stream,
+    linger,
     threads,
 )
+from ngi_gevent.implementation import EXIT_PATIENCE
 from ngi_gevent.threads import Flag, call_on
 
 
@@ -57,7 +62,15 @@ def in_thread(function, *arguments):
 
 
 def descriptors():
-    return sorted(os.listdir("/proc/self/fd"))
+    """How many descriptors there are of each socket, and of what loops have.
+
+    Files do not count: a thread that has been joined may open one as it ends, when glibc gives its memory back.
+    """
+    links = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            links[os.readlink(f"/proc/self/fd/{name}")] += 1
+    return Counter({link: count for link, count in links.items() if not link.startswith("/")})
 
 
 @generator.handler(connection_adapter=adapters.Sized)
@@ -177,6 +190,19 @@ def test_output_limit_binds_other_threads_while_the_hub_is_busy(write):
     assert writes == 1_000_000 // 65536 + 2  # the one that is over the limit, and the one that finds it exceeded
     assert isinstance(served.closed, LimitExceeded)
     assert "from other threads" in str(served.closed)
+
+
+def test_an_answer_to_a_client_that_had_finished_sending_is_refused_in_other_threads(tcp):
+    """Its connection has closed by then; the answer that is lost must not be lost silently."""
+    peer = tcp.peer(tcp.listen())
+    peer.send(b"question")
+    peer.finish()
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    served = tcp.served[0]
+    assert (served.data, served.closed) == (b"question", "end of input")
+    for write, answer in (served.connection.write, b"answer"), (served.connection.writelines, [b"answer"]):
+        with pytest.raises(ConnectionClosed):
+            in_thread(write, answer)
 
 
 def test_a_waiting_hub_is_woken_at_once(tcp):
@@ -309,7 +335,7 @@ def test_what_a_thread_wrote_goes_before_what_the_hubs_own_thread_does_next(sock
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, monkeypatch):
     """The hub is busy when it ends; input is there already."""
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.05)  # the peer does not close its side
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peer does not close its side
 
     class Busy(Witness):
         def handle_input(self, connection, data):
@@ -335,7 +361,7 @@ def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, 
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_connection(tcp, end, monkeypatch):
     """Input for all of them came in one turn of the loop; whichever is first has the others ended."""
-    monkeypatch.setattr(stream, "DRAIN_TIMEOUT", 0.05)  # the peers do not close their sides
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peers do not close their sides
 
     class EndOthers(Witness):
         def handle_input(self, connection, data):
@@ -428,6 +454,94 @@ def test_threaded_serves_a_program_that_knows_nothing_of_gevent(monkeypatch):
 class Upper:
     def handle_input(self, connection, data):
         connection.write(data.upper())
+
+
+@contextlib.contextmanager
+def no_room_for_stacks():
+    before = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+@contextlib.contextmanager
+def no_loop():
+    """gevent makes none: what fails is the hub, in the new thread."""
+
+    class Loop:
+        def __init__(self, *arguments, **options):
+            raise MemoryError
+
+    before = gevent.config.loop
+    gevent.config.loop = Loop
+    try:
+        yield
+    finally:
+        gevent.config.loop = before
+
+
+@pytest.mark.parametrize(("trouble", "error"), [(no_room_for_stacks, RuntimeError), (no_loop, MemoryError)])
+def test_threaded_that_cannot_start_says_so_to_all_callers_and_the_next_call_tries_again(trouble, error):
+
+    def use():
+        begin.wait()
+        try:
+            implementation.listener(None, Upper)
+        except Exception as error:
+            raised.append(error)
+
+    before = descriptors()
+    implementation, unlucky = Threaded(), Threaded()
+    begin, raised = threading.Barrier(6, timeout=PATIENCE), []
+    threads = [threading.Thread(target=use, daemon=True) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    with trouble():
+        begin.wait()
+        for thread in threads:
+            thread.join(PATIENCE)
+        with pytest.raises(error):
+            unlucky.wait()
+    assert [type(each) for each in raised] == [error] * 5
+    listener = implementation.listener(None, lambda connection: connection.set_handler(Upper()))
+    assert blocking.request(implementation.connect, listener.address, ask, timeout=PATIENCE) is None
+    for each in implementation, unlucky:
+        each.close()
+        began = time.monotonic()
+        each.end_at_exit()
+    assert time.monotonic() - began < EXIT_PATIENCE  # it does not wait for a thread that there is not
+    assert descriptors() <= before
+
+
+OUT_OF_DESCRIPTORS = """
+import os, resource, threading, ngi_gevent
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+implementation = ngi_gevent.Threaded()
+files = []
+try:
+    while True: files.append(os.open(os.devnull, os.O_RDONLY))
+except OSError: pass
+def use():
+    try: print(implementation.listener(("127.0.0.1", 0), print))
+    except Exception as error: print(error, flush=True)
+used = threading.Thread(target=use, daemon=True)
+used.start()
+used.join(20)
+for file in files: os.close(file)
+print(implementation.listener(("127.0.0.1", 0), print).address[0])
+"""
+
+
+def test_threaded_without_descriptors_for_its_loop_says_so_and_the_next_call_tries_again():
+    program = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", OUT_OF_DESCRIPTORS],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert program.stdout.splitlines() == ["[Errno 24] Too many open files", "127.0.0.1"]
+    assert (program.returncode, program.stderr) == (0, "")
 
 
 def test_threaded_that_was_never_used_starts_no_thread():

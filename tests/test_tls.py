@@ -208,6 +208,27 @@ def test_a_unix_socket_has_no_name_of_its_own(tcp, tmp_path):
 # Handshakes that fail, for servers.
 
 
+def test_a_context_that_fails_is_a_connect_that_fails(tcp):
+    class Context(ssl.SSLContext):
+        made = 0
+
+        def wrap_bio(self, *arguments, **options):
+            self.made += 1
+            if self.made > 1:  # the first is made at the call, to see that there can be one
+                raise MemoryError
+            return super().wrap_bio(*arguments, **options)
+
+    listener = tcp.listen()
+    client = Witness(tcp)
+    context = Context(ssl.PROTOCOL_TLS_CLIENT)
+    tcp.implementation.connect(listener.address, client, ssl_context=context, server_hostname="localhost")
+    tcp.until(lambda: client.failed)
+    assert isinstance(client.failed, MemoryError)
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    listener.close()
+    tcp.implementation.wait(PATIENCE)
+
+
 def test_silent_strangers_delay_nobody(tls, info):
     listener = tls.listen(Echo)
     for _ in range(50):
@@ -271,6 +292,37 @@ def test_a_byte_now_and_then_does_not_prolong_a_handshake(tls, info):
         gevent.sleep(0.01)
     assert time.monotonic() - began < 2
     ended.join(PATIENCE)
+    assert "seconds" in failure_line(info)
+
+
+def test_no_handshake_is_over_time_because_of_a_stall(tls, info):
+    """The whole process stands still for longer than the handshake timeout after the clients have begun theirs."""
+    listener = tls.listen(Echo, handshake_timeout=0.15)
+    clients = [plain(tls, listener) for _ in range(20)]
+    until(lambda: len(listener._connections) == 20)
+    secured = [TLSSocket(client, handshake=False) for client in clients]
+    time.sleep(0.2)
+    gevent.joinall([gevent.spawn(client.shake_hands) for client in secured], timeout=PATIENCE, raise_error=True)
+    for client in secured:
+        client.sendall(b"x")
+    tls.until(lambda: len(tls.served) == 20 and all(served.data for served in tls.served))
+    assert info.records == []
+
+
+def test_a_stall_prolongs_a_handshake_only_once(tls, info):
+    listener = tls.listen(handshake_timeout=0.1)
+    stranger = plain(tls, listener)
+    until(lambda: listener._connections)
+    hello = client_hello()
+    began = time.monotonic()
+    for byte in hello:
+        time.sleep(0.11)
+        if info.records:
+            break
+        stranger.sendall(bytes([byte]))
+        gevent.sleep(0.001)
+    until(lambda: info.records)
+    assert time.monotonic() - began < 1
     assert "seconds" in failure_line(info)
 
 

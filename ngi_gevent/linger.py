@@ -1,0 +1,155 @@
+"""From closing to closed: discarding input, ending this side, and giving up on a peer that does neither.
+
+Closing a socket with unread input in it resets the connection, and the peer may lose the answer.  So a connection that
+leaves OPEN discards its input while output is pending, then ends its own side, and waits for the peer to end the other.
+
+Each of these is bounded.  Input is discarded at ``DISCARD_SIZE`` bytes every ``DISCARD_PAUSE`` seconds, so that a peer
+which sends on cannot keep the processor busy.  Output is pending for as long as the peer takes some of it within
+``SEND_TIMEOUT`` seconds.  After the last of it, the connection waits until nothing has arrived for ``DRAIN_TIMEOUT``
+seconds, and ``DISCARD_TIMEOUT`` seconds at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ngi_gevent.socket_options import is_broken, queued_output
+
+if TYPE_CHECKING:
+    from ngi_gevent.stream import StreamConnection
+
+__all__ = ["DRAIN_TIMEOUT", "SEND_TIMEOUT", "Linger"]
+
+#: Seconds for which the peer of a closing connection may take nothing before the connection is reset.
+SEND_TIMEOUT = 30.0
+
+#: Seconds for which a closed connection, everything delivered, waits for input or for its end.
+DRAIN_TIMEOUT = 1.0
+
+#: Seconds for which such a connection discards what a peer goes on sending.
+DISCARD_TIMEOUT = 30.0
+
+#: Bytes that are discarded before the peer has to wait, and for how many seconds: 16 MiB/s, which a large upload that
+#: was answered early can stand, and which costs less than a hundredth of a processor.
+DISCARD_SIZE, DISCARD_PAUSE = 1024 * 1024, 1 / 16
+
+#: Seconds between two looks whether a connection that waits for an iterable has broken: no watcher tells that.
+CHECK_INTERVAL = 1.0
+
+
+class Linger:
+    """The end of one connection, on its hub.  Made when the connection leaves OPEN."""
+
+    __slots__ = ("_arrived", "_connection", "_discarded", "_loop", "_pause", "_queued", "_socket", "_timer", "_until")
+
+    def __init__(self, connection: StreamConnection, loop: Any, sock: Any) -> None:
+        self._connection = connection
+        self._loop = loop
+        self._socket = sock
+        self._timer: Any = None
+        self._pause: Any = None
+        self._queued = 0  # bytes of output that the kernel had not delivered at the last look
+        self._arrived = False  # whether input has come since the last look
+        self._discarded = 0  # bytes since the last pause
+        self._until = 0.0
+
+    def close(self) -> None:
+        """Stop all timers: the connection is closed."""
+        self.stop_timer()
+        if self._pause is not None:
+            self._pause.close()
+            self._pause = None
+
+    def stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    # Input.
+
+    def discard_input(self) -> None:
+        """Receive some input and drop it.  Called when there is some."""
+        connection = self._connection
+        try:
+            data = connection.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            connection.close_socket()
+            return
+        except BaseException:  # out of memory, for example, which would come back with every turn of the loop
+            connection.close_socket()
+            raise
+        if not data:
+            connection.input_has_ended()
+            return
+        self._arrived = True
+        self._discarded += len(data)
+        if self._discarded >= DISCARD_SIZE:
+            connection.stop_discarding()
+            self._pause = self._loop.timer(DISCARD_PAUSE)
+            self._pause.start(self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause.close()
+        self._pause = None
+        self._discarded = 0
+        self._connection.start_discarding()
+
+    # Output.
+
+    def expect_progress(self) -> None:
+        """Give up once the peer takes nothing for ``SEND_TIMEOUT`` seconds: neither from here nor from the kernel."""
+        self._queued = queued_output(self._socket)
+        self._start_timer(SEND_TIMEOUT, self._check_progress)
+
+    def _check_progress(self) -> None:
+        if queued_output(self._socket) < self._queued:
+            self.expect_progress()
+        else:
+            self._connection.give_up_sending()
+
+    # Waiting for an iterable, with nothing to send and nothing to receive.
+
+    def check_for_break(self) -> None:
+        """Look every second whether the connection has broken, unless another timer runs."""
+        if self._timer is None:
+            self._start_timer(CHECK_INTERVAL, self._check_for_break)
+
+    def _check_for_break(self) -> None:
+        self.stop_timer()
+        if is_broken(self._socket):
+            self._connection.close_socket()
+        else:
+            self.check_for_break()
+
+    # The end.
+
+    def wait_for_peer(self) -> None:
+        """Wait for the end of input: this side has ended, and all output is with the kernel."""
+        self._until = monotonic() + DISCARD_TIMEOUT
+        self._wait_on()
+
+    def _wait_on(self) -> None:
+        self._queued = queued_output(self._socket)
+        self._arrived = False
+        self._start_timer(DRAIN_TIMEOUT, self._check_for_end)
+
+    def _check_for_end(self) -> None:
+        if not self._arrived and self._pause is None:
+            self.discard_input()  # after a stall, what arrived in time may not have been received
+        if self._timer is None:
+            return  # which has ended it
+        left = queued_output(self._socket)
+        if (0 < left < self._queued) or (not left and self._arrived and monotonic() < self._until):
+            self._wait_on()
+        else:
+            self._connection.close_socket()
+
+    def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.stop_timer()
+        self._timer = self._loop.timer(seconds)
+        # Not counted from when the loop last looked at the clock, which is before a handler that computed for long.
+        self._timer.start(callback, update=True)

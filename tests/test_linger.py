@@ -1,0 +1,133 @@
+"""From closing to closed: what a connection discards, what it waits for, and what it notices meanwhile."""
+
+from __future__ import annotations
+
+import gevent
+import gevent.socket
+import pytest
+from gevent.event import Event
+from stages import PATIENCE, Witness
+
+from ngi_gevent import linger
+
+
+class Waiting(Witness):
+    """Answers with an iterator that waits for ever, and notes when it is released."""
+
+    released = False
+
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.writelines(self.answer())
+        if data == b"close":
+            connection.close()
+
+    def answer(self):
+        try:
+            yield b"first"
+            Event().wait()
+        finally:
+            self.released = True
+            self.stage.happened()
+
+
+@pytest.mark.parametrize("ended_by", ["the peer", "both"])
+def test_a_peer_that_finishes_and_then_resets_is_noticed_while_an_iterator_waits(socket_stage, monkeypatch, ended_by):
+    monkeypatch.setattr(linger, "CHECK_INTERVAL", 0.01)
+    peer = socket_stage.peer(socket_stage.listen(Waiting, max_connections=1))
+    peer.send(b"close" if ended_by == "both" else b"x")
+    peer.finish()
+    with gevent.Timeout(PATIENCE):
+        while not (socket_stage.served and socket_stage.served[0].connection._input_over):
+            gevent.sleep(0.001)
+    served = socket_stage.served[0]
+    assert not served.released
+    peer.reset()
+    socket_stage.until(lambda: served.released and served.gone)
+    assert served.closed == (None if ended_by == "both" else "end of input")
+    assert socket_stage.client(socket_stage.listeners[0]).connection  # there is room for another
+
+
+def test_a_peer_that_finishes_and_waits_is_not_taken_for_one_that_has_gone(socket_stage, monkeypatch):
+    monkeypatch.setattr(linger, "CHECK_INTERVAL", 0.001)
+    go_on = Event()
+
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            connection.writelines(self.answer())
+
+        def answer(self):
+            yield b"first"
+            go_on.wait()
+            yield b"last"
+
+    peer = socket_stage.peer(socket_stage.listen(Server))
+    peer.send(b"x")
+    peer.finish()
+    peer.read()
+    with gevent.Timeout(PATIENCE):
+        while not (socket_stage.served and socket_stage.served[0].connection._input_over):
+            gevent.sleep(0.001)
+    gevent.sleep(0.02)  # twenty looks
+    go_on.set()
+    socket_stage.until(lambda: peer.ended)
+    assert (peer.received, peer.ended) == (b"firstlast", "end")
+
+
+class Goodbye(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.write(b"413 too large")
+        connection.close()
+
+
+def send_until_refused(peer):
+    """Have a plain socket send until it is told that nobody receives; how many bytes it has sent."""
+    sent = 0
+    try:
+        while True:
+            sent += peer.send(bytes(65536))
+    except OSError:
+        return sent
+
+
+def test_what_a_closed_connection_discards_is_bounded(tcp, monkeypatch):
+    monkeypatch.setattr(linger, "DISCARD_SIZE", 65536)
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.02)
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(linger, "DISCARD_TIMEOUT", 0.2)
+    listener = tcp.listen(Goodbye)
+    with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address) as peer:
+        sent = send_until_refused(peer)
+    tcp.until(lambda: tcp.served[0].gone)
+    assert sent < 32_000_000  # most of it in the kernel's buffers
+
+
+def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(tcp, monkeypatch):
+    """It goes on for longer than a closed connection waits for input."""
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
+    listener = tcp.listen(Goodbye)
+    with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address) as peer:
+        for _ in range(20):
+            peer.sendall(bytes(10_000))
+            gevent.sleep(0.01)
+        peer.shutdown(gevent.socket.SHUT_WR)
+        assert peer.recv(100) == b"413 too large"
+    tcp.until(lambda: tcp.served[0].gone)
+    assert tcp.served[0].closed is None
+
+
+def test_no_memory_to_discard_input_with_ends_the_connection(tcp, capfd):
+    """It would be met again with every turn of the loop."""
+
+    def no_memory(size):
+        raise MemoryError
+
+    peer = tcp.peer(tcp.listen(Goodbye))
+    peer.send(b"x")
+    tcp.until(lambda: tcp.served and tcp.served[0].data)
+    connection = tcp.served[0].connection
+    connection._receive = no_memory
+    peer.send(b"more")
+    tcp.until(lambda: tcp.served[0].gone)
+    assert capfd.readouterr().err.count("\nMemoryError\n") == 1
