@@ -834,7 +834,8 @@ def test_the_end_of_another_connection_is_an_error_of_the_function(stage, caplog
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-def test_a_function_may_leave_its_input_unread(socket_stage):
+def test_a_function_may_leave_its_input_unread(socket_stage, monkeypatch):
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
     listener = socket_stage.listen(blocking.server(lambda input, output: output.write(b"no, thanks")))
     peer = socket_stage.peer(listener)
     peer.send(bytes(MUCH))
