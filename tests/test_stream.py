@@ -280,7 +280,9 @@ def test_what_could_not_be_sent_keeps_no_implementation_from_closing(tcp):
         def connected(self, connection):
             self.meet(connection)
 
-    connection = tcp.client(tcp.listen(lambda connection: connection.abort()), Holding).connection
+    client, served = tcp.talk(witness=Holding)
+    connection = client.connection
+    served.connection.abort()
     with gevent.Timeout(PATIENCE):
         while connection:
             connection.write(b"x")
