@@ -109,12 +109,12 @@ def test_lines_end_in_newlines_only(stage):
 @pytest.mark.parametrize(
     "read",
     [
-        lambda input: input.read(timeout=0.01),
-        lambda input: input.read(6, timeout=0.01),
-        lambda input: input.readline(timeout=0.01),
+        lambda input: input.read(timeout=0.001),
+        lambda input: input.read(6, timeout=0.001),
+        lambda input: input.readline(timeout=0.001),
         lambda input: input.readline(6, timeout=0),
-        lambda input: input.readlines(timeout=0.01),
-        lambda input: input.readlines(6, timeout=0.01),
+        lambda input: input.readlines(timeout=0.001),
+        lambda input: input.readlines(6, timeout=0.001),
     ],
 )
 def test_a_read_that_takes_too_long_loses_nothing(stage, read):
@@ -127,7 +127,7 @@ def test_a_read_that_takes_too_long_loses_nothing(stage, read):
         read(input)
     peer.send(b"c\nd")
     with pytest.raises(Timeout):
-        input.read(100, timeout=0.01)
+        input.read(100, timeout=0.001)
     peer.send(b"e")
     peer.finish()
     assert input.read(timeout=PATIENCE) == b"bc\nde"
@@ -377,7 +377,9 @@ def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
             yield b"%05d" % number * 8_000
 
     pieces = pieces()
-    for _ in range(2):
+    before = -2
+    while len(pulled) > before + 1:  # while there is room for more than the piece that each call pulls
+        before = len(pulled)
         with pytest.raises(Timeout):
             output.writelines(pieces, timeout=0.05)
     assert len(pulled) < 300
@@ -832,7 +834,8 @@ def test_the_end_of_another_connection_is_an_error_of_the_function(stage, caplog
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-def test_a_function_may_leave_its_input_unread(socket_stage):
+def test_a_function_may_leave_its_input_unread(socket_stage, monkeypatch):
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
     listener = socket_stage.listen(blocking.server(lambda input, output: output.write(b"no, thanks")))
     peer = socket_stage.peer(listener)
     peer.send(bytes(MUCH))

@@ -212,10 +212,10 @@ def test_no_active_client_is_idle_after_a_stall(request, kind):
             if data == b"stall":
                 for peer in peers[1:]:
                     peer.socket.sendall(b"request")
-                time.sleep(0.7)
+                time.sleep(0.35)
             connection.write(b"answer")
 
-    listener = stage.listen(Server, idle_timeout=0.5)
+    listener = stage.listen(Server, idle_timeout=0.2)
     peers = [stage.peer(listener) for _ in range(5)]
     stage.until(lambda: len(stage.served) == 5)
     for peer in peers:

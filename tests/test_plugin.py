@@ -76,7 +76,8 @@ def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run,
     result.stdout.no_fnmatch_line("*made at *.py:7*")
 
 
-def test_the_plugin_imports_nothing_before_it_is_used(run):
+def test_the_plugin_imports_nothing_before_it_is_used(run, monkeypatch):
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # coverage imports greenlet
     result = run(
         """
         import sys

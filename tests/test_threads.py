@@ -128,7 +128,9 @@ def test_two_hundred_threads_talk_to_a_word_count_server():
     (thread,) = set(threading.enumerate()) - before[1]
     implementation.close()
     thread.join(PATIENCE)
-    assert (descriptors(), set(threading.enumerate())) == before
+    # What tests before this one left may be gone.
+    assert descriptors() <= before[0]
+    assert set(threading.enumerate()) <= before[1]
 
 
 def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
