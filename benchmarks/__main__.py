@@ -28,7 +28,7 @@ OTHER_FILES = 500
 DESCRIPTION = """\
 Measure how fast ngi_gevent is, beside other servers doing the same work, one after the other, in several rounds.
 
-The whole takes some eight minutes.  It needs Linux, and a C compiler (cc) for the load that drives the servers; without
+The whole takes some nine minutes.  It needs Linux, and a C compiler (cc) for the load that drives the servers; without
 one, only what needs no sockets is measured.  Leave the machine alone meanwhile.
 """
 

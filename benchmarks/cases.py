@@ -59,6 +59,20 @@ def rate(report: dict[str, float], what: str = "operations", scale: float = 1) -
     )
 
 
+def rate_and_cpu(report: dict[str, float], what: str = "operations", scale: float = 1) -> list[Measurement]:
+    """The measurements for the rows of ``with_cpu``."""
+    measurement = rate(report, what, scale)
+    return [measurement, Measurement(report["server_cpu"] * 1e6 / measurement.value)]
+
+
+def with_cpu(name: str, title: str, units: str) -> tuple[Row, Row]:
+    """The row for the rate of a work on sockets, and the row for the server's processor time for each unit of it."""
+    return (
+        Row(name, title, f"{units}/s"),
+        Row(f"{name}-cpu", f"{title}: processor time (less is better)", f"µs/{units.removesuffix('s')}"),
+    )
+
+
 def timed(settings: Settings) -> dict[str, float]:
     return {"seconds": settings.seconds, "warm_up": settings.warm_up}
 
@@ -67,39 +81,39 @@ def echo(size: int, connections: int) -> Case:
     def measure(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
         with bench.serving(server, "echo") as running:
             report = bench.load("echo", running, connections=connections, request=size, **timed(settings))
-        return [rate(report)]
+        return rate_and_cpu(report)
 
     shown = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
     name = f"echo-{shown.replace(' KiB', 'K').replace(' B', '')}x{connections}"
-    return Case((Row(name, f"echo {shown} × {connections:,}", "requests/s"),), SERVERS, measure)
+    return Case(with_cpu(name, f"echo {shown} × {connections:,}", "requests"), SERVERS, measure)
 
 
 def connect(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
     with bench.serving(server, "echo") as running:
-        return [rate(bench.load("connect", running, connections=50, **timed(settings)))]
+        return rate_and_cpu(bench.load("connect", running, connections=50, **timed(settings)))
 
 
 def stream_out(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
     with bench.serving(server, "send") as running:
-        return [rate(bench.load("stream-out", running, stream=settings.stream), "bytes", 1e6)]
+        return rate_and_cpu(bench.load("stream-out", running, stream=settings.stream), "bytes", 1e6)
 
 
 def stream_in(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
     with bench.serving(server, "receive") as running:
-        return [rate(bench.load("stream-in", running, stream=settings.stream), "bytes", 1e6)]
+        return rate_and_cpu(bench.load("stream-in", running, stream=settings.stream), "bytes", 1e6)
 
 
 def burst(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
     with bench.serving(server, "burst") as running:
-        return [rate(bench.load("burst", running, connections=10, answer=64_000, **timed(settings)))]
+        return rate_and_cpu(bench.load("burst", running, connections=10, answer=64_000, **timed(settings)))
 
 
 def idle(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
     """The memory of idle connections, and the echo of others before there are idle ones, and beside them."""
     few = settings.idle // 10
 
-    def active() -> Measurement:
-        return rate(bench.load("echo", running, connections=100, **timed(settings)))
+    def active() -> list[Measurement]:
+        return rate_and_cpu(bench.load("echo", running, connections=100, **timed(settings)))
 
     with bench.serving(server, "echo") as running:
         alone = active()
@@ -108,7 +122,7 @@ def idle(bench: Bench, server: Server, settings: Settings) -> Sequence[Measureme
             with bench.held(running, few):
                 each = (running.private_memory() - before) / settings.idle
             beside = active()
-    return [Measurement(each / 1024), alone, beside]
+    return [Measurement(each / 1024), *alone, *beside]
 
 
 def in_memory(work: str) -> Callable[[Bench, Server, Settings], Sequence[Measurement]]:
@@ -126,16 +140,17 @@ CASES = [
     echo(4 * 1024, 100),
     echo(64 * 1024, 100),
     echo(64, 1),
+    echo(64, 8),
     echo(64, 1000),
-    Case((Row("connect", "connect, exchange 64 B, close", "connections/s"),), SERVERS, connect),
-    Case((Row("stream-out", "stream out", "MB/s"),), SERVERS, stream_out),
-    Case((Row("stream-in", "stream in", "MB/s"),), SERVERS, stream_in),
-    Case((Row("burst", "burst of 1,000 writes of 64 B", "bursts/s"),), SERVERS, burst),
+    Case(with_cpu("connect", "connect, exchange 64 B, close", "connections"), SERVERS, connect),
+    Case(with_cpu("stream-out", "stream out", "MB"), SERVERS, stream_out),
+    Case(with_cpu("stream-in", "stream in", "MB"), SERVERS, stream_in),
+    Case(with_cpu("burst", "burst of 1,000 writes of 64 B", "bursts"), SERVERS, burst),
     Case(
         (
             Row("idle", "memory of an idle connection (less is better)", "KiB"),
-            Row("echo-alone", "echo 64 B × 100, none idle", "requests/s"),
-            Row("echo-beside-idle", "echo 64 B × 100, many idle", "requests/s"),
+            *with_cpu("echo-alone", "echo 64 B × 100, none idle", "requests"),
+            *with_cpu("echo-beside-idle", "echo 64 B × 100, many idle", "requests"),
         ),
         PYTHON_SERVERS,
         idle,
@@ -149,4 +164,4 @@ CASES = [
     ),
 ]
 
-ECHO_ROWS = [case.rows[0] for case in CASES[:5]]
+ECHO_ROWS = [case.rows[0] for case in CASES if case.name.startswith("echo-")]

@@ -20,11 +20,6 @@ class Measurement:
     server_cpu: float | None = None
     disturbed: float | None = None  # the share of time for which another process had the core of the server or the load
 
-    @property
-    def per_cpu_second(self) -> float | None:
-        """The rate for each second that the server ran, which depends less on what else the machine was doing."""
-        return self.value / self.server_cpu if self.server_cpu else None
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -78,12 +73,12 @@ class Figures:
         values = (getattr(measurement, what) for measurement in self.measurements(row, server))
         return Spread.of(value for value in values if value is not None)
 
-    def against(self, row: str, server: Server, base_row: str | None = None, what: str = "value") -> Spread | None:
+    def against(self, row: str, server: Server, base_row: str | None = None) -> Spread | None:
         """Ours in *row* for each of *server* in it, or in *base_row*.
 
         Within each round, so that what slows a machine down for a while cancels out.
         """
         ours = self._measured.get((row, OURS.name), {})
         others = self._measured.get((base_row or row, server.name), {})
-        pairs = ((getattr(ours[number], what), getattr(others[number], what)) for number in ours if number in others)
+        pairs = ((ours[number].value, others[number].value) for number in ours if number in others)
         return Spread.of(one / other for one, other in pairs if one and other)

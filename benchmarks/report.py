@@ -121,6 +121,8 @@ def markdown(run: Run) -> str:
         "most of them. *≥* marks where the load was "
         "busier than the server, which could have done more. C epoll is no competitor, but the floor: a loop in C that "
         "does the same work with nothing around it.",
+        "*Processor time* is how long the server runs, in its own code and in the kernel, for each request, "
+        "connection, MB or burst. Compare it, rather than the rate, if the load was the limit or other programs ran.",
         f"Streams are of {settings.stream >> 20:,} MiB. Memory is that of {settings.idle:,} idle connections, without "
         f"what the kernel keeps for their sockets; *many idle* are {settings.idle - settings.idle // 10:,}.",
         *all_notes(run),
@@ -201,21 +203,15 @@ def _details(run: Run) -> Iterable[str]:
     yield "## Details"
     yield (
         "*p50* and *p99*: median and 99th percentile of the time from the first byte of a request to the last of "
-        "its answer. *server* and *load*: how busy they kept their cores. *per CPU second*: the rate for each second "
-        "that the server ran, and under *×* how many times that of the server ours is: it tells more than the rate "
-        "where the load was the limit, or the machine not left alone. All are medians of the rounds."
+        "its answer. *server* and *load*: how busy they kept their cores. All are medians of the rounds."
     )
-    lines = [
-        ["work", "server", "median", "least", "most", "p50, µs", "p99, µs", "server", "load", "per CPU second", "×"]
-    ]
+    lines = [["work", "server", "median", "least", "most", "p50, µs", "p99, µs", "server", "load"]]
     for row, case in run.rows():
         for server in run.servers(row, case):
             spread = run.figures.spread(row.name, server)
             if spread is None:
                 continue
             latencies = [run.figures.spread(row.name, server, what) for what in ("median_us", "p99_us")]
-            per_second = run.figures.spread(row.name, server, "per_cpu_second")
-            times = run.figures.against(row.name, server, what="per_cpu_second") if server is not OURS else None
             shares = [run.figures.spread(row.name, server, what) for what in ("server_cpu", "load_cpu")]
             lines.append(
                 [
@@ -224,8 +220,6 @@ def _details(run: Run) -> Iterable[str]:
                     *(shown(value) for value in (spread.median, spread.least, spread.most)),
                     *(shown(latency.median) if latency else "" for latency in latencies),
                     *(f"{share.median:.0%}" if share else "" for share in shares),
-                    shown(per_second.median) if per_second else "",
-                    f"{times.median:.2f}" if times else "",
                 ]
             )
     yield _table(lines)
@@ -234,8 +228,11 @@ def _details(run: Run) -> Iterable[str]:
 def _failures(run: Run) -> Iterable[str]:
     if run.figures.failures:
         yield "## Failures"
+    rows: dict[tuple[str, int, str], list[str]] = {}
     for failure in run.figures.failures:
-        yield f"{failure.row}, {failure.server}, round {failure.round}:\n\n```\n{failure.error}\n```"
+        rows.setdefault((failure.server, failure.round, failure.error), []).append(failure.row)
+    for (server, round_number, error), failed in rows.items():
+        yield f"{', '.join(failed)}, {server}, round {round_number}:\n\n```\n{error}\n```"
 
 
 def _table(lines: list[list[str]]) -> str:

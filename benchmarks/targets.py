@@ -46,24 +46,38 @@ def _figure(figures: Figures, row: str) -> Spread | None:
     return figures.spread(row, OURS)
 
 
+_NAMED = {"stream_server": STREAM_SERVER, "uvloop": UVLOOP, "asyncio": ASYNCIO, "twisted": TWISTED}
+
+
 def _at_least(row: str, **factors: float) -> list[Target]:
-    servers = {"stream_server": STREAM_SERVER, "uvloop": UVLOOP, "asyncio": ASYNCIO, "twisted": TWISTED}
     return [
-        Target(row, f"≥ {factor} × {servers[name].name}", factor, _against(servers[name]))
+        Target(row, f"≥ {factor} × {_NAMED[name].name}", factor, _against(_NAMED[name]))
+        for name, factor in factors.items()
+    ]
+
+
+def _at_most(row: str, **factors: float) -> list[Target]:
+    return [
+        Target(row, f"≤ {factor} × {_NAMED[name].name}", factor, _against(_NAMED[name]), at_most=True)
         for name, factor in factors.items()
     ]
 
 
 TARGETS = [
     *_at_least("echo-64x100", stream_server=2.5, uvloop=1.0, asyncio=3.0, twisted=2.0),
+    *_at_most("echo-64x100-cpu", uvloop=1.05),
     *_at_least("echo-4Kx100", stream_server=2.5, uvloop=1.0, asyncio=3.0, twisted=2.0),
     Target("echo-64Kx100", "≥ 1.0 × the best other", 1.0, _against_best),
+    *_at_most("echo-64Kx100-cpu", uvloop=1.0),
     *_at_least("echo-64x1", stream_server=1.0, uvloop=0.9, asyncio=1.0, twisted=1.0),
+    *_at_most("echo-64x1-cpu", uvloop=1.35, stream_server=0.75),
+    *_at_most("echo-64x8-cpu", uvloop=1.15),
     *_at_least("echo-64x1000", stream_server=1.0, uvloop=0.9, asyncio=1.0, twisted=1.0),
     *_at_least("connect", stream_server=1.0),
+    *_at_most("connect-cpu", stream_server=0.95),
     Target("stream-out", "≥ 1.0 × the best other", 1.0, _against_best),
     Target("stream-in", "≥ 1.0 × the best other", 1.0, _against_best),
-    Target("idle", "≤ 1.0 × StreamServer", 1.0, _against(STREAM_SERVER), at_most=True),
+    *_at_most("idle", stream_server=1.0),
     Target("echo-beside-idle", "≥ 0.9 × the same with none idle", 0.9, _against_row("echo-alone")),
     Target("lines", "≥ 1,000,000 lines/s", 1_000_000, _figure),
     Target("round-trips", "≥ 200,000 round trips/s", 200_000, _figure),
