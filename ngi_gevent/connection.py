@@ -338,6 +338,10 @@ class BaseConnection:
         """Return how many bytes of output the peer has not taken."""
         return self._pending
 
+    def has_connections(self) -> bool:
+        """Return whether it is not closed; as that of a listener, for whoever has both."""
+        return self._state is not CLOSED
+
     def is_full(self) -> bool:
         """Return whether more input must wait until the peer takes output.
 
@@ -460,9 +464,13 @@ class BaseConnection:
     # The handler's callbacks.  Called where callbacks of this connection run, one at a time.
 
     def _failed(self, where: str, error: BaseException) -> None:
-        """The application raised *error* in *where*: report it, and end this connection."""
-        if self._state is OPEN and not is_end_of(self, error):
-            self._leave_open(error)
+        """The application raised *error* in *where*: report it, and end this connection.
+
+        Also if it only wrote to this connection in vain.  The rest of the piece of input is lost with the callback, and
+        an adapter that was in the middle of it must not take what comes next for the beginning of a record.
+        """
+        if self._state is OPEN:
+            self._leave_open((is_end_of(self, error) and self._output_error) or error)
         self._report(where, error)
 
     def _report(self, where: str, error: BaseException) -> None:

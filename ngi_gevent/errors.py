@@ -33,7 +33,8 @@ class ConnectionClosed(NGIError, ValueError):
     a :class:`ValueError` too, as writing to a closed file is.
 
     A handler need not catch it for its own connection: if it leaves a callback of that connection, it is logged at
-    level DEBUG, and ``handle_close`` gets the reason for which the connection ended.
+    level DEBUG, and ``handle_close`` gets the reason for which the connection ended.  A handler that wants what had
+    arrived before the end must catch it, or look at ``bool(connection)`` before it writes.
 
     :ivar connection: the connection that was written to, below all adapters; None if there is none to name.
     """

@@ -7,6 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -316,11 +317,16 @@ class _OutstandingOnHub(Outstanding):
         return self._over()
 
     def wait_for_delivery(self) -> None:
-        """Wait until nothing is outstanding, for as long as peers take some of the output in time."""
-        left: int | None = None
-        while not self.wait(SEND_TIMEOUT):
+        """Wait until all connections are closed, for as long as peers take some of the output in time.
+
+        Callbacks that still run are not waited for.  A closed connection that has one is noticed within a second.
+        """
+        left, deadline = self.unsent_size(), time.monotonic() + SEND_TIMEOUT
+        while not self.wait(DRAIN_TIMEOUT) and self.has_connections():
             before, left = left, self.unsent_size()
-            if left == before:
+            if left != before:
+                deadline = time.monotonic() + SEND_TIMEOUT
+            elif time.monotonic() > deadline:
                 return
 
     def _over(self) -> bool:
@@ -431,7 +437,8 @@ class Threaded(Implementation):
     def __exit__(self, *_: object) -> None:
         self.close()
         if self._start is not None and not self._is_on_its_thread():
-            self._ended.wait()
+            with suppress(ImplementationClosed):  # the thread has ended, so everything is delivered
+                call_on(self._hub, lambda: self._on_hub[self._hub].wait_for_delivery())
 
     def _is_on_its_thread(self) -> bool:
         # Once a thread has ended, another one can have its ident.
@@ -512,9 +519,11 @@ class Threaded(Implementation):
                 hub.destroy(destroy_loop=True)
             self._start_failed(start, error)
             return
+        # A greenlet that raises SystemExit or KeyboardInterrupt would end this thread, and all that it serves, only.
+        hub.SYSTEM_ERROR = (SystemError,)
         start.over.set()
         self._stop.wait()
-        outstanding.wait_for_delivery()
+        outstanding.wait(None)
         keep_running.close()
         hub.destroy(destroy_loop=True)
         self._ended.set()

@@ -110,7 +110,7 @@ class IConnectionHandler(Protocol):
     What any of them raises is logged with its traceback.  From ``handle_input`` and ``handle_exception`` it also closes
     the connection (what was written is delivered), and ``handle_close`` gets it as the reason.  One exception is no
     error: a :class:`~ngi_gevent.ConnectionClosed` of this very connection, which had ended when the callback wrote to
-    it.  It is logged at level DEBUG, and ``handle_close`` gets the reason of the end.
+    it.  It is logged at level DEBUG, nothing more is delivered, and ``handle_close`` gets the reason of the end.
     """
 
     def handle_input(self, connection: Any, data: bytes, /) -> object:

@@ -143,7 +143,7 @@ class Linger:
         if self._timer is None:
             return  # which has ended it
         left = queued_output(self._socket)
-        if (0 < left < self._queued) or (not left and self._arrived and monotonic() < self._until):
+        if 0 < left < self._queued or (self._arrived and monotonic() < self._until):
             self._wait_on()
         else:
             self._connection.close_socket()

@@ -119,6 +119,10 @@ class BaseListener:
         """Return how many bytes of output the peers of its connections have not taken."""
         return sum(connection.unsent_size() for connection in list(self._connections))
 
+    def has_connections(self) -> bool:
+        """Return whether it has connections that are not closed."""
+        return any(connection.has_connections() for connection in list(self._connections))
+
     # What connections tell their owner.
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:

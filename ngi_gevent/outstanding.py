@@ -48,6 +48,10 @@ class Outstanding:
         """Return how many bytes of output the peers have not taken."""
         return sum(item.unsent_size() for item in list(self._items) if hasattr(item, "unsent_size"))
 
+    def has_connections(self) -> bool:
+        """Return whether there are connections that are not closed."""
+        return any(item.has_connections() for item in list(self._items) if hasattr(item, "has_connections"))
+
     def stop(self) -> None:
         """End everything without waiting, but for connections that are closed already: they finish delivering."""
         for item in list(self._items):

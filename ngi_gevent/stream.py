@@ -209,19 +209,15 @@ class StreamConnection(BaseConnection):
         """The body of the connection's greenlet: every callback is called in here."""
         self.resume = getcurrent().switch
         try:
-            self._guarded(where, lambda: check_returned(begin(self), where))
-            while self._state is OPEN:
-                self._guarded("handle_input", self._serve)
+            try:
+                check_returned(begin(self), where)
+                where = "handle_input"
+                self._serve()
+            except BaseException as error:
+                self.waiting = False  # the greenlet may have been killed where it waits
+                self._failed(where, error)
         finally:  # it may be killed, or interrupted, while the log blocks
             self._handler_told()
-
-    def _guarded(self, where: str, call: Callable[[], object]) -> None:
-        """Call what calls the application, and see to what it raises."""
-        try:
-            call()
-        except BaseException as error:
-            self.waiting = False  # the greenlet may have been killed where it waits
-            self._failed(where, error)
 
     def _serve(self) -> None:
         """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
@@ -274,9 +270,26 @@ class StreamConnection(BaseConnection):
             self._reading = True
             self._read_watcher.start(self._dispatcher.has_input, self)
         if self._output_error is not None:
-            # Look for what is left to receive, since there may be nothing more to wake us.
-            self._dispatcher.wake(self)
-        return True
+            # Nothing more may come to wake the greenlet, so it looks again after each piece.
+            self._attention = True
+            self._receive_left()
+            self._dispatcher.wake(self)  # not before: a handler that blocks would use that up
+        return self._state is OPEN
+
+    def _receive_left(self) -> None:
+        """Output has failed: deliver the next piece of what had arrived before, or the end."""
+        try:
+            data = self._receive(RECEIVE_SIZE)
+        except BlockingIOError:
+            self._lost(self._output_error)  # type: ignore[arg-type]
+        except OSError as error:
+            self._lost(error)
+        else:
+            if not data:
+                self._input_over = True
+                self._leave_open(self._output_error)
+            elif not self._ended_elsewhere:
+                self._handler.handle_input(self, data)  # type: ignore[union-attr]
 
     def _notify(self) -> None:
         """Have the greenlet attend to something, at once or when it is back from the handler."""
@@ -385,7 +398,7 @@ class StreamConnection(BaseConnection):
                 self._make_calls()
             return False
         # Where it is gone, there is nothing to be done but to tell a first handler of it, or not to.
-        if not self._gone or (self._reason is not None and self._dispatcher.hub.loop is not None):
+        if self._dispatcher.hub.loop is not None and (not self._gone or self._reason is not None):
             with _handing_over:
                 if self._calls is None:
                     self._calls = deque()

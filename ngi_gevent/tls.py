@@ -180,6 +180,8 @@ class TLSConnection(StreamConnection):
                 except Timeout as timeout:
                     # After a stall of the whole process, what the peer sent in time may have been received only now, or
                     # not yet.  So the handshake goes on, but only once.
+                    if self._state is not HANDSHAKE:  # it was stopped in the same turn
+                        raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED) from None
                     seconds = timeout.seconds or 0.0
                     stalled = latest - began > seconds or has_input(self._socket)
                     if extension is not None or not stalled:

@@ -7,6 +7,7 @@ import struct
 import time
 import tracemalloc
 
+import gevent
 import pytest
 from stages import Witness
 
@@ -373,6 +374,34 @@ def test_a_peer_that_takes_no_answers_gets_no_more_of_its_records_answered(tcp):
     tcp.until(lambda: served.closed)
     assert isinstance(served.closed, OSError)
     assert served.most_pending < 200_000
+
+
+@pytest.mark.parametrize(("adapt", "record"), [(over_lines, b"hello\n"), (over_sized, sized(b"hello"))])
+def test_nothing_is_taken_for_a_record_behind_one_that_was_cut_short(tcp, adapt, record):
+    """The handler writes in vain to a peer that has gone, in the middle of a piece; what follows begins anywhere."""
+
+    class Server(Witness):
+        def connected(self, connection):
+            self.meet(connection)
+            adapt(self, connection)
+
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            while connection:
+                connection.write(b"x")
+                gevent.sleep(0.001)
+            connection.write(b"in vain")
+
+    peer = tcp.peer(tcp.listen(Server))
+    peer.send(record + sized(record + record)[:-1])
+    tcp.until(lambda: tcp.served and tcp.served[0].data)
+    peer.send(record)
+    tcp.until(lambda: peer.sent == 4 * len(record) + 3)
+    peer.reset()
+    tcp.until(lambda: tcp.served[0].closed)
+    assert tcp.served[0].chunks[0] == b"hello"
+    assert len(tcp.served[0].chunks) == 1
+    assert isinstance(tcp.served[0].closed, OSError)
 
 
 def test_the_pieces_of_an_unfinished_record_cost_no_more_than_their_bytes():

@@ -117,6 +117,27 @@ def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(tc
     assert tcp.served[0].closed is None
 
 
+def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp, monkeypatch):
+    """It takes nothing for longer than a closed connection waits for input."""
+
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            connection.write(bytes(1_000_000))
+            connection.close()
+
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
+    received = 0
+    with gevent.Timeout(PATIENCE), gevent.socket.socket() as peer:
+        peer.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, 65536)
+        peer.connect(tcp.listen(Answer).address)
+        for _ in range(30):
+            peer.sendall(bytes(1000))
+            gevent.sleep(0.01)
+        while data := peer.recv(65536):
+            received += len(data)
+    assert received == 1_000_000
+
+
 def test_no_memory_to_discard_input_with_ends_the_connection(tcp, capfd):
     """It would be met again with every turn of the loop."""
 

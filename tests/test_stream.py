@@ -256,9 +256,10 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     class Answer(Blocking):
         def handle_input(self, connection, data):
             Witness.handle_input(self, connection, data)
-            connection.write(b"before")
-            self.release.wait()
-            connection.write(b"after")
+            if connection:
+                connection.write(b"before")
+                self.release.wait()
+                connection.write(b"after")
 
     peer = socket_stage.peer(socket_stage.listen(Answer))
     peer.send(b"first")
@@ -271,6 +272,30 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     socket_stage.until(lambda: served.closed)
     assert served.data == b"firstlast words"
     assert isinstance(served.closed, OSError)
+
+
+def test_a_peer_that_takes_nothing_and_goes_on_sending_is_gone_when_all_is_delivered(tcp, tmp_path):
+    """On a Unix socket, it can end the one direction only, so nothing tells that this is the end of both."""
+
+    class Once(Blocking):
+        def handle_input(self, connection, data):
+            Witness.handle_input(self, connection, data)
+            if connection:
+                connection.write(b"x")
+                self.release.wait()
+
+    listener = tcp.implementation.listener(str(tmp_path / "socket"), tcp.server(Once))
+    with gevent.socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(listener.address)
+        peer.shutdown(socket.SHUT_RD)
+        peer.sendall(b"one")
+        tcp.until(lambda: tcp.served and tcp.served[0].data)
+        peer.sendall(b"two")
+        tcp.served[0].release.set()
+        tcp.until(lambda: tcp.served[0].closed)
+    assert tcp.served[0].data == b"onetwo"
+    assert isinstance(tcp.served[0].closed, BrokenPipeError)
+    listener.close()
 
 
 def test_what_could_not_be_sent_keeps_no_implementation_from_closing(tcp):
@@ -657,6 +682,21 @@ def test_the_end_of_a_with_statement_does_not_wait_for_ever(tcp, monkeypatch, ou
         connection.writelines([b"x" * 24_000_000] if output == "much" else (never.wait() for _ in range(1)))
         connection.close()
     connection.abort()
+    clients.wait(PATIENCE)
+
+
+def test_the_end_of_a_with_statement_does_not_wait_for_a_handler_that_is_blocked(socket_stage, monkeypatch):
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(implementation, "DRAIN_TIMEOUT", 0.05)
+    listener = socket_stage.listen()
+    client = Blocking(socket_stage)
+    with gevent.Timeout(PATIENCE), type(socket_stage.implementation)() as clients:
+        clients.connect(listener.address, client)
+        socket_stage.until(lambda: socket_stage.served and client.connection)
+        socket_stage.served[0].connection.write(b"x")
+        socket_stage.until(lambda: client.trace)
+    assert client.trace == ["in"]
+    client.release.set()
     clients.wait(PATIENCE)
 
 

@@ -133,6 +133,37 @@ def test_two_hundred_threads_talk_to_a_word_count_server():
     assert set(threading.enumerate()) <= before[1]
 
 
+def test_a_greenlet_that_wants_the_program_to_end_does_not_end_the_thread_of_a_threaded():
+    class Server(ngi_gevent.testing.Recorder):
+        def handle_input(self, connection, data):
+            gevent.spawn(sys.exit).join()
+            connection.write(b"still here")
+
+    served, client = Server(), ngi_gevent.testing.Recorder()
+    with Threaded() as implementation:
+        implementation.listener(None, served.connected).connect(client)
+        client.wait_connected().write(b"x")
+        client.expect(b"still here")
+    implementation.wait(PATIENCE)
+
+
+def test_a_connection_whose_hub_was_destroyed_can_be_closed_in_any_way():
+    def serve():
+        listener = ngi_gevent.listener(None, connections.append)
+        blocking.connect(listener.address, timeout=PATIENCE)
+        gevent.sleep(0)
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    connections = []
+    in_thread(serve)
+    (connection,) = connections
+    connection.when_closed(lambda: None)
+    connection.set_handler(Echo(None))
+    connection.close()
+    connection.abort()
+    assert not connection
+
+
 def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
     client, served = tcp.talk()
     began = time.monotonic()

@@ -309,6 +309,16 @@ def test_no_handshake_is_over_time_because_of_a_stall(tls, info):
     assert info.records == []
 
 
+def test_a_handshake_that_is_stopped_when_its_time_is_over_is_no_error(tls, info):
+    listener = tls.listen(handshake_timeout=0.05)
+    plain(tls, listener)
+    until(lambda: listener._connections)
+    time.sleep(0.1)
+    listener.close()
+    until(lambda: not listener._connections)
+    assert "stopped" in failure_line(info)
+
+
 def test_a_stall_prolongs_a_handshake_only_once(tls, info):
     listener = tls.listen(handshake_timeout=0.1)
     stranger = plain(tls, listener)
