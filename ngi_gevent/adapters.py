@@ -145,6 +145,12 @@ class Base:
         if handle_close is not None:
             handle_close(self, reason)
 
+    def _application_ended(self, connection: Any) -> None:
+        """Pass on that the application ended the connection, which generators need to know."""
+        application_ended = getattr(self._handler, "_application_ended", None)
+        if application_ended is not None:
+            application_ended(self)
+
     def handle_exception(self, connection: Any, exception: BaseException) -> None:
         """Tell the handler; without its ``handle_exception``, raise *exception*, which closes the connection."""
         handle_exception = getattr(self._handler, "handle_exception", None)
