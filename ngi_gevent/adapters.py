@@ -161,13 +161,16 @@ class Base:
     def end(self, reason: Reason) -> None:
         """End the connection because the peer broke the rules, for *reason*, and tell the handler and the log.
 
-        For adapters to call in ``handle_input``.  What was written is delivered.  Where the connection has ended
-        already, this does nothing.
+        For adapters to call in ``handle_input``.  What was written is delivered.  ``handle_close`` is called for all
+        adapters of the connection, from the lowest up.  If the connection has ended already, this does nothing.
         """
         if self.connection:
             self.connection.close()
             logs.connections.info("connection with %r ended: %s", self.peer_address, logs.shown(reason))
-            Base.handle_close(self, self.connection, reason)
+            lowest = self
+            while isinstance(lowest.connection, Base):
+                lowest = lowest.connection
+            lowest.handle_close(lowest.connection, reason)
 
 
 class Lines(Base):
