@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 from gevent.event import Event
@@ -260,11 +260,16 @@ class Implementation:
         other method called afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
         """
         self._closed = True
-        for hub, outstanding in list(self._on_hub.items()):
+        # Other threads add to it, and the garbage collector removes from it.  This copy is made in one step.
+        for reference in self._on_hub.keyrefs():
+            hub = reference()
+            if hub is None:
+                continue
+            outstanding, loop = self._on_hub[hub], hub.loop
             if hub.thread_ident == get_ident():
                 outstanding.stop()
-            elif hub.loop is not None:
-                run_callback_threadsafe(hub.loop, outstanding.stop)
+            elif loop is not None:
+                run_callback_threadsafe(loop, outstanding.stop)
 
     def _call(self, function: Callable[[], Result]) -> Result:
         return function()
@@ -288,6 +293,7 @@ class Implementation:
         outstanding = self._on_hub.get(hub)
         if outstanding is None:
             outstanding = self._on_hub[hub] = self._make_outstanding()
+            self._check_open()  # because a close() at the same time may not have found this hub
         return hub, outstanding
 
 
@@ -488,6 +494,7 @@ class Threaded(Implementation):
     def _start_failed(self, start: _Start, error: BaseException) -> None:
         """Raise *error* to all callers that wait for this start; the next call tries again."""
         with self._starting:
+            _running.discard(self)
             self._start = None
         start.error = error
         start.over.set()
@@ -518,6 +525,7 @@ class Threaded(Implementation):
         keep_running.close()
         hub.destroy(destroy_loop=True)
         self._ended.set()
+        _running.discard(self)
 
 
 class _Start:
@@ -532,7 +540,8 @@ class _Start:
         self.error: BaseException | None = None
 
 
-_running: WeakSet[Threaded] = WeakSet()
+# Those whose thread may run.  Not a WeakSet, since a thread can begin or end while that is iterated over.
+_running: set[Threaded] = set()
 
 
 @atexit.register
