@@ -16,7 +16,7 @@ from gevent.event import Event
 from gevent.monkey import is_module_patched
 from greenlet import getcurrent
 
-from ngi_gevent import transport
+from ngi_gevent import forks, transport
 from ngi_gevent.acceptor import default_max_connections
 from ngi_gevent.address import check_connect_address, check_listen_address, check_send_address
 from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
@@ -431,13 +431,18 @@ class Threaded(Implementation):
             super().wait(timeout)
         elif not self._closed:
             call_on(self._running_hub(), super().wait, timeout)
-        elif self._start is not None and not self._ended.wait(timeout):
+        elif self._has_thread() and not self._ended.wait(timeout):
             raise Timeout(f"still outstanding after {timeout} seconds: {self._on_hub[self._hub]}")
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        if self._start is not None and not self._is_on_its_thread():
+        if self._has_thread() and not self._is_on_its_thread():
             self._ended.wait()
+
+    def _has_thread(self) -> bool:
+        """Return whether this was started in this process; a forked child has none of its parent's threads."""
+        start = self._start
+        return start is not None and start.generation == forks.generation()
 
     def _is_on_its_thread(self) -> bool:
         # Once a thread has ended, another one can have its ident.
@@ -452,7 +457,7 @@ class Threaded(Implementation):
         with self._starting:
             closed, self._closed = self._closed, True
             start = self._start
-        if closed or start is None:
+        if closed or start is None or not self._has_thread():
             return False
         start.over.wait()
         return start.error is None
@@ -470,6 +475,10 @@ class Threaded(Implementation):
             self._check_open()
             begun = self._start is not None
             start = self._start = self._start or _Start()
+        if start.generation != forks.generation():
+            raise ImplementationClosed(
+                "this Threaded was started before a fork, and its thread is in the parent process; make a new one"
+            )
         if not begun:
             self._start_thread(start)
         start.over.wait()
@@ -503,7 +512,7 @@ class Threaded(Implementation):
         """Close, and wait a moment for the thread: an interpreter that ends while a thread does may crash."""
         if self._closes():
             run_callback_threadsafe(self._hub.loop, self._stop_all)
-        if self._start is not None:
+        if self._has_thread():
             self._ended.wait(EXIT_PATIENCE)
 
     def _serve(self, start: _Start) -> None:
@@ -531,11 +540,13 @@ class Threaded(Implementation):
 class _Start:
     """One start of the thread of a :class:`Threaded`.
 
+    :ivar generation: that of the process which the thread is in.
     :ivar over: set once the hub runs, or cannot.
     :ivar error: the reason why it cannot, if so.
     """
 
     def __init__(self) -> None:
+        self.generation = forks.generation()
         self.over = Flag()
         self.error: BaseException | None = None
 
