@@ -106,9 +106,9 @@ class Implementation:
     ) -> None:
         """Start to connect to *address* and return: *handler* is told what came of it.
 
-        Never blocks.  *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or
-        ``ValueError`` for what can be no address, handler or option; all else is told to ``failed_connect``, on a
-        greenlet of this connect's own.
+        Never blocks.  *address* is ``(host, port)``, or the path or abstract name of a Unix socket
+        (:data:`~ngi_gevent.interfaces.PeerAddress`).  Raises ``TypeError`` or ``ValueError`` for what can be no
+        address, handler or option; all else is told to ``failed_connect``, on a greenlet of this connect's own.
 
         :param ssl_context: what to speak TLS with; any ``ssl.SSLContext`` for clients.  Where the handshake fails,
             ``failed_connect`` gets the ``ssl.SSLError``: ``ssl.SSLCertVerificationError`` for a certificate that is not
@@ -146,10 +146,10 @@ class Implementation:
         The server, and the handlers that it sets, are called on a greenlet for each connection, on the hub of the
         calling thread; :class:`Threaded` has one of its own.  This waits only to look up the name of a host.
 
-        *address* is ``(host, port)``, where port 0 picks one; the name of a Unix socket; None for a free port on the
-        loopback interface; or a bound socket, which then belongs to the listener.  Raises ``TypeError`` or
-        ``ValueError`` for what can be no address or option, and ``OSError``, naming the address, where the system
-        refuses it; nothing is left behind then.
+        *address* is ``(host, port)``, where port 0 picks one; the path or abstract name of a Unix socket
+        (:data:`~ngi_gevent.interfaces.PeerAddress`); None for a free port on the loopback interface; or a bound socket,
+        which then belongs to the listener.  Raises ``TypeError`` or ``ValueError`` for what can be no address or
+        option, and ``OSError``, naming the address, where the system refuses it; nothing is left behind then.
 
         :param backlog: connections that the kernel keeps until they are accepted.
         :param max_connections: connections that there may be at a time, each until it is gone.  While there are so many
@@ -200,10 +200,10 @@ class Implementation:
 
         To answer from the address that was asked, there is :meth:`ngi_gevent.interfaces.IUDPListener.send`.
 
-        *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
-        be no address or data, and ``OSError``, naming the address, where the name is not found or the system refuses
-        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until
-        the system takes the datagram; then it is dropped, with a warning.  For Unix sockets, see
+        *address* is what it is for ``connect``.  Raises ``TypeError`` or ``ValueError`` for what can be no address or
+        data, and ``OSError``, naming the address, where the name is not found or the system refuses the datagram.
+        Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until the system takes
+        the datagram; then it is dropped, with a warning.  For Unix sockets, see
         :meth:`ngi_gevent.interfaces.IUDPListener.send`.
         """
         check_send_address(address)
