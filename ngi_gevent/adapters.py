@@ -145,6 +145,12 @@ class Base:
         if handle_close is not None:
             handle_close(self, reason)
 
+    def _application_ended(self, connection: Any) -> None:
+        """Pass on that the application ended the connection, which generators need to know."""
+        application_ended = getattr(self._handler, "_application_ended", None)
+        if application_ended is not None:
+            application_ended(self)
+
     def handle_exception(self, connection: Any, exception: BaseException) -> None:
         """Tell the handler; without its ``handle_exception``, raise *exception*, which closes the connection."""
         handle_exception = getattr(self._handler, "handle_exception", None)
@@ -155,13 +161,16 @@ class Base:
     def end(self, reason: Reason) -> None:
         """End the connection because the peer broke the rules, for *reason*, and tell the handler and the log.
 
-        For adapters to call in ``handle_input``.  What was written is delivered.  Where the connection has ended
-        already, this does nothing.
+        For adapters to call in ``handle_input``.  What was written is delivered.  ``handle_close`` is called for all
+        adapters of the connection, from the lowest up.  If the connection has ended already, this does nothing.
         """
         if self.connection:
             self.connection.close()
             logs.connections.info("connection with %r ended: %s", self.peer_address, logs.shown(reason))
-            Base.handle_close(self, self.connection, reason)
+            lowest = self
+            while isinstance(lowest.connection, Base):
+                lowest = lowest.connection
+            lowest.handle_close(lowest.connection, reason)
 
 
 class Lines(Base):

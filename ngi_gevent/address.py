@@ -12,6 +12,7 @@ __all__ = [
     "check_connect_address",
     "check_listen_address",
     "check_send_address",
+    "is_abstract",
     "is_socket",
     "naming",
     "unix_path",
@@ -20,7 +21,7 @@ __all__ = [
 #: A free port that only this machine can reach.
 LOOPBACK = ("127.0.0.1", 0)
 
-_FORMS = "(host, port), or the name of a Unix socket"
+_FORMS = "(host, port), the path of a Unix socket as text, or an abstract name, which begins with a null byte"
 
 #: What was meant as a port, or a host and a port, and would become a file of that name.
 _LIKE_A_PORT = re.compile(r"(?:[^/]*:)?\d+")
@@ -31,9 +32,16 @@ def is_socket(address: object) -> bool:
     return isinstance(address, socket.socket) or (hasattr(address, "getsockname") and hasattr(address, "fileno"))
 
 
-def unix_path(address: object) -> str | None:
-    """The file name that *address* is as a Unix socket, or None if it is something else."""
+def unix_path(address: object) -> str | bytes | None:
+    """The path, or the abstract name, that *address* is as a Unix socket, or None if it is something else."""
+    if isinstance(address, bytes):
+        return address if is_abstract(address) else None
     return os.fspath(address) if isinstance(address, (str, os.PathLike)) else None
+
+
+def is_abstract(path: str | bytes) -> bool:
+    """Return whether *path* is a name in Linux's abstract namespace, which no file stands for."""
+    return path[:1] in ("\0", b"\0")
 
 
 def check_connect_address(address: Any) -> None:
@@ -85,13 +93,15 @@ def _check_socket(sock: Any, kind: int) -> None:
 
 def _check_path(address: Any) -> None:
     path = unix_path(address)
+    if path is not None and is_abstract(path):
+        return
     if not isinstance(path, str):
-        raise TypeError(f"the name of a Unix socket is text; got {address!r}")
+        raise TypeError(f"the path of a Unix socket is text; got {address!r}")
     if not path or "\0" in path:
-        raise ValueError(f"the name of a Unix socket must not be empty or contain a null character; got {address!r}")
+        raise ValueError(f"the path of a Unix socket must not be empty or contain a null character; got {address!r}")
     if isinstance(address, str) and _LIKE_A_PORT.fullmatch(address):
         raise ValueError(
-            f"{address!r} would be the name of a Unix socket: an address is {_FORMS}, such as './{address}'"
+            f"{address!r} would be the path of a Unix socket: an address is {_FORMS}; write './{address}' for a path"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from gevent import socket as gevent_socket
 from gevent.monkey import get_original
 
-from ngi_gevent.address import LOOPBACK, is_socket, naming, unix_path
+from ngi_gevent.address import LOOPBACK, is_abstract, is_socket, naming, unix_path
 
 __all__ = ["Binding", "addresses_of", "looked_up"]
 
@@ -35,8 +35,9 @@ class Binding:
             self.socket = address
         elif path is not None:
             self.socket = _bound_to_path(path, kind)
-            # The directory that a relative name is in may not be the current one when it is removed.
-            self._file = os.path.abspath(path), os.stat(path)
+            if not is_abstract(path):
+                # The directory that a relative name is in may not be the current one when it is removed.
+                self._file = os.path.abspath(os.fsdecode(path)), os.stat(path)
         else:
             address = LOOPBACK if address is None else address
             try:
@@ -102,14 +103,14 @@ def _bound_to_host(address: Any, kind: int, reuse_port: bool) -> Any:
     raise failure
 
 
-def _bound_to_path(path: str, kind: int) -> Any:
+def _bound_to_path(path: str | bytes, kind: int) -> Any:
     """A gevent socket bound to the name of a Unix socket, in the place of a file that a dead server left there."""
     sock = gevent_socket.socket(socket.AF_UNIX, kind)
     try:
         try:
             sock.bind(path)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_stale(path, kind):
+            if error.errno != errno.EADDRINUSE or is_abstract(path) or not _is_stale(path, kind):
                 raise
             os.unlink(path)
             sock.bind(path)
@@ -122,7 +123,7 @@ def _bound_to_path(path: str, kind: int) -> Any:
     return sock
 
 
-def _is_stale(path: str, kind: int) -> bool:
+def _is_stale(path: str | bytes, kind: int) -> bool:
     """Whether *path* is a Unix socket that nobody listens on.  A live one of another kind refuses in another way."""
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         return False

@@ -237,6 +237,12 @@ class _WatchedConnection(Base):
         except BaseException as error:
             self._asked.error = error
 
+    def _application_ended(self, connection: Any) -> None:
+        try:
+            super()._application_ended(connection)
+        except BaseException as error:
+            self._asked.error = error
+
     def fail(self, error: BaseException) -> None:
         """The handler raised *error*: end the connection, as the implementation would have done."""
         if is_end_of(bottom(self), error):

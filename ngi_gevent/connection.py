@@ -520,15 +520,20 @@ class BaseConnection:
         self._tell_close()
 
     def _tell_close(self) -> None:
-        """Tell the handler why the connection ended, if it is owed a reason."""
+        """Call ``handle_close`` if the handler is owed a reason.
+
+        Otherwise the application ended the connection.  The contract does not have a callback for that; a generator
+        must be closed then, though, on a greenlet that can block.
+        """
         reason, self._reason = self._reason, None
-        handle_close = getattr(self._handler, "handle_close", None)
-        if reason is None or handle_close is None or self._ended_elsewhere:
+        own_end = reason is None or self._ended_elsewhere
+        callback = getattr(self._handler, "_application_ended" if own_end else "handle_close", None)
+        if callback is None:
             return
         try:
-            handle_close(self, reason)
+            callback(self) if own_end else callback(self, reason)
         except BaseException as error:
-            self._report("handle_close", error)
+            self._report("a generator that was closed" if own_end else "handle_close", error)
 
     def _is_gone(self) -> None:
         """It is closed and the last callback is done: let go of it."""

@@ -282,6 +282,10 @@ class _File:
         """Whether this is an output."""
         return isinstance(self, Output)
 
+    def seekable(self) -> bool:
+        """Return False: what was read or written is gone."""
+        return False
+
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("I/O operation on closed file")
@@ -335,6 +339,26 @@ class Input(_File):
         wanted = size
         return self._read(lambda unread: wanted if len(unread) >= wanted else None, timeout)
 
+    def read1(self, size: int | None = -1, timeout: float | None = None) -> bytes:
+        """Read what there is, up to *size* bytes if that is not negative.
+
+        Blocks only until there is at least one byte, or the end: for parsers that take input as it comes.
+        """
+        most = -1 if size is None else size
+
+        def count(unread: bytearray) -> int | None:
+            available = len(unread) if most < 0 else min(len(unread), most)
+            return available if available or not most else None
+
+        return self._read(count, timeout)
+
+    def readinto(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """Read what there is into *buffer*, as ``read1`` does; return how many bytes that are, 0 only at the end."""
+        with memoryview(buffer) as view, view.cast("B") as room:
+            data = self.read1(len(room), timeout)
+            room[: len(data)] = data
+        return len(data)
+
     def readline(self, size: int | None = -1, timeout: float | None = None) -> bytes:
         """Read a line, but no more than *size* bytes of it, if that is not negative.
 
@@ -360,6 +384,9 @@ class Input(_File):
         if not line:
             raise StopIteration
         return line
+
+    def flush(self) -> None:
+        """Do nothing, as files do that are only read; ``io.TextIOWrapper`` calls this."""
 
     def close(self) -> None:
         """Read no more: what has come, and what still comes, is dropped.  Never blocks; twice is harmless.

@@ -85,6 +85,10 @@ class _GeneratorHandler:
         self._generator.close()
         raise RuntimeError(f"the generator went on after its connection had closed: {reason}")
 
+    def _application_ended(self, connection: Any) -> None:
+        """Close the generator, which still waits at a ``yield`` and gets no more input."""
+        self._generator.close()
+
     @staticmethod
     def _resume(connection: Any, resume: Callable[..., object], *arguments: Any) -> bool:
         """Resume the generator; whether it will want more."""
@@ -108,9 +112,10 @@ def handler(
     """Make a handler of a generator function that takes a connection: a decorator, for functions and methods.
 
     ``yield`` gives the next input.  It raises ``GeneratorExit(reason)`` when the connection ends otherwise than by the
-    generator's own ``close()``, and whatever an iterable given to ``writelines`` raised.  When the generator returns,
-    the connection is closed; when it raises, that is logged, and the connection closed.  Everything runs on the
-    connection's greenlet, so it may block.
+    application's own ``close()`` or ``abort()``, and whatever an iterable given to ``writelines`` raised.  If the
+    application ends the connection while the generator waits, the generator is closed: a plain ``GeneratorExit``, so
+    that ``finally`` clauses run.  When the generator returns, the connection is closed; when it raises, that is logged,
+    and the connection closed.  Everything runs on the connection's greenlet, so it may block.
 
     The result is a server; a client connect handler, whose ``failed_connect`` raises
     :class:`~ngi_gevent.ConnectionFailed`; and, called with a connection, gives it its connection handler.  With

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import is_module_patched
 from greenlet import getcurrent
 
-from ngi_gevent import transport
+from ngi_gevent import forks, transport
 from ngi_gevent.acceptor import default_max_connections
 from ngi_gevent.address import check_connect_address, check_listen_address, check_send_address
 from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
@@ -107,9 +107,9 @@ class Implementation:
     ) -> None:
         """Start to connect to *address* and return: *handler* is told what came of it.
 
-        Never blocks.  *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or
-        ``ValueError`` for what can be no address, handler or option; all else is told to ``failed_connect``, on a
-        greenlet of this connect's own.
+        Never blocks.  *address* is ``(host, port)``, or the path or abstract name of a Unix socket
+        (:data:`~ngi_gevent.interfaces.PeerAddress`).  Raises ``TypeError`` or ``ValueError`` for what can be no
+        address, handler or option; all else is told to ``failed_connect``, on a greenlet of this connect's own.
 
         :param ssl_context: what to speak TLS with; any ``ssl.SSLContext`` for clients.  Where the handshake fails,
             ``failed_connect`` gets the ``ssl.SSLError``: ``ssl.SSLCertVerificationError`` for a certificate that is not
@@ -147,10 +147,10 @@ class Implementation:
         The server, and the handlers that it sets, are called on a greenlet for each connection, on the hub of the
         calling thread; :class:`Threaded` has one of its own.  This waits only to look up the name of a host.
 
-        *address* is ``(host, port)``, where port 0 picks one; the name of a Unix socket; None for a free port on the
-        loopback interface; or a bound socket, which then belongs to the listener.  Raises ``TypeError`` or
-        ``ValueError`` for what can be no address or option, and ``OSError``, naming the address, where the system
-        refuses it; nothing is left behind then.
+        *address* is ``(host, port)``, where port 0 picks one; the path or abstract name of a Unix socket
+        (:data:`~ngi_gevent.interfaces.PeerAddress`); None for a free port on the loopback interface; or a bound socket,
+        which then belongs to the listener.  Raises ``TypeError`` or ``ValueError`` for what can be no address or
+        option, and ``OSError``, naming the address, where the system refuses it; nothing is left behind then.
 
         :param backlog: connections that the kernel keeps until they are accepted.
         :param max_connections: connections that there may be at a time, each until it is gone.  While there are so many
@@ -201,10 +201,10 @@ class Implementation:
 
         To answer from the address that was asked, there is :meth:`ngi_gevent.interfaces.IUDPListener.send`.
 
-        *address* is ``(host, port)`` or the name of a Unix socket.  Raises ``TypeError`` or ``ValueError`` for what can
-        be no address or data, and ``OSError``, naming the address, where the name is not found or the system refuses
-        the datagram.  Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until
-        the system takes the datagram; then it is dropped, with a warning.  For Unix sockets, see
+        *address* is what it is for ``connect``.  Raises ``TypeError`` or ``ValueError`` for what can be no address or
+        data, and ``OSError``, naming the address, where the name is not found or the system refuses the datagram.
+        Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until the system takes
+        the datagram; then it is dropped, with a warning.  For Unix sockets, see
         :meth:`ngi_gevent.interfaces.IUDPListener.send`.
         """
         check_send_address(address)
@@ -261,11 +261,16 @@ class Implementation:
         other method called afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
         """
         self._closed = True
-        for hub, outstanding in list(self._on_hub.items()):
+        # Other threads add to it, and the garbage collector removes from it.  This copy is made in one step.
+        for reference in self._on_hub.keyrefs():
+            hub = reference()
+            if hub is None:
+                continue
+            outstanding, loop = self._on_hub[hub], hub.loop
             if hub.thread_ident == get_ident():
                 outstanding.stop()
-            elif hub.loop is not None:
-                run_callback_threadsafe(hub.loop, outstanding.stop)
+            elif loop is not None:
+                run_callback_threadsafe(loop, outstanding.stop)
 
     def _call(self, function: Callable[[], Result]) -> Result:
         return function()
@@ -289,6 +294,7 @@ class Implementation:
         outstanding = self._on_hub.get(hub)
         if outstanding is None:
             outstanding = self._on_hub[hub] = self._make_outstanding()
+            self._check_open()  # because a close() at the same time may not have found this hub
         return hub, outstanding
 
 
@@ -431,14 +437,19 @@ class Threaded(Implementation):
             super().wait(timeout)
         elif not self._closed:
             call_on(self._running_hub(), super().wait, timeout)
-        elif self._start is not None and not self._ended.wait(timeout):
+        elif self._has_thread() and not self._ended.wait(timeout):
             raise Timeout(f"still outstanding after {timeout} seconds: {self._on_hub[self._hub]}")
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        if self._start is not None and not self._is_on_its_thread():
+        if self._has_thread() and not self._is_on_its_thread():
             with suppress(ImplementationClosed):  # the thread has ended, so everything is delivered
                 call_on(self._hub, lambda: self._on_hub[self._hub].wait_for_delivery())
+
+    def _has_thread(self) -> bool:
+        """Return whether this was started in this process; a forked child has none of its parent's threads."""
+        start = self._start
+        return start is not None and start.generation == forks.generation()
 
     def _is_on_its_thread(self) -> bool:
         # Once a thread has ended, another one can have its ident.
@@ -453,7 +464,7 @@ class Threaded(Implementation):
         with self._starting:
             closed, self._closed = self._closed, True
             start = self._start
-        if closed or start is None:
+        if closed or start is None or not self._has_thread():
             return False
         start.over.wait()
         return start.error is None
@@ -471,6 +482,10 @@ class Threaded(Implementation):
             self._check_open()
             begun = self._start is not None
             start = self._start = self._start or _Start()
+        if start.generation != forks.generation():
+            raise ImplementationClosed(
+                "this Threaded was started before a fork, and its thread is in the parent process; make a new one"
+            )
         if not begun:
             self._start_thread(start)
         start.over.wait()
@@ -495,6 +510,7 @@ class Threaded(Implementation):
     def _start_failed(self, start: _Start, error: BaseException) -> None:
         """Raise *error* to all callers that wait for this start; the next call tries again."""
         with self._starting:
+            _running.discard(self)
             self._start = None
         start.error = error
         start.over.set()
@@ -503,7 +519,7 @@ class Threaded(Implementation):
         """Close, and wait a moment for the thread: an interpreter that ends while a thread does may crash."""
         if self._closes():
             run_callback_threadsafe(self._hub.loop, self._stop_all)
-        if self._start is not None:
+        if self._has_thread():
             self._ended.wait(EXIT_PATIENCE)
 
     def _serve(self, start: _Start) -> None:
@@ -527,21 +543,25 @@ class Threaded(Implementation):
         keep_running.close()
         hub.destroy(destroy_loop=True)
         self._ended.set()
+        _running.discard(self)
 
 
 class _Start:
     """One start of the thread of a :class:`Threaded`.
 
+    :ivar generation: that of the process which the thread is in.
     :ivar over: set once the hub runs, or cannot.
     :ivar error: the reason why it cannot, if so.
     """
 
     def __init__(self) -> None:
+        self.generation = forks.generation()
         self.over = Flag()
         self.error: BaseException | None = None
 
 
-_running: WeakSet[Threaded] = WeakSet()
+# Those whose thread may run.  Not a WeakSet, since a thread can begin or end while that is iterated over.
+_running: set[Threaded] = set()
 
 
 @atexit.register

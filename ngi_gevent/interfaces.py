@@ -57,8 +57,11 @@ _Class = TypeVar("_Class", bound=type)
 Data: TypeAlias = "bytes | bytearray | memoryview"
 Reason: TypeAlias = "str | BaseException"
 
-#: Where to connect to on sockets, or to send to: a host and a port, as an IPv6 socket tells it, too, or a Unix socket.
-PeerAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | os.PathLike[str]"
+#: Where to connect to on sockets, or to send to: a host and a port, as an IPv6 socket tells it, too; or the path of a
+#: Unix socket, as text or a ``Path``.  On Linux also an abstract name, which begins with a null byte, as text or bytes.
+#: No file stands for it, and every process in the same network namespace can connect to it.  A listener's ``address``
+#: is bytes then.
+PeerAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes | os.PathLike[str]"
 
 #: Where to listen on sockets; None is a free port on the loopback interface.
 Address: TypeAlias = "PeerAddress | _Socket | None"

@@ -18,6 +18,7 @@ from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 from greenlet import greenlet
 
+from ngi_gevent import forks
 from ngi_gevent.errors import Deadlock, ImplementationClosed
 from ngi_gevent.event_loop import for_timer, run_callback_threadsafe
 
@@ -128,6 +129,11 @@ class Flag:
             self._wakers.remove(wake)
 
 
+def _has_thread(hub: Any) -> bool:
+    """Return whether the thread of *hub* exists: it may have ended, or be in the process that this was forked from."""
+    return hub.thread_ident in sys._current_frames()
+
+
 def call_on(hub: Any, function: Callable[..., Result], *arguments: Any) -> Result:
     """Call *function* on the thread of *hub*, which is running, and return what it returns or raise what it raises.
 
@@ -155,9 +161,10 @@ def call_on(hub: Any, function: Callable[..., Result], *arguments: Any) -> Resul
         caller.switch()
 
     loop = hub.loop
-    if loop is not None:
+    # A thread that exists may have no frame for a moment, so only a process that was forked looks before it waits.
+    if loop is not None and (not forks.generation() or _has_thread(hub)):
         run_callback_threadsafe(loop, start)
-        while not done.wait(LOOK_AFTER) and hub.loop is not None and hub.thread_ident in sys._current_frames():
+        while not done.wait(LOOK_AFTER) and hub.loop is not None and _has_thread(hub):
             pass
     if not done.is_set():
         raise ImplementationClosed("the thread that was to do this has ended with its implementation")

@@ -142,6 +142,31 @@ def test_lines_leaves_writing_alone():
     assert connection.peer._handler.data == b"as it is and this\n"
 
 
+def test_an_adapter_that_ends_the_connection_tells_all_adapters():
+    class Closing(adapters.Base):
+        def close(self):
+            self.write(b"trailer")
+            super().close()
+
+        def handle_close(self, connection, reason):
+            told.append((self, connection, reason))
+            super().handle_close(connection, reason)
+
+    told = []
+    connection = testing.Connection(testing.Recorder())
+    lowest = Closing(connection)
+    middle = adapters.Lines(lowest, max_line=3)
+    top = Closing(middle)
+    handler = Handler()
+    top.set_handler(handler)
+    connection.test_input(b"long")
+    assert told == [(lowest, connection, handler.closed), (top, middle, handler.closed)]
+    assert handler.connections == {top}
+    assert connection.peer._handler.data == b"trailer"
+    middle.end(ValueError())
+    assert len(told) == 2
+
+
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_a_line_that_is_too_long_ends_the_connection(size, caplog):
     connection, adapter, handler = over(adapters.Lines, max_line=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -13,8 +14,21 @@ from conftest import open_sockets
 from stages import PATIENCE, Witness, needs_ipv6
 
 import ngi_gevent
+from ngi_gevent import blocking
 
-WRONG_TYPE = [8000, b"bytes", ["127.0.0.1", 8000], ("127.0.0.1", "8000"), (None, 8000), ("127.0.0.1", True), object()]
+needs_abstract_names = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract Unix sockets")
+
+WRONG_TYPE = [
+    8000,
+    b"bytes",
+    b"",
+    b"/a/path",
+    ["127.0.0.1", 8000],
+    ("127.0.0.1", "8000"),
+    (None, 8000),
+    ("127.0.0.1", True),
+    object(),
+]
 WRONG_VALUE = [
     ("127.0.0.1", 65536),
     ("127.0.0.1", -1),
@@ -159,6 +173,59 @@ def test_an_impossible_path(tcp, path):
     tcp.implementation.connect(path, client)
     tcp.until(lambda: client.failed)
     assert isinstance(client.failed, OSError)
+
+
+def text(name):
+    return f"\0{name}"
+
+
+def binary(name):
+    return text(name).encode()
+
+
+def bound(name):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(text(name))
+    return sock
+
+
+@needs_abstract_names
+@pytest.mark.parametrize("address", [text, binary, bound])
+def test_an_abstract_name_is_an_address(tcp, tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    listener = tcp.implementation.listener(address(tmp_path), tcp.server())
+    tcp.listeners.append(listener)
+    assert listener.address == binary(tmp_path)
+    for name in text, binary:
+        client = Witness(tcp)
+        tcp.implementation.connect(name(tmp_path), client)
+        tcp.until(lambda client=client: client.connection)
+        assert client.connection.peer_address == listener.address
+    client = Witness(tcp)
+    listener.connect(client)
+    tcp.until(lambda: client.connection)
+    with pytest.raises(OSError, match="in use") as caught:
+        tcp.implementation.listener(text(tmp_path), tcp.server())
+    assert repr(text(tmp_path)) in str(caught.value)
+    listener.close()
+    again = tcp.implementation.listener(text(tmp_path), tcp.server())
+    again.close()
+    assert os.listdir(tmp_path) == []
+    client = Witness(tcp)
+    tcp.implementation.connect(again.address, client)
+    tcp.until(lambda: client.failed)
+    assert repr(again.address) in str(client.failed)
+
+
+@needs_abstract_names
+def test_an_abstract_name_may_contain_anything(tcp, tmp_path):
+    name = f"\0{tmp_path}\0x:1"
+    listener = tcp.implementation.listener(name, tcp.server())
+    tcp.listeners.append(listener)
+    assert listener.address == name.encode()
+    assert tcp.client(listener).connection
+    with pytest.raises(OSError, match="too long"):
+        tcp.implementation.listener("\0" + "x" * 200, tcp.server())
 
 
 @pytest.mark.parametrize("make", [socket.socket, gevent.socket.socket])
@@ -310,7 +377,7 @@ def test_a_connect_that_fails_for_another_reason_than_the_network_says_so(tcp, r
     assert client.failed is resolver.error or isinstance(client.failed, UnicodeError)
     tcp.implementation.wait(PATIENCE)
     with pytest.raises(ngi_gevent.ConnectionFailed):
-        ngi_gevent.blocking.connect(address, tcp.implementation.connect, timeout=PATIENCE)
+        blocking.connect(address, tcp.implementation.connect, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("address", [("localhost", 0), ("x" * 64, 0), "/tmp/\ud800", ("::1", 0, 0, "lo")])

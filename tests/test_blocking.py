@@ -8,10 +8,19 @@ import traceback
 
 import gevent
 import pytest
-from stages import Witness
+from stages import PATIENCE, Witness
 
 import ngi_gevent
-from ngi_gevent import ConnectionFailed, ConnectionTimeout, Deadlock, Timeout, blocking, generator
+from ngi_gevent import (
+    ConnectionFailed,
+    ConnectionTimeout,
+    Deadlock,
+    LimitExceeded,
+    Timeout,
+    adapters,
+    blocking,
+    generator,
+)
 
 
 class Echo(Witness):
@@ -110,6 +119,23 @@ def test_the_reason_is_returned_when_the_peer_ends_it(stage):
     client.connected = lambda connection: (connection.set_handler(client), connection.write(b"x"))
     assert blocking.request(stage.implementation.connect, stage.listen(HangUp).address, client) == "end of input"
     assert client.closed == "end of input"
+
+
+def test_the_reason_is_returned_when_the_limit_of_an_adapter_ends_it(stage):
+    class TooLong(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.write(b"x" * 11)
+
+    client = Witness(stage)
+    reason = blocking.request(
+        stage.implementation.connect,
+        stage.listen(TooLong).address,
+        lambda connection: adapters.Lines(connection, max_line=10).set_handler(client),
+        timeout=PATIENCE,
+    )
+    assert isinstance(reason, LimitExceeded)
+    assert client.closed is reason
 
 
 @pytest.mark.parametrize("handler", [None, 7, object(), "handler"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import pickle
 import struct
+from array import array
 from contextvars import ContextVar
 
 import gevent
@@ -48,6 +51,20 @@ def talk(stage, adapter=lambda connection: connection):
     return (*opened.pop(), peer)
 
 
+def talk_openly(stage):
+    """The files of a client and of its server."""
+    opened = []
+
+    def serve(connection):
+        stage.connections.append(connection)
+        opened.append(blocking.open(connection))
+        stage.happened()
+
+    client = blocking.open(stage.listen(serve).address, stage.implementation.connect, timeout=PATIENCE)
+    stage.until(lambda: opened)
+    return client, opened.pop()
+
+
 def break_off(stage, output, peer):
     """Have *peer* reset the connection."""
     output.write(b"unread")  # without which a Unix socket knows no reset
@@ -72,6 +89,9 @@ def read_all(read, *arguments):
         (lambda input: input.read(None), TEXT),
         (lambda input: read_all(input.read, 10), [TEXT[:10], TEXT[10:20], TEXT[20:]]),
         (lambda input: [input.read(0), input.read(3), input.read(100)], [b"", TEXT[:3], TEXT[3:]]),
+        (lambda input: b"".join(read_all(input.read1)), TEXT),
+        (lambda input: b"".join(read_all(input.read1, 3)), TEXT),
+        (lambda input: [input.read1(0), input.read1(1), input.read()], [b"", TEXT[:1], TEXT[1:]]),
         (lambda input: read_all(input.readline), LINES),
         (lambda input: read_all(input.readline, 4), [b"one\n", b"two ", b"word", b"s\n", b"\n", b"the ", b"rest"]),
         (lambda input: [input.readline(0), input.readline(None)], [b"", b"one\n"]),
@@ -97,6 +117,55 @@ def test_reading(stage, split, read, expected):
     assert read(input) == expected
     input.read()
     assert (input.read(), input.read(1), input.readline(), input.readlines(), list(input)) == (b"", b"", b"", [], [])
+    assert (input.read1(), input.read1(None), input.readinto(bytearray(1))) == (b"", b"", 0)
+
+
+def test_what_there_is_can_be_read(stage):
+    output, input, peer = talk(stage)
+    buffer = array("H", bytes(4))
+    with pytest.raises(Timeout):
+        input.read1(timeout=0.01)
+    with pytest.raises(Timeout):
+        input.readinto(buffer, timeout=0.01)
+    peer.send(b"abcd")
+    assert input.read1(2, PATIENCE) == b"ab"
+    assert input.readinto(buffer, PATIENCE) == 2
+    assert buffer.tobytes() == b"cd\0\0"
+    assert input.readinto(bytearray()) == 0
+    buffer.append(1)  # which raises while something else still uses it
+
+
+def test_the_io_module_reads_and_writes_text(stage):
+    output, input, peer = talk(stage)
+    peer.send("first\r\nsécond\r".encode())
+    reader = io.TextIOWrapper(input, "utf-8")
+    assert reader.readline() == "first\n"
+    peer.send(b"\nthird")
+    peer.finish()
+    assert list(reader) == ["sécond\n", "third"]
+    reader.close()
+    assert input.closed
+    client, served = talk_openly(stage)
+    with io.TextIOWrapper(client[0], "utf-8") as writer:
+        writer.write("grün")
+        writer.flush()
+        assert served[1].read(5, PATIENCE) == "grün".encode()
+        print("more", file=writer)
+    assert client[0].closed
+    assert served[1].read(timeout=PATIENCE) == b"more\n"
+
+
+def test_the_io_module_buffers_files(stage):
+    (output, _), (_, input) = talk_openly(stage)
+    with io.BufferedWriter(output) as writer:
+        pickle.dump(TEXT, writer)
+        writer.write(TEXT)
+    reader = io.BufferedReader(input)
+    assert pickle.load(reader) == TEXT
+    assert reader.readline() == LINES[0]
+    assert reader.peek(1)
+    assert reader.read(3) == LINES[1][:3]
+    assert reader.read() == TEXT[7:]
 
 
 def test_lines_end_in_newlines_only(stage):
@@ -540,6 +609,8 @@ def test_what_files_are(stage):
     output, input, peer = talk(stage)
     assert (output.readable(), output.writable()) == (False, True)
     assert (input.readable(), input.writable()) == (True, False)
+    assert not input.seekable()
+    assert not output.seekable()
     assert "open" in repr(input)
     input.close()
     assert "closed" in repr(input)
@@ -550,6 +621,8 @@ def test_what_files_are(stage):
     [
         lambda output, input: input.read(),
         lambda output, input: input.read(0),
+        lambda output, input: input.read1(),
+        lambda output, input: input.readinto(bytearray(1)),
         lambda output, input: input.readline(),
         lambda output, input: input.readlines(),
         lambda output, input: iter(input),
@@ -610,6 +683,7 @@ def test_opening_a_connection_gives_what_it_held(stage):
     "wait",
     [
         lambda output, input: input.read(timeout=PATIENCE),
+        lambda output, input: input.read1(timeout=PATIENCE),
         lambda output, input: input.readline(timeout=PATIENCE),
         lambda output, input: input.readlines(timeout=PATIENCE),
         lambda output, input: next(input),

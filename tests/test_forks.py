@@ -106,6 +106,53 @@ print(json.dumps([
 """
 
 
+THREADED = """
+import json, os, signal, socket, sys
+from contextlib import suppress
+
+import ngi_gevent
+from ngi_gevent import implementation, threads
+
+# Whoever waits for a thread that does not exist does so for longer than this test.
+implementation.EXIT_PATIENCE = threads.LOOK_AFTER = 1000
+
+
+def serve(connection):
+    connection.write(b"hello")
+    connection.close()
+
+
+def ask(listener):
+    with socket.create_connection(listener.address, timeout=20) as sock:
+        return sock.recv(10).decode()
+
+
+def raised(function, *arguments):
+    try:
+        function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+started, unused = ngi_gevent.Threaded(), ngi_gevent.Threaded()
+ready, told = os.pipe()
+with started:
+    listener = started.listener(None, serve)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)
+        errors = raised(started.listener, None, serve), raised(started.wait), raised(listener.close)
+        started.close()
+        started.wait()
+        os.write(told, json.dumps([*errors, ask(unused.listener(None, serve))]).encode())
+if not pid:
+    sys.exit(0)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+os.close(told)
+print(json.dumps([status, json.loads(os.read(ready, 10000) or "null")]))
+"""
+
+
 def run(program, *arguments):
     completed = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -128,3 +175,14 @@ def test_a_child_does_not_hide_the_end_of_a_connection():
 def test_what_a_child_does_with_its_copy_does_not_reach_the_connection():
     """No ``shutdown``, no reset, no end of TLS: the parent's connection goes on."""
     assert run(IN_CHILD, "close", "abort", "stop") == [["from the parent, yes"] * 2] * 3
+
+
+def test_a_child_of_a_threaded_waits_for_no_thread_that_it_does_not_have():
+    """Neither at its end, nor in a call: that raises.  One that was not used before the fork can be used."""
+    status, told = run(THREADED)
+    assert status == 0
+    *errors, answer = told
+    assert all(error.startswith("ImplementationClosed: ") for error in errors)
+    assert "before a fork" in errors[0]
+    assert errors[1] == errors[0]
+    assert answer == "hello"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
+import gevent
 import pytest
 from stages import Witness
 
-from ngi_gevent import ConnectionFailed, adapters, generator, testing
+from ngi_gevent import ConnectionFailed, adapters, blocking, generator, testing
+
+#: Bytes that no kernel takes for a peer that does not read.
+MUCH = 16 * 1024 * 1024
 
 
 def test_a_generator_is_a_server(stage):
@@ -209,3 +214,75 @@ def test_a_listener_that_stops_in_the_first_part_is_raised_at_the_yield():
     ends = []
     testing.Implementation().listener(None, serve).connect(testing.Recorder())
     assert ends == [("stopped",)]
+
+
+@pytest.mark.parametrize("who", ["itself", "another"])
+@pytest.mark.parametrize("end", ["close", "abort"])
+@pytest.mark.parametrize("adapter", [None, adapters.Lines])
+def test_a_generator_is_closed_when_the_application_ends_its_connection(stage, who, end, adapter):
+    """Also one that yields again, and before the peer has taken the output; on a greenlet that can block."""
+
+    @generator.handler(connection_adapter=adapter)
+    def serve(connection):
+        connections.append(connection)
+        connection.when_closed(lambda: happened("gone"))
+        try:
+            while True:
+                data = yield
+                connection.write(b"x" * MUCH)
+                if who == "itself":
+                    getattr(connection, end)()
+                happened(data)
+        except GeneratorExit as error:
+            happened(error.args)
+            raise
+        finally:
+            if not stage.at_once:
+                gevent.sleep(0)
+            happened("released")
+
+    def happened(what):
+        trace.append(what)
+        stage.happened()
+
+    connections, trace = [], []
+    peer = stage.peer(stage.listen(serve))
+    peer.send(b"go\n")
+    stage.until(lambda: trace)
+    if who == "another":
+        getattr(connections[0], end)()
+    stage.until(lambda: "released" in trace)
+    assert trace[1:3] == [(), "released"]
+    if end == "close":
+        assert "gone" not in trace
+    connections[0].abort()
+    stage.until(lambda: "gone" in trace)
+    assert len(trace) == 4
+
+
+def test_a_generator_that_goes_on_after_its_own_close_is_a_mistake(stage, caplog):
+    @generator.handler
+    def serve(connection):
+        connection.close()
+        with contextlib.suppress(GeneratorExit):
+            yield
+        stage.happened()
+        yield
+
+    client = stage.client(stage.listen(serve))
+    stage.until(lambda: client.closed and caplog.records)
+    assert [record.exc_info[0] for record in caplog.records] == [RuntimeError]
+
+
+def test_a_request_raises_what_a_generator_raises_after_its_own_close(stage, caplog):
+    @generator.handler
+    def ask(connection):
+        try:
+            connection.close()
+            yield
+        finally:
+            raise KeyError("released")
+
+    with pytest.raises(KeyError, match="released"):
+        blocking.request(stage.implementation.connect, stage.listen().address, ask)
+    assert not caplog.records

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from queue import Queue
 
 import gevent
 import pytest
@@ -340,6 +341,63 @@ def test_each_thread_has_its_own_hub():
     implementation, stage = ngi_gevent.Implementation(), TCPStage(None)
     in_thread(serve_and_ask)
     in_thread(serve_and_ask)
+
+
+class LastMoment(ngi_gevent.Implementation):
+    """One whose threads, while they begin to use it, wait until the test lets the first of them go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.arrived = Queue()
+        self.over = threading.Event()
+
+    def use(self, gone_on):
+        """The body of a thread."""
+        with contextlib.suppress(ImplementationClosed):
+            self.listener(None, lambda connection: None)
+        gone_on.set()
+        self.wait(PATIENCE)
+        assert self.over.wait(PATIENCE)  # since nobody may use a hub that is destroyed
+        gevent.get_hub().destroy()
+
+    def _make_outstanding(self):
+        go_on = threading.Event()
+        self.arrived.put(go_on)
+        assert go_on.wait(PATIENCE)
+        return super()._make_outstanding()
+
+
+def test_close_ends_what_other_threads_begin_meanwhile():
+    """At each of its steps, another thread begins to use the implementation."""
+
+    def next_goes_on(*_):
+        if waiting:
+            go_on, gone_on = waiting.pop()
+            go_on.set()
+            assert gone_on.wait(PATIENCE)
+        return next_goes_on
+
+    implementation, users, waiting = LastMoment(), [], []
+    for _ in range(20):
+        gone_on = threading.Event()
+        users.append(threading.Thread(target=in_thread, args=[implementation.use, gone_on]))
+        users[-1].start()
+        waiting.append((implementation.arrived.get(timeout=PATIENCE), gone_on))
+    next_goes_on()
+    next_goes_on()
+    before = sys.gettrace()
+    sys.settrace(next_goes_on)
+    try:
+        implementation.close()
+    finally:
+        sys.settrace(before)
+        implementation.close()
+        while waiting:
+            next_goes_on()
+        implementation.over.set()
+    for user in users:
+        user.join(PATIENCE)
+        assert not user.is_alive()
 
 
 @generator.handler

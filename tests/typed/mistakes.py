@@ -112,7 +112,6 @@ def servers() -> None:
     ngi_gevent.listener(8000, Right)  # type: ignore[arg-type]
     ngi_gevent.listener("127.0.0.1", 8000)  # type: ignore[arg-type]
     ngi_gevent.listener(("127.0.0.1", "8000"), Right)  # type: ignore[arg-type]
-    ngi_gevent.listener(b"/run/echo", Right)  # type: ignore[arg-type]
     ngi_gevent.listener(ADDRESS, Right, max_connection=10)  # type: ignore[call-arg]
     ngi_gevent.listener(ADDRESS, Right, idle_timeout="10")  # type: ignore[arg-type]
     ngi_gevent.Threaded().listener(ADDRESS, Right, max_connection=10)  # type: ignore[call-arg]

@@ -257,7 +257,7 @@ class SocketPeer:
         self._pieces: list[bytes] = []
         self.ended: str | None = None
         self.sent = 0
-        if isinstance(address, str):
+        if isinstance(address, (str, bytes)):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(address)
         else:
