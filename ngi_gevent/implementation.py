@@ -7,7 +7,6 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
@@ -417,6 +416,7 @@ class Threaded(Implementation):
         self._start: _Start | None = None  # the thread's, under way or done
         self._hub: Any = None
         self._stop = Event()
+        self._delivered = Flag()  # set once it is closed, and as much as peers take is delivered
         self._ended = Flag()
 
     def _call(self, function: Callable[[], Result]) -> Result:
@@ -443,8 +443,7 @@ class Threaded(Implementation):
     def __exit__(self, *_: object) -> None:
         self.close()
         if self._has_thread() and not self._is_on_its_thread():
-            with suppress(ImplementationClosed):  # the thread has ended, so everything is delivered
-                call_on(self._hub, lambda: self._on_hub[self._hub].wait_for_delivery())
+            self._delivered.wait()
 
     def _has_thread(self) -> bool:
         """Return whether this was started in this process; a forked child has none of its parent's threads."""
@@ -539,6 +538,8 @@ class Threaded(Implementation):
         hub.SYSTEM_ERROR = (SystemError,)
         start.over.set()
         self._stop.wait()
+        outstanding.wait_for_delivery()
+        self._delivered.set()
         outstanding.wait(None)
         keep_running.close()
         hub.destroy(destroy_loop=True)
