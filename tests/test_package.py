@@ -13,6 +13,7 @@ import pytest
 import ngi_gevent
 import ngi_gevent.adapters
 import ngi_gevent.testing
+import ngi_gevent.testing.contract.rules
 import ngi_gevent.tls
 
 MODULES = [name for _, name, _ in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent.")]
@@ -24,6 +25,14 @@ def test_all_names_what_there_is(name):
     assert len(set(module.__all__)) == len(module.__all__)
     assert [missing for missing in module.__all__ if not hasattr(module, missing)] == []
     assert module.__doc__
+
+
+def test_the_contract_has_the_rules_of_every_file():
+    """No file is left out, and no rule replaces another one of the same name."""
+    rules = ngi_gevent.testing.contract.rules
+    files = [importlib.import_module(f"{rules.__name__}.{name}") for _, name, _ in pkgutil.iter_modules(rules.__path__)]
+    in_files = [name for file in files for name in file.__all__ if name.startswith("test_")]
+    assert sorted(in_files) == sorted(rules.__all__)
 
 
 def test_testing_needs_no_pytest():

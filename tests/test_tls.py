@@ -30,7 +30,7 @@ from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, 
 from ngi_gevent import tls as tls_module
 from ngi_gevent.socket_options import reset_on_close
 from ngi_gevent.stream import StreamConnection
-from ngi_gevent.testing.contract.rules import MUCH, Echo
+from ngi_gevent.testing.contract.rules.common import MUCH, Echo
 
 CONTEXTS = [ssl.SSLContext, gevent.ssl.SSLContext]
 

@@ -1,0 +1,19 @@
+"""The contract: what every implementation does, rule by rule.  Each test runs on every stage.
+
+The tests are in the modules of this package, by subject.
+"""
+
+from ngi_gevent.testing.contract.rules.back_pressure import *
+from ngi_gevent.testing.contract.rules.closing import *
+from ngi_gevent.testing.contract.rules.connections import *
+from ngi_gevent.testing.contract.rules.datagrams import *
+from ngi_gevent.testing.contract.rules.ends import *
+from ngi_gevent.testing.contract.rules.failing_handlers import *
+from ngi_gevent.testing.contract.rules.handlers import *
+from ngi_gevent.testing.contract.rules.implementations import *
+from ngi_gevent.testing.contract.rules.iterators import *
+from ngi_gevent.testing.contract.rules.limits import *
+from ngi_gevent.testing.contract.rules.listeners import *
+from ngi_gevent.testing.contract.rules.output import *
+
+__all__ = [name for name in dir() if name.startswith("test_")]

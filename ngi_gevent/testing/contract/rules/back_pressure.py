@@ -1,0 +1,107 @@
+"""Rules for back-pressure: memory is bounded, whatever the peer does."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from ngi_gevent import ConnectionClosed, LimitExceeded
+from ngi_gevent.testing.contract.rules.common import MEGABYTE, MUCH, Echo
+from ngi_gevent.testing.contract.stage import Witness
+
+# Rule 11: memory is bounded.
+
+
+class EchoLines(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.writelines([data.upper()])
+
+
+class EchoIterator(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.writelines(iter([data.upper()]))
+
+
+@pytest.mark.parametrize("echo", [Echo, EchoLines, EchoIterator])
+def test_who_does_not_read_is_not_read_from(stage, echo):
+    peer = stage.peer(stage.listen(echo))
+    for _ in range(MUCH // 16384):
+        peer.send(b"x" * 16384)
+    other = stage.client(stage.listeners[0])
+    stage.until(lambda: len(stage.served) == 2)
+    before = -1
+    while not stage.at_once and before < stage.served[0].size:  # as long as it reads
+        before = stage.served[0].size
+        for _ in range(20):
+            answered = other.size
+            other.connection.write(b"?")
+            stage.until(lambda answered=answered: other.size > answered)
+    assert stage.served[0].size < MUCH
+    assert stage.waiting(stage.served[0].connection) < MEGABYTE
+    peer.read()
+    stage.until(lambda: peer.size == MUCH)
+    assert peer.received == b"X" * MUCH
+
+
+def test_output_that_nobody_takes_ends_the_connection_at_its_limit(stage):
+    stage.peer(stage.listen(output_limit=MEGABYTE))
+    stage.until(lambda: stage.served)
+    served = stage.served[0]
+    with contextlib.suppress(ConnectionClosed):
+        for _ in range(MUCH // 65536):
+            served.connection.write(b"x" * 65536)
+    stage.until(lambda: served.closed)
+    assert not served.connection
+    assert isinstance(served.closed, LimitExceeded)
+    assert "output_limit" in str(served.closed)
+    with pytest.raises(ConnectionClosed):
+        served.connection.write(b"x")
+
+
+def test_output_limit_counts_writelines_too(stage):
+    stage.peer(stage.listen(output_limit=MEGABYTE))
+    stage.until(lambda: stage.served)
+    served = stage.served[0]
+    with contextlib.suppress(ConnectionClosed):
+        for _ in range(MUCH // 65536):
+            served.connection.writelines([b"x" * 65536])
+    stage.until(lambda: served.closed)
+    assert isinstance(served.closed, LimitExceeded)
+
+
+def test_two_who_write_before_they_read_get_all_of_it(stage):
+    class Talk(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.write(b"x" * 100_000)
+
+    client, served = stage.talk(Talk, Talk)
+    stage.until(lambda: client.size == served.size == 100_000)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_who_sends_much_at_once_reads_the_answer_meanwhile(stage, many):
+    """Neither side takes anything before the other does, if both stop reading where much is waiting."""
+
+    class Talk(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            if many:
+                connection.writelines(b"x" * 65536 for _ in range(MUCH // 65536))
+            else:
+                connection.write(b"x" * MUCH)
+
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if self.size == MUCH:
+                connection.close()
+
+    client, _ = stage.talk(Echo, Talk)
+    stage.until(lambda: not client.connection)
+    assert client.data == b"X" * MUCH
+
+
+__all__ = [name for name in dir() if name.startswith("test_")]

@@ -1,0 +1,96 @@
+"""Rules for connections: their addresses and listener, and what works while they are closing or closed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ngi_gevent import ConnectionClosed, adapters
+from ngi_gevent.testing.contract.rules.common import MUCH, Echo, Failure, tracebacks
+
+# Rule 13: addresses.
+
+
+def test_addresses_are_known_and_outlive_the_connection(stage):
+    client, served = stage.talk()
+    listener = stage.listeners[0]
+    assert client.connection.peer_address == listener.address
+    assert served.connection.local_address == listener.address
+    assert served.connection.peer_address == client.connection.local_address
+    peer_address = served.connection.peer_address
+    client.connection.close()
+    stage.until(lambda: served.gone and client.gone)
+    assert (served.connection.peer_address, served.connection.local_address) == (peer_address, listener.address)
+
+
+def test_a_server_connection_knows_its_listener(stage):
+    client, served = stage.talk()
+    assert served.connection.control is stage.listeners[0]
+    assert client.connection.control is None
+
+
+# States.
+
+
+def test_a_closing_and_a_closed_connection_refuse_writes_and_ignore_close(stage):
+    peer = stage.peer(stage.listen())
+    stage.until(lambda: stage.served)
+    connection = stage.served[0].connection
+    assert connection
+    assert bool(connection) is True
+    connection.write(b"x" * MUCH)
+    connection.close()
+    for _ in "closing", "closed":
+        assert bool(connection) is False
+        for refused in lambda: connection.write(b"x"), lambda: connection.writelines([b"x"]):
+            with pytest.raises(ConnectionClosed) as caught:
+                refused()
+            assert isinstance(caught.value, ValueError)
+        with pytest.raises(TypeError):
+            connection.write("text")
+        connection.close()
+        peer.read()
+        stage.until(lambda: peer.ended)
+    assert len(peer.received) == MUCH
+    connection.abort()
+
+
+def test_when_closed_tells_of_every_end(stage):
+    client, served = stage.talk()
+    told = []
+    served.connection.when_closed(lambda: (told.append("served"), stage.happened()))
+    client.connection.when_closed(lambda: (told.append("client"), stage.happened()))
+    client.connection.close()
+    stage.until(lambda: len(told) == 2)
+    client.connection.when_closed(lambda: told.append("later"))
+    assert told[-1] == "later"
+    with pytest.raises(TypeError):
+        client.connection.when_closed(None)
+
+
+def test_a_raising_when_closed_harms_nobody(stage, caplog):
+    def fail():
+        raise error
+
+    error = Failure("in when_closed")
+    clients = [stage.client(stage.listen(Echo))]
+    clients += [stage.client(stage.listeners[0]) for _ in range(5)]
+    stage.until(lambda: len(stage.served) == 6)
+    told = []
+    clients[0].connection.when_closed(fail)
+    clients[0].connection.when_closed(lambda: (told.append(1), stage.happened()))
+    for client in clients:
+        client.connection.write(b"all in one turn")
+    clients[0].connection.close()
+    stage.until(lambda: all(client.data for client in clients[1:]) and told)
+    clients[0].connection.when_closed(fail)
+    stage.client(stage.listeners[0])  # which takes as long as the log, at the most
+    assert len(tracebacks(caplog, error)) == len(caplog.records) == 2
+
+
+def test_it_is_known_whether_a_connection_is_secure(stage):
+    client, served = stage.talk()
+    connections = [client.connection, served.connection, adapters.Lines(served.connection)]
+    assert [connection.ssl_object is not None for connection in connections] == [stage.name == "tls"] * 3
+
+
+__all__ = [name for name in dir() if name.startswith("test_")]

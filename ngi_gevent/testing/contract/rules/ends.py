@@ -1,0 +1,145 @@
+"""Rules for the end of a connection: when ``handle_close`` is called, and with which reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from ngi_gevent import ConnectionClosed
+from ngi_gevent.testing.contract.rules.common import MEGABYTE, Echo
+from ngi_gevent.testing.contract.stage import Witness
+
+# Rule 2: handle_close tells of what the application did not ask for, once, and last.
+
+
+@pytest.mark.parametrize("method", ["close", "abort"])
+def test_no_callback_comes_after_ones_own_end(stage, method):
+    class Leave(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            getattr(connection, method)()
+
+    peer = stage.peer(stage.listen(Leave))
+    peer.send(b"one")
+    stage.until(lambda: stage.served and not stage.served[0].connection)
+    if method == "close":
+        peer.send(b"two")
+    peer.close()
+    stage.until(lambda: stage.served[0].gone)
+    assert stage.served[0].trace == [b"one"]
+
+
+def test_close_from_outside_is_the_end_of_callbacks(stage):
+    client, served = stage.talk()
+    served.connection.close()
+    client.connection.abort()
+    stage.until(lambda: served.gone)
+    assert served.trace == []
+
+
+def test_an_end_comes_once_after_all_input(stage):
+    peer = stage.peer(stage.listen())
+    peer.send(b"all of it")
+    peer.finish()
+    stage.until(lambda: stage.served and stage.served[0].gone)
+    served = stage.served[0]
+    assert b"".join(served.trace[:-1]) == b"all of it"
+    assert served.trace[-1] == ("close", "end of input")
+
+
+def test_in_handle_close_the_connection_is_false_and_writing_raises(stage):
+    class Late(Witness):
+        def handle_close(self, connection, reason):
+            self.truth = bool(connection)
+            with pytest.raises(ConnectionClosed):
+                connection.write(b"too late")
+            with pytest.raises(ConnectionClosed):
+                connection.writelines([b"too late"])
+            connection.close()
+            super().handle_close(connection, reason)
+
+    peer = stage.peer(stage.listen(Late))
+    peer.finish()
+    stage.until(lambda: stage.served and stage.served[0].closed)
+    assert stage.served[0].truth is False
+
+
+def test_no_input_comes_after_an_iterator_of_the_peer_ended_the_connection(stage):
+    def lines():
+        client.connection.close()
+        yield b"late"
+
+    client, served = stage.talk()
+    served.connection.writelines(lines())
+    stage.until(lambda: client.gone)
+    assert client.trace == []
+
+
+def test_a_broken_connection_tells_the_exception_after_its_input(stage):
+    client, served = stage.talk()
+    client.connection.write(b"before")
+    stage.until(lambda: served.data == b"before")
+    client.connection.abort()
+    stage.until(lambda: served.closed)
+    assert served.trace[0] == b"before"
+    assert len(served.trace) == 2
+    if stage.name != "unix":  # a Unix socket that is aborted looks finished
+        assert isinstance(served.closed, OSError)
+
+
+def test_closing_a_connection_that_ended_spares_its_handler_the_news(stage):
+    """The listener stops while the handler is busy; then the handler closes the connection itself."""
+
+    class Busy(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.control.close()
+            connection.close()
+
+    peer = stage.peer(stage.listen(Busy))
+    peer.send(b"x")
+    stage.until(lambda: stage.served and not stage.served[0].connection)
+    peer.close()
+    stage.until(lambda: stage.served[0].gone)
+    assert stage.served[0].trace == [b"x"]
+
+
+# Rule 3: who has finished sending still gets the answer.
+
+
+def test_a_peer_that_finished_sending_gets_its_answer(stage):
+    peer = stage.peer(stage.listen(Echo))
+    peer.send(b"hello")
+    peer.finish()
+    peer.read()
+    stage.until(lambda: peer.ended)
+    assert (peer.received, peer.ended) == (b"HELLO", "end")
+
+
+def test_a_peer_that_finished_sending_gets_all_of_a_long_answer(stage):
+    class Long(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"x" * 4 * MEGABYTE)
+            connection.writelines(b"y" * 1000 for _ in range(5000))
+
+    peer = stage.peer(stage.listen(Long))
+    peer.send(b"?")
+    peer.finish()
+    peer.read()
+    stage.until(lambda: peer.ended)
+    assert (len(peer.received), peer.ended) == (4 * MEGABYTE + 5_000_000, "end")
+
+
+# Rule 4: reasons.
+
+
+def test_reasons_make_fair_log_lines(stage):
+    stage.talk()
+    peer = stage.peer(stage.listeners[0])
+    peer.finish()
+    stage.until(lambda: len(stage.served) == 2 and stage.served[1].closed)
+    stage.listeners[0].close()
+    stage.until(lambda: stage.served[0].closed)
+    assert [str(served.closed) for served in stage.served] == ["stopped", "end of input"]
+
+
+__all__ = [name for name in dir() if name.startswith("test_")]

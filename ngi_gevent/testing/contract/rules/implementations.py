@@ -1,0 +1,90 @@
+"""Rules for implementations: connection attempts, waiting and closing."""
+
+from __future__ import annotations
+
+import pytest
+
+import ngi_gevent
+from ngi_gevent.testing.contract.rules.common import Failure
+from ngi_gevent.testing.contract.stage import Witness
+
+# Implementations.
+
+
+def test_a_server_must_be_callable(stage):
+    with pytest.raises(TypeError, match="server"):
+        stage.implementation.listener(stage.address(), object())
+
+
+@pytest.mark.parametrize("handler", [None, object(), Witness])
+def test_a_client_connect_handler_must_be_one(stage, handler):
+    listener = stage.listen()
+    with pytest.raises(TypeError, match="client connect handler"):
+        stage.implementation.connect(listener.address, handler)
+    with pytest.raises(TypeError, match="client connect handler"):
+        listener.connect(handler) if handler is not None else stage.implementation.connect(listener.address, None)
+
+
+def test_wait_waits_for_nothing_else_than_what_is_outstanding(stage):
+    stage.implementation.wait()
+    client, served = stage.talk()
+    with pytest.raises(ngi_gevent.Timeout, match="outstanding") as caught:
+        stage.implementation.wait(0)
+    assert isinstance(caught.value, TimeoutError)
+    stage.listeners[0].close()
+    client.connection.close()
+    stage.until(lambda: client.gone and served.gone)
+    stage.implementation.wait(0)
+
+
+def test_wait_in_a_callback_that_it_waits_for_says_so(stage, caplog):
+    class Wait(Witness):
+        def handle_input(self, connection, data):
+            stage.implementation.wait(10)
+
+    client, served = stage.talk(Wait)
+    client.connection.write(b"wait")
+    stage.until(lambda: served.closed)
+    assert isinstance(served.closed, ngi_gevent.Deadlock)
+
+
+def test_close_ends_everything_and_a_closed_implementation_says_so(stage):
+    client, served = stage.talk()
+    implementation = stage.implementation
+    implementation.close()
+    implementation.close()
+    stage.until(lambda: client.gone and served.gone)
+    assert client.closed in ("stopped", "end of input")
+    assert served.closed in ("stopped", "end of input")
+    for use in (
+        lambda: implementation.connect(stage.listeners[0].address, client),
+        lambda: implementation.listener(stage.address(), stage.server()),
+    ):
+        with pytest.raises(ngi_gevent.ImplementationClosed):
+            use()
+    implementation.wait(10)
+    stage.implementation = stage.make()
+
+
+def test_the_end_of_a_with_statement_closes_an_implementation(stage):
+    with pytest.raises(Failure), stage.implementation as entered:
+        assert entered is stage.implementation
+        listener = stage.listen()
+        assert next(listener.connections(), None) is None
+        raise Failure
+    with pytest.raises(ngi_gevent.ImplementationClosed):
+        entered.listener(stage.address(), stage.server())
+    entered.wait(10)
+    stage.implementation = stage.make()
+
+
+def test_a_failed_connect_tells_why(stage):
+    listener = stage.listen()
+    listener.close()
+    client = stage.client(listener)
+    assert client.connection is None
+    assert str(client.failed)
+    stage.implementation.wait(10)
+
+
+__all__ = [name for name in dir() if name.startswith("test_")]

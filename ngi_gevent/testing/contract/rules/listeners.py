@@ -1,0 +1,226 @@
+"""Rules for listeners: their addresses, connections and options, and how they close."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+import ngi_gevent
+from ngi_gevent.testing.contract.rules.common import MUCH, Echo, Failure, tracebacks
+from ngi_gevent.testing.contract.stage import Witness
+
+# Listeners.
+
+
+def test_a_listener_returns_at_once_and_tells_its_address(stage):
+    listener = stage.listen(Echo)
+    assert listener.address is not None
+    assert list(listener.connections()) == []
+    assert stage.client(listener).connection
+
+
+def test_an_address_in_use_is_refused_by_name(stage):
+    listener = stage.listen()
+    with pytest.raises(OSError, match="in use") as caught:
+        stage.implementation.listener(listener.address, stage.server())
+    assert str(listener.address[0] if isinstance(listener.address, tuple) else listener.address) in str(caught.value)
+    assert stage.client(listener).connection
+
+
+def test_connections_is_a_snapshot_of_the_open_ones(stage):
+    clients = [stage.client(stage.listen())]
+    listener = stage.listeners[0]
+    clients += [stage.client(listener) for _ in range(2)]
+    stage.until(lambda: len(stage.served) == 3)
+    iterator = listener.connections()
+    listener.close()
+    assert [connection.peer_address for connection in iterator] == [
+        client.connection.local_address for client in clients
+    ]
+    assert list(listener.connections()) == []
+
+
+def test_close_ends_open_connections(stage):
+    client, served = stage.talk(Echo)
+    listener = stage.listeners[0]
+    listener.close()
+    assert not served.connection
+    stage.until(lambda: client.closed and served.closed)
+    assert served.trace == [("close", "stopped")]
+    assert client.closed == "end of input"
+    listener.close()
+    client = stage.client(listener)
+    assert client.failed
+
+
+def test_close_does_not_wait_for_output(stage):
+    stage.peer(stage.listen())
+    stage.until(lambda: stage.served)
+    served = stage.served[0]
+    served.connection.writelines(b"x" * 65536 for _ in range(1000))
+    stage.listeners[0].close()
+    stage.until(lambda: served.closed)
+    assert served.trace == [("close", "stopped")]
+
+
+def test_close_lets_a_closed_connection_finish_delivering(stage):
+    class Last(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(b"x" * MUCH)
+            connection.writelines([b"the", b" end"])
+            connection.close()
+            connection.control.close()
+
+    peer = stage.peer(stage.listen(Last))
+    peer.send(b"shut down")
+    stage.until(lambda: stage.served and stage.served[0].data)
+    peer.read()
+    stage.until(lambda: peer.ended)
+    assert peer.ended == "end"
+    assert peer.received == b"x" * MUCH + b"the end"
+    assert stage.served[0].trace == [b"shut down"]
+
+
+def test_close_in_a_callback_of_an_open_connection_tells_it_afterwards(stage):
+    class Stop(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"bye")
+            connection.control.close()
+            super().handle_input(connection, data)
+
+    client, served = stage.talk(Stop)
+    client.connection.write(b"stop")
+    stage.until(lambda: client.closed and served.closed)
+    assert served.trace == [b"stop", ("close", "stopped")]
+    assert client.data == b"bye"
+
+
+def test_close_with_a_handler_waits_for_the_last_connection(stage):
+    client, served = stage.talk(Echo)
+    listener = stage.listeners[0]
+    told = []
+
+    def closed(listener):
+        told.append(listener)
+        stage.happened()
+
+    listener.close(closed)
+    assert told == []
+    assert stage.client(listener).failed
+    client.connection.write(b"go on")
+    stage.until(lambda: client.data == b"GO ON")
+    listener.close(closed)
+    client.connection.close()
+    stage.until(lambda: len(told) == 2)
+    assert told == [listener, listener]
+    listener.close(closed)
+    assert len(told) == 3
+
+
+def test_close_takes_only_something_to_call(stage):
+    with pytest.raises(TypeError, match="callable"):
+        stage.listen().close("handler")
+
+
+def test_a_raising_close_handler_is_logged(stage, caplog):
+    def closed(listener):
+        raise error
+
+    error = Failure("in a close handler")
+    stage.listen().close(closed)
+    assert len(tracebacks(caplog, error)) == len(caplog.records) == 1
+
+
+def test_closing_frees_the_address_at_once(stage):
+    client, served = stage.talk()
+    address = stage.listeners[0].address
+    stage.listeners[0].close()
+    again = stage.implementation.listener(address, stage.server(Echo))
+    stage.listeners.append(again)
+    assert again.address == address
+    client = stage.client(again)
+    client.connection.write(b"hello")
+    stage.until(lambda: client.data == b"HELLO")
+
+
+def test_close_wait_with_nobody_returns_at_once(stage):
+    listener = stage.listen()
+    assert listener.close_wait() == 0
+    assert listener.close_wait(0) == 0
+    assert stage.client(listener).failed
+
+
+def test_close_wait_ends_those_that_are_left(stage):
+    client, served = stage.talk(Echo)
+    assert stage.listeners[0].close_wait(0) == 1
+    stage.until(lambda: client.closed and served.closed)
+    assert (client.closed, served.trace) == ("end of input", [("close", "stopped")])
+
+
+def test_close_wait_in_a_callback_that_it_waits_for_says_so(stage, caplog):
+    class Stop(Witness):
+        def handle_input(self, connection, data):
+            connection.control.close_wait(10)
+
+    client, served = stage.talk(Stop)
+    client.connection.write(b"stop")
+    stage.until(lambda: served.closed)
+    assert isinstance(served.closed, ngi_gevent.Deadlock)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"), [(-1, ValueError), ("1", TypeError), (float("nan"), ValueError), (True, TypeError)]
+)
+def test_a_wrong_timeout_is_refused(stage, timeout, error):
+    listener = stage.listen()
+    with pytest.raises(error, match="timeout"):
+        listener.close_wait(timeout)
+    with pytest.raises(error, match="timeout"):
+        stage.implementation.wait(timeout)
+    assert stage.client(listener).connection
+
+
+def test_a_listener_connects_to_itself(stage):
+    listener = stage.listen(Echo)
+    client = Witness(stage)
+    listener.connect(client)
+    stage.until(lambda: client.connection)
+    client.connection.write(b"hello")
+    stage.until(lambda: client.data == b"HELLO")
+
+
+def test_the_same_options_are_taken_everywhere(stage):
+    options = {"backlog": 5, "max_connections": 5, "idle_timeout": 100, "output_limit": 100_000}
+    listener = stage.listen(Echo, **options, keep_alive=False, reuse_port=False, handshake_timeout=5)
+    client = Witness(stage)
+    stage.implementation.connect(listener.address, client, timeout=20)
+    stage.until(lambda: client.connection)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("backlog", -1), ("output_limit", -1), ("max_connections", 0), ("idle_timeout", 0), ("idle_timeout", -1)],
+)
+def test_an_impossible_option_is_refused(stage, option, value):
+    with pytest.raises(ValueError, match=option):
+        stage.listen(**{option: value})
+    with pytest.raises(TypeError, match=option):
+        stage.listen(**{option: "many"})
+    with pytest.raises(TypeError):
+        stage.listen(no_such_option=1)
+
+
+def test_an_impossible_option_of_a_connect_is_refused(stage):
+    listener = stage.listen()
+    for connect in functools.partial(stage.implementation.connect, listener.address), listener.connect:
+        with pytest.raises(ValueError, match="timeout"):
+            connect(Witness(stage), timeout=-1)
+        with pytest.raises(TypeError, match="timeout"):
+            connect(Witness(stage), timeout="long")
+        with pytest.raises(TypeError):
+            connect(Witness(stage), no_such_option=1)
+
+
+__all__ = [name for name in dir() if name.startswith("test_")]
