@@ -135,6 +135,8 @@ class _Handler:
         self.arrived: deque[bytes] = deque()
         #: Whether no more input will come.
         self.ended = False
+        #: Whether that is because the application closed the output file.
+        self.output_closed = False
         #: Why that is, if the application did not ask for it.
         self.reason: Reason | None = None
         #: Whether the connection is gone, and everything delivered that ever will be.
@@ -299,10 +301,11 @@ class Input(_File):
     left for the next read.  In a callback of the connection, where nothing more could come, it raises
     :class:`~ngi_gevent.Deadlock`.
 
-    When the peer has finished sending, reading gives ``b""``.  After any other end, what came before it is returned
-    first; then reading raises the exception that ended the connection, or :class:`~ngi_gevent.ConnectionClosed` if it
-    was stopped.  Reading *up to the end* raises at once and leaves what came before it to other reads, because half of
-    the input must not pass for all of it.
+    When the peer has finished sending, or the output file was closed, reading gives ``b""``.  After any other end, what
+    came before it is returned first.  Then reading raises the exception that ended the connection, or
+    :class:`~ngi_gevent.ConnectionClosed` if it was stopped, or closed or aborted elsewhere in the program.  Reading *up
+    to the end* raises at once and leaves what came before it to other reads, because half of the input must not pass
+    for all of it.
 
     If so much output is pending that the connection takes no more input, reading also waits for the peer to take
     output, even if there is input to return.
@@ -420,12 +423,12 @@ class Input(_File):
         return data
 
     def _check_clean_end(self) -> None:
-        """Raise unless the input ended because the peer had finished sending, or because this side closed it."""
+        """Raise unless the input ended because the peer had finished sending, or because the output was closed."""
         reason = self.reason
         if isinstance(reason, BaseException):
             raise reason
-        if reason not in (None, END_OF_INPUT):
-            raise ConnectionClosed(f"the connection ended before the peer had finished sending: {reason}")
+        if reason != END_OF_INPUT and not self._handler.output_closed:
+            raise ConnectionClosed(f"the connection ended before the peer had finished sending: {reason or 'closed'}")
 
     def _wait_for(self, count: _Count, deadline: float | None) -> bool:
         if self._reading:
@@ -549,6 +552,7 @@ class Output(_File):
         """
         if not self._closed:
             self._closed = True
+            self._handler.output_closed = True
             self._handler.connection.close()
             self._handler.end()
 

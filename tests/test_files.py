@@ -237,15 +237,17 @@ def test_iterating_stops_at_what_is_broken(stage):
     assert lines == [b"1\n", b"2\n", b"3"]
 
 
-def test_half_an_upload_is_not_taken_for_a_whole_one_when_the_listener_stops(stage):
+@pytest.mark.parametrize("end", ["stopped", "closed", "aborted"])
+def test_half_an_upload_is_not_taken_for_a_whole_one_when_this_side_ends_it(stage, end):
     output, input, peer = talk(stage)
     peer.send(b"xhalf of it")
     assert input.read(1, PATIENCE) == b"x"
-    stage.listeners[0].close()
+    connection = stage.connections[0]
+    {"stopped": stage.listeners[0].close, "closed": connection.close, "aborted": connection.abort}[end]()
     for read in input.read, input.readlines:
-        with pytest.raises(ConnectionClosed, match="stopped"):
+        with pytest.raises(ConnectionClosed, match="stopped" if end == "stopped" else "closed"):
             read(timeout=PATIENCE)
-    assert input.reason == "stopped"
+    assert input.reason == ("stopped" if end == "stopped" else None)
     with contextlib.suppress(ConnectionClosed):  # what had come before can be read; how much of it did is up to chance
         assert b"half of it".startswith(input.read(100, PATIENCE))
 
@@ -672,7 +674,8 @@ def test_opening_a_connection_gives_what_it_held(stage):
     connection = blocking.connect(stage.listen(serve).address, stage.implementation.connect)
     output, input = blocking.open(connection)
     assert input.read(timeout=PATIENCE) == b"welcome"
-    assert blocking.open(connection)[1].read(timeout=PATIENCE) == b""  # and again, though it is gone
+    with pytest.raises(ConnectionClosed):  # it is gone, which nobody but the first was told
+        blocking.open(connection)[1].read(timeout=PATIENCE)
 
 
 # In callbacks.

@@ -31,6 +31,7 @@ from ngi_gevent import (
     linger,
     threads,
 )
+from ngi_gevent.event_loop import is_libuv
 from ngi_gevent.implementation import EXIT_PATIENCE
 from ngi_gevent.threads import Flag, call_on
 
@@ -148,6 +149,7 @@ def test_a_greenlet_that_wants_the_program_to_end_does_not_end_the_thread_of_a_t
     implementation.wait(PATIENCE)
 
 
+@pytest.mark.skipif(is_libuv(gevent.get_hub().loop), reason="libuv's loops are not destroyed while they watch")
 def test_a_connection_whose_hub_was_destroyed_can_be_closed_in_any_way():
     def serve():
         listener = ngi_gevent.listener(None, connections.append)
