@@ -678,6 +678,7 @@ def test_the_end_of_a_with_statement_does_not_wait_for_ever(tcp, monkeypatch, ou
     """For a peer that takes nothing, nor for an iterator that yields nothing."""
     monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
     monkeypatch.setattr(implementation, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(implementation, "DRAIN_TIMEOUT", 0.05)
     never = Event()
     tcp.peer(tcp.listen(lambda connection: None))
     with gevent.Timeout(PATIENCE), type(tcp.implementation)() as clients:
