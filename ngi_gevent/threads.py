@@ -99,14 +99,20 @@ class Flag:
         # Sending to it is the one thing that another thread may do to a loop; and it keeps the loop going meanwhile.
         watcher = hub.loop.async_()
         watcher.start(event.set)
+        # No gevent.Timeout: one that expires in the moment of a Ctrl-C is raised in whatever the program does then.
+        timer = None if timeout is None else hub.loop.timer(timeout)
         try:
+            if timer is not None:
+                timer.start(event.set, update=True)
             if self._wake_by(watcher.send):
                 try:
-                    event.wait(timeout)
+                    event.wait()
                 finally:
                     self._forget(watcher.send)
         finally:
             watcher.close()
+            if timer is not None:
+                timer.close()
 
     def _wait_greenly(self, event: Event, timeout: float | None) -> None:
         if self._wake_by(event.set):

@@ -444,6 +444,7 @@ def test_the_pieces_of_an_unfinished_record_cost_no_more_than_their_bytes():
         assert held < 80_000
 
 
+@pytest.mark.slow
 def test_splitting_is_linear():
     """Twenty times the data in small pieces must not take four hundred times as long."""
 
@@ -472,7 +473,7 @@ def test_splitting_is_linear():
         assert len(handler.chunks[0]) == size
 
     assert seconds(one_line, 10 * 1024 * 1024) < 2
-    assert seconds(many_lines, 200_000) < 1
+    assert seconds(many_lines, 1_000_000) < 5
     assert seconds(one_record, 10 * 1024 * 1024) < 2
 
 

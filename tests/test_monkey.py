@@ -290,6 +290,10 @@ LATELY = {
 @pytest.mark.parametrize("lately", LATELY)
 @pytest.mark.parametrize("head", HEADS)
 def test_a_threaded_implementation_is_first_used_after_the_main_thread_has_ended(head, lately):
-    """gevent's thread pool, which looks up names, cannot be started then; since Python 3.12, no thread can."""
+    """gevent's thread pool, which looks up names, cannot be started then; since Python 3.12, perhaps no thread can."""
     answer = run(head, COMMON + LATE + LATELY[lately])
-    assert answer == ("HELLO\n" if sys.version_info < (3, 12) else "can't create new thread at interpreter shutdown\n")
+    answers = [
+        "HELLO\n",
+        *(["can't create new thread at interpreter shutdown\n"] if sys.version_info >= (3, 12) else []),
+    ]
+    assert answer in answers

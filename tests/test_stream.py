@@ -670,7 +670,7 @@ def test_the_end_of_a_with_statement_waits_until_closed_connections_have_deliver
     socket_stage.until(lambda: socket_stage.served[0].closed)
     served = socket_stage.served[0]
     assert (served.size, served.closed) == (24_000_000, "end of input")
-    clients.wait(0)
+    clients.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("output", ["much", "an iterator that waits"])
