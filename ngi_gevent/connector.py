@@ -100,14 +100,19 @@ class Connector:
         if self._timeout is None:
             yield
             return
-        timeout = Timeout(self._timeout)
         timer = self._loop.timer(for_timer(self._loop, self._timeout))
-        grace = self._loop.timer(GRACE)
-        timer.start(lambda: grace.start(self._greenlet.throw, timeout, update=True))
+        closeables = [timer]
+
+        def expire() -> None:
+            timeout, grace = Timeout(self._timeout), self._loop.timer(GRACE)
+            closeables.extend((timeout, grace))
+            grace.start(self._greenlet.throw, timeout, update=True)
+
+        timer.start(expire)
         try:
             yield
         finally:
-            for closeable in timer, grace, timeout:
+            for closeable in closeables:
                 closeable.close()
 
     def _begin(self, connection: StreamConnection) -> object:
