@@ -75,5 +75,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def _plans() -> Any:
     """The plans that the test has carried out, if it has imported what does so."""
-    faulty = sys.modules.get("ngi_gevent.testing.faulty")
+    faulty = sys.modules.get("ngi_gevent.testing.faults.faulty")
     return [] if faulty is None else faulty.recent_plans

@@ -12,7 +12,7 @@ from ngi_gevent.errors import (
     Timeout,
     UnexpectedResponse,
 )
-from ngi_gevent.implementation import (
+from ngi_gevent.sockets.implementation import (
     Implementation,
     Inline,
     Threaded,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ngi_gevent import logs
-from ngi_gevent.connection import as_bytes, as_iterator, check_count, check_handler
+from ngi_gevent.core import logs
+from ngi_gevent.core.connection import as_bytes, as_iterator, check_count, check_handler
 from ngi_gevent.errors import LimitExceeded
 from ngi_gevent.generator import Handler
 from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by

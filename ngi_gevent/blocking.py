@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from ngi_gevent import implementation
 from ngi_gevent.adapters import Base, bottom
-from ngi_gevent.connection import check_returned, check_timeout, is_end_of
+from ngi_gevent.core.connection import check_returned, check_timeout, is_end_of
+from ngi_gevent.core.threads import Flag, get_ident
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Timeout
 from ngi_gevent.files import Input, Output, files, server
-from ngi_gevent.threads import Flag, get_ident
+from ngi_gevent.sockets import implementation
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import (

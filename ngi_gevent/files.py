@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from gevent import spawn_raw
 from gevent.exceptions import ConcurrentObjectUseError
 
-from ngi_gevent import logs
 from ngi_gevent.adapters import MAX_LINE, bottom
-from ngi_gevent.connection import END_OF_INPUT, LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout
+from ngi_gevent.core import logs
+from ngi_gevent.core.connection import END_OF_INPUT, LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout
+from ngi_gevent.core.registry import Outstanding
+from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
-from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.threads import Flag
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IConnection, Reason

@@ -17,10 +17,10 @@ from gevent import socket
 
 import ngi_gevent
 from ngi_gevent import adapters, testing
+from ngi_gevent.core.threads import Flag
 from ngi_gevent.testing import contract
 from ngi_gevent.testing.contract import PATIENCE, DatagramWitness, MemoryStage, SocketStage, Stage, Witness
-from ngi_gevent.testing.wrapping import WrappingImplementation
-from ngi_gevent.threads import Flag
+from ngi_gevent.testing.faults.wrapping import WrappingImplementation
 
 __all__ = [
     "PATIENCE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from functools import reduce
 
@@ -67,7 +68,9 @@ def test_every_name_has_an_answer(module):
 
 
 def found(name):
-    """What *name* stands for: a module, or something in one."""
+    """What *name* stands for: a logger, a module, or something in one."""
+    if name in logging.root.manager.loggerDict:
+        return logging.getLogger(name)
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         try:

@@ -23,10 +23,12 @@ from greenlet import GreenletExit
 from stages import PATIENCE, DatagramWitness, needs_ipv6
 
 import ngi_gevent
-from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout, datagram_socket, logs, testing
-from ngi_gevent.datagram import MOST_RAISED
-from ngi_gevent.datagram_socket import MOST_AT_ONCE, DatagramSender
+from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout, testing
+from ngi_gevent.core import logs
+from ngi_gevent.core.datagram import MOST_RAISED
 from ngi_gevent.interfaces import IImplementation, IUDPListener
+from ngi_gevent.sockets import datagram_socket
+from ngi_gevent.sockets.datagram_socket import MOST_AT_ONCE, DatagramSender
 
 
 class Failure(Exception):
@@ -157,7 +159,7 @@ def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, 
 
 
 def test_errors_that_are_not_logged_are_raised_by_the_wait_of_inline(caplog, monkeypatch):
-    monkeypatch.setattr("ngi_gevent.datagram.MOST_RAISED", 0)
+    monkeypatch.setattr("ngi_gevent.core.datagram.MOST_RAISED", 0)
 
     def raise_it(address, data):
         raise Failure

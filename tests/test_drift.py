@@ -9,7 +9,7 @@ import pytest
 CONFTEST = """
 from ngi_gevent import testing
 from ngi_gevent.testing import contract
-from ngi_gevent.testing.wrapping import WrappingConnection, WrappingImplementation
+from ngi_gevent.testing.faults.wrapping import WrappingConnection, WrappingImplementation
 
 
 class Drifted(WrappingConnection):

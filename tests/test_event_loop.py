@@ -11,10 +11,10 @@ import pytest
 from gevent.event import Event
 from stages import PATIENCE, Witness
 
-from ngi_gevent.event_loop import for_timer, is_libuv, run_callback_threadsafe
-from ngi_gevent.idle import IdleTimer
-from ngi_gevent.socket_options import reset_on_close
-from ngi_gevent.threads import Flag, allocate_lock, start_new_thread
+from ngi_gevent.core.threads import Flag, allocate_lock, start_new_thread
+from ngi_gevent.sockets.event_loop import for_timer, is_libuv, run_callback_threadsafe
+from ngi_gevent.sockets.idle import IdleTimer
+from ngi_gevent.sockets.socket_options import reset_on_close
 
 
 def test_the_loop_is_known_by_its_name():

@@ -23,7 +23,7 @@ from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent import generator
-from ngi_gevent.socket_options import reset_on_close
+from ngi_gevent.sockets.socket_options import reset_on_close
 
 
 @pytest.fixture(params=["tcp", "tls"])
@@ -470,7 +470,7 @@ SERVE = {
 }
 
 #: The client of the program does not close its side.
-DO_NOT_DRAIN = "from ngi_gevent import linger; linger.DRAIN_TIMEOUT = 0.05"
+DO_NOT_DRAIN = "from ngi_gevent.sockets import linger; linger.DRAIN_TIMEOUT = 0.05"
 
 
 def interrupted(serve, message, first=""):

@@ -24,9 +24,9 @@ from ngi_gevent import (
     adapters,
     blocking,
     files,
-    linger,
     testing,
 )
+from ngi_gevent.sockets import linger
 
 TEXT = b"one\ntwo words\n\nthe rest"
 LINES = [b"one\n", b"two words\n", b"\n", b"the rest"]

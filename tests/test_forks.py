@@ -10,7 +10,7 @@ import sys
 import gevent
 import pytest
 
-from ngi_gevent.event_loop import is_libuv
+from ngi_gevent.sockets.event_loop import is_libuv
 
 # The child's copy of a libuv loop shares what the parent's loop watches, whatever is done with the connections.
 pytestmark = pytest.mark.skipif(is_libuv(gevent.get_hub().loop), reason="libuv's loops cannot be forked")
@@ -119,7 +119,8 @@ import json, os, signal, socket, sys
 from contextlib import suppress
 
 import ngi_gevent
-from ngi_gevent import implementation, threads
+from ngi_gevent.sockets import implementation
+from ngi_gevent.core import threads
 
 # Whoever waits for a thread that does not exist does so for longer than this test.
 implementation.EXIT_PATIENCE = threads.LOOK_AFTER = 1000

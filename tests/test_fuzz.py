@@ -18,7 +18,7 @@ from test_echo_server import running
 
 from ngi_gevent import LimitExceeded, testing
 from ngi_gevent.adapters import Lines, Sized
-from ngi_gevent.socket_options import reset_on_close
+from ngi_gevent.sockets.socket_options import reset_on_close
 
 MAX = 8
 HEARTBEAT = b"\xff" * 4

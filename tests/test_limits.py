@@ -26,7 +26,7 @@ from gevent.event import Event
 from stages import Witness
 
 import ngi_gevent
-from ngi_gevent import acceptor
+from ngi_gevent.sockets import acceptor
 
 
 class Echo(Witness):
@@ -385,7 +385,9 @@ LIMITED = """
 import json, logging, os, resource, signal, sys, time
 import gevent, ngi_gevent
 from gevent.event import Event
-from ngi_gevent import acceptor, linger, testing
+from ngi_gevent import testing
+from ngi_gevent.sockets import acceptor
+from ngi_gevent.sockets import linger
 
 class Echo(testing.Recorder):
     def handle_input(self, connection, data):

@@ -8,7 +8,7 @@ import pytest
 from gevent.event import Event
 from stages import PATIENCE, Witness
 
-from ngi_gevent import linger
+from ngi_gevent.sockets import linger
 
 
 class Waiting(Witness):

@@ -49,7 +49,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from stages import PATIENCE
 
 import ngi_gevent
-from ngi_gevent import ConnectionClosed, linger, testing
+from ngi_gevent import ConnectionClosed, testing
+from ngi_gevent.sockets import linger
 
 SIDES = CLIENT, SERVER = "client", "server"
 

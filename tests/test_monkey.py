@@ -50,7 +50,7 @@ PROGRAMS = {
     ngi_gevent.wait(20)
     """,
     "threaded": """
-    from ngi_gevent.threads import Flag, get_ident
+    from ngi_gevent.core.threads import Flag, get_ident
     class Who(Upper):
         def handle_input(self, connection, data): connection.write(b"%d" % get_ident())
     with ngi_gevent.Threaded() as implementation:

@@ -12,9 +12,9 @@ import pytest
 
 import ngi_gevent
 import ngi_gevent.adapters
+import ngi_gevent.sockets.tls
 import ngi_gevent.testing
 import ngi_gevent.testing.contract.rules
-import ngi_gevent.tls
 
 MODULES = [name for _, name, _ in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent.")]
 
@@ -50,11 +50,11 @@ def test_the_face_has_every_error():
     "thing",
     [
         ngi_gevent.testing.Connection,
-        ngi_gevent.stream.StreamConnection,
-        ngi_gevent.tls.TLSConnection,
+        ngi_gevent.sockets.stream.StreamConnection,
+        ngi_gevent.sockets.tls.TLSConnection,
         ngi_gevent.adapters.Base,
         ngi_gevent.testing.Listener,
-        ngi_gevent.stream_listener.StreamListener,
+        ngi_gevent.sockets.listener.StreamListener,
         ngi_gevent.Implementation,
         ngi_gevent.testing.Implementation,
     ],

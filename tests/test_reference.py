@@ -13,17 +13,9 @@ from pathlib import Path
 import pages
 import pytest
 
-from ngi_gevent import (
-    adapters,
-    connection,
-    datagram,
-    datagram_socket,
-    linger,
-    logs,
-    stream_listener,
-    tls,
-    transport,
-)
+from ngi_gevent import adapters
+from ngi_gevent.core import connection, datagram, logs
+from ngi_gevent.sockets import datagram_socket, linger, listener, tls, transport
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -114,7 +106,7 @@ def amount(text):
 
 def test_the_limits_are_what_they_are():
     limits = {row[0]: row[-2] for row in rows("limits.md")}
-    assert amount(limits["backlog"]) == stream_listener.BACKLOG
+    assert amount(limits["backlog"]) == listener.BACKLOG
     assert amount(limits["output_limit"]) == connection.OUTPUT_LIMIT
     assert amount(limits["handshake_timeout"]) == transport.HANDSHAKE_TIMEOUT
     assert amount(limits["buffer_size"]) == datagram.BUFFER_SIZE

@@ -16,8 +16,9 @@ from gevent.event import Event
 from stages import PATIENCE, Witness
 
 import ngi_gevent
-from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, implementation, linger
-from ngi_gevent.dispatcher import Dispatcher
+from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking
+from ngi_gevent.sockets import implementation, linger
+from ngi_gevent.sockets.dispatcher import Dispatcher
 
 
 class Blocking(Witness):

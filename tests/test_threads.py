@@ -28,12 +28,12 @@ from ngi_gevent import (
     adapters,
     blocking,
     generator,
-    linger,
-    threads,
 )
-from ngi_gevent.event_loop import is_libuv
-from ngi_gevent.implementation import EXIT_PATIENCE
-from ngi_gevent.threads import Flag, call_on
+from ngi_gevent.core import threads
+from ngi_gevent.core.threads import Flag, call_on
+from ngi_gevent.sockets import linger
+from ngi_gevent.sockets.event_loop import is_libuv
+from ngi_gevent.sockets.implementation import EXIT_PATIENCE
 
 
 class Echo(Witness):

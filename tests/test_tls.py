@@ -26,10 +26,12 @@ from gevent.socket import wait_read
 from stages import PATIENCE, TLSSocket, Witness
 
 import ngi_gevent
-from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, logs, message, transport
-from ngi_gevent import tls as tls_module
-from ngi_gevent.socket_options import reset_on_close
-from ngi_gevent.stream import StreamConnection
+from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message
+from ngi_gevent.core import logs
+from ngi_gevent.sockets import tls as tls_module
+from ngi_gevent.sockets import transport
+from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.sockets.stream import StreamConnection
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo
 
 CONTEXTS = [ssl.SSLContext, gevent.ssl.SSLContext]

@@ -13,11 +13,13 @@ in the order in which they were caused.
 """
 
 from ngi_gevent.testing.chunking import check_chunking
-from ngi_gevent.testing.connection import Connection, TextConnection
 from ngi_gevent.testing.conversation import Answer, converse
-from ngi_gevent.testing.datagram import DatagramListener
-from ngi_gevent.testing.faulty import Faulty
-from ngi_gevent.testing.implementation import (
+from ngi_gevent.testing.faults.faulty import Faulty
+from ngi_gevent.testing.faults.plan import Faults, Input, Plan
+from ngi_gevent.testing.leaks import nothing_left
+from ngi_gevent.testing.memory.connection import Connection, TextConnection
+from ngi_gevent.testing.memory.datagram import DatagramListener
+from ngi_gevent.testing.memory.implementation import (
     Implementation,
     connect,
     connectable,
@@ -27,10 +29,8 @@ from ngi_gevent.testing.implementation import (
     udp_listener,
     wait,
 )
-from ngi_gevent.testing.leaks import nothing_left
-from ngi_gevent.testing.listening import Listener
-from ngi_gevent.testing.plan import Faults, Input, Plan
-from ngi_gevent.testing.printing import PrintingHandler, TextPrintingHandler
+from ngi_gevent.testing.memory.listening import Listener
+from ngi_gevent.testing.memory.printing import PrintingHandler, TextPrintingHandler
 from ngi_gevent.testing.recorder import Recorder
 from ngi_gevent.testing.work import check_work
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 
-from ngi_gevent.testing.implementation import Implementation
+from ngi_gevent.core.threads import get_hub_if_exists
+from ngi_gevent.testing.memory.implementation import Implementation
+from ngi_gevent.testing.memory.turns import MemoryOutstanding
 from ngi_gevent.testing.recorder import Recorder
-from ngi_gevent.testing.turns import MemoryOutstanding
-from ngi_gevent.threads import get_hub_if_exists
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.logs import Seldom
     from ngi_gevent.interfaces import IServer
-    from ngi_gevent.logs import Seldom
 
 __all__ = ["Answer", "Conversation", "NotRead", "converse"]
 

@@ -21,17 +21,17 @@ import gevent
 from greenlet import getcurrent, greenlet
 
 import ngi_gevent
+from ngi_gevent.core.threads import Flag, get_hub_if_exists
 from ngi_gevent.errors import Deadlock
-from ngi_gevent.testing.implementation import Implementation
-from ngi_gevent.testing.patience import is_set_in_time
-from ngi_gevent.testing.wrapping import (
+from ngi_gevent.testing.faults.wrapping import (
     WrappingClient,
     WrappingConnection,
     WrappingDatagramListener,
     WrappingImplementation,
     WrappingListener,
 )
-from ngi_gevent.threads import Flag, get_hub_if_exists
+from ngi_gevent.testing.memory.implementation import Implementation
+from ngi_gevent.testing.patience import is_set_in_time
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IClientConnectHandler, IServer

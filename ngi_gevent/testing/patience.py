@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import gevent
 
-from ngi_gevent.event_loop import for_timer
-from ngi_gevent.threads import Flag, get_hub_if_exists, is_only_thread
+from ngi_gevent.core.threads import Flag, get_hub_if_exists, is_only_thread
+from ngi_gevent.sockets.event_loop import for_timer
 
 __all__ = ["PATIENCE", "is_set_in_time"]
 

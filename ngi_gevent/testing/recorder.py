@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import bottom
+from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionFailed, Deadlock
 from ngi_gevent.testing.patience import PATIENCE, is_set_in_time
-from ngi_gevent.threads import Flag
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnection, Reason

@@ -29,7 +29,7 @@ from ngi_gevent.interfaces import (
 )
 from ngi_gevent.message import message
 from ngi_gevent.testing import contract
-from ngi_gevent.testing.wrapping import WrappingImplementation
+from ngi_gevent.testing.faults.wrapping import WrappingImplementation
 
 ADDRESS = ("127.0.0.1", 8000)
 

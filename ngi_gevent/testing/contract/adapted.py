@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ngi_gevent.testing.wrapping import WrappingConnection, WrappingImplementation, WrappingListener
+from ngi_gevent.testing.faults.wrapping import WrappingConnection, WrappingImplementation, WrappingListener
 
 __all__ = ["Adapted"]
 

@@ -18,8 +18,8 @@ from gevent.queue import Queue
 
 import ngi_gevent
 from ngi_gevent.adapters import bottom
-from ngi_gevent.socket_options import reset_on_close
-from ngi_gevent.testing.implementation import Implementation
+from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.testing.memory.implementation import Implementation
 from ngi_gevent.testing.recorder import Recorder
 
 __all__ = ["PATIENCE", "DatagramWitness", "MemoryStage", "SocketStage", "Stage", "Witness", "playing", "stages"]

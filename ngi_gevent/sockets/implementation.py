@@ -16,30 +16,31 @@ from gevent.event import Event
 from gevent.monkey import is_module_patched
 from greenlet import getcurrent
 
-from ngi_gevent import forks, transport
-from ngi_gevent.acceptor import default_max_connections
-from ngi_gevent.address import check_connect_address, check_listen_address, check_send_address
-from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
-from ngi_gevent.connector import Connector
-from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
-from ngi_gevent.datagram_socket import DatagramListener, DatagramSender
-from ngi_gevent.dispatcher import current_connection
+from ngi_gevent.core import forks
+from ngi_gevent.core.address import check_connect_address, check_listen_address, check_send_address
+from ngi_gevent.core.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
+from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.core.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
+from ngi_gevent.core.registry import Outstanding
+from ngi_gevent.core.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
-from ngi_gevent.event_loop import check_room_for_loop, run_callback_threadsafe
 from ngi_gevent.interfaces import documented_by
-from ngi_gevent.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
-from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
-from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.stream_listener import BACKLOG, StreamListener
-from ngi_gevent.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
+from ngi_gevent.sockets import transport
+from ngi_gevent.sockets.acceptor import default_max_connections
+from ngi_gevent.sockets.connector import Connector
+from ngi_gevent.sockets.datagram_socket import DatagramListener, DatagramSender
+from ngi_gevent.sockets.dispatcher import current_connection
+from ngi_gevent.sockets.event_loop import check_room_for_loop, run_callback_threadsafe
+from ngi_gevent.sockets.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
+from ngi_gevent.sockets.listener import BACKLOG, StreamListener
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
     from typing_extensions import Self
 
+    from ngi_gevent.core.logs import Seldom
     from ngi_gevent.interfaces import Address, Data, IClientConnectHandler, IServer, IUDPHandler, PeerAddress
-    from ngi_gevent.logs import Seldom
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
 

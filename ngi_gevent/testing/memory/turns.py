@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.outstanding import Outstanding
-from ngi_gevent.threads import allocate_lock
+from ngi_gevent.core.registry import Outstanding
+from ngi_gevent.core.threads import allocate_lock
 
 if TYPE_CHECKING:
-    from ngi_gevent.connection import BaseConnection
-    from ngi_gevent.datagram import BaseDatagramListener
-    from ngi_gevent.logs import Seldom
+    from ngi_gevent.core.connection import BaseConnection
+    from ngi_gevent.core.datagram import BaseDatagramListener
+    from ngi_gevent.core.logs import Seldom
 
 __all__ = ["MemoryOutstanding", "Turns"]
 

@@ -13,9 +13,9 @@ from gevent import sleep
 from greenlet import GreenletExit
 
 if TYPE_CHECKING:
-    from ngi_gevent.connection import PendingLines
-    from ngi_gevent.dispatcher import Dispatcher
-    from ngi_gevent.stream import StreamConnection
+    from ngi_gevent.core.connection import PendingLines
+    from ngi_gevent.sockets.dispatcher import Dispatcher
+    from ngi_gevent.sockets.stream import StreamConnection
 
 __all__ = ["Pump"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent import logs
-from ngi_gevent.connection import as_bytes, check_count
+from ngi_gevent.core import logs
+from ngi_gevent.core.connection import as_bytes, check_count
 from ngi_gevent.errors import ListenerClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.listening import ListenerOwner
     from ngi_gevent.interfaces import Data, IUDPHandler
-    from ngi_gevent.listening import ListenerOwner
 
 __all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
 

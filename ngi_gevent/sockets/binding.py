@@ -12,7 +12,7 @@ from typing import Any
 from gevent import socket as gevent_socket
 from gevent.monkey import get_original
 
-from ngi_gevent.address import LOOPBACK, is_abstract, is_socket, naming, unix_path
+from ngi_gevent.core.address import LOOPBACK, is_abstract, is_socket, naming, unix_path
 
 __all__ = ["Binding", "addresses_of", "looked_up"]
 

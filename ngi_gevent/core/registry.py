@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ngi_gevent import logs
-from ngi_gevent.connection import BaseConnection
+from ngi_gevent.core import logs
+from ngi_gevent.core.connection import BaseConnection
 
 __all__ = ["Outstanding"]
 

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 from gevent import get_hub
 
 from ngi_gevent.adapters import bottom
-from ngi_gevent.connection import END_OF_INPUT, STOPPED, as_bytes, as_iterator
+from ngi_gevent.core.connection import END_OF_INPUT, STOPPED, as_bytes, as_iterator
+from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import NGIError
-from ngi_gevent.testing.plan import Fate, Faults, Input, Plan
-from ngi_gevent.testing.wrapping import (
+from ngi_gevent.testing.faults.plan import Fate, Faults, Input, Plan
+from ngi_gevent.testing.faults.wrapping import (
     WrappingClient,
     WrappingConnection,
     WrappingDatagramListener,
     WrappingImplementation,
     WrappingListener,
 )
-from ngi_gevent.threads import Flag
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IClientConnectHandler, Reason

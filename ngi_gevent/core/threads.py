@@ -18,9 +18,9 @@ from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 from greenlet import greenlet
 
-from ngi_gevent import forks
+from ngi_gevent.core import forks
 from ngi_gevent.errors import Deadlock, ImplementationClosed
-from ngi_gevent.event_loop import for_timer, run_callback_threadsafe
+from ngi_gevent.sockets.event_loop import for_timer, run_callback_threadsafe
 
 __all__ = ["Flag", "allocate_lock", "call_on", "get_hub_if_exists", "get_ident", "is_only_thread", "start_new_thread"]
 

@@ -13,20 +13,20 @@ from gevent import Timeout, sleep
 from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
-from ngi_gevent import logs
-from ngi_gevent.address import naming, unix_path
-from ngi_gevent.binding import addresses_of
-from ngi_gevent.connection import STOPPED
-from ngi_gevent.dispatcher import ConnectionGreenlet
+from ngi_gevent.core import logs
+from ngi_gevent.core.address import naming, unix_path
+from ngi_gevent.core.connection import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
-from ngi_gevent.event_loop import for_timer, run_callback_threadsafe
-from ngi_gevent.socket_options import send_at_once
-from ngi_gevent.stream import StreamConnection
+from ngi_gevent.sockets.binding import addresses_of
+from ngi_gevent.sockets.dispatcher import ConnectionGreenlet
+from ngi_gevent.sockets.event_loop import for_timer, run_callback_threadsafe
+from ngi_gevent.sockets.socket_options import send_at_once
+from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.registry import Outstanding
     from ngi_gevent.interfaces import IClientConnectHandler, Reason
-    from ngi_gevent.outstanding import Outstanding
-    from ngi_gevent.transport import MakeConnection
+    from ngi_gevent.sockets.transport import MakeConnection
 
 __all__ = ["Connector"]
 

@@ -9,14 +9,14 @@ from collections.abc import Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent import transport
-from ngi_gevent.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
-from ngi_gevent.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.core.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
+from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.core.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
-from ngi_gevent.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
-from ngi_gevent.testing.datagram import DatagramListener, check_hashable, check_send_address
-from ngi_gevent.testing.listening import Listener
-from ngi_gevent.testing.turns import MemoryOutstanding, Turns
+from ngi_gevent.sockets import transport
+from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address
+from ngi_gevent.testing.memory.listening import Listener
+from ngi_gevent.testing.memory.turns import MemoryOutstanding, Turns
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from ngi_gevent.interfaces import ConnectOptions, Data, IClientConnectHandler, IServer, IUDPHandler
-    from ngi_gevent.testing.connection import Connection
+    from ngi_gevent.testing.memory.connection import Connection
 
 __all__ = ["Implementation", "connect", "connectable", "default", "listener", "udp", "udp_listener", "wait"]
 

@@ -26,12 +26,12 @@ from gevent.monkey import get_original
 from greenlet import getcurrent
 from greenlet import greenlet as raw_greenlet
 
-from ngi_gevent import forks
-from ngi_gevent.event_loop import LastingWatcher, is_libuv
+from ngi_gevent.core import forks
+from ngi_gevent.sockets.event_loop import LastingWatcher, is_libuv
 
 if TYPE_CHECKING:
-    from ngi_gevent.connection import BaseConnection
-    from ngi_gevent.stream import StreamConnection
+    from ngi_gevent.core.connection import BaseConnection
+    from ngi_gevent.sockets.stream import StreamConnection
 
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.datagram import BaseDatagramListener
+from ngi_gevent.core.datagram import BaseDatagramListener
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IUDPHandler
-    from ngi_gevent.testing.implementation import Implementation
-    from ngi_gevent.testing.turns import MemoryOutstanding
+    from ngi_gevent.testing.memory.implementation import Implementation
+    from ngi_gevent.testing.memory.turns import MemoryOutstanding
 
 __all__ = ["DatagramListener", "check_hashable", "check_send_address"]
 

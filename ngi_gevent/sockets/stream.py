@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent import forks, logs
-from ngi_gevent.connection import (
+from ngi_gevent.core import forks, logs
+from ngi_gevent.core.connection import (
     CLOSED,
     CLOSING,
     END_OF_INPUT,
@@ -43,15 +43,15 @@ from ngi_gevent.connection import (
     as_bytes,
     check_returned,
 )
-from ngi_gevent.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
+from ngi_gevent.core.threads import Flag, allocate_lock, get_ident
 from ngi_gevent.errors import LimitExceeded, Timeout
-from ngi_gevent.event_loop import run_callback_threadsafe
-from ngi_gevent.idle import IdleTimer
 from ngi_gevent.interfaces import IConnection, documented_by
-from ngi_gevent.linger import Linger
-from ngi_gevent.pump import Pump
-from ngi_gevent.socket_options import has_input, queued_output, reset_on_close
-from ngi_gevent.threads import Flag, allocate_lock, get_ident
+from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
+from ngi_gevent.sockets.event_loop import run_callback_threadsafe
+from ngi_gevent.sockets.feeder import Pump
+from ngi_gevent.sockets.idle import IdleTimer
+from ngi_gevent.sockets.linger import Linger
+from ngi_gevent.sockets.socket_options import has_input, queued_output, reset_on_close
 
 if TYPE_CHECKING:
     from contextvars import Context

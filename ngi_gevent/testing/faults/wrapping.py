@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import Base
+from ngi_gevent.core.listening import check_client_handler, check_server
 from ngi_gevent.interfaces import IImplementation, IListener, IUDPListener, documented_by
-from ngi_gevent.listening import check_client_handler, check_server
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent import logs
-from ngi_gevent.connection import BaseConnection, check_count, check_timeout
+from ngi_gevent.core import logs
+from ngi_gevent.core.connection import BaseConnection, check_count, check_timeout
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
 

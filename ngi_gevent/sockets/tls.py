@@ -29,17 +29,17 @@ from gevent import Timeout
 from gevent.monkey import get_original
 from greenlet import getcurrent
 
-from ngi_gevent import logs
-from ngi_gevent.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED
+from ngi_gevent.core import logs
+from ngi_gevent.core.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED
 from ngi_gevent.interfaces import IConnection, documented_by
-from ngi_gevent.socket_options import has_input
-from ngi_gevent.stream import RECEIVE_SIZE, StreamConnection
+from ngi_gevent.sockets.socket_options import has_input
+from ngi_gevent.sockets.stream import RECEIVE_SIZE, StreamConnection
 
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from ngi_gevent.idle import IdleTimer
     from ngi_gevent.interfaces import Reason
+    from ngi_gevent.sockets.idle import IdleTimer
 
 __all__ = ["TLSConnection", "client_side", "server_side"]
 

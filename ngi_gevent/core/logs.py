@@ -16,7 +16,7 @@ from typing import Any
 from gevent import spawn_raw
 from greenlet import getcurrent
 
-from ngi_gevent.threads import get_hub_if_exists
+from ngi_gevent.core.threads import get_hub_if_exists
 
 __all__ = ["SELDOM", "Log", "Seldom", "connections", "datagrams", "listeners", "shown"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ngi_gevent.address import unix_path
-from ngi_gevent.connection import check_timeout
-from ngi_gevent.stream import StreamConnection
+from ngi_gevent.core.address import unix_path
+from ngi_gevent.core.connection import check_timeout
+from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -44,7 +44,7 @@ def of_clients(
     check_timeout(timeout)
     if ssl_context is not None:
         # Not before: who imports the package and patches ssl afterwards must not find it in use.
-        from ngi_gevent import tls
+        from ngi_gevent.sockets import tls
 
         return tls.client_side(ssl_context, host if server_hostname is None else server_hostname)
     if server_hostname is not None:
@@ -56,7 +56,7 @@ def of_servers(ssl_context: SSLContext | None, handshake_timeout: float | None) 
     """What makes connections that were accepted; raises ``TypeError`` or ``ValueError`` for options that cannot be."""
     check_timeout(handshake_timeout, "handshake_timeout")
     if ssl_context is not None:
-        from ngi_gevent import tls
+        from ngi_gevent.sockets import tls
 
         return tls.server_side(ssl_context, handshake_timeout)
     return StreamConnection

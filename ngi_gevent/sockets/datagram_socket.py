@@ -14,19 +14,19 @@ from gevent import sleep
 from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
-from ngi_gevent import logs
-from ngi_gevent.address import check_send_address, naming, unix_path
-from ngi_gevent.binding import Binding, looked_up
-from ngi_gevent.datagram import BaseDatagramListener
-from ngi_gevent.dispatcher import ConnectionGreenlet, current_connection
+from ngi_gevent.core import logs
+from ngi_gevent.core.address import check_send_address, naming, unix_path
+from ngi_gevent.core.datagram import BaseDatagramListener
+from ngi_gevent.core.threads import call_on
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
-from ngi_gevent.socket_options import queued_output
-from ngi_gevent.threads import call_on
+from ngi_gevent.sockets.binding import Binding, looked_up
+from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, current_connection
+from ngi_gevent.sockets.socket_options import queued_output
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.listening import ListenerOwner
     from ngi_gevent.interfaces import IUDPHandler
-    from ngi_gevent.listening import ListenerOwner
 
 __all__ = ["DatagramListener", "DatagramSender"]
 

@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent import logs
+from ngi_gevent.core import logs
 from ngi_gevent.errors import ConnectionClosed, Deadlock, LimitExceeded, Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.threads import Flag
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
-    from ngi_gevent.threads import Flag
 
 __all__ = [
     "CLOSED",

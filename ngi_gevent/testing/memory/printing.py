@@ -6,11 +6,11 @@ import codecs
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.connection import END_OF_INPUT
+from ngi_gevent.core.connection import END_OF_INPUT
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
-    from ngi_gevent.testing.connection import Connection
+    from ngi_gevent.testing.memory.connection import Connection
 
 __all__ = ["PrintingClient", "PrintingHandler", "TextPrintingHandler"]
 

@@ -20,9 +20,9 @@ from typing import Any
 from gevent import get_hub
 from gevent.server import StreamServer
 
-from ngi_gevent import logs
-from ngi_gevent.address import naming
-from ngi_gevent.event_loop import for_timer
+from ngi_gevent.core import logs
+from ngi_gevent.core.address import naming
+from ngi_gevent.sockets.event_loop import for_timer
 
 __all__ = ["Acceptor", "default_max_connections"]
 

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.socket_options import is_broken, queued_output
+from ngi_gevent.sockets.socket_options import is_broken, queued_output
 
 if TYPE_CHECKING:
-    from ngi_gevent.stream import StreamConnection
+    from ngi_gevent.sockets.stream import StreamConnection
 
 __all__ = ["DRAIN_TIMEOUT", "SEND_TIMEOUT", "Linger"]
 

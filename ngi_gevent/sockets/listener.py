@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
 
-from ngi_gevent import logs, socket_options
-from ngi_gevent.acceptor import Acceptor
-from ngi_gevent.binding import Binding
-from ngi_gevent.dispatcher import current_connection
+from ngi_gevent.core import logs
+from ngi_gevent.core.listening import BaseListener, ListenerOwner
+from ngi_gevent.core.threads import Flag, call_on
 from ngi_gevent.interfaces import IListener, documented_by
-from ngi_gevent.listening import BaseListener, ListenerOwner
-from ngi_gevent.threads import Flag, call_on
+from ngi_gevent.sockets import socket_options
+from ngi_gevent.sockets.acceptor import Acceptor
+from ngi_gevent.sockets.binding import Binding
+from ngi_gevent.sockets.dispatcher import current_connection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ngi_gevent.connection import BaseConnection
+    from ngi_gevent.core.connection import BaseConnection
     from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
-    from ngi_gevent.stream import StreamConnection
-    from ngi_gevent.transport import MakeConnection
+    from ngi_gevent.sockets.stream import StreamConnection
+    from ngi_gevent.sockets.transport import MakeConnection
 
 __all__ = ["BACKLOG", "StreamListener"]
 

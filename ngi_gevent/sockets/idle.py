@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeVar
 
-from ngi_gevent.event_loop import for_timer
+from ngi_gevent.sockets.event_loop import for_timer
 
 __all__ = ["IdleTimer"]
 

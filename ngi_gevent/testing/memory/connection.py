@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.connection import (
+from ngi_gevent.core.connection import (
     CLOSED,
     CLOSING,
     END_OF_INPUT,
@@ -26,13 +26,13 @@ from ngi_gevent.connection import (
     check_returned,
 )
 from ngi_gevent.interfaces import IConnection, documented_by
-from ngi_gevent.testing.printing import PrintingHandler, TextPrintingHandler
-from ngi_gevent.testing.turns import MemoryOutstanding, Turns
+from ngi_gevent.testing.memory.printing import PrintingHandler, TextPrintingHandler
+from ngi_gevent.testing.memory.turns import MemoryOutstanding, Turns
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.threads import Flag
     from ngi_gevent.interfaces import Data, IConnectionHandler, Reason
-    from ngi_gevent.testing.listening import Listener
-    from ngi_gevent.threads import Flag
+    from ngi_gevent.testing.memory.listening import Listener
 
 __all__ = ["Connection", "TextConnection", "unconnected"]
 

@@ -6,18 +6,18 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, overload
 
-from ngi_gevent.connection import BaseConnection
+from ngi_gevent.core.connection import BaseConnection
+from ngi_gevent.core.listening import BaseListener
 from ngi_gevent.errors import ConnectionFailed
-from ngi_gevent.listening import BaseListener
-from ngi_gevent.testing.connection import Connection, unconnected
-from ngi_gevent.testing.printing import PrintingClient
+from ngi_gevent.testing.memory.connection import Connection, unconnected
+from ngi_gevent.testing.memory.printing import PrintingClient
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
-    from ngi_gevent.testing.implementation import Implementation
-    from ngi_gevent.testing.turns import MemoryOutstanding
+    from ngi_gevent.testing.memory.implementation import Implementation
+    from ngi_gevent.testing.memory.turns import MemoryOutstanding
 
 __all__ = ["Listener"]
 

@@ -1,0 +1,3 @@
+"""The implementation on gevent sockets."""
+
+__all__: list[str] = []

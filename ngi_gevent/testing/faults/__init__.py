@@ -1,0 +1,3 @@
+"""An implementation around another one, whose network fails as planned."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The implementation in memory: synchronous, without sockets."""
+
+__all__: list[str] = []
