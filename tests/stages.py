@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,27 @@ __all__ = [
     "Witness",
     "needs_ipv6",
 ]
+
+
+def in_thread(function, *arguments):
+    """Call *function* on another native thread, while the greenlets of this one run; return or raise what it does."""
+    results = []
+    done = Flag()
+
+    def run():
+        try:
+            results.append(function(*arguments))
+        except BaseException as error:
+            results.append(error)
+        done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert done.wait(PATIENCE)
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
 
 
 class ThreadedStage(SocketStage):

@@ -119,11 +119,10 @@ import json, os, signal, socket, sys
 from contextlib import suppress
 
 import ngi_gevent
-from ngi_gevent.sockets import implementation
-from ngi_gevent.core import threads
+from ngi_gevent.sockets import implementation, mailbox
 
 # Whoever waits for a thread that does not exist does so for longer than this test.
-implementation.EXIT_PATIENCE = threads.LOOK_AFTER = 1000
+implementation.EXIT_PATIENCE = mailbox.LOOK_AFTER = 1000
 
 
 def serve(connection):

@@ -15,7 +15,7 @@ from queue import Queue
 
 import gevent
 import pytest
-from stages import PATIENCE, TCPStage, Witness
+from stages import PATIENCE, TCPStage, Witness, in_thread
 
 import ngi_gevent.testing
 from ngi_gevent import (
@@ -29,9 +29,8 @@ from ngi_gevent import (
     blocking,
     generator,
 )
-from ngi_gevent.core import threads
-from ngi_gevent.core.threads import Flag, call_on
-from ngi_gevent.sockets import linger
+from ngi_gevent.core.threads import Flag
+from ngi_gevent.sockets import linger, mailbox
 from ngi_gevent.sockets.event_loop import is_libuv
 from ngi_gevent.sockets.implementation import EXIT_PATIENCE
 
@@ -40,27 +39,6 @@ class Echo(Witness):
     def handle_input(self, connection, data):
         super().handle_input(connection, data)
         connection.write(data.upper())
-
-
-def in_thread(function, *arguments):
-    """Call *function* on a native thread while this one's greenlets go on; what it returned or raised."""
-    results = []
-    done = Flag()
-
-    def run():
-        try:
-            results.append(function(*arguments))
-        except BaseException as error:
-            results.append(error)
-        done.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert done.wait(PATIENCE)
-    thread.join()
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
 
 
 def descriptors():
@@ -499,7 +477,7 @@ def test_wait_waits_for_what_only_another_thread_will_do():
 
 
 def test_a_listener_whose_thread_has_ended_says_so(monkeypatch):
-    monkeypatch.setattr(threads, "LOOK_AFTER", 0.05)
+    monkeypatch.setattr(mailbox, "LOOK_AFTER", 0.05)
 
     def listen():
         listeners.append(ngi_gevent.Implementation().listener(None, Upper))
@@ -521,7 +499,7 @@ def test_two_greenlets_may_start_it():
 
 
 def test_threaded_serves_a_program_that_knows_nothing_of_gevent(monkeypatch):
-    monkeypatch.setattr(threads, "LOOK_AFTER", 0.05)
+    monkeypatch.setattr(mailbox, "LOOK_AFTER", 0.05)
     with Threaded() as implementation:
         listener = implementation.listener(("127.0.0.1", 0), lambda connection: connection.set_handler(Upper()))
         assert blocking.request(implementation.connect, listener.address, ask) is None
@@ -862,27 +840,3 @@ def test_a_flag_is_waited_for_with_greenlets_where_there_is_a_hub():
     timer.start()
     assert flag.wait(PATIENCE)
     timer.join()
-
-
-def test_a_call_on_a_hub_that_was_destroyed_is_refused():
-    hubs = []
-
-    def use_hub():
-        hubs.append(gevent.get_hub())
-        gevent.sleep(0)
-        gevent.get_hub().destroy()
-
-    in_thread(use_hub)
-    with pytest.raises(ImplementationClosed):
-        call_on(hubs[0], print)
-
-
-def test_a_call_raises_what_it_raises(tcp):
-    hub = gevent.get_hub()
-
-    def call():
-        with pytest.raises(ZeroDivisionError):
-            call_on(hub, lambda: 1 / 0)
-        return call_on(hub, threading.get_ident)
-
-    assert in_thread(call) == threading.get_ident()

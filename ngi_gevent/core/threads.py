@@ -1,33 +1,26 @@
-"""Native threads: calling into the one that a hub belongs to, and waiting for what happens there.
+"""Native threads: locks, and waiting for what happens on any thread.
 
-A hub belongs to one native thread, and so does everything on it: connections, listeners, watchers.  What another thread
-asks of them is handed over to the hub's own thread.  Under monkey-patching, the functions of ``threading`` and
-``_thread`` are about greenlets; here the original ones are used, in every kind of program.
+Under monkey-patching, the functions of ``threading`` and ``_thread`` are about greenlets.  Here the original ones are
+used, in every kind of program.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import Any
+from weakref import WeakSet
 
 from gevent._hub_local import get_hub_if_exists
 from gevent.event import Event
 from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
-from greenlet import greenlet
 
-from ngi_gevent.core import forks
-from ngi_gevent.errors import Deadlock, ImplementationClosed
-from ngi_gevent.sockets.event_loop import for_timer, run_callback_threadsafe
+from ngi_gevent.errors import Deadlock
+from ngi_gevent.sockets.event_loop import for_timer
 
-__all__ = ["Flag", "allocate_lock", "call_on", "get_hub_if_exists", "get_ident", "is_only_thread", "start_new_thread"]
-
-Result = TypeVar("Result")
-
-#: Seconds after which a caller looks whether the thread that is to answer still exists: it may end in that moment.
-LOOK_AFTER = 1.0
+__all__ = ["Flag", "allocate_lock", "get_hub_if_exists", "get_ident", "is_only_thread", "make_lock", "start_new_thread"]
 
 #: What somebody is told who waits for what can not come.
 NOTHING_LEFT = (
@@ -38,6 +31,28 @@ NOTHING_LEFT = (
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 start_new_thread: Callable[..., int] = get_original("_thread", "start_new_thread")
+_new_lock: Callable[[], Any] = get_original("_thread", "RLock")
+
+_locks: WeakSet[Any] = WeakSet()
+
+
+def make_lock() -> Any:
+    """Return a lock for a few lines of code, for use in a ``with`` statement.
+
+    A thread can acquire it again, since Python may run a signal handler in between.  In a forked child it is free: the
+    thread that held it does not exist there.
+    """
+    lock = _new_lock()
+    _locks.add(lock)
+    return lock
+
+
+def _free_locks() -> None:
+    for lock in list(_locks):
+        lock._at_fork_reinit()  # as the standard library does it: there is no public method
+
+
+os.register_at_fork(after_in_child=_free_locks)
 
 
 def is_only_thread() -> bool:
@@ -53,7 +68,7 @@ class Flag:
     """
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
+        self._lock = make_lock()
         self._set = False
         self._wakers: list[Callable[[], object]] = []
 
@@ -133,47 +148,3 @@ class Flag:
     def _forget(self, wake: Callable[[], object]) -> None:
         with self._lock:
             self._wakers.remove(wake)
-
-
-def _has_thread(hub: Any) -> bool:
-    """Return whether the thread of *hub* exists: it may have ended, or be in the process that this was forked from."""
-    return hub.thread_ident in sys._current_frames()
-
-
-def call_on(hub: Any, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call *function* on the thread of *hub*, which is running, and return what it returns or raise what it raises.
-
-    Elsewhere than on that thread, it is called on a greenlet of its own, in the caller's context, and waited for.
-    Raises :class:`~ngi_gevent.ImplementationClosed` where that thread has ended.
-    """
-    if get_ident() == hub.thread_ident:
-        return function(*arguments)
-    done = Flag()
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            results.append(function(*arguments))
-        except BaseException as error:
-            errors.append(error)
-        done.set()
-
-    context = copy_context()
-
-    def start() -> None:
-        caller = greenlet(call, hub)
-        caller.gr_context = context
-        caller.switch()
-
-    loop = hub.loop
-    # A thread that exists may have no frame for a moment, so only a process that was forked looks before it waits.
-    if loop is not None and (not forks.generation() or _has_thread(hub)):
-        run_callback_threadsafe(loop, start)
-        while not done.wait(LOOK_AFTER) and hub.loop is not None and _has_thread(hub):
-            pass
-    if not done.is_set():
-        raise ImplementationClosed("the thread that was to do this has ended with its implementation")
-    if errors:
-        raise errors[0]
-    return results[0]

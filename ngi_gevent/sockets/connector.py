@@ -18,8 +18,8 @@ from ngi_gevent.core.address import naming, unix_path
 from ngi_gevent.core.connection import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.sockets.binding import addresses_of
-from ngi_gevent.sockets.dispatcher import ConnectionGreenlet
-from ngi_gevent.sockets.event_loop import for_timer, run_callback_threadsafe
+from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
+from ngi_gevent.sockets.event_loop import for_timer
 from ngi_gevent.sockets.socket_options import send_at_once
 from ngi_gevent.sockets.stream import StreamConnection
 
@@ -54,6 +54,7 @@ class Connector:
         self._greenlet = ConnectionGreenlet(self._run, hub, self)
         self._connecting = True
         self._stopped = False
+        self._mailbox = Dispatcher.current().mailbox
         self._loop = hub.loop
         self._loop.run_callback(self._greenlet.switch)
         connecting = getattr(handler, "connecting", None)
@@ -66,7 +67,7 @@ class Connector:
     def stop(self) -> None:
         """Give up: the handler is told that the connect failed."""
         self._stopped = True
-        run_callback_threadsafe(self._loop, self._give_up)
+        self._mailbox.call_soon(self._give_up)
 
     def _give_up(self) -> None:
         if self._connecting:

@@ -17,11 +17,10 @@ from greenlet import GreenletExit
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import check_send_address, naming, unix_path
 from ngi_gevent.core.datagram import BaseDatagramListener
-from ngi_gevent.core.threads import call_on
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
 from ngi_gevent.sockets.binding import Binding, looked_up
-from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, current_connection
+from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
 from ngi_gevent.sockets.socket_options import queued_output
 
 if TYPE_CHECKING:
@@ -62,6 +61,7 @@ class DatagramListener(BaseDatagramListener):
     def __init__(self, owner: ListenerOwner, hub: Any, address: Any, handler: IUDPHandler, buffer_size: int) -> None:
         super().__init__(owner, handler, buffer_size)
         self._hub = hub
+        self._mailbox = Dispatcher.current().mailbox
         self._binding = Binding(address, socket.SOCK_DGRAM)
         self._socket = self._binding.socket
         try:
@@ -82,14 +82,17 @@ class DatagramListener(BaseDatagramListener):
         hub.loop.run_callback(self._greenlet.switch)
 
     def close(self) -> None:
-        if self._open:
-            call_on(self._hub, super().close)
+        try:
+            self._mailbox.call(super().close)
+        except ImplementationClosed:
+            if self._open:
+                raise
 
     def _check_send_address(self, address: Any) -> None:
         check_send_address(address)
 
     def _send(self, address: Any, data: bytes) -> None:
-        call_on(self._hub, self._sender.send, address, data)
+        self._mailbox.call(self._sender.send, address, data)
 
     def run(self) -> None:
         """The body of the greenlet: every callback is called in here."""

@@ -28,6 +28,7 @@ from greenlet import greenlet as raw_greenlet
 
 from ngi_gevent.core import forks
 from ngi_gevent.sockets.event_loop import LastingWatcher, is_libuv
+from ngi_gevent.sockets.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from ngi_gevent.core.connection import BaseConnection
@@ -66,6 +67,8 @@ class Dispatcher:
     def __init__(self, hub: Any) -> None:
         self.hub = hub
         self.loop = hub.loop
+        #: Calls of other native threads.
+        self.mailbox = Mailbox(hub)
         #: Connections whose greenlets have something to look at.
         self.ready: list[StreamConnection] = []
         #: Those of them whose greenlets take turns now.

@@ -22,15 +22,15 @@ from ngi_gevent.core.connection import OUTPUT_LIMIT, as_bytes, check_count, chec
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
 from ngi_gevent.core.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.core.registry import Outstanding
-from ngi_gevent.core.threads import Flag, allocate_lock, call_on, get_ident, start_new_thread
+from ngi_gevent.core.threads import Flag, make_lock, start_new_thread
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.interfaces import documented_by
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.acceptor import default_max_connections
 from ngi_gevent.sockets.connector import Connector
 from ngi_gevent.sockets.datagram_socket import DatagramListener, DatagramSender
-from ngi_gevent.sockets.dispatcher import current_connection
-from ngi_gevent.sockets.event_loop import check_room_for_loop, run_callback_threadsafe
+from ngi_gevent.sockets.dispatcher import Dispatcher, current_connection
+from ngi_gevent.sockets.event_loop import check_room_for_loop
 from ngi_gevent.sockets.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
 from ngi_gevent.sockets.listener import BACKLOG, StreamListener
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ngi_gevent.core.logs import Seldom
     from ngi_gevent.interfaces import Address, Data, IClientConnectHandler, IServer, IUDPHandler, PeerAddress
+    from ngi_gevent.sockets.mailbox import Mailbox
 
 __all__ = ["Implementation", "Inline", "Threaded", "connect", "default", "listener", "udp", "udp_listener", "wait"]
 
@@ -266,11 +267,11 @@ class Implementation:
             hub = reference()
             if hub is None:
                 continue
-            outstanding, loop = self._on_hub[hub], hub.loop
-            if hub.thread_ident == get_ident():
+            outstanding = self._on_hub[hub]
+            if outstanding.mailbox.is_here():
                 outstanding.stop()
-            elif loop is not None:
-                run_callback_threadsafe(loop, outstanding.stop)
+            else:
+                outstanding.mailbox.call_soon(outstanding.stop)
 
     def _call(self, function: Callable[[], Result]) -> Result:
         return function()
@@ -304,6 +305,7 @@ class _OutstandingOnHub(Outstanding):
     def __init__(self) -> None:
         super().__init__()
         self.sender = DatagramSender()
+        self.mailbox = Dispatcher.current().mailbox
 
     def stop(self) -> None:
         super().stop()
@@ -413,15 +415,16 @@ class Threaded(Implementation):
 
     def __init__(self) -> None:
         super().__init__()
-        self._starting = allocate_lock()
+        self._starting = make_lock()
         self._start: _Start | None = None  # the thread's, under way or done
         self._hub: Any = None
+        self._mailbox: Any = None
         self._stop = Event()
         self._delivered = Flag()  # set once it is closed, and as much as peers take is delivered
         self._ended = Flag()
 
     def _call(self, function: Callable[[], Result]) -> Result:
-        return call_on(self._running_hub(), function)
+        return self._running_mailbox().call(function)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until nothing is outstanding: no connection attempt, connection or listener.
@@ -437,7 +440,7 @@ class Threaded(Implementation):
         if self._is_on_its_thread():
             super().wait(timeout)
         elif not self._closed:
-            call_on(self._running_hub(), super().wait, timeout)
+            self._running_mailbox().call(super().wait, timeout)
         elif self._has_thread() and not self._ended.wait(timeout):
             raise Timeout(f"still outstanding after {timeout} seconds: {self._on_hub[self._hub]}")
 
@@ -452,12 +455,11 @@ class Threaded(Implementation):
         return start is not None and start.generation == forks.generation()
 
     def _is_on_its_thread(self) -> bool:
-        # Once a thread has ended, another one can have its ident.
-        return self._hub is not None and not self._ended.is_set() and self._hub.thread_ident == get_ident()
+        return self._mailbox is not None and bool(self._mailbox.is_here())
 
     def close(self) -> None:
         if self._closes():
-            call_on(self._hub, self._stop_all)
+            self._mailbox.call(self._stop_all)
 
     def _closes(self) -> bool:
         """Close for new requests; whether there is something to be stopped."""
@@ -476,7 +478,7 @@ class Threaded(Implementation):
     def _make_outstanding(self) -> _OutstandingOnHub:
         return _OutstandingInThread()
 
-    def _running_hub(self) -> Any:
+    def _running_mailbox(self) -> Mailbox:
         # Nobody must wait with the lock held, since greenlets of one thread would wait for each other for ever.
         with self._starting:
             self._check_open()
@@ -491,7 +493,7 @@ class Threaded(Implementation):
         start.over.wait()
         if start.error is not None:
             raise start.error
-        return self._hub
+        return self._mailbox  # type: ignore[no-any-return]
 
     def _start_thread(self, start: _Start) -> None:
         _running.add(self)
@@ -518,7 +520,7 @@ class Threaded(Implementation):
     def end_at_exit(self) -> None:
         """Close, and wait a moment for the thread: an interpreter that ends while a thread does may crash."""
         if self._closes():
-            run_callback_threadsafe(self._hub.loop, self._stop_all)
+            self._mailbox.call_soon(self._stop_all)
         if self._has_thread():
             self._ended.wait(EXIT_PATIENCE)
 
@@ -530,6 +532,7 @@ class Threaded(Implementation):
             keep_running = hub.loop.async_()  # or a loop with nothing to do would end
             keep_running.start(lambda: None)
             outstanding = self._on_hub[hub] = self._make_outstanding()
+            self._mailbox = outstanding.mailbox
         except BaseException as error:
             if hub is not None:
                 hub.destroy(destroy_loop=True)
@@ -542,6 +545,7 @@ class Threaded(Implementation):
         outstanding.wait_for_delivery()
         self._delivered.set()
         outstanding.wait(None)
+        self._mailbox.close()
         keep_running.close()
         hub.destroy(destroy_loop=True)
         self._ended.set()

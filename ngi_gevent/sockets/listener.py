@@ -11,12 +11,13 @@ from gevent import get_hub, spawn_raw
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.listening import BaseListener, ListenerOwner
-from ngi_gevent.core.threads import Flag, call_on
+from ngi_gevent.core.threads import Flag
+from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IListener, documented_by
 from ngi_gevent.sockets import socket_options
 from ngi_gevent.sockets.acceptor import Acceptor
 from ngi_gevent.sockets.binding import Binding
-from ngi_gevent.sockets.dispatcher import current_connection
+from ngi_gevent.sockets.dispatcher import Dispatcher, current_connection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,6 +55,7 @@ class StreamListener(BaseListener):
         super().__init__(owner, server)
         self._connect = connect
         self._hub = get_hub()
+        self._mailbox = Dispatcher.current().mailbox
         self._context = copy_context()
         self._idle_timeout = idle_timeout
         self._output_limit = output_limit
@@ -78,7 +80,7 @@ class StreamListener(BaseListener):
         self._accepting = True
 
     def connect(self, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
-        call_on(self._hub, lambda: self._connect(self.address, handler, **options))
+        self._mailbox.call(lambda: self._connect(self.address, handler, **options))
 
     def close(self, handler: Callable[[Any], object] | None = None) -> None:
         self._call(super().close, handler)
@@ -87,10 +89,13 @@ class StreamListener(BaseListener):
         return self._call(super().close_wait, timeout)  # type: ignore[no-any-return]
 
     def _call(self, close: Callable[..., Any], argument: Any) -> Any:
-        """Close on this listener's thread; on any, and even if that has ended, where there is nothing left to close."""
-        if self._accepting or self._connections:
-            return call_on(self._hub, close, argument)
-        return close(argument)
+        """Close on this listener's thread; if that has ended, there must be nothing left to close."""
+        try:
+            return self._mailbox.call(close, argument)
+        except ImplementationClosed:
+            if self._accepting or self._connections:
+                raise
+            return close(argument)
 
     def connection_gone(self, connection: BaseConnection) -> None:
         super().connection_gone(connection)

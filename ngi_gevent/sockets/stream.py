@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -43,14 +42,14 @@ from ngi_gevent.core.connection import (
     as_bytes,
     check_returned,
 )
-from ngi_gevent.core.threads import Flag, allocate_lock, get_ident
+from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import LimitExceeded, Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
-from ngi_gevent.sockets.event_loop import run_callback_threadsafe
 from ngi_gevent.sockets.feeder import Pump
 from ngi_gevent.sockets.idle import IdleTimer
 from ngi_gevent.sockets.linger import Linger
+from ngi_gevent.sockets.mailbox import this_thread
 from ngi_gevent.sockets.socket_options import has_input, queued_output, reset_on_close
 
 if TYPE_CHECKING:
@@ -72,9 +71,6 @@ JOINED_SIZE = 64 * 1024
 #: How many pieces are sent together.
 PIECES_AT_ONCE = 16
 
-# Held for a moment, by whoever is the first to hand a call over to another thread.
-_handing_over = allocate_lock()
-
 
 @documented_by(IConnection)
 class StreamConnection(BaseConnection):
@@ -86,7 +82,6 @@ class StreamConnection(BaseConnection):
         "_calls",
         "_children",
         "_dispatcher",
-        "_handed_size",
         "_held",
         "_input_over",
         "_linger",
@@ -100,8 +95,6 @@ class StreamConnection(BaseConnection):
         "_send_pieces",
         "_shut",
         "_socket",
-        "_taken_size",
-        "_thread",
         "_unsent",
         "_write_watcher",
         "resume",
@@ -127,13 +120,10 @@ class StreamConnection(BaseConnection):
         self._send_pieces: Callable[[list[bytes | memoryview]], int] = sock._sock.sendmsg
 
         self._dispatcher = Dispatcher.current()
-        self._thread: int = self._dispatcher.hub.thread_ident
+        self._calls = self._dispatcher.mailbox.calls  # of other threads, for any connection of this hub
         self.waiting = False  # whether the greenlet may be switched to
         self._attention = True  # whether the greenlet should look at something else than input
         self._callbacks_done = False
-        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] | None = None  # of other threads
-        # Bytes of output in these calls: how many were handed over, and how many of these were taken on this thread.
-        self._handed_size = self._taken_size = 0
         self._held: Flag | None = None  # what a callback waits for that would not keep us from ending
 
         self._read_watcher = self._dispatcher.io(sock.fileno(), READ)
@@ -330,11 +320,12 @@ class StreamConnection(BaseConnection):
     def write(self, data: Data) -> None:
         if type(data) is not bytes:
             data = as_bytes(data)
-        if get_ident() != self._thread:
+        calls = self._calls
+        if this_thread.calls is not calls:
             self._write_elsewhere(data)
             return
-        if self._calls:
-            self._make_calls()
+        if calls:
+            self._dispatcher.mailbox.make_calls()
         if self._state is not OPEN or self._output_error is not None:
             raise self._closed_error()
         if self._pending:
@@ -364,60 +355,59 @@ class StreamConnection(BaseConnection):
 
     def _output_handed_over(self, take: Callable[[Any], None], output: Any, size: int) -> bool:
         """Count the output at once: a busy hub must not let another thread fill the memory."""
-        if get_ident() == self._thread:
+        if not self._is_elsewhere():
             return self._handed_over(take, output)
-        with _handing_over:
-            untaken = self._handed_size - self._taken_size
-            over = self._pending + untaken > self._output_limit and self._output_error is None
-            if over:
+        mailbox = self._dispatcher.mailbox
+        with mailbox.lock:
+            queued = mailbox.queued_output(self)
+            if self._pending + queued > self._output_limit and self._output_error is None:
                 self._output_error = LimitExceeded(
-                    f"{self._pending + untaken} bytes of output wait, {untaken} of them from other threads, for a peer"
+                    f"{self._pending + queued} bytes of output wait, {queued} of them from other threads, for a peer"
                     f" that does not read or a hub that is busy; output_limit is {self._output_limit}"
                 )
-            else:
-                self._handed_size += size
-        if over:
-            return self._handed_over(self._overrun, self._output_error)
-        return self._handed_over(self._take_handed, take, output, size)
+                return self._handed_over(self._overrun, self._output_error)
+            if not mailbox.post_output(self, size, self._take_handed, take, output):
+                self._hub_gone()
+                raise self._closed_error()
+        return True
 
     def _overrun(self, error: LimitExceeded) -> None:
         if self._state is OPEN:
             self._break_off_because(error)
 
-    def _take_handed(self, take: Callable[[Any], None], output: Any, size: int) -> None:
-        self._taken_size += size
+    def _take_handed(self, take: Callable[[Any], None], output: Any) -> None:
         if self._state is OPEN and self._output_error is None:
             take(output)
 
     def _is_elsewhere(self) -> bool:
-        return get_ident() != self._thread
+        return this_thread.calls is not self._calls
 
     def _handed_over(self, call: Callable[..., object], *arguments: Any) -> bool:
-        if get_ident() == self._thread:
+        mailbox = self._dispatcher.mailbox
+        if not self._is_elsewhere():
             if self._calls:
-                self._make_calls()
+                mailbox.make_calls()
             return False
-        # Where it is gone, there is nothing to be done but to tell a first handler of it, or not to.
-        if self._dispatcher.hub.loop is not None and (not self._gone or self._reason is not None):
-            with _handing_over:
-                if self._calls is None:
-                    self._calls = deque()
-            self._calls.append((call, arguments))
-            run_callback_threadsafe(self._dispatcher.loop, self._make_calls)
-        return True
+        posted = mailbox.post(call, *arguments)
+        if not posted:
+            self._hub_gone()
+        return posted
 
-    def _make_calls(self) -> None:
-        """Make the calls of other threads, in their order, and before any that this thread makes after them."""
-        calls = self._calls
-        while calls:
-            call, arguments = calls.popleft()
-            call(*arguments)
+    def _hub_gone(self) -> None:
+        """The hub has gone, so nothing more can happen: count as closed.  Called on any thread."""
+        with self._dispatcher.mailbox.lock:
+            self._state = CLOSED
+            self._reason = None
+            self._callbacks_done = self._gone = True
+            callbacks, self._when_closed = self._when_closed, []
+        for callback in callbacks:
+            self._call_when_closed(callback)
 
     def unsent_size(self) -> int:
         return self._pending + (0 if self._state is CLOSED else queued_output(self._socket))
 
     def is_full(self) -> bool:
-        waiting = self._pending + self._handed_size - self._taken_size
+        waiting = self._pending + self._dispatcher.mailbox.queued_output(self)
         if waiting <= HIGH_WATER or self._output_error is not None:
             return False
         if self._pause_over is None:
@@ -590,7 +580,7 @@ class StreamConnection(BaseConnection):
 
     def _leave_open(self, reason: Reason | None) -> None:
         if self._calls:
-            self._make_calls()
+            self._dispatcher.mailbox.make_calls()
             if self._state is not OPEN:
                 return
         if not self._dispatcher.is_of_this_process():

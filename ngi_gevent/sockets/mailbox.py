@@ -1,0 +1,200 @@
+"""The mailbox: where other native threads leave calls for the thread of a hub.
+
+A hub belongs to one native thread, and so do its connections and listeners; nothing of them is locked.  Another thread
+leaves a call in the hub's mailbox.  The hub's thread makes the calls in their order, and before any that it makes
+itself on a connection.  The loop is woken once for a burst of calls.
+
+Once the hub has gone, the mailbox refuses calls.  A hub can go in three ways: it is destroyed, its thread ends, or this
+process was forked from the one that has the thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any, TypeVar
+from weakref import ref
+
+from gevent.event import Event
+from gevent.monkey import get_original
+from greenlet import greenlet
+
+from ngi_gevent.core import forks
+from ngi_gevent.core.threads import Flag, make_lock
+from ngi_gevent.errors import ImplementationClosed
+from ngi_gevent.sockets.event_loop import run_callback_threadsafe
+
+__all__ = ["Mailbox", "this_thread"]
+
+Result = TypeVar("Result")
+
+#: Seconds after which a waiting caller checks whether the hub still exists.
+LOOK_AFTER = 1.0
+
+
+class _Life:
+    """Exists as long as the native thread that made it, which a thread's ident does not tell: idents are reused."""
+
+    __slots__ = ("__weakref__",)
+
+
+# The original class: patched threading.local is about greenlets.
+class _ThisThread(get_original("_thread", "_local")):  # type: ignore[misc]
+    """What the calling native thread has: the calls in the mailbox of its hub, if it has one."""
+
+    calls: Any = None
+    life: _Life | None = None
+
+
+this_thread = _ThisThread()
+
+
+class Mailbox:
+    """The calls for one hub.  Made on the hub's thread.
+
+    :ivar calls: the calls that are left to make.  On the hub's thread, ``this_thread.calls`` is this object.
+    :ivar lock: held while several methods must be called in one step.  A thread can acquire it again.
+    """
+
+    __slots__ = ("_generation", "_hub", "_inside", "_life", "_open", "_output", "_returned", "_woken", "calls", "lock")
+
+    def __init__(self, hub: Any) -> None:
+        self.calls: deque[tuple[Context, Callable[..., object], tuple[Any, ...]]] = deque()
+        self.lock = make_lock()
+        self._hub = ref(hub)  # what refers to a mailbox must not keep a hub that its thread has given up
+        self._generation = forks.generation()
+        life = _Life()
+        self._life = ref(life)
+        self._open = True
+        self._woken = False  # whether the loop is about to deliver
+        self._output: dict[Any, int] = {}  # bytes of output in the calls for each connection
+        self._inside = 0  # callers that wait for what they have called
+        self._returned = Event()
+        this_thread.calls, this_thread.life = self.calls, life
+
+    def is_here(self) -> bool:
+        """Return whether the caller is on the hub's thread."""
+        return this_thread.calls is self.calls
+
+    def post(self, call: Callable[..., object], *arguments: Any) -> bool:
+        """Leave a call to be made on the hub's thread soon.  Return False if the hub has gone, so that it is not made.
+
+        Never blocks.  The call is made in the caller's context, on any greenlet of the hub's thread, so it must not
+        switch to another.
+        """
+        with self.lock:
+            loop = self._loop()
+            if loop is None or not self._open:
+                return False
+            if not self._woken:
+                try:
+                    run_callback_threadsafe(loop, self._deliver)
+                except ValueError:  # the loop is being destroyed
+                    return False
+                self._woken = True
+            self.calls.append((copy_context(), call, arguments))
+            return True
+
+    def post_output(self, connection: Any, size: int, call: Callable[..., object], *arguments: Any) -> bool:
+        """Leave a call with *size* bytes of output for *connection*.  See ``post``."""
+        with self.lock:
+            posted = self.post(self._take_output, connection, size, call, arguments)
+            if posted:
+                self._output[connection] = self.queued_output(connection) + size
+            return posted
+
+    def queued_output(self, connection: Any) -> int:
+        """Return how many bytes of output for *connection* are in the calls that are left to make."""
+        return self._output.get(connection, 0)
+
+    def call_soon(self, function: Callable[..., object], *arguments: Any) -> bool:
+        """Have the hub itself call *function*, soon.  Called on any thread; returns False if the hub has gone."""
+        return self.post(self._run_callback, function, *arguments)
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call *function* on the hub's thread, and return its result or raise its exception.
+
+        On another thread, this blocks the calling greenlet or thread, and *function* runs on its own greenlet, in the
+        caller's context.
+
+        :raises ImplementationClosed: the hub has gone.
+        """
+        if self.is_here():
+            return function(*arguments)
+        done = Flag()
+        results: list[Result] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(function(*arguments))
+            except BaseException as error:
+                errors.append(error)
+            self._inside -= 1
+            self._returned.set()
+            done.set()
+
+        with self.lock:
+            posted = self.post(self._start, run)
+            self._inside += posted
+        while posted and not done.wait(LOOK_AFTER) and self._loop() is not None:
+            pass
+        if errors:
+            raise errors[0]
+        if not results:
+            raise ImplementationClosed("the thread that must do this has ended with its implementation")
+        return results[0]
+
+    def make_calls(self) -> None:
+        """Make the calls that are there now.  Called on the hub's thread."""
+        calls = self.calls
+        for _ in range(len(calls)):
+            if calls:  # one of these calls may have made the others
+                context, call, arguments = calls.popleft()
+                context.run(call, *arguments)
+
+    def close(self) -> None:
+        """Refuse calls from now on; make those that are left, and wait until all callers have their results.
+
+        Called on a greenlet of the hub, before the hub is destroyed.
+        """
+        with self.lock:
+            self._open = False
+        self.make_calls()
+        while self._inside:
+            self._returned.clear()
+            self._returned.wait()
+
+    def _loop(self) -> Any:
+        """Return the hub's loop; None if the hub has gone."""
+        hub = self._hub()
+        if hub is None or self._life() is None or self._generation != forks.generation():
+            return None
+        return hub.loop
+
+    def _run_callback(self, function: Callable[..., object], *arguments: Any) -> None:
+        self._loop().run_callback(function, *arguments)
+
+    def _deliver(self) -> None:
+        with self.lock:
+            self._woken = False
+        try:
+            self.make_calls()
+        except BaseException:
+            self._run_callback(self._deliver)  # the other calls must not wait for the next one
+            raise
+
+    def _take_output(self, connection: Any, size: int, call: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        with self.lock:
+            left = self._output[connection] - size
+            if left:
+                self._output[connection] = left
+            else:
+                del self._output[connection]
+        call(*arguments)
+
+    def _start(self, run: Callable[[], None]) -> None:
+        caller = greenlet(run, self._hub())
+        caller.gr_context = copy_context()
+        self._run_callback(caller.switch)
