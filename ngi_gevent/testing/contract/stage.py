@@ -29,7 +29,7 @@ PATIENCE = 20
 
 
 class Witness(Recorder):
-    """A recorder that tells its stage of all that happens, and keeps the order of it."""
+    """A recorder that wakes its stage, and records the order of callbacks in ``trace``."""
 
     def __init__(self, stage: Stage, connection: Any = None) -> None:
         self.stage = stage
@@ -41,39 +41,33 @@ class Witness(Recorder):
         """How much input there is so far: to wait for much of it without joining it again and again."""
         return sum(map(len, self.chunks))
 
-    def connected(self, connection: Any) -> None:
-        self.meet(connection)
-        connection.set_handler(self)
-
     def meet(self, connection: Any) -> None:
-        """Know *connection*, without being its handler yet."""
-        self.connection = connection
-        self.stage.connections.append(connection)
-        connection.when_closed(self._is_gone)
+        """Take *connection* without becoming its handler yet."""
+        self._set_connection(connection)
+        self._wake()
+
+    def _set_connection(self, connection: Any) -> None:
+        if connection is not self.connection:
+            self.stage.connections.append(connection)
+        super()._set_connection(connection)
+
+    def _wake(self) -> None:
+        super()._wake()
         self.stage.happened()
 
-    def _is_gone(self) -> None:
-        super()._is_gone()
-        self.stage.happened()
-
-    def failed_connect(self, reason: Any) -> None:
-        super().failed_connect(reason)
-        self.stage.happened()
+    # The trace is written before waiting tests are woken, which may be on another thread.
 
     def handle_input(self, connection: Any, data: bytes) -> None:
-        super().handle_input(connection, data)
         self.trace.append(data)
-        self.stage.happened()
+        super().handle_input(connection, data)
 
     def handle_close(self, connection: Any, reason: Any) -> None:
-        super().handle_close(connection, reason)
         self.trace.append(("close", reason))
-        self.stage.happened()
+        super().handle_close(connection, reason)
 
     def handle_exception(self, connection: Any, exception: BaseException) -> None:
-        super().handle_exception(connection, exception)
         self.trace.append(("exception", exception))
-        self.stage.happened()
+        super().handle_exception(connection, exception)
 
 
 class DatagramWitness:

@@ -116,9 +116,6 @@ class Connection(BaseConnection):
         """Have this side take no more input, as a peer that reads nothing: what comes stays in the network."""
         self._reads = False
 
-    def other_side(self) -> Connection:
-        return self.peer
-
     def postpone(self, callback: Callable[[], object]) -> None:
         """Have *callback* called in the next turn, before anything else of this connection.  For use in a callback."""
 
