@@ -1,4 +1,4 @@
-"""The contract: what every implementation does, rule by rule.  Each test runs on every stage.
+"""The contract, rule by rule.  Each test runs on every stage.
 
 The tests are in the modules of this package, by subject.
 """

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from ngi_gevent.testing.contract.stage import DatagramWitness, Witness
+from ngi_gevent.testing.contract.witness import DatagramWitness, Witness
 
 __all__ = ["MEGABYTE", "MUCH", "Echo", "Failure", "both_ways", "sender", "tracebacks"]
 

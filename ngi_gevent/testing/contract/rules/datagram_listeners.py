@@ -12,7 +12,8 @@ from ngi_gevent.core import logs
 from ngi_gevent.core.datagram import MOST_RAISED
 from ngi_gevent.interfaces import IImplementation, IUDPListener
 from ngi_gevent.testing.contract.rules.common import Failure, both_ways, tracebacks
-from ngi_gevent.testing.contract.stage import PATIENCE, DatagramWitness
+from ngi_gevent.testing.contract.stage import PATIENCE
+from ngi_gevent.testing.contract.witness import DatagramWitness
 
 
 def test_datagram_listeners_have_the_whole_interface(stage):

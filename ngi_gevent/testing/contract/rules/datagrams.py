@@ -11,7 +11,7 @@ import pytest
 from ngi_gevent import ListenerClosed
 from ngi_gevent.core import logs
 from ngi_gevent.testing.contract.rules.common import both_ways, sender
-from ngi_gevent.testing.contract.stage import DatagramWitness
+from ngi_gevent.testing.contract.witness import DatagramWitness
 
 
 def warnings(caplog):
