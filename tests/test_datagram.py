@@ -1,18 +1,16 @@
-"""Datagrams: what every implementation does with them, and what only sockets can show."""
+"""Datagrams, as far as the contract does not cover them: in memory, and on sockets."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import gc
-import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import gevent
@@ -23,10 +21,7 @@ from greenlet import GreenletExit
 from stages import PATIENCE, DatagramWitness, needs_ipv6
 
 import ngi_gevent
-from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout, testing
-from ngi_gevent.core import logs
-from ngi_gevent.core.datagram import MOST_RAISED
-from ngi_gevent.interfaces import IImplementation, IUDPListener
+from ngi_gevent import ImplementationClosed, ListenerClosed, Timeout, testing
 from ngi_gevent.sockets import datagram_socket
 from ngi_gevent.sockets.datagram_socket import MOST_AT_ONCE, DatagramSender
 
@@ -45,117 +40,7 @@ def inet_socket():
     return sock
 
 
-# The contract, on every stage.
-
-
-def test_the_interfaces_have_it_all(stage):
-    assert isinstance(stage.implementation, IImplementation)
-    assert isinstance(stage.listen_udp(DatagramWitness(stage)), IUDPListener)
-
-
-def test_datagrams_arrive_whole_and_in_order(stage):
-    witness = DatagramWitness(stage)
-    listener = stage.listen_udp(witness)
-    sent = [b"one", b"", b"two" * 1000, bytearray(b"three"), memoryview(b"four")]
-    for data in sent:
-        stage.implementation.udp(listener.address, data)
-    stage.until(lambda: len(witness.datagrams) == len(sent))
-    assert witness.datagrams == [bytes(data) for data in sent]
-    assert {type(data) for data in witness.datagrams} == {bytes}
-
-
-def test_all_datagrams_have_the_same_sender(stage):
-    one, other = DatagramWitness(stage), DatagramWitness(stage)
-    for listener in stage.listen_udp(one), stage.listen_udp(other):
-        for _ in range(2):
-            stage.implementation.udp(listener.address, b"x")
-    stage.until(lambda: len(one.senders) == len(other.senders) == 2)
-    assert len(set(one.senders + other.senders)) == 1
-    assert (one.senders[0] is None) == (stage.name == "unix")
-
-
-def test_a_handler_that_raises_is_logged_and_the_listener_goes_on(stage, caplog):
-    witness = DatagramWitness(stage)
-
-    def fail_first(address, data):
-        witness(address, data)
-        if data == b"bad":
-            raise Failure
-
-    listener = stage.listen_udp(fail_first)
-    for data in b"bad", b"good":
-        stage.implementation.udp(listener.address, data)
-    stage.until(lambda: witness.datagrams == [b"bad", b"good"])
-    (record,) = [record for record in caplog.records if record.exc_info]
-    assert isinstance(record.exc_info[1], Failure)
-    assert repr(witness.senders[0]) in record.getMessage()
-    assert record.name == "ngi_gevent.connection"
-
-
-def test_a_datagram_that_is_too_long_is_dropped_and_not_cut(stage, caplog):
-    witness = DatagramWitness(stage)
-    listener = stage.listen_udp(witness, buffer_size=10)
-    for data in b"x" * 11, b"y" * 10, b"z" * 5000, b"end":
-        stage.implementation.udp(listener.address, data)
-    stage.until(lambda: b"end" in witness.datagrams)
-    assert witness.datagrams == [b"y" * 10, b"end"]
-    (record,) = warnings(caplog)
-    assert record.levelno == logging.WARNING
-    sender = repr(witness.senders[0])
-    assert record.getMessage() == (
-        f"a datagram from {sender} was dropped: its 11 bytes are more than the buffer_size of 10"
-    )
-
-
-def test_a_flood_of_datagrams_that_are_too_long_does_not_fill_the_log(stage, caplog, monkeypatch):
-    witness = DatagramWitness(stage)
-    listener = stage.listen_udp(witness, buffer_size=10)
-    for _ in range(50):
-        stage.implementation.udp(listener.address, b"x" * 11)
-    stage.implementation.udp(listener.address, b"first")
-    stage.until(lambda: b"first" in witness.datagrams)
-    assert len(warnings(caplog)) == 1
-    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
-    stage.implementation.udp(listener.address, b"x" * 11)
-    stage.implementation.udp(listener.address, b"last")
-    stage.until(lambda: b"last" in witness.datagrams)
-    assert len(warnings(caplog)) == 2
-    assert warnings(caplog)[1].getMessage().endswith("; 49 more since the last such entry")
-
-
-def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, caplog, monkeypatch):
-    """The first are there with their tracebacks, also of a listener beside another one that fills its part."""
-    handled = []
-
-    def raise_it(address, data):
-        handled.append(data)
-        stage.happened()
-        if data == b"bad":
-            raise Failure
-
-    def failures():
-        return [record for record in caplog.records if record.exc_info]
-
-    noisy, quiet = stage.listen_udp(raise_it), stage.listen_udp(raise_it)
-
-    def send(listener, times):
-        """One at a time, since the system has room for a few only, and another when the last was logged."""
-        for data in [b"bad"] * times + [b"good"]:
-            before = len(handled)
-            stage.implementation.udp(listener.address, data)
-            stage.until(lambda before=before: len(handled) > before)
-
-    send(noisy, 50)
-    assert len(failures()) == MOST_RAISED
-    send(quiet, 1)
-    assert len(failures()) == MOST_RAISED + 1
-    assert not any("more since" in record.getMessage() for record in failures())
-    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
-    send(noisy, 2)
-    *_, first, last = failures()
-    assert first.getMessage().endswith("raised an exception; 40 more since the last such entry")
-    assert last.getMessage().endswith("raised an exception")
-    assert isinstance(last.exc_info[1], Failure)
+# Errors.
 
 
 def test_errors_that_are_not_logged_are_raised_by_the_wait_of_inline(caplog, monkeypatch):
@@ -172,169 +57,6 @@ def test_errors_that_are_not_logged_are_raised_by_the_wait_of_inline(caplog, mon
                 script.wait(PATIENCE)
         listener.close()
     assert not [record for record in caplog.records if record.exc_info]
-
-
-def test_a_datagram_to_nobody(stage):
-    listener = stage.listen_udp(DatagramWitness(stage))
-    listener.close()
-    if stage.name == "unix":  # the system knows, and says so
-        with pytest.raises(FileNotFoundError, match=listener.address):
-            stage.implementation.udp(listener.address, b"x")
-    else:
-        stage.implementation.udp(listener.address, b"x")
-
-
-def test_closing_frees_the_address_at_once_and_twice_is_harmless(stage):
-    witness = DatagramWitness(stage)
-    closed = stage.listen_udp(DatagramWitness(stage))
-    closed.close()
-    listener = stage.implementation.udp_listener(closed.address, witness)
-    closed.close()
-    stage.listeners.append(listener)
-    assert listener.address == closed.address
-    stage.implementation.udp(listener.address, b"x")
-    stage.until(lambda: witness.datagrams == [b"x"])
-
-
-def test_an_address_in_use_is_refused_by_name(stage):
-    listener = stage.listen_udp(DatagramWitness(stage))
-    with pytest.raises(OSError, match="in use") as caught:
-        stage.implementation.udp_listener(listener.address, DatagramWitness(stage))
-    assert caught.value.errno == errno.EADDRINUSE
-    assert repr(listener.address) in str(caught.value)
-
-
-def test_a_listener_closed_by_its_handler_gets_nothing_more(stage):
-    witness = DatagramWitness(stage)
-
-    def close(address, data):
-        witness(address, data)
-        listener.close()
-
-    listener = stage.listen_udp(close)
-    stage.implementation.udp(listener.address, b"one")
-    if stage.name != "memory":  # there it is closed by now
-        stage.implementation.udp(listener.address, b"two")
-    stage.until(lambda: witness.datagrams)
-    stage.implementation.wait(PATIENCE)
-    assert witness.datagrams == [b"one"]
-
-
-def test_handlers_never_overlap(stage):
-    """A handler that sends to itself has finished before it is called with that."""
-    trace = []
-
-    def handle(address, data):
-        trace.append(("begin", data))
-        if len(data) < 4:
-            stage.implementation.udp(listener.address, data + b"x")
-        trace.append(("end", data))
-        stage.happened()
-
-    listener = stage.listen_udp(handle)
-    stage.implementation.udp(listener.address, b"")
-    stage.until(lambda: len(trace) == 10)
-    assert trace == [(step, b"x" * length) for length in range(5) for step in ("begin", "end")]
-
-
-def test_a_listener_is_outstanding_and_a_sender_is_not(stage):
-    listener = stage.listen_udp(DatagramWitness(stage))
-    stage.implementation.udp(listener.address, b"x")
-    with pytest.raises(Timeout, match=r"DatagramListener on .*, open"):
-        stage.implementation.wait(0.01)
-    listener.close()
-    stage.implementation.wait(0)
-    assert "closed" in repr(listener)
-
-
-def test_waiting_in_a_handler_is_a_deadlock(stage):
-    raised = []
-
-    def wait(address, data):
-        for _ in "open", "closed":
-            try:
-                stage.implementation.wait(PATIENCE)
-            except Exception as error:
-                raised.append(type(error))
-            listener.close()
-        stage.happened()
-
-    listener = stage.listen_udp(wait)
-    stage.implementation.udp(listener.address, b"x")
-    stage.until(lambda: len(raised) == 2)
-    assert raised == [Deadlock, Deadlock]
-
-
-def test_a_handler_may_wait_for_another_implementation(stage):
-    waited = []
-    another = stage.make()
-
-    def wait(address, data):
-        another.wait(PATIENCE)
-        waited.append(data)
-        stage.happened()
-
-    stage.implementation.udp(stage.listen_udp(wait).address, b"x")
-    stage.until(lambda: waited)
-    another.close()
-
-
-def test_a_handler_may_wait_for_connections(stage):
-    """Those of a listener, that is, on any implementation: it is in no callback of theirs."""
-    ended = []
-    connections = stage.listen()
-    peer = stage.peer(connections)
-    stage.until(lambda: stage.served)
-
-    def end(address, data):
-        ended.append(connections.close_wait(0))
-        stage.happened()
-
-    def tell(connection, data):  # so that the datagram comes after a callback of one of these connections
-        stage.implementation.udp(listener.address, b"x")
-
-    stage.served[0].handle_input = tell
-    listener = stage.listen_udp(end)
-    peer.send(b"go")
-    stage.until(lambda: ended)
-    assert ended == [1]
-
-
-def test_a_closed_implementation_has_closed_its_listeners(stage):
-    listener = stage.listen_udp(DatagramWitness(stage))
-    stage.implementation.udp(listener.address, b"x")
-    stage.implementation.wait = lambda timeout: None  # which it would refuse at the end of the test
-    stage.implementation.close()
-    assert "closed" in repr(listener)
-    with pytest.raises(ImplementationClosed):
-        stage.implementation.udp(listener.address, b"x")
-    with pytest.raises(ImplementationClosed):
-        stage.implementation.udp_listener(None, DatagramWitness(stage))
-
-
-@pytest.mark.parametrize("handler", [None, "text", testing.Recorder()])
-def test_a_handler_that_cannot_be_called(stage, handler):
-    with pytest.raises(TypeError, match="handler"):
-        stage.listen_udp(handler)
-
-
-@pytest.mark.parametrize(("size", "error"), [("1", TypeError), (True, TypeError), (0, ValueError), (-1, ValueError)])
-def test_a_buffer_size_that_is_none(stage, size, error):
-    with pytest.raises(error, match=r"buffer_size.*got"):
-        stage.listen_udp(DatagramWitness(stage), buffer_size=size)
-
-
-@pytest.mark.parametrize("data", ["text", None, 1, [b"x"]])
-def test_data_that_is_no_bytes(stage, data):
-    listener = stage.listen_udp(DatagramWitness(stage))
-    with pytest.raises(TypeError, match="bytes"):
-        stage.implementation.udp(listener.address, data)
-
-
-@pytest.mark.parametrize("address", [[1], None])
-def test_what_is_no_address_to_send_to_anywhere(stage, address):
-    with pytest.raises(TypeError, match="address"):
-        stage.implementation.udp(address, b"x")
 
 
 # In memory.

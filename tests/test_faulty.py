@@ -243,7 +243,7 @@ def test_datagrams_may_be_lost_doubled_and_late(faulty):
     implementation = faulty(datagrams=("sent", "lost", "doubled", "late", "sent"))
     received = testing.Recorder()
     listener = implementation.udp_listener(None, lambda address, data: received.handle_datagram(data))
-    received.handle_datagram = lambda data: (received.chunks.append(data), received._happened())
+    received.handle_datagram = lambda data: (received.chunks.append(data), received._wake())
     for number in range(10):
         implementation.udp(listener.address, b"%d" % number)
     received.wait_until(lambda: len(received.chunks) == 10)
@@ -256,7 +256,7 @@ def test_datagrams_of_a_listener_may_be_lost_doubled_and_late(faulty):
     received = testing.Recorder()
     listener = implementation.udp_listener(None, lambda address, data: received.handle_datagram(address, data))
     sending = implementation.udp_listener(None, print)
-    received.handle_datagram = lambda address, data: (received.chunks.append((address, data)), received._happened())
+    received.handle_datagram = lambda address, data: (received.chunks.append((address, data)), received._wake())
     for number in range(10):
         send = sending.send if number % 2 else implementation.udp
         send(listener.address, b"%d" % number)
@@ -271,7 +271,7 @@ def test_a_late_datagram_of_a_listener_that_is_closed_is_lost(faulty):
     implementation = faulty(datagrams=("late", "sent"))
     received = testing.Recorder()
     listener = implementation.udp_listener(None, lambda address, data: received.handle_datagram(data))
-    received.handle_datagram = lambda data: (received.chunks.append(data), received._happened())
+    received.handle_datagram = lambda data: (received.chunks.append(data), received._wake())
     sending = implementation.udp_listener(None, print)
     sending.send(listener.address, b"late")
     sending.close()

@@ -15,7 +15,7 @@ from gevent.event import Event
 
 import ngi_gevent
 from ngi_gevent import adapters, blocking, testing
-from ngi_gevent.testing import leaks
+from ngi_gevent.testing import contract, leaks
 
 KINDS = [testing.Implementation, ngi_gevent.Implementation]
 
@@ -202,28 +202,17 @@ def test_a_descriptor_is_named(kind):
 
 
 def test_a_second_handle_close_is_a_problem():
-    class Stutters(testing.Implementation):
-        """An implementation that tells of the end twice."""
-
-        def connect_to(self, listener, address, handler, client_address):
-            class Client:
-                failed_connect = handler.failed_connect
-
-                def connected(self, connection):
-                    handler.connected(Twice(connection))
-
-            super().connect_to(listener, address, Client(), client_address)
-
     class Twice(adapters.Base):
         def handle_close(self, connection, reason):
             super().handle_close(connection, reason)
             super().handle_close(connection, reason)
 
-    with pytest.raises(AssertionError) as caught, testing.nothing_left(Stutters()) as implementation:
+    stutters = contract.Adapted(testing.Implementation(), Twice)
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(stutters) as implementation:
         listener = implementation.listener(None, testing.Recorder)
         listener.connect(testing.Recorder())
         listener.close()
-    assert "handle_close was called 2 times for <Twice over <Connection" in str(caught.value)
+    assert "handle_close was called 2 times for <WrappingConnection over <Twice over <Connection" in str(caught.value)
 
 
 def test_another_exception_is_not_replaced(kind):

@@ -182,9 +182,6 @@ class ConnectionOwner(Protocol):
     def connection_gone(self, connection: BaseConnection) -> None:
         """Forget *connection*: it is closed, and its last callback is done."""
 
-    def accepted_from(self, client: BaseConnection) -> BaseConnection | None:
-        """The server's side of *client*, if a listener that the owner knows has accepted it and it is open."""
-
 
 @documented_by(IConnection)
 class BaseConnection:
@@ -313,15 +310,6 @@ class BaseConnection:
             self._when_closed.append(callback)
 
     # For those who wait for the connection.
-
-    @property
-    def has_handler(self) -> bool:
-        """Whether it was given a handler, so that its input is read."""
-        return self._handler is not None
-
-    def other_side(self) -> BaseConnection | None:
-        """The connection at the other end, where that is known here: for tests that want to know why nothing comes."""
-        return self._owner.accepted_from(self)
 
     def goes_on(self) -> bool:
         """Return whether it delivers input, or will do so after its handshake."""

@@ -132,11 +132,6 @@ class BaseListener:
         del self._connections[connection]
         self._check_empty()
 
-    def accepted_from(self, client: BaseConnection) -> BaseConnection | None:
-        addresses = client.peer_address, client.local_address
-        found = [one for one in list(self._connections) if one and (one.local_address, one.peer_address) == addresses]
-        return found[0] if len(found) == 1 else None  # the clients of a Unix socket look all the same
-
     # What a kind of listener adds.
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:

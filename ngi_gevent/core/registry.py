@@ -63,9 +63,5 @@ class Outstanding:
     def connection_gone(self, connection: Any) -> None:
         self.forget(connection)
 
-    def accepted_from(self, client: BaseConnection) -> BaseConnection | None:
-        listeners = [item for item in list(self._items) if hasattr(item, "accepted_from")]
-        return next(filter(None, (listener.accepted_from(client) for listener in listeners)), None)
-
     def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
         logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error, seldom=seldom)

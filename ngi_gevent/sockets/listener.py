@@ -129,7 +129,7 @@ class StreamListener(BaseListener):
     def _begin(self, connection: StreamConnection) -> object:
         logs.connections.debug("connection with %r accepted, on %r", connection.peer_address, connection.local_address)
         result = self._server(connection)
-        if connection and not connection.has_handler:
+        if connection and connection._handler is None:
             logs.connections.debug("connection with %r has no handler yet, and is not read", connection.peer_address)
         return result
 

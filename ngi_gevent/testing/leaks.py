@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -22,7 +22,6 @@ from greenlet import getcurrent, greenlet
 
 import ngi_gevent
 from ngi_gevent.core.threads import Flag, get_hub_if_exists
-from ngi_gevent.errors import Deadlock
 from ngi_gevent.testing.faults.wrapping import (
     WrappingClient,
     WrappingConnection,
@@ -31,7 +30,6 @@ from ngi_gevent.testing.faults.wrapping import (
     WrappingListener,
 )
 from ngi_gevent.testing.memory.implementation import Implementation
-from ngi_gevent.testing.patience import is_set_in_time
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IClientConnectHandler, IServer
@@ -96,8 +94,7 @@ class Watched(WrappingImplementation):
     def _settle(self) -> None:
         """Give what is ending the time to end, if there is somebody to end it."""
         if self._made and not (self._is_at_once() and _is_alone() and not self._greenlets.alive()):
-            with suppress(Deadlock):
-                is_set_in_time(self._empty, GRACE)
+            self._empty.wait(GRACE)
 
     def _is_at_once(self) -> bool:
         """Whether it is in memory, where everything has happened when a call returns."""

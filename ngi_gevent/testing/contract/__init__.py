@@ -1,6 +1,6 @@
-"""The contract for others: whoever writes an implementation, or an adapter, can run ours over it, with pytest.
+"""The contract as a suite of tests, for pytest: run it over your own implementation or adapter.
 
-In ``conftest.py``, say what to play on::
+In ``conftest.py``, define the stage::
 
     from ngi_gevent.testing import contract
 
@@ -12,27 +12,19 @@ In ``conftest.py``, say what to play on::
 
     stage = contract.stages(MyStage)
 
-and in a file of tests, have the rules, which are tests of that ``stage``::
+In a file of tests, import the rules, which are tests of that ``stage``::
 
     from ngi_gevent.testing.contract.rules import *
 
-A stage is derived from ``SocketStage``, whose peers are plain sockets, or from ``MemoryStage``, where nothing takes
-time.  An adapter that changes nothing of what passes through it is tried over any implementation: see ``Adapted``.
+A stage is a subclass of ``SocketStage``, whose peers are plain sockets, or of ``MemoryStage``, where nothing takes
+time.  ``Adapted`` tests an adapter that passes everything through unchanged, over any implementation.
 """
 
 import pytest
 
 from ngi_gevent.testing.contract.adapted import Adapted
-from ngi_gevent.testing.contract.stage import (
-    PATIENCE,
-    DatagramWitness,
-    MemoryStage,
-    SocketStage,
-    Stage,
-    Witness,
-    playing,
-    stages,
-)
+from ngi_gevent.testing.contract.stage import PATIENCE, MemoryStage, SocketStage, Stage, playing, stages
+from ngi_gevent.testing.contract.witness import DatagramWitness, Witness
 
 __all__ = [
     "PATIENCE",
@@ -46,5 +38,5 @@ __all__ = [
     "stages",
 ]
 
-# Have a failing rule show the values that it compared, as any test does.
+# A failing rule shows the values that it compared, as any test does.
 pytest.register_assert_rewrite("ngi_gevent.testing.contract.rules")

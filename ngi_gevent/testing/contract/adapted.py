@@ -1,4 +1,4 @@
-"""An implementation around another one, each of whose connections is given out through an adapter."""
+"""An implementation around another one that passes its connections through an adapter."""
 
 from __future__ import annotations
 

@@ -31,8 +31,7 @@ from ngi_gevent.testing.memory.turns import MemoryOutstanding, Turns
 
 if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
-    from ngi_gevent.interfaces import Data, IConnectionHandler, Reason
-    from ngi_gevent.testing.memory.listening import Listener
+    from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
 
 __all__ = ["Connection", "TextConnection", "unconnected"]
 
@@ -87,7 +86,7 @@ class Connection(BaseConnection):
         peer: Connection,
         address: Any,
         peer_address: Any,
-        control: Listener | None = None,
+        control: IListener | None = None,
         output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         super().__init__(owner, control, address, peer_address, output_limit)
@@ -116,9 +115,6 @@ class Connection(BaseConnection):
     def test_stop_reading(self) -> None:
         """Have this side take no more input, as a peer that reads nothing: what comes stays in the network."""
         self._reads = False
-
-    def other_side(self) -> Connection:
-        return self.peer
 
     def postpone(self, callback: Callable[[], object]) -> None:
         """Have *callback* called in the next turn, before anything else of this connection.  For use in a callback."""

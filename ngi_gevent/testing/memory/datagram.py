@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core.datagram import BaseDatagramListener
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IUDPHandler
-    from ngi_gevent.testing.memory.implementation import Implementation
     from ngi_gevent.testing.memory.turns import MemoryOutstanding
 
-__all__ = ["DatagramListener", "check_hashable", "check_send_address"]
+__all__ = ["DatagramListener", "check_hashable", "check_send_address", "deliver"]
 
 
 def check_hashable(address: object) -> None:
@@ -30,6 +29,13 @@ def check_send_address(address: object) -> None:
     check_hashable(address)
 
 
+def deliver(listeners: Mapping[Hashable, DatagramListener], sender: Hashable, address: Hashable, data: bytes) -> None:
+    """Give *data* from *sender* to that of *listeners* which is on *address*; without one, drop it."""
+    listener = listeners.get(address)
+    if listener is not None:
+        listener.receive(sender, data)
+
+
 class DatagramListener(BaseDatagramListener):
     """A listener for datagrams in memory.  Made by ``udp_listener``.
 
@@ -40,7 +46,7 @@ class DatagramListener(BaseDatagramListener):
 
     def __init__(
         self,
-        implementation: Implementation,
+        listeners: dict[Hashable, DatagramListener],
         owner: MemoryOutstanding,
         address: Hashable,
         handler: IUDPHandler,
@@ -48,7 +54,7 @@ class DatagramListener(BaseDatagramListener):
     ) -> None:
         super().__init__(owner, handler, buffer_size)
         self.address = address
-        self._implementation = implementation
+        self._listeners = listeners  # of its implementation, by address
         self._open = True
 
     def receive(self, sender: Hashable, data: bytes) -> None:
@@ -65,8 +71,8 @@ class DatagramListener(BaseDatagramListener):
         check_send_address(address)
 
     def _send(self, address: Hashable, data: bytes) -> None:
-        self._implementation.send_datagram(self.address, address, data)
+        deliver(self._listeners, self.address, address, data)
 
     def _stop_receiving(self) -> None:
-        self._implementation.free_udp(self.address)
+        del self._listeners[self.address]
         self._owner.forget(self)

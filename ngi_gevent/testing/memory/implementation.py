@@ -14,7 +14,7 @@ from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datag
 from ngi_gevent.core.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
 from ngi_gevent.sockets import transport
-from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address
+from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address, deliver
 from ngi_gevent.testing.memory.listening import Listener
 from ngi_gevent.testing.memory.turns import MemoryOutstanding, Turns
 
@@ -68,17 +68,18 @@ class Implementation:
 
         The options are those of connecting to sockets.  They are checked, and mean nothing in memory.
         """
-        self.check_options(**options)
-        self.connect_to(None, address, handler, None)
+        self._connect_to(None, address, handler, None, **options)
 
-    def check_options(self, **options: Unpack[ConnectOptions]) -> None:
-        """Raise ``TypeError`` or ``ValueError`` for what can be no options of a connect."""
-        transport.of_clients(HOST, **options)
-
-    def connect_to(
-        self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any
+    def _connect_to(
+        self,
+        listener: Listener | None,
+        address: Hashable,
+        handler: IClientConnectHandler,
+        client_address: Any,
+        **options: Unpack[ConnectOptions],
     ) -> None:
-        """Connect *handler* to *listener*, or to whoever is at *address* when it is its turn."""
+        """Connect *handler* to *listener*, or to the one on *address* when its turn comes."""
+        transport.of_clients(HOST, **options)
         self._check_open()
         check_client_handler(handler)
         check_hashable(address)
@@ -123,7 +124,7 @@ class Implementation:
             address = self._fresh_address()
         _check_free(address, self._listeners)
         listener = self._listeners[address] = Listener(
-            self, self._outstanding, address, handler, max_connections, output_limit
+            self._listeners, self._connect_to, self._outstanding, address, handler, max_connections, output_limit
         )
         self._outstanding.add(listener)
         return listener
@@ -139,7 +140,7 @@ class Implementation:
         self._check_open()
         if self._datagram_sender is None:
             self._datagram_sender = self._fresh_address()
-        self.send_datagram(self._datagram_sender, address, data)
+        deliver(self._datagram_listeners, self._datagram_sender, address, data)
 
     def udp_listener(self, address: Hashable, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
         """Have every datagram to *address* given to *handler*; None makes a fresh address.
@@ -154,7 +155,7 @@ class Implementation:
         if address is None:
             address = self._fresh_address()
         _check_free(address, self._datagram_listeners)
-        listener = DatagramListener(self, self._outstanding, address, handler, buffer_size)
+        listener = DatagramListener(self._datagram_listeners, self._outstanding, address, handler, buffer_size)
         self._datagram_listeners[address] = listener
         self._outstanding.add(listener)
         return listener
@@ -176,20 +177,6 @@ class Implementation:
         """Close all listeners and end all connections; whatever is asked for afterwards raises.  Twice is harmless."""
         self._closed = True
         self._outstanding.stop()
-
-    def send_datagram(self, sender: Hashable, address: Hashable, data: bytes) -> None:
-        """Have who listens for datagrams on *address*, if anybody, receive *data* from *sender*."""
-        listener = self._datagram_listeners.get(address)
-        if listener is not None:
-            listener.receive(sender, data)
-
-    def free(self, address: Hashable) -> None:
-        """Have *address* listened on no more."""
-        del self._listeners[address]
-
-    def free_udp(self, address: Hashable) -> None:
-        """Have datagrams to *address* received no more."""
-        del self._datagram_listeners[address]
 
     def _connect(
         self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
-    from ngi_gevent.testing.memory.implementation import Implementation
     from ngi_gevent.testing.memory.turns import MemoryOutstanding
 
 __all__ = ["Listener"]
@@ -32,7 +31,8 @@ class Listener(BaseListener):
 
     def __init__(
         self,
-        implementation: Implementation,
+        listeners: dict[Hashable, Listener],
+        connect: Callable[..., None],
         owner: MemoryOutstanding,
         address: Hashable,
         server: IServer,
@@ -41,7 +41,8 @@ class Listener(BaseListener):
     ) -> None:
         super().__init__(owner, server)
         self.address = address
-        self._implementation = implementation
+        self._listeners = listeners  # of its implementation, by address
+        self._connect = connect  # connects a client to a listener of its implementation
         self._max_connections = max_connections
         self._queue: deque[Connection] = deque()  # server connections that wait to be accepted
         self._output_limit = output_limit
@@ -66,15 +67,14 @@ class Listener(BaseListener):
 
         The options are those of the implementation's ``connect``.
         """
-        self._implementation.check_options(**options)
         if handler is not None:
-            self._implementation.connect_to(self, self.address, handler, client_address)
+            self._connect(self, self.address, handler, client_address, **options)
             return None
         client = PrintingClient()
-        self._implementation.connect_to(self, self.address, client, client_address)
+        self._connect(self, self.address, client, client_address, **options)
         if client.connection is None:
             raise ConnectionFailed(client.failed)
-        return client.connection
+        return client.connection  # type: ignore[no-any-return]
 
     def accept(self, handler: IClientConnectHandler, client_address: Any) -> bool:
         """Make a connection between the server and *handler*; whether this listener still does.
@@ -105,7 +105,7 @@ class Listener(BaseListener):
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:
         """Those that wait do so because there is no room for them, so that they are broken off in any case."""
-        self._implementation.free(self.address)
+        del self._listeners[self.address]
         queue, self._queue = self._queue, deque()
         for server in queue:
             self._connections[server] = None

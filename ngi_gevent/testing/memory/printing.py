@@ -10,7 +10,6 @@ from ngi_gevent.core.connection import END_OF_INPUT
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
-    from ngi_gevent.testing.memory.connection import Connection
 
 __all__ = ["PrintingClient", "PrintingHandler", "TextPrintingHandler"]
 
@@ -39,10 +38,10 @@ class PrintingClient(PrintingHandler):
     """A client connect handler that prints what its connection receives."""
 
     def __init__(self) -> None:
-        self.connection: Connection | None = None
+        self.connection: Any = None
         self.failed: Reason = "it is made after the callback that asks for it"
 
-    def connected(self, connection: Connection) -> None:
+    def connected(self, connection: Any) -> None:
         self.connection = connection
         connection.set_handler(self)
 

@@ -1,4 +1,4 @@
-"""The contract: what every implementation does, rule by rule.  Each test runs on every stage.
+"""The contract, rule by rule.  Each test runs on every stage.
 
 The tests are in the modules of this package, by subject.
 """
@@ -6,6 +6,7 @@ The tests are in the modules of this package, by subject.
 from ngi_gevent.testing.contract.rules.back_pressure import *
 from ngi_gevent.testing.contract.rules.closing import *
 from ngi_gevent.testing.contract.rules.connections import *
+from ngi_gevent.testing.contract.rules.datagram_listeners import *
 from ngi_gevent.testing.contract.rules.datagrams import *
 from ngi_gevent.testing.contract.rules.ends import *
 from ngi_gevent.testing.contract.rules.failing_handlers import *

@@ -8,7 +8,7 @@ import pytest
 
 from ngi_gevent import ConnectionClosed, LimitExceeded
 from ngi_gevent.testing.contract.rules.common import MEGABYTE, MUCH, Echo
-from ngi_gevent.testing.contract.stage import Witness
+from ngi_gevent.testing.contract.witness import Witness
 
 # Rule 11: memory is bounded.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ngi_gevent.testing.contract.rules.common import MEGABYTE, MUCH
-from ngi_gevent.testing.contract.stage import Witness
+from ngi_gevent.testing.contract.witness import Witness
 
 # Rule 1: close flushes, abort does not.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from ngi_gevent.testing.contract.stage import Witness
+import pytest
 
-__all__ = ["MEGABYTE", "MUCH", "Echo", "Failure", "tracebacks"]
+from ngi_gevent.testing.contract.witness import DatagramWitness, Witness
+
+__all__ = ["MEGABYTE", "MUCH", "Echo", "Failure", "both_ways", "sender", "tracebacks"]
 
 MEGABYTE = 1 << 20
 
@@ -31,3 +33,12 @@ def tracebacks(caplog, error=None):
         for record in caplog.records
         if record.levelno >= logging.ERROR and record.exc_info and error in (None, record.exc_info[1])
     ]
+
+
+#: The two ways to send a datagram.
+both_ways = pytest.mark.parametrize("way", ["udp", "send"])
+
+
+def sender(stage, way):
+    """The function that sends a datagram in this *way*."""
+    return stage.implementation.udp if way == "udp" else stage.listen_udp(DatagramWitness(stage)).send

@@ -6,7 +6,7 @@ import pytest
 
 from ngi_gevent import ConnectionClosed
 from ngi_gevent.testing.contract.rules.common import MEGABYTE, Echo
-from ngi_gevent.testing.contract.stage import Witness
+from ngi_gevent.testing.contract.witness import Witness
 
 # Rule 2: handle_close tells of what the application did not ask for, once, and last.
 

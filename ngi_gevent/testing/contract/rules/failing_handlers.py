@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ngi_gevent.testing.contract.rules.common import Echo, Failure, tracebacks
-from ngi_gevent.testing.contract.stage import Witness
+from ngi_gevent.testing.contract.witness import Witness
 
 # Rule 6: handlers that raise.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ngi_gevent.testing.contract.stage import Witness
+from ngi_gevent.testing.contract.witness import Witness
 
 # Rule 5: callbacks of one connection never overlap.
 

@@ -6,7 +6,7 @@ import pytest
 
 import ngi_gevent
 from ngi_gevent.testing.contract.rules.common import Failure
-from ngi_gevent.testing.contract.stage import Witness
+from ngi_gevent.testing.contract.witness import Witness
 
 # Implementations.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo
-from ngi_gevent.testing.contract.stage import Witness
+from ngi_gevent.testing.contract.witness import Witness
 
 # Limits.
 

@@ -8,7 +8,7 @@ import pytest
 
 import ngi_gevent
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo, Failure, tracebacks
-from ngi_gevent.testing.contract.stage import Witness
+from ngi_gevent.testing.contract.witness import Witness
 
 # Listeners.
 

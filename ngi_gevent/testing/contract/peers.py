@@ -1,0 +1,124 @@
+"""Peers that know nothing of NGI: clients that a test controls call by call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import socket
+from gevent.queue import Queue
+
+from ngi_gevent.adapters import bottom
+from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.testing.contract.witness import Witness
+
+__all__ = ["MemoryPeer", "SocketPeer"]
+
+
+class MemoryPeer(Witness):
+    """A client connection in memory.  It takes no input before ``read``."""
+
+    def __init__(self, stage: Any, listener: Any) -> None:
+        super().__init__(stage)
+        listener.connect(self)
+
+    def connected(self, connection: Any) -> None:
+        self.meet(connection)
+
+    @property
+    def received(self) -> bytes:
+        return self.data
+
+    @property
+    def ended(self) -> str | None:
+        return None if self.closed is None else "end" if self.closed == "end of input" else "broken"
+
+    def send(self, data: bytes) -> None:
+        # Not as pending output, which would keep the connection from reading: a plain peer reads all the same.
+        bottom(self.connection).peer.test_input(data)
+
+    def finish(self) -> None:
+        bottom(self.connection).peer.test_close()
+
+    def read_when_sent(self) -> None:
+        self.read()
+
+    def read(self) -> None:
+        self.connection.set_handler(self)
+
+    def reset(self) -> None:
+        self.connection.abort()
+
+    def close(self) -> None:
+        self.connection.abort()
+
+
+class SocketPeer:
+    """A plain socket.  A greenlet of its own makes the calls in order."""
+
+    def __init__(self, stage: Any, address: Any) -> None:
+        self._stage = stage
+        self._pieces: list[bytes] = []
+        self.ended: str | None = None
+        if isinstance(address, (str, bytes)):
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.connect(address)
+        else:
+            self.socket = socket.create_connection(address[:2])
+        self._tasks: Queue[Callable[[], object]] = Queue()
+        self._greenlets = [gevent.spawn(self._work)]
+
+    @property
+    def received(self) -> bytes:
+        """All input so far; joined only here, since that takes longer than receiving it."""
+        self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes of input so far."""
+        return sum(map(len, self._pieces))
+
+    def _work(self) -> None:
+        try:
+            for task in self._tasks:
+                task()
+                self._stage.happened()
+        except OSError as error:
+            self.ended = self.ended or f"broken: {error}"
+            self._stage.happened()
+
+    def _send(self, data: bytes) -> None:
+        for start in range(0, len(data), 65536):
+            self.socket.sendall(data[start : start + 65536])
+
+    def _read(self) -> None:
+        try:
+            while piece := self.socket.recv(1 << 20):
+                self._pieces.append(piece)
+                self._stage.happened()
+            self.ended = "end"
+        except OSError:
+            self.ended = "broken"
+        self._stage.happened()
+
+    def send(self, data: bytes) -> None:
+        self._tasks.put(lambda: self._send(data))
+
+    def finish(self) -> None:
+        self._tasks.put(lambda: self.socket.shutdown(socket.SHUT_WR))
+
+    def reset(self) -> None:
+        reset_on_close(self.socket)
+        self.close()
+
+    def read_when_sent(self) -> None:
+        self._tasks.put(self.read)
+
+    def read(self) -> None:
+        self._greenlets.append(gevent.spawn(self._read))
+
+    def close(self) -> None:
+        gevent.killall(self._greenlets)
+        self.socket.close()
