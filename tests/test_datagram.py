@@ -29,6 +29,7 @@ from ngi_gevent.core.datagram import MOST_RAISED
 from ngi_gevent.interfaces import IImplementation, IUDPListener
 from ngi_gevent.sockets import datagram_socket
 from ngi_gevent.sockets.datagram_socket import MOST_AT_ONCE, DatagramSender
+from ngi_gevent.sockets.network import Network
 
 
 class Failure(Exception):
@@ -1175,7 +1176,7 @@ def test_a_sender_that_was_closed_during_a_look_up_opens_no_socket(tcp):
 
 def test_a_sender_that_is_forgotten_closes_its_sockets(no_socket_left):
     with inet_socket() as sock:
-        sender = DatagramSender()
+        sender = DatagramSender(Network())
         sender.send(sock.getsockname(), b"x")
         del sender
         gc.collect()

@@ -12,7 +12,6 @@ Either way the log gets a line when that begins, and one when it is over.
 from __future__ import annotations
 
 import errno
-import resource
 import sys
 from collections.abc import Callable, Collection
 from typing import Any
@@ -21,8 +20,9 @@ from gevent import get_hub
 from gevent.server import StreamServer
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import naming
+from ngi_gevent.core.address import with_address
 from ngi_gevent.sockets.event_loop import for_timer
+from ngi_gevent.sockets.network import Network, Socket
 
 __all__ = ["Acceptor", "default_max_connections"]
 
@@ -47,10 +47,10 @@ OF_THE_CONNECTION = frozenset(
 RESERVED = 32
 
 
-def default_max_connections() -> int:
+def default_max_connections(network: Network) -> int:
     """Nine tenths of the descriptors that this process may have open: the rest is for what handlers open."""
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if descriptors == resource.RLIM_INFINITY:
+    descriptors = network.max_descriptors()
+    if descriptors is None:
         return sys.maxsize
     return max(1, descriptors - max(RESERVED, descriptors // 10))
 
@@ -64,12 +64,14 @@ class Acceptor(StreamServer):
 
     def __init__(
         self,
-        sock: Any,
-        accepted: Callable[[Any, Any], None],
+        network: Network,
+        sock: Socket,
+        accepted: Callable[[Socket, Any], None],
         connections: Collection[object],
         max_connections: int,
         gave_up: Callable[[], None],
     ) -> None:
+        self._network = network
         self._connections = connections
         self._max_connections = max_connections
         self._gave_up = gave_up
@@ -77,12 +79,13 @@ class Acceptor(StreamServer):
         self._retry_after = FIRST_RETRY
         loop = get_hub().loop
         address = sock.getsockname()
-        self._full = _Spell(loop, address, self._is_full)
-        self._refused = _Spell(loop, address, lambda: self._retry is not None)
+        self._full = PauseLog(loop, address, self._is_full)
+        self._refused = PauseLog(loop, address, lambda: self._retry is not None)
         # A program that waits for connections must not be told that nothing will ever happen while this pauses.
         self._keep_running = loop.async_()
         self._keep_running.start(lambda: None)
-        super().__init__(sock, accepted, spawn=None)
+        listening: Any = sock  # a Socket is all that gevent needs
+        super().__init__(listening, accepted, spawn=None)
 
     def connection_gone(self) -> None:
         """One of the connections is gone: there may be room for another."""
@@ -120,14 +123,14 @@ class Acceptor(StreamServer):
             return True
         if not self._is_full():
             return False
-        self._full.goes_on(f"there are {self._max_connections}, which is max_connections")
+        self._full.note(f"there are {self._max_connections}, which is max_connections")
         return True
 
     def do_read(self) -> Any:
         if self.closed:  # a server may have closed its listener while gevent accepts more
             return None
         try:
-            accepted = super().do_read()
+            accepted = self._network.accept(self.socket)
         except OSError as error:
             if error.errno not in OF_THE_CONNECTION:
                 self._system_refused(error)
@@ -146,9 +149,9 @@ class Acceptor(StreamServer):
     def _system_refused(self, error: OSError) -> None:
         if self.is_fatal_error(error):
             self._gave_up()
-            logs.listeners.error("listening is over: %s", naming(error, self.address))
+            logs.listeners.error("listening is over: %s", with_address(error, self.address))
             return
-        self._refused.goes_on(error.strerror)
+        self._refused.note(error.strerror)
         self.stop_accepting()
         self._try_again_after(self._retry_after)
         self._retry_after = min(2 * self._retry_after, LAST_RETRY)
@@ -172,7 +175,7 @@ class Acceptor(StreamServer):
             self.do_handle(*accepted)
 
 
-class _Spell:
+class PauseLog:
     """A spell in which no connections are accepted, and its two lines in the log.
 
     Where each connection that ends makes room for the next, trouble comes and goes with every one of them.  That is one
@@ -186,7 +189,7 @@ class _Spell:
         self._timer: Any = None  # while the spell lasts
         self._lately = False  # whether there was trouble since it was last looked at
 
-    def goes_on(self, reason: object) -> None:
+    def note(self, reason: object) -> None:
         """There is trouble, again or still."""
         self._lately = True
         if self._timer is None:

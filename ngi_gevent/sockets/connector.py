@@ -10,22 +10,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout, sleep
-from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import naming, unix_path
+from ngi_gevent.core.address import unix_path, with_address
 from ngi_gevent.core.connection import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
-from ngi_gevent.sockets.binding import addresses_of
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet
 from ngi_gevent.sockets.event_loop import for_timer, run_callback_threadsafe
-from ngi_gevent.sockets.socket_options import send_at_once
 from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
     from ngi_gevent.core.registry import Outstanding
     from ngi_gevent.interfaces import IClientConnectHandler, Reason
+    from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.transport import MakeConnection
 
 __all__ = ["Connector"]
@@ -39,6 +37,7 @@ class Connector:
 
     def __init__(
         self,
+        network: Network,
         owner: Outstanding,
         hub: Any,
         address: Any,
@@ -46,6 +45,7 @@ class Connector:
         timeout: float | None,
         make_connection: MakeConnection,
     ) -> None:
+        self._network = network
         self._owner = owner
         self._address = address
         self._handler = handler
@@ -122,11 +122,11 @@ class Connector:
     def _connected(self) -> StreamConnection:
         """The connection, ready.  Blocks the greenlet; raises why there is none, ``GreenletExit`` if given up."""
         try:
-            sock = _connected_socket(self._address)
+            sock = self._connected_socket()
         except OSError as error:
-            raise naming(error, self._address) from None
+            raise with_address(error, self._address) from None
         try:
-            connection = self._make_connection(sock, _peer_address(sock, self._address), self._owner)
+            connection = self._make_connection(self._network, sock, _peer_address(sock, self._address), self._owner)
         except BaseException:  # most likely, the peer is gone already
             sock.close()
             raise
@@ -137,6 +137,50 @@ class Connector:
             raise GreenletExit
         return connection
 
+    def _connected_socket(self) -> Socket:
+        """Return a socket that is connected to the address.  Blocks the greenlet; raises ``OSError``."""
+        path = unix_path(self._address)
+        if path is None:
+            host, port = self._address[:2]
+            if len(self._address) == 4 and self._address[3]:
+                host = f"{host}%{self._address[3]}"
+            return self._connect_to_host(host, port)
+        sock = self._network.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        pause = 0.001
+        try:
+            while True:
+                try:
+                    self._network.connect(sock, path)
+                    return sock
+                except BlockingIOError:
+                    # The listener's queue is full, and nothing tells when a Unix socket has room again.
+                    sleep(pause)
+                    pause = min(2 * pause, 0.1)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _connect_to_host(self, host: str, port: int) -> Socket:
+        """Return a socket connected to the first address of *host* that accepts; raise the last one's error."""
+        candidates = self._network.resolve(host, port, socket.SOCK_STREAM)
+        for candidate in candidates:
+            try:
+                return self._connect_to_candidate(*candidate)
+            except OSError:
+                if candidate is candidates[-1]:
+                    raise
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+    def _connect_to_candidate(self, family: int, kind: int, protocol: int, _: str, address: Any) -> Socket:
+        sock = self._network.make_socket(family, kind, protocol)
+        try:
+            self._network.connect(sock, address)
+            self._network.send_at_once(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
     def _fail(self, reason: Reason) -> None:
         self._connecting = False
         try:
@@ -145,53 +189,6 @@ class Connector:
             self._owner.handler_raised(self._address, "failed_connect", error)
         self._owner.forget(self)
         logs.connections.debug("connecting to %r failed: %s", self._address, logs.shown(reason))
-
-
-def _connected_socket(address: Any) -> Any:
-    """A gevent socket connected to *address*; blocks the greenlet, raises ``OSError``."""
-    path = unix_path(address)
-    if path is None:
-        host, port = address[:2]
-        if len(address) == 4 and address[3]:
-            host = f"{host}%{address[3]}"
-        return _connected_to_host(host, port)
-    sock = gevent_socket.socket(gevent_socket.AF_UNIX, gevent_socket.SOCK_STREAM)
-    sock.setblocking(False)
-    pause = 0.001
-    try:
-        while (error := sock.connect_ex(path)) == errno.EAGAIN:
-            # Its queue is full, and Unix sockets have no way to tell when there is room.
-            sleep(pause)
-            pause = min(2 * pause, 0.1)
-        if error:
-            raise OSError(error, os.strerror(error))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _connected_to_host(host: str, port: int) -> Any:
-    """A gevent socket connected to the first of the addresses of *host* that takes it; raises as the last refused."""
-    candidates = addresses_of(host, port, socket.SOCK_STREAM)
-    for candidate in candidates:
-        try:
-            return _connected_to_candidate(*candidate)
-        except OSError:
-            if candidate is candidates[-1]:
-                raise
-    raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-
-
-def _connected_to_candidate(family: int, kind: int, protocol: int, _: str, address: Any) -> Any:
-    sock = gevent_socket.socket(family, kind, protocol)
-    try:
-        sock.connect(address)
-        send_at_once(sock)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _peer_address(sock: Any, address: Any) -> Any:

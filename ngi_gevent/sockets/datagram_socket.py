@@ -7,26 +7,26 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from gevent import sleep
-from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import check_send_address, naming, unix_path
+from ngi_gevent.core.address import check_send_address, unix_path, with_address
 from ngi_gevent.core.datagram import BaseDatagramListener
 from ngi_gevent.core.threads import call_on
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
-from ngi_gevent.sockets.binding import Binding, looked_up
+from ngi_gevent.sockets.binding import Binding, ipv4_first
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, current_connection
-from ngi_gevent.sockets.socket_options import queued_output
 
 if TYPE_CHECKING:
     from ngi_gevent.core.listening import ListenerOwner
     from ngi_gevent.interfaces import IUDPHandler
+    from ngi_gevent.sockets.network import Network, Socket
 
 __all__ = ["DatagramListener", "DatagramSender"]
 
@@ -59,13 +59,20 @@ class DatagramListener(BaseDatagramListener):
     It waits in one single place, where only its watcher and ``close`` resume it.
     """
 
-    def __init__(self, owner: ListenerOwner, hub: Any, address: Any, handler: IUDPHandler, buffer_size: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        owner: ListenerOwner,
+        hub: Any,
+        address: Any,
+        handler: IUDPHandler,
+        buffer_size: int,
+    ) -> None:
         super().__init__(owner, handler, buffer_size)
         self._hub = hub
-        self._binding = Binding(address, socket.SOCK_DGRAM)
+        self._binding = Binding(network, address, socket.SOCK_DGRAM)
         self._socket = self._binding.socket
         try:
-            self._socket.setblocking(False)
             self.address = self._socket.getsockname()
             self._buffer = memoryview(bytearray(buffer_size + 1))
             self._watcher = hub.loop.io(self._socket.fileno(), READ)
@@ -74,7 +81,7 @@ class DatagramListener(BaseDatagramListener):
             self._socket.close()
             self._binding.remove_file()
             raise
-        self._sender = _ListenerSender(self._socket, self._check_open)
+        self._sender = _ListenerSender(network, self._socket, self._check_open)
         self._open = True
         self._waiting = False
         self._failed = logs.Seldom(1)
@@ -152,7 +159,8 @@ class DatagramListener(BaseDatagramListener):
 class _Sender:
     """Sends datagrams to what users give as addresses."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self._dropped = logs.Seldom(1)
 
     def send(self, address: Any, data: bytes) -> None:
@@ -161,9 +169,9 @@ class _Sender:
         Raises ``OSError``, naming the address.
         """
         try:
-            self._send_to_first(self._reachable(_targets(address)), data)
+            self._send_to_first(self._reachable(self._targets(address)), data)
         except OSError as error:
-            raise naming(error, address) from error
+            raise with_address(error, address) from error
 
     def _send_to_first(self, targets: list[tuple[int, Any]], data: bytes) -> None:
         """Send to the first of *targets* that the system sends to."""
@@ -208,6 +216,19 @@ class _Sender:
     def _drop(self, target: Any, error: OSError) -> None:
         logs.datagrams.warning("a datagram to %r was dropped: %s", target, error.strerror, seldom=self._dropped)
 
+    def _targets(self, address: Any) -> list[tuple[int, Any]]:
+        """Return the families at which *address* can be reached, each with the address that its sockets take."""
+        path = unix_path(address)
+        if path is not None:
+            return [(socket.AF_UNIX, path)]
+        host, port = address[:2]
+        if _is_numeric(socket.AF_INET, host):
+            return [(socket.AF_INET, (host, port))]
+        if _is_numeric(socket.AF_INET6, host):
+            return [(socket.AF_INET6, address)]
+        resolved = self._network.resolve(host, port, socket.SOCK_DGRAM)
+        return [(family, target) for family, _, _, _, target in ipv4_first(resolved)]
+
     # What a kind of sender adds.
 
     def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
@@ -222,9 +243,9 @@ class _Sender:
 class DatagramSender(_Sender):
     """The sockets from which datagrams are sent on one hub, one for each family, made when the first is sent."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._sockets: dict[int, Any] = {}
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self._sockets: dict[int, Socket] = {}
         # They are closed also if nobody does it: those of the default implementation at the end of the program.
         self._close_sockets = finalize(self, _close_all, self._sockets)
 
@@ -239,26 +260,26 @@ class DatagramSender(_Sender):
             if family != socket.AF_UNIX:
                 raise
             # The buffer of the shared socket may be full of what other receivers have not received.
-            with _new_socket(family) as own:
+            with closing(self._network.make_socket(family, socket.SOCK_DGRAM)) as own:
                 own.sendto(data, target)
 
-    def _socket(self, family: int) -> Any:
+    def _socket(self, family: int) -> Socket:
         if not self._close_sockets.alive:
             raise ImplementationClosed("this implementation was closed")
         sock = self._sockets.get(family)
         if sock is None:
-            sock = self._sockets[family] = _new_socket(family)
+            sock = self._sockets[family] = self._network.make_socket(family, socket.SOCK_DGRAM)
         return sock
 
 
 class _ListenerSender(_Sender):
     """Sends from the socket of a listener.  *check_open* raises once the listener is closed."""
 
-    def __init__(self, sock: Any, check_open: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, network: Network, sock: Socket, check_open: Callable[[], None]) -> None:
+        super().__init__(network)
         self._socket = sock
         self._check_open = check_open
-        self._room: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self._room: int = network.send_buffer_size(sock)
         #: How much of the buffer was taken when a receiver was first sent something since it was half full.
         self._taken_before: dict[Any, int] = {}
 
@@ -283,7 +304,7 @@ class _ListenerSender(_Sender):
         may leave any number of them unreceived; then nothing could be sent to anybody.  Once half of the buffer is
         taken, each receiver may add an eighth.
         """
-        taken = queued_output(self._socket)
+        taken = self._network.queued_output(self._socket)
         if taken <= self._room // 2:
             self._taken_before.clear()
             return False
@@ -293,22 +314,9 @@ class _ListenerSender(_Sender):
         return taken > before + self._room // 8
 
 
-def _close_all(sockets: dict[int, Any]) -> None:
+def _close_all(sockets: dict[int, Socket]) -> None:
     for sock in sockets.values():
         sock.close()
-
-
-def _targets(address: Any) -> list[tuple[int, Any]]:
-    """The families and addresses, in the form that sockets take, at which *address* may be reached."""
-    path = unix_path(address)
-    if path is not None:
-        return [(socket.AF_UNIX, path)]
-    host, port = address[:2]
-    if _is_numeric(socket.AF_INET, host):
-        return [(socket.AF_INET, (host, port))]
-    if _is_numeric(socket.AF_INET6, host):
-        return [(socket.AF_INET6, address)]
-    return [(family, target) for family, _, _, _, target in looked_up(host, port, socket.SOCK_DGRAM)]
 
 
 def _is_numeric(family: int, host: str) -> bool:
@@ -318,9 +326,3 @@ def _is_numeric(family: int, host: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _new_socket(family: int) -> Any:
-    sock = gevent_socket.socket(family, socket.SOCK_DGRAM)
-    sock.setblocking(False)
-    return sock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, TypeVar
 
 from ngi_gevent.sockets.event_loop import for_timer
@@ -24,20 +23,30 @@ class IdleTimer:
     #: How often to look, within the time allowed, whether the application is still busy.
     LOOKS = 10
 
-    def __init__(self, loop: Any, seconds: float, is_busy: Callable[[], bool], expired: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        loop: Any,
+        now: Callable[[], float],
+        seconds: float,
+        is_busy: Callable[[], bool],
+        expired: Callable[[], object],
+    ) -> None:
         self._loop = loop
+        self._now = now
         self._seconds = seconds
         self._is_busy = is_busy
         self._expired = expired
-        self._latest = monotonic()
+        self._latest = now()
         self._start(seconds)
 
     def noting(self, call: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
         """*call*, a socket's ``recv`` or ``send``, noting when it received or sent: that is, when it did not raise."""
 
+        now = self._now
+
         def noted(argument: Argument) -> Result:
             result = call(argument)
-            self._latest = monotonic()
+            self._latest = now()
             return result
 
         return noted
@@ -53,10 +62,10 @@ class IdleTimer:
     def _look(self) -> None:
         self._timer.close()
         if self._is_busy():
-            self._latest = monotonic()
+            self._latest = self._now()
             self._start(self._seconds / self.LOOKS)
             return
-        left = self._latest + self._seconds - monotonic()
+        left = self._latest + self._seconds - self._now()
         if left > 0:
             self._start(left)
         else:

@@ -13,7 +13,6 @@ from ngi_gevent.core import logs
 from ngi_gevent.core.listening import BaseListener, ListenerOwner
 from ngi_gevent.core.threads import Flag, call_on
 from ngi_gevent.interfaces import IListener, documented_by
-from ngi_gevent.sockets import socket_options
 from ngi_gevent.sockets.acceptor import Acceptor
 from ngi_gevent.sockets.binding import Binding
 from ngi_gevent.sockets.dispatcher import current_connection
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from ngi_gevent.core.connection import BaseConnection
     from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
+    from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.stream import StreamConnection
     from ngi_gevent.sockets.transport import MakeConnection
 
@@ -38,6 +38,7 @@ class StreamListener(BaseListener):
 
     def __init__(
         self,
+        network: Network,
         owner: ListenerOwner,
         connect: Callable[..., None],
         address: Any,
@@ -52,24 +53,26 @@ class StreamListener(BaseListener):
         make_connection: MakeConnection,
     ) -> None:
         super().__init__(owner, server)
+        self._network = network
         self._connect = connect
         self._hub = get_hub()
         self._context = copy_context()
         self._idle_timeout = idle_timeout
         self._output_limit = output_limit
         self._make_connection = make_connection
-        self._binding = Binding(address, socket.SOCK_STREAM, reuse_port=reuse_port)
+        self._binding = Binding(network, address, socket.SOCK_STREAM, reuse_port=reuse_port)
         sock = self._binding.socket
         try:
-            sock.setblocking(False)
             # Connections inherit them, which saves each of them two system calls.
-            socket_options.send_at_once(sock)
+            network.send_at_once(sock)
             if keep_alive:
-                socket_options.keep_alive(sock)
+                network.keep_alive(sock)
             sock.listen(backlog)
             self.address = sock.getsockname()
             self._tell_open()
-            self._acceptor = Acceptor(sock, self._accepted, self._connections, max_connections, self._close_door)
+            self._acceptor = Acceptor(
+                network, sock, self._accepted, self._connections, max_connections, self._stop_listening
+            )
             self._acceptor.start()
         except BaseException:
             sock.close()
@@ -96,16 +99,16 @@ class StreamListener(BaseListener):
         super().connection_gone(connection)
         self._acceptor.connection_gone()
 
-    def _accepted(self, sock: Any, peer_address: Any) -> None:
+    def _accepted(self, sock: Socket, peer_address: Any) -> None:
         """A connection was accepted: run it.  Called by the acceptor, on the hub."""
         connection = self._connection(sock, peer_address)
         if connection is not None:
             self._run(connection)
 
-    def _connection(self, sock: Any, peer_address: Any) -> StreamConnection | None:
+    def _connection(self, sock: Socket, peer_address: Any) -> StreamConnection | None:
         """A connection on *sock*, if it is not gone before it could be served."""
         try:
-            connection = self._make_connection(sock, peer_address, self, self, self._output_limit)
+            connection = self._make_connection(self._network, sock, peer_address, self, self, self._output_limit)
         except OSError:
             sock.close()
             return None

@@ -18,7 +18,7 @@ from gevent.queue import Queue
 
 import ngi_gevent
 from ngi_gevent.adapters import bottom
-from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.sockets.network import Network
 from ngi_gevent.testing.memory.implementation import Implementation
 from ngi_gevent.testing.recorder import Recorder
 
@@ -308,7 +308,7 @@ class SocketPeer:
         self._tasks.put(lambda: self.socket.shutdown(socket.SHUT_WR))
 
     def reset(self) -> None:
-        reset_on_close(self.socket)
+        Network().reset_on_close(self.socket)
         self.close()
 
     def read_when_sent(self) -> None:
