@@ -865,11 +865,11 @@ def test_what_is_told_of_receivers_is_forgotten(tcp, tmp_path, clients, monkeypa
     tcp.listeners.append(listener)
     sender = listener._sender
     silent = clients.make(connected_to=listener.address)
-    while not sender._taken_before:
+    while not sender._used_before:
         listener.send(silent.getsockname(), b"x" * 10_000)
     for _ in range(5):
         listener.send(clients.make().getsockname(), b"x")
-        assert len(sender._taken_before) <= 3
+        assert len(sender._used_before) <= 3
 
 
 # The caller's socket, and the files of Unix sockets.

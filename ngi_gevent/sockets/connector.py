@@ -1,4 +1,4 @@
-"""Making connections: looking up a name, connecting a socket, and telling the handler what came of it."""
+"""Connection attempts: look up the name, connect a socket, and call the handler."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Connector"]
 
-#: Seconds after the timeout in which a connection that was made in time can be noticed.
+#: Seconds after the timeout in which a greenlet can still learn of a connection that was made in time.
 GRACE = 0.01
 
 
 class Connector:
-    """One connect under way, on a greenlet that becomes the connection's."""
+    """One connection attempt, on a greenlet that becomes the connection's."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Connector:
         return f"<{type(self).__name__} to {self._address!r}>"
 
     def stop(self) -> None:
-        """Give up: the handler is told that the connect failed."""
+        """Give up, and call ``failed_connect`` with ``'stopped'``.  Can be called on any thread."""
         self._stopped = True
         run_callback_threadsafe(self._loop, self._give_up)
 
@@ -74,15 +74,15 @@ class Connector:
 
     def _run(self) -> None:
         try:
-            with self._limited():
-                connection = self._connected()
+            with self._time_limit():
+                connection = self._connect()
         except GreenletExit:
             self._fail(STOPPED)
         except Timeout:
             self._fail(ConnectionTimeout(f"there was no connection to {self._address!r} after {self._timeout} seconds"))
         except BaseException as error:
             self._fail(error)
-            if not isinstance(error, Exception):  # not for the handler alone: Ctrl-C, for instance
+            if not isinstance(error, Exception):  # such as Ctrl-C, which is not only for the handler
                 self._owner.handler_raised(self._address, "connecting", error)
         else:
             self._connecting = False
@@ -91,11 +91,11 @@ class Connector:
             connection.run(self._begin, "connected")
 
     @contextmanager
-    def _limited(self) -> Iterator[None]:
-        """Throw a ``gevent.Timeout`` into the greenlet if it takes too long.
+    def _time_limit(self) -> Iterator[None]:
+        """Raise ``gevent.Timeout`` in the greenlet if the attempt takes too long.
 
-        gevent would throw it at once.  Here that happens a moment later, because after a stall of the whole process,
-        the name may have been found or the socket have connected in time, which greenlets learn only now.
+        gevent would raise it at once.  This raises it ``GRACE`` seconds later: after a stall of the whole process, the
+        name may have been found or the socket connected in time, and greenlets learn of it only now.
         """
         if self._timeout is None:
             yield
@@ -119,15 +119,19 @@ class Connector:
         logs.connections.debug("connection with %r made", connection.peer_address)
         return self._handler.connected(connection)
 
-    def _connected(self) -> StreamConnection:
-        """The connection, ready.  Blocks the greenlet; raises why there is none, ``GreenletExit`` if given up."""
+    def _connect(self) -> StreamConnection:
+        """Return the connection, after its handshake.  Blocks the greenlet.
+
+        :raises GreenletExit: the attempt was stopped.
+        :raises OSError: the attempt failed.
+        """
         try:
-            sock = self._connected_socket()
+            sock = self._connect_socket()
         except OSError as error:
             raise with_address(error, self._address) from None
         try:
             connection = self._make_connection(self._network, sock, _peer_address(sock, self._address), self._owner)
-        except BaseException:  # most likely, the peer is gone already
+        except BaseException:  # most likely, the peer is already gone
             sock.close()
             raise
         self._owner.add(connection)
@@ -137,7 +141,7 @@ class Connector:
             raise GreenletExit
         return connection
 
-    def _connected_socket(self) -> Socket:
+    def _connect_socket(self) -> Socket:
         """Return a socket that is connected to the address.  Blocks the greenlet; raises ``OSError``."""
         path = unix_path(self._address)
         if path is None:
@@ -153,7 +157,7 @@ class Connector:
                     self._network.connect(sock, path)
                     return sock
                 except BlockingIOError:
-                    # The listener's queue is full, and nothing tells when a Unix socket has room again.
+                    # The listener's queue is full, and Unix sockets have no event for room in it.
                     sleep(pause)
                     pause = min(2 * pause, 0.1)
         except BaseException:
@@ -194,5 +198,5 @@ class Connector:
 def _peer_address(sock: Any, address: Any) -> Any:
     try:
         return sock.getpeername()
-    except OSError:  # it is gone already, which the connection will find out
+    except OSError:  # the peer is gone, as the connection will find out
         return address

@@ -1,4 +1,4 @@
-"""Listening on a socket: what is accepted there becomes a connection."""
+"""Listeners on sockets: each accepted socket becomes a connection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKLOG", "StreamListener"]
 
-#: Connections that the kernel keeps until they are accepted.  It cuts this to its own maximum, 4,096 by default.
+#: How many connections the kernel queues for the listener, by default.  Linux limits it to ``net.core.somaxconn``.
 BACKLOG = 1024
 
 
@@ -63,7 +63,7 @@ class StreamListener(BaseListener):
         self._binding = Binding(network, address, socket.SOCK_STREAM, reuse_port=reuse_port)
         sock = self._binding.socket
         try:
-            # Connections inherit them, which saves each of them two system calls.
+            # Accepted sockets inherit these options, which saves two system calls for each.
             network.send_at_once(sock)
             if keep_alive:
                 network.keep_alive(sock)
@@ -90,7 +90,7 @@ class StreamListener(BaseListener):
         return self._call(super().close_wait, timeout)  # type: ignore[no-any-return]
 
     def _call(self, close: Callable[..., Any], argument: Any) -> Any:
-        """Close on this listener's thread; on any, and even if that has ended, where there is nothing left to close."""
+        """Call *close* on the listener's thread.  Call it here if nothing is left to close."""
         if self._accepting or self._connections:
             return call_on(self._hub, close, argument)
         return close(argument)
@@ -100,13 +100,13 @@ class StreamListener(BaseListener):
         self._acceptor.connection_gone()
 
     def _accepted(self, sock: Socket, peer_address: Any) -> None:
-        """A connection was accepted: run it.  Called by the acceptor, on the hub."""
+        """Serve an accepted connection.  The acceptor calls this on the hub."""
         connection = self._connection(sock, peer_address)
         if connection is not None:
             self._run(connection)
 
     def _connection(self, sock: Socket, peer_address: Any) -> StreamConnection | None:
-        """A connection on *sock*, if it is not gone before it could be served."""
+        """Return a connection on *sock*, or None if the peer is already gone."""
         try:
             connection = self._make_connection(self._network, sock, peer_address, self, self, self._output_limit)
         except OSError:
@@ -121,7 +121,7 @@ class StreamListener(BaseListener):
         return connection
 
     def _run(self, connection: StreamConnection) -> None:
-        """Run *connection*, on the hub.  One that was stopped before its server heard of it is not to be served."""
+        """Run *connection*, on the hub.  Its server is not called if the connection was stopped before."""
         connection.start(self._begin if connection.goes_on() else _ignore, "the server", self._context)
 
     def _begin(self, connection: StreamConnection) -> object:
@@ -132,7 +132,7 @@ class StreamListener(BaseListener):
         return result
 
     def _stop_accepting(self, *, serve_queued: bool = False) -> None:
-        self._binding.remove_file()  # first, since nobody finds the socket without it
+        self._binding.remove_file()  # first: no client can connect without it
         if not serve_queued:
             self._acceptor.close()
             return

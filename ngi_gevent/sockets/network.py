@@ -141,15 +141,16 @@ class Network:
         """
         plain: Any = sock
         error = plain.connect_ex(address)
-        if error == errno.EINPROGRESS:
+        while error in (errno.EINPROGRESS, errno.EALREADY):
             hub = get_hub()
             watcher = hub.loop.io(sock.fileno(), WRITE)
             try:
                 hub.wait(watcher)
             finally:
                 watcher.close()
-            error = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
+            # Without an error, only another call shows whether the loop called the watcher too early.
+            error = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or plain.connect_ex(address)
+        if error and error != errno.EISCONN:
             raise OSError(error, os.strerror(error))
 
     def accept(self, sock: Socket) -> tuple[Socket, Any] | None:
