@@ -24,6 +24,7 @@ import ngi_gevent
 from ngi_gevent import ImplementationClosed, ListenerClosed, Timeout, testing
 from ngi_gevent.sockets import datagram_socket
 from ngi_gevent.sockets.datagram_socket import MOST_AT_ONCE, DatagramSender
+from ngi_gevent.sockets.network import Network
 
 
 class Failure(Exception):
@@ -586,11 +587,11 @@ def test_what_is_told_of_receivers_is_forgotten(tcp, tmp_path, clients, monkeypa
     tcp.listeners.append(listener)
     sender = listener._sender
     silent = clients.make(connected_to=listener.address)
-    while not sender._taken_before:
+    while not sender._used_before:
         listener.send(silent.getsockname(), b"x" * 10_000)
     for _ in range(5):
         listener.send(clients.make().getsockname(), b"x")
-        assert len(sender._taken_before) <= 3
+        assert len(sender._used_before) <= 3
 
 
 # The caller's socket, and the files of Unix sockets.
@@ -897,7 +898,7 @@ def test_a_sender_that_was_closed_during_a_look_up_opens_no_socket(tcp):
 
 def test_a_sender_that_is_forgotten_closes_its_sockets(no_socket_left):
     with inet_socket() as sock:
-        sender = DatagramSender()
+        sender = DatagramSender(Network())
         sender.send(sock.getsockname(), b"x")
         del sender
         gc.collect()

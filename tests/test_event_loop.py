@@ -14,7 +14,7 @@ from stages import PATIENCE, Witness
 from ngi_gevent.core.threads import Flag, allocate_lock, start_new_thread
 from ngi_gevent.sockets.event_loop import for_timer, is_libuv, run_callback_threadsafe
 from ngi_gevent.sockets.idle import IdleTimer
-from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.sockets.network import Network
 
 
 def test_the_loop_is_known_by_its_name():
@@ -46,7 +46,7 @@ def test_what_a_peer_sent_just_before_it_was_reset_arrives_and_then_the_reset(tc
     peer.sendall(b"first")
     tcp.until(lambda: tcp.served and tcp.served[0].data)
     peer.sendall(b"last")
-    reset_on_close(peer)
+    Network().reset_on_close(peer)
     peer.close()
     Late.release.set()
     tcp.until(lambda: tcp.served[0].closed)
@@ -68,7 +68,7 @@ def test_a_moment_is_no_shorter_than_the_loop_counts(seconds):
 
 def test_nothing_for_a_moment_is_noticed():
     over = Event()
-    timer = IdleTimer(gevent.get_hub().loop, 1e-7, lambda: False, over.set)
+    timer = IdleTimer(gevent.get_hub().loop, Network.now, 1e-7, lambda: False, over.set)
     assert over.wait(PATIENCE)
     timer.close()
 

@@ -23,7 +23,7 @@ from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent import generator
-from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.sockets.network import Network
 
 
 @pytest.fixture(params=["tcp", "tls"])
@@ -188,7 +188,7 @@ def test_a_reset_before_it_was_accepted(tcp, caplog):
     for _ in range(100):
         sock = socket.create_connection(listener.address)  # which keeps the hub from accepting meanwhile
         sock.send(b"go")
-        reset_on_close(sock)
+        Network().reset_on_close(sock)
         sock.close()
     tcp.until(lambda: len(tcp.served) == 101)
     settled(listener, bystander)
@@ -218,7 +218,7 @@ def test_a_reset_at_a_random_byte_of_a_handshake(tls, caplog, flight):
                         stranger.do_handshake()
             words = outgoing.read()
             sock.sendall(words[: chance.randrange(len(words) + 1)])
-            reset_on_close(sock)
+            Network().reset_on_close(sock)
     settled(listener, bystander)
     assert all(isinstance(served.closed, OSError) and served.data == b"" for served in tls.served[1:])
     assert caplog.records == []  # of level WARNING, or above
@@ -320,7 +320,7 @@ def test_a_thousand_connections_come_and_go_and_not_a_byte_is_lost(tcp, caplog):
             if ending == "finishes":
                 sock.shutdown(socket.SHUT_WR)
             elif ending == "resets":
-                reset_on_close(sock)
+                Network().reset_on_close(sock)
             if stays:
                 assert reading.get(timeout=PATIENCE) == message
             reading.kill()

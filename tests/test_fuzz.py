@@ -18,7 +18,7 @@ from test_echo_server import running
 
 from ngi_gevent import LimitExceeded, testing
 from ngi_gevent.adapters import Lines, Sized
-from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.sockets.network import Network
 
 MAX = 8
 HEARTBEAT = b"\xff" * 4
@@ -184,7 +184,7 @@ def test_anything_at_the_echo_server():
                 sock.sendall(left[:size])
                 left = left[size:]
             if behaviour == "resets":
-                reset_on_close(sock)
+                Network().reset_on_close(sock)
             if reading:
                 sock.shutdown(gevent.socket.SHUT_WR)
                 assert reading.get(timeout=PATIENCE) == data.upper()

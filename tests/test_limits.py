@@ -27,6 +27,7 @@ from stages import Witness
 
 import ngi_gevent
 from ngi_gevent.sockets import acceptor
+from ngi_gevent.sockets.network import Network
 
 
 class Echo(Witness):
@@ -373,8 +374,8 @@ def test_a_connection_that_is_gone_leaves_no_timer_behind(tcp):
 
 def test_no_limit_costs_nothing(tcp):
     client, served = tcp.talk()
-    assert served.connection._receive == served.connection._socket._sock.recv
-    assert served.connection._send == served.connection._socket._sock.send
+    assert served.connection._receive == served.connection._socket.recv
+    assert served.connection._send == served.connection._socket.send
 
 
 # What the system has no more of.
@@ -546,7 +547,7 @@ def test_the_default_leaves_descriptors_for_handlers():
 def test_where_descriptors_are_not_limited_connections_are_not(monkeypatch):
     unlimited = resource.RLIM_INFINITY
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (unlimited, unlimited))
-    assert acceptor.default_max_connections() == sys.maxsize
+    assert acceptor.default_max_connections(Network()) == sys.maxsize
 
 
 class Faulty(socket.socket):

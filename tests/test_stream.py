@@ -38,14 +38,6 @@ class Blocking(Witness):
         super().handle_input(connection, data)
 
 
-def test_the_private_attribute_of_gevents_socket_is_there():
-    """stream.py takes recv and send from the socket that gevent's wraps.  The day that goes, this says so."""
-    with gevent.socket.socket() as sock:
-        assert sock._sock.fileno() == sock.fileno()
-        assert sock._sock.gettimeout() == 0
-        assert type(sock._sock).recv is not type(sock).recv
-
-
 def test_callbacks_wait_for_one_that_blocks(socket_stage):
     def lines():
         yield b" line"

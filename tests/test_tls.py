@@ -30,7 +30,7 @@ from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, 
 from ngi_gevent.core import logs
 from ngi_gevent.sockets import tls as tls_module
 from ngi_gevent.sockets import transport
-from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.sockets.network import Network
 from ngi_gevent.sockets.stream import StreamConnection
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo
 
@@ -417,7 +417,7 @@ def test_a_stranger_who_goes_in_the_handshake(tls, info, said, end):
     stranger.sendall(client_hello()[:said])
     until(lambda: listener._connections)
     if end == "reset":
-        reset_on_close(stranger)
+        Network().reset_on_close(stranger)
     stranger.close()
     until(lambda: not listener._connections)
     failure_line(info)

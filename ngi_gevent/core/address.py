@@ -14,8 +14,8 @@ __all__ = [
     "check_send_address",
     "is_abstract",
     "is_socket",
-    "naming",
     "unix_path",
+    "with_address",
 ]
 
 #: A free port that only this machine can reach.
@@ -124,6 +124,6 @@ def _check_host(address: tuple[Any, ...]) -> None:
         raise ValueError(f"the port of an address is from 0 to 65535; got {port!r} in {address!r}")
 
 
-def naming(error: OSError, address: Any) -> OSError:
-    """*error* once more, saying which address it is about."""
+def with_address(error: OSError, address: Any) -> OSError:
+    """Return an error like *error* that names *address*."""
     return type(error)(error.errno, f"{error.strerror or error}: {address!r}")

@@ -85,7 +85,7 @@ class BaseListener:
         if handler is not None and not callable(handler):
             raise TypeError(f"what close calls when the last connection is gone is callable; got {handler!r:.100}")
         was_accepting = self._accepting
-        self._close_door(serve_queued=handler is not None)
+        self._stop_listening(serve_queued=handler is not None)
         if handler is None:
             for connection in list(self._connections):
                 if connection.goes_on():
@@ -105,7 +105,7 @@ class BaseListener:
         if self._current_connection() in self._connections:
             raise Deadlock("close_wait was called in a callback of one of the connections that it would wait for")
         if self._accepting:
-            self._close_door(serve_queued=True)
+            self._stop_listening(serve_queued=True)
             self._tell_closed()
         self._wait_until_empty(timeout)
         left = list(self._connections)
@@ -150,7 +150,7 @@ class BaseListener:
         """Call something of the application's where it disturbs nobody."""
         raise NotImplementedError
 
-    def _close_door(self, *, serve_queued: bool = False) -> None:
+    def _stop_listening(self, *, serve_queued: bool = False) -> None:
         if self._accepting:
             self._accepting = False
             self._stop_accepting(serve_queued=serve_queued)

@@ -1,3 +1,3 @@
-"""The implementation on gevent sockets."""
+"""The implementation on sockets, with gevent."""
 
 __all__: list[str] = []

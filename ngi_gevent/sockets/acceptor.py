@@ -1,18 +1,17 @@
-"""Accepting connections with gevent's ``StreamServer``: no more than there may be, and with patience for the system.
+"""Accepting connections with gevent's ``StreamServer``, within limits.
 
-Accepting pauses in two cases, in which the kernel queues who connects:
+Accepting pauses in two cases.  Until it resumes, the kernel queues new connections.
 
-* there are as many connections as there may be, until one of them is gone;
-* the system has nothing left of what a connection takes, such as descriptors or memory.  Then it is tried again, first
-  soon and then less often, and whenever one of our own connections is gone.  Open connections go on meanwhile.
+* There are ``max_connections`` connections.  Accepting resumes when one of them is gone.
+* The kernel is out of descriptors or memory.  The acceptor tries again, soon at first and then less often, and whenever
+  a connection of the listener is gone.  Open connections are not affected.
 
-Either way the log gets a line when that begins, and one when it is over.
+Both cases log an entry when the pause begins, and another when it ends.
 """
 
 from __future__ import annotations
 
 import errno
-import resource
 import sys
 from collections.abc import Callable, Collection
 from typing import Any
@@ -21,55 +20,58 @@ from gevent import get_hub
 from gevent.server import StreamServer
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import naming
+from ngi_gevent.core.address import with_address
 from ngi_gevent.sockets.event_loop import for_timer
+from ngi_gevent.sockets.network import Network, Socket
 
 __all__ = ["Acceptor", "default_max_connections"]
 
-#: Seconds after which accepting is tried again where the system refused; they double until it does not.
+#: Seconds before accepting is tried again after the kernel refused.  They double with each failure, up to the second.
 FIRST_RETRY, LAST_RETRY = 0.01, 0.5
 
-#: Seconds without trouble after which it is over.
+#: Seconds without a refusal after which a pause has ended.
 QUIET = 1.0
 
-#: What is wrong with the one connection that was to be accepted, and is gone: nothing to do but to accept the next.
+#: Errors of one queued connection.  The acceptor ignores them, and accepts the next one.
 OF_THE_CONNECTION = frozenset(
     getattr(errno, name)
     for name in (
         *("ECONNABORTED", "EPROTO", "EINTR", "ENETDOWN", "ENETUNREACH"),
         *("EHOSTDOWN", "EHOSTUNREACH", "ENOPROTOOPT", "ENONET"),
     )
-    if hasattr(errno, name)  # not every system has all of them
+    if hasattr(errno, name)  # some systems lack some of them
 )
 
 
-#: Descriptors that are left, where connections are not limited: these at least, for the program itself.
+#: Descriptors that the default of ``max_connections`` leaves to the program, at least.
 RESERVED = 32
 
 
-def default_max_connections() -> int:
-    """Nine tenths of the descriptors that this process may have open: the rest is for what handlers open."""
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if descriptors == resource.RLIM_INFINITY:
+def default_max_connections(network: Network) -> int:
+    """Return 90% of the descriptors that the process can open, and at least ``RESERVED`` fewer than all of them."""
+    descriptors = network.max_descriptors()
+    if descriptors is None:
         return sys.maxsize
     return max(1, descriptors - max(RESERVED, descriptors // 10))
 
 
 class Acceptor(StreamServer):
-    """Accepts connections on *sock* and calls ``accepted(sock, peer_address)`` with each, on the hub.
+    """Accepts connections on *sock*, and calls ``accepted(sock, peer_address)`` on the hub with each of them.
 
-    Whoever gets a socket closes it.  There are never more than *max_connections* in *connections*, which the caller
-    fills.  ``gave_up()`` is called if *sock* is no listening socket any more.
+    The caller closes the sockets, and adds their connections to *connections*.  The acceptor never lets that grow to
+    more than *max_connections*.  If *sock* is not a listening socket any more, it calls ``gave_up()``.
     """
 
     def __init__(
         self,
-        sock: Any,
-        accepted: Callable[[Any, Any], None],
+        network: Network,
+        sock: Socket,
+        accepted: Callable[[Socket, Any], None],
         connections: Collection[object],
         max_connections: int,
         gave_up: Callable[[], None],
     ) -> None:
+        self._network = network
         self._connections = connections
         self._max_connections = max_connections
         self._gave_up = gave_up
@@ -77,15 +79,16 @@ class Acceptor(StreamServer):
         self._retry_after = FIRST_RETRY
         loop = get_hub().loop
         address = sock.getsockname()
-        self._full = _Spell(loop, address, self._is_full)
-        self._refused = _Spell(loop, address, lambda: self._retry is not None)
-        # A program that waits for connections must not be told that nothing will ever happen while this pauses.
+        self._full = PauseLog(loop, address, self._is_full)
+        self._refused = PauseLog(loop, address, lambda: self._retry is not None)
+        # Otherwise, a program that waits for connections would get LoopExit during a pause.
         self._keep_running = loop.async_()
         self._keep_running.start(lambda: None)
-        super().__init__(sock, accepted, spawn=None)
+        listening: Any = sock  # a Socket is all that gevent needs
+        super().__init__(listening, accepted, spawn=None)
 
     def connection_gone(self) -> None:
-        """One of the connections is gone: there may be room for another."""
+        """Accept again if there is room.  The listener calls this when a connection is gone."""
         if self._retry is not None:
             self._try_again_after(0)
         elif not self.closed:
@@ -99,10 +102,10 @@ class Acceptor(StreamServer):
         super().close()
 
     def close_taking_queued(self) -> list[tuple[Any, Any]]:
-        """Close, and return the connections that the kernel had queued, as far as there is room for them.
+        """Close, and return the connections that were queued, as far as ``max_connections`` allows.
 
-        Who connects between the last look at the queue and the close is reset, which cannot be told from outside the
-        kernel.  So nothing else happens there.
+        The kernel resets connections that arrive between the last ``accept`` and the close.  Nothing can prevent that,
+        so nothing else is done in between.
         """
         self.stop_accepting()
         queued: list[tuple[Any, Any]] = []
@@ -113,21 +116,21 @@ class Acceptor(StreamServer):
         self.close()
         return queued
 
-    # What gevent's server calls.
+    # Called by gevent's server.
 
     def full(self) -> bool:
         if self.closed:
             return True
         if not self._is_full():
             return False
-        self._full.goes_on(f"there are {self._max_connections}, which is max_connections")
+        self._full.note(f"there are {self._max_connections}, which is max_connections")
         return True
 
     def do_read(self) -> Any:
-        if self.closed:  # a server may have closed its listener while gevent accepts more
+        if self.closed:  # the last connection's server may have closed the listener
             return None
         try:
-            accepted = super().do_read()
+            accepted = self._network.accept(self.socket)
         except OSError as error:
             if error.errno not in OF_THE_CONNECTION:
                 self._system_refused(error)
@@ -138,7 +141,7 @@ class Acceptor(StreamServer):
     def do_close(self, *_: object) -> None:
         pass
 
-    # Where the system refuses.
+    # Refusals by the kernel.
 
     def _is_full(self) -> bool:
         return len(self._connections) >= self._max_connections
@@ -146,9 +149,9 @@ class Acceptor(StreamServer):
     def _system_refused(self, error: OSError) -> None:
         if self.is_fatal_error(error):
             self._gave_up()
-            logs.listeners.error("listening is over: %s", naming(error, self.address))
+            logs.listeners.error("listening ended: %s", with_address(error, self.address))
             return
-        self._refused.goes_on(error.strerror)
+        self._refused.note(error.strerror)
         self.stop_accepting()
         self._try_again_after(self._retry_after)
         self._retry_after = min(2 * self._retry_after, LAST_RETRY)
@@ -166,32 +169,32 @@ class Acceptor(StreamServer):
     def _try_again(self) -> None:
         self._stop_retry()
         self.start_accepting()
-        # Even if nobody waits, since that tells whether the system still refuses.
+        # Even if no connection is queued: it shows whether the kernel still refuses.
         accepted = None if self.full() else self.do_read()
         if accepted:
             self.do_handle(*accepted)
 
 
-class _Spell:
-    """A spell in which no connections are accepted, and its two lines in the log.
+class PauseLog:
+    """The two log entries of a pause in accepting.
 
-    Where each connection that ends makes room for the next, trouble comes and goes with every one of them.  That is one
-    spell, so that a busy server's log does not fill up: it is over when there has been no trouble for a while.
+    On a busy server at a limit, each connection that ends makes room for the next one, and accepting pauses again at
+    once.  That counts as a single pause, which keeps the log short.  It ends after ``QUIET`` seconds without a refusal.
     """
 
     def __init__(self, loop: Any, address: Any, is_on: Callable[[], bool]) -> None:
         self._loop = loop
         self._address = address
         self._is_on = is_on
-        self._timer: Any = None  # while the spell lasts
-        self._lately = False  # whether there was trouble since it was last looked at
+        self._timer: Any = None  # during a pause
+        self._noted = False  # whether note was called since the last check
 
-    def goes_on(self, reason: object) -> None:
-        """There is trouble, again or still."""
-        self._lately = True
+    def note(self, reason: object) -> None:
+        """Accepting pauses, again or still.  Log *reason* if this begins a pause."""
+        self._noted = True
         if self._timer is None:
             self._timer = self._loop.timer(QUIET, QUIET, ref=False)
-            self._timer.start(self._look)
+            self._timer.start(self._check)
             logs.listeners.warning("%r accepts no more connections for now: %s", self._address, reason)
 
     def close(self) -> None:
@@ -199,9 +202,9 @@ class _Spell:
             self._timer.close()
             self._timer = None
 
-    def _look(self) -> None:
-        over = not (self._lately or self._is_on())
-        self._lately = False
+    def _check(self) -> None:
+        over = not (self._noted or self._is_on())
+        self._noted = False
         if over:
             self.close()
             logs.listeners.warning("%r accepts connections again", self._address)

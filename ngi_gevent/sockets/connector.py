@@ -1,4 +1,4 @@
-"""Making connections: looking up a name, connecting a socket, and telling the handler what came of it."""
+"""Connection attempts: look up the name, connect a socket, and call the handler."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout, sleep
-from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import naming, unix_path
+from ngi_gevent.core.address import unix_path, with_address
 from ngi_gevent.core.connection import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
-from ngi_gevent.sockets.binding import addresses_of
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.event_loop import for_timer
-from ngi_gevent.sockets.socket_options import send_at_once
 from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
     from ngi_gevent.core.registry import Outstanding
     from ngi_gevent.interfaces import IClientConnectHandler, Reason
+    from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.transport import MakeConnection
 
 __all__ = ["Connector"]
 
-#: Seconds after the timeout in which a connection that was made in time can be noticed.
+#: Seconds after the timeout in which a greenlet can still learn of a connection that was made in time.
 GRACE = 0.01
 
 
 class Connector:
-    """One connect under way, on a greenlet that becomes the connection's."""
+    """One connection attempt, on a greenlet that becomes the connection's."""
 
     def __init__(
         self,
+        network: Network,
         owner: Outstanding,
         hub: Any,
         address: Any,
@@ -46,6 +45,7 @@ class Connector:
         timeout: float | None,
         make_connection: MakeConnection,
     ) -> None:
+        self._network = network
         self._owner = owner
         self._address = address
         self._handler = handler
@@ -65,7 +65,7 @@ class Connector:
         return f"<{type(self).__name__} to {self._address!r}>"
 
     def stop(self) -> None:
-        """Give up: the handler is told that the connect failed."""
+        """Give up, and call ``failed_connect`` with ``'stopped'``.  Can be called on any thread."""
         self._stopped = True
         self._mailbox.call_soon(self._give_up)
 
@@ -75,15 +75,15 @@ class Connector:
 
     def _run(self) -> None:
         try:
-            with self._limited():
-                connection = self._connected()
+            with self._time_limit():
+                connection = self._connect()
         except GreenletExit:
             self._fail(STOPPED)
         except Timeout:
             self._fail(ConnectionTimeout(f"there was no connection to {self._address!r} after {self._timeout} seconds"))
         except BaseException as error:
             self._fail(error)
-            if not isinstance(error, Exception):  # not for the handler alone: Ctrl-C, for instance
+            if not isinstance(error, Exception):  # such as Ctrl-C, which is not only for the handler
                 self._owner.handler_raised(self._address, "connecting", error)
         else:
             self._connecting = False
@@ -92,11 +92,11 @@ class Connector:
             connection.run(self._begin, "connected")
 
     @contextmanager
-    def _limited(self) -> Iterator[None]:
-        """Throw a ``gevent.Timeout`` into the greenlet if it takes too long.
+    def _time_limit(self) -> Iterator[None]:
+        """Raise ``gevent.Timeout`` in the greenlet if the attempt takes too long.
 
-        gevent would throw it at once.  Here that happens a moment later, because after a stall of the whole process,
-        the name may have been found or the socket have connected in time, which greenlets learn only now.
+        gevent would raise it at once.  This raises it ``GRACE`` seconds later: after a stall of the whole process, the
+        name may have been found or the socket connected in time, and greenlets learn of it only now.
         """
         if self._timeout is None:
             yield
@@ -120,15 +120,19 @@ class Connector:
         logs.connections.debug("connection with %r made", connection.peer_address)
         return self._handler.connected(connection)
 
-    def _connected(self) -> StreamConnection:
-        """The connection, ready.  Blocks the greenlet; raises why there is none, ``GreenletExit`` if given up."""
+    def _connect(self) -> StreamConnection:
+        """Return the connection, after its handshake.  Blocks the greenlet.
+
+        :raises GreenletExit: the attempt was stopped.
+        :raises OSError: the attempt failed.
+        """
         try:
-            sock = _connected_socket(self._address)
+            sock = self._connect_socket()
         except OSError as error:
-            raise naming(error, self._address) from None
+            raise with_address(error, self._address) from None
         try:
-            connection = self._make_connection(sock, _peer_address(sock, self._address), self._owner)
-        except BaseException:  # most likely, the peer is gone already
+            connection = self._make_connection(self._network, sock, _peer_address(sock, self._address), self._owner)
+        except BaseException:  # most likely, the peer is already gone
             sock.close()
             raise
         self._owner.add(connection)
@@ -137,6 +141,50 @@ class Connector:
             connection.run(StreamConnection.abort, "giving up")
             raise GreenletExit
         return connection
+
+    def _connect_socket(self) -> Socket:
+        """Return a socket that is connected to the address.  Blocks the greenlet; raises ``OSError``."""
+        path = unix_path(self._address)
+        if path is None:
+            host, port = self._address[:2]
+            if len(self._address) == 4 and self._address[3]:
+                host = f"{host}%{self._address[3]}"
+            return self._connect_to_host(host, port)
+        sock = self._network.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        pause = 0.001
+        try:
+            while True:
+                try:
+                    self._network.connect(sock, path)
+                    return sock
+                except BlockingIOError:
+                    # The listener's queue is full, and Unix sockets have no event for room in it.
+                    sleep(pause)
+                    pause = min(2 * pause, 0.1)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _connect_to_host(self, host: str, port: int) -> Socket:
+        """Return a socket connected to the first address of *host* that accepts; raise the last one's error."""
+        candidates = self._network.resolve(host, port, socket.SOCK_STREAM)
+        for candidate in candidates:
+            try:
+                return self._connect_to_candidate(*candidate)
+            except OSError:
+                if candidate is candidates[-1]:
+                    raise
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+    def _connect_to_candidate(self, family: int, kind: int, protocol: int, _: str, address: Any) -> Socket:
+        sock = self._network.make_socket(family, kind, protocol)
+        try:
+            self._network.connect(sock, address)
+            self._network.send_at_once(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _fail(self, reason: Reason) -> None:
         self._connecting = False
@@ -148,55 +196,8 @@ class Connector:
         logs.connections.debug("connecting to %r failed: %s", self._address, logs.shown(reason))
 
 
-def _connected_socket(address: Any) -> Any:
-    """A gevent socket connected to *address*; blocks the greenlet, raises ``OSError``."""
-    path = unix_path(address)
-    if path is None:
-        host, port = address[:2]
-        if len(address) == 4 and address[3]:
-            host = f"{host}%{address[3]}"
-        return _connected_to_host(host, port)
-    sock = gevent_socket.socket(gevent_socket.AF_UNIX, gevent_socket.SOCK_STREAM)
-    sock.setblocking(False)
-    pause = 0.001
-    try:
-        while (error := sock.connect_ex(path)) == errno.EAGAIN:
-            # Its queue is full, and Unix sockets have no way to tell when there is room.
-            sleep(pause)
-            pause = min(2 * pause, 0.1)
-        if error:
-            raise OSError(error, os.strerror(error))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _connected_to_host(host: str, port: int) -> Any:
-    """A gevent socket connected to the first of the addresses of *host* that takes it; raises as the last refused."""
-    candidates = addresses_of(host, port, socket.SOCK_STREAM)
-    for candidate in candidates:
-        try:
-            return _connected_to_candidate(*candidate)
-        except OSError:
-            if candidate is candidates[-1]:
-                raise
-    raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-
-
-def _connected_to_candidate(family: int, kind: int, protocol: int, _: str, address: Any) -> Any:
-    sock = gevent_socket.socket(family, kind, protocol)
-    try:
-        sock.connect(address)
-        send_at_once(sock)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def _peer_address(sock: Any, address: Any) -> Any:
     try:
         return sock.getpeername()
-    except OSError:  # it is gone already, which the connection will find out
+    except OSError:  # the peer is gone, as the connection will find out
         return address

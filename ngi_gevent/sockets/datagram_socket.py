@@ -1,4 +1,4 @@
-"""Datagrams on sockets: the greenlet that receives for a listener, and what sends them, from its socket or others."""
+"""UDP listeners on sockets, and senders of datagrams.  They serve Unix datagram sockets, too."""
 
 from __future__ import annotations
 
@@ -7,65 +7,72 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from gevent import sleep
-from gevent import socket as gevent_socket
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import check_send_address, naming, unix_path
+from ngi_gevent.core.address import check_send_address, unix_path, with_address
 from ngi_gevent.core.datagram import BaseDatagramListener
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
-from ngi_gevent.sockets.binding import Binding, looked_up
+from ngi_gevent.sockets.binding import Binding, ipv4_first
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
-from ngi_gevent.sockets.socket_options import queued_output
 
 if TYPE_CHECKING:
     from ngi_gevent.core.listening import ListenerOwner
     from ngi_gevent.interfaces import IUDPHandler
+    from ngi_gevent.sockets.network import Network, Socket
 
 __all__ = ["DatagramListener", "DatagramSender"]
 
 READ = 1  # what gevent's io watchers watch for
 
-#: Datagrams that a listener takes before everybody else has a turn, however many more there are.
+#: Datagrams that a listener receives before other greenlets get a turn.
 MOST_AT_ONCE = 32
 
-#: Seconds without receiving after the system refused it, so that an error that stays does not keep everybody busy.
+#: Seconds to pause after receiving failed.  Otherwise, a permanent error would keep the processor busy.
 PAUSE = 0.1
 
-#: Seconds for which a datagram waits until the system takes it; then it is dropped.
+#: Seconds until a datagram that the kernel does not accept is dropped.
 SEND_TIMEOUT = 1.0
 
-#: Seconds after which it is tried again; they double up to the second number.
+#: Seconds before sending is tried again.  They double with each attempt, up to the second.
 FIRST_RETRY, LAST_RETRY = 0.001, 0.1
 
-#: Receivers that are remembered while the buffer of a listener's socket is half full.
+#: Receivers that a listener remembers while its socket's send buffer is half full.
 MOST_RECEIVERS = 1024
 
-#: Has the system tell how long a datagram was of which it gives only the beginning.  Elsewhere it tells as much as it
-#: gives, which is one byte more than would be taken, and enough to know.
+#: Makes Linux return the real length of a truncated datagram.  Other systems return the buffer's length, which is one
+#: byte more than ``buffer_size``, and enough to know that the datagram is too long.
 TELL_LENGTH = socket.MSG_TRUNC if sys.platform == "linux" else 0
 
 
 @documented_by(IUDPListener)
 class DatagramListener(BaseDatagramListener):
-    """A listener for datagrams on a socket.  Made on its hub's thread, and outstanding until its greenlet is done.
+    """A UDP listener on a socket.  Made on its hub's thread, and registered until its greenlet has ended.
 
-    It waits in one single place, where only its watcher and ``close`` resume it.
+    The greenlet waits in a single place, ``_wait``, where only the watcher and ``close`` resume it.
     """
 
-    def __init__(self, owner: ListenerOwner, hub: Any, address: Any, handler: IUDPHandler, buffer_size: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        owner: ListenerOwner,
+        hub: Any,
+        address: Any,
+        handler: IUDPHandler,
+        buffer_size: int,
+    ) -> None:
         super().__init__(owner, handler, buffer_size)
         self._hub = hub
         self._mailbox = Dispatcher.current().mailbox
-        self._binding = Binding(address, socket.SOCK_DGRAM)
+        self._binding = Binding(network, address, socket.SOCK_DGRAM)
         self._socket = self._binding.socket
         try:
-            self._socket.setblocking(False)
             self.address = self._socket.getsockname()
             self._buffer = memoryview(bytearray(buffer_size + 1))
             self._watcher = hub.loop.io(self._socket.fileno(), READ)
@@ -74,7 +81,7 @@ class DatagramListener(BaseDatagramListener):
             self._socket.close()
             self._binding.remove_file()
             raise
-        self._sender = _ListenerSender(self._socket, self._check_open)
+        self._sender = _ListenerSender(network, self._socket, self._check_open)
         self._open = True
         self._waiting = False
         self._failed = logs.Seldom(1)
@@ -95,19 +102,19 @@ class DatagramListener(BaseDatagramListener):
         self._mailbox.call(self._sender.send, address, data)
 
     def run(self) -> None:
-        """The body of the greenlet: every callback is called in here."""
+        """The body of the greenlet, which makes all callbacks."""
         while self._open:
             try:
                 self._wait()
                 self._receive()
-            except GreenletExit:  # killed where it waits
+            except GreenletExit:  # the greenlet was killed in _wait
                 self.close()
-            except BaseException as error:  # thrown in where it waits, by a Timeout that nobody has ended, for instance
+            except BaseException as error:  # raised in _wait, by a gevent.Timeout that a handler left open, for example
                 self._owner.handler_raised(self.address, "receiving", error)
         self._owner.forget(self)
 
     def _wait(self) -> None:
-        """Wait for a datagram; also where there is one, this lets everybody else have a turn."""
+        """Wait for a datagram.  Other greenlets get a turn even if there is one already."""
         self._watcher.start(self._greenlet.switch)
         self._waiting = True
         try:
@@ -118,7 +125,7 @@ class DatagramListener(BaseDatagramListener):
                 self._watcher.stop()
 
     def _receive(self) -> None:
-        """Take what has arrived, or the beginning of it."""
+        """Receive queued datagrams, up to ``MOST_AT_ONCE``."""
         for _ in range(MOST_AT_ONCE):
             if not self._open:
                 return
@@ -127,7 +134,7 @@ class DatagramListener(BaseDatagramListener):
             except BlockingIOError:
                 return
             except OSError as error:
-                # Most likely an answer of the network to something that was sent from this socket before.
+                # Most likely, an ICMP error for a datagram that was sent from this socket.
                 self._tell_failed(error)
                 sleep(PAUSE)
                 return
@@ -153,23 +160,26 @@ class DatagramListener(BaseDatagramListener):
 
 
 class _Sender:
-    """Sends datagrams to what users give as addresses."""
+    """Sends datagrams to addresses as users write them."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self._dropped = logs.Seldom(1)
 
     def send(self, address: Any, data: bytes) -> None:
-        """Send *data* to *address*.  Blocks to look up a name, and up to ``SEND_TIMEOUT`` until the system takes it.
+        """Send *data* to *address*.
 
-        Raises ``OSError``, naming the address.
+        Blocks to look up a name, and up to ``SEND_TIMEOUT`` seconds until the kernel accepts the datagram.
+
+        :raises OSError: the name was not found, or the kernel refused.  The error names the address.
         """
         try:
-            self._send_to_first(self._reachable(_targets(address)), data)
+            self._send_to_first(self._reachable(self._targets(address)), data)
         except OSError as error:
-            raise naming(error, address) from error
+            raise with_address(error, address) from error
 
     def _send_to_first(self, targets: list[tuple[int, Any]], data: bytes) -> None:
-        """Send to the first of *targets* that the system sends to."""
+        """Send to the first of *targets* that the kernel does not refuse."""
         failures = []
         for family, target in targets:
             try:
@@ -181,10 +191,10 @@ class _Sender:
         raise failures[0]
 
     def _send(self, family: int, target: Any, data: bytes) -> None:
-        """Send to *target*, an address in the form that sockets of that *family* take, or drop what it does not take.
+        """Send to *target*, a socket address of *family*.  Drop the datagram if there is no room for it in time.
 
-        The receivers of Unix sockets decide when there is room again, so a handler that waited for one of them would
-        leave all others unanswered.
+        A Unix receiver decides when there is room again.  A handler does not wait for one, because the listener would
+        answer no other peer until then.
         """
         in_handler = isinstance(current_connection(), DatagramListener)
         patience = 0.0 if family == socket.AF_UNIX and in_handler else SEND_TIMEOUT
@@ -199,7 +209,7 @@ class _Sender:
             except PermissionError as error:
                 if family != socket.AF_UNIX or error.errno != errno.EPERM:
                     raise
-                # The receiver has connected its socket to another address.  Over UDP, the sender would not learn of it.
+                # The receiver has connected its socket to another address.  Over UDP, the sender would get no error.
                 self._drop(target, error)
                 return
             else:
@@ -211,28 +221,41 @@ class _Sender:
     def _drop(self, target: Any, error: OSError) -> None:
         logs.datagrams.warning("a datagram to %r was dropped: %s", target, error.strerror, seldom=self._dropped)
 
-    # What a kind of sender adds.
+    def _targets(self, address: Any) -> list[tuple[int, Any]]:
+        """Return the families at which *address* can be reached, each with the address that its sockets take."""
+        path = unix_path(address)
+        if path is not None:
+            return [(socket.AF_UNIX, path)]
+        host, port = address[:2]
+        if _is_numeric(socket.AF_INET, host):
+            return [(socket.AF_INET, (host, port))]
+        if _is_numeric(socket.AF_INET6, host):
+            return [(socket.AF_INET6, address)]
+        resolved = self._network.resolve(host, port, socket.SOCK_DGRAM)
+        return [(family, target) for family, _, _, _, target in ipv4_first(resolved)]
+
+    # Implemented by each kind of sender.
 
     def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
-        """Those of *targets* that this sends to, at least one; raises ``OSError`` if there is none."""
+        """Return the *targets* that this can send to.  Raise ``OSError`` if there are none."""
         return targets
 
     def _try(self, family: int, target: Any, data: bytes) -> None:
-        """Send, without blocking; raises ``BlockingIOError`` if there is no room now."""
+        """Send without blocking.  Raise ``BlockingIOError`` if there is no room."""
         raise NotImplementedError
 
 
 class DatagramSender(_Sender):
-    """The sockets from which datagrams are sent on one hub, one for each family, made when the first is sent."""
+    """The sockets of ``udp`` on one hub: one for each family, made with the first datagram."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._sockets: dict[int, Any] = {}
-        # They are closed also if nobody does it: those of the default implementation at the end of the program.
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self._sockets: dict[int, Socket] = {}
+        # The default implementation is never closed.  This closes its sockets when the program ends.
         self._close_sockets = finalize(self, _close_all, self._sockets)
 
     def close(self) -> None:
-        """Close the sockets; nothing can be sent any more."""
+        """Close the sockets.  After that, ``send`` raises ``ImplementationClosed``."""
         self._close_sockets()
 
     def _try(self, family: int, target: Any, data: bytes) -> None:
@@ -241,32 +264,32 @@ class DatagramSender(_Sender):
         except BlockingIOError:
             if family != socket.AF_UNIX:
                 raise
-            # The buffer of the shared socket may be full of what other receivers have not received.
-            with _new_socket(family) as own:
+            # Datagrams that other receivers have not received may fill the shared socket's buffer.
+            with closing(self._network.make_socket(family, socket.SOCK_DGRAM)) as own:
                 own.sendto(data, target)
 
-    def _socket(self, family: int) -> Any:
+    def _socket(self, family: int) -> Socket:
         if not self._close_sockets.alive:
             raise ImplementationClosed("this implementation was closed")
         sock = self._sockets.get(family)
         if sock is None:
-            sock = self._sockets[family] = _new_socket(family)
+            sock = self._sockets[family] = self._network.make_socket(family, socket.SOCK_DGRAM)
         return sock
 
 
 class _ListenerSender(_Sender):
-    """Sends from the socket of a listener.  *check_open* raises once the listener is closed."""
+    """Sends from a listener's socket.  *check_open* raises once the listener is closed."""
 
-    def __init__(self, sock: Any, check_open: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, network: Network, sock: Socket, check_open: Callable[[], None]) -> None:
+        super().__init__(network)
         self._socket = sock
         self._check_open = check_open
-        self._room: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        #: How much of the buffer was taken when a receiver was first sent something since it was half full.
-        self._taken_before: dict[Any, int] = {}
+        self._room: int = network.send_buffer_size(sock)
+        #: For each receiver, the bytes in use when it was first sent something after the buffer was half full.
+        self._used_before: dict[Any, int] = {}
 
     def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
-        self._check_open()  # it may have been closed during a look-up
+        self._check_open()  # the listener may have been closed during a look-up
         reachable = [(family, target) for family, target in targets if family == self._socket.family]
         if not reachable:
             here = self._socket.getsockname()
@@ -274,56 +297,37 @@ class _ListenerSender(_Sender):
         return reachable
 
     def _try(self, family: int, target: Any, data: bytes) -> None:
-        self._check_open()  # it may have been closed since the last try
-        if family == socket.AF_UNIX and self._takes_too_much(target):
+        self._check_open()  # the listener may have been closed since the last attempt
+        if family == socket.AF_UNIX and self._fills_buffer(target):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self._socket.sendto(data, target)
 
-    def _takes_too_much(self, target: Any) -> bool:
-        """Whether *target* would fill the rest of the buffer with what it does not receive.
+    def _fills_buffer(self, target: Any) -> bool:
+        """Return whether *target* already fills too much of the buffer with datagrams that it does not receive.
 
         Linux keeps a datagram in its sender's buffer until it is received.  A receiver that is connected to the sender
-        may leave any number of them unreceived; then nothing could be sent to anybody.  Once half of the buffer is
-        taken, each receiver may add an eighth.
+        can leave any number unreceived, and then the listener could send to no other peer.  Once half of the buffer is
+        in use, each receiver can add an eighth.
         """
-        taken = queued_output(self._socket)
+        taken = self._network.queued_output(self._socket)
         if taken <= self._room // 2:
-            self._taken_before.clear()
+            self._used_before.clear()
             return False
-        if len(self._taken_before) >= MOST_RECEIVERS:
-            self._taken_before.clear()
-        before = self._taken_before.setdefault(target, taken)
+        if len(self._used_before) >= MOST_RECEIVERS:
+            self._used_before.clear()
+        before = self._used_before.setdefault(target, taken)
         return taken > before + self._room // 8
 
 
-def _close_all(sockets: dict[int, Any]) -> None:
+def _close_all(sockets: dict[int, Socket]) -> None:
     for sock in sockets.values():
         sock.close()
 
 
-def _targets(address: Any) -> list[tuple[int, Any]]:
-    """The families and addresses, in the form that sockets take, at which *address* may be reached."""
-    path = unix_path(address)
-    if path is not None:
-        return [(socket.AF_UNIX, path)]
-    host, port = address[:2]
-    if _is_numeric(socket.AF_INET, host):
-        return [(socket.AF_INET, (host, port))]
-    if _is_numeric(socket.AF_INET6, host):
-        return [(socket.AF_INET6, address)]
-    return [(family, target) for family, _, _, _, target in looked_up(host, port, socket.SOCK_DGRAM)]
-
-
 def _is_numeric(family: int, host: str) -> bool:
-    """Whether *host* is an address, and not a name: looking one up takes a native thread, for nothing."""
+    """Return whether *host* is an address, so that no thread needs to look it up."""
     try:
         socket.inet_pton(family, host)
     except OSError:
         return False
     return True
-
-
-def _new_socket(family: int) -> Any:
-    sock = gevent_socket.socket(family, socket.SOCK_DGRAM)
-    sock.setblocking(False)
-    return sock

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import threading
-import time
 from collections.abc import Callable
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -30,9 +29,9 @@ from ngi_gevent.sockets.acceptor import default_max_connections
 from ngi_gevent.sockets.connector import Connector
 from ngi_gevent.sockets.datagram_socket import DatagramListener, DatagramSender
 from ngi_gevent.sockets.dispatcher import Dispatcher, current_connection
-from ngi_gevent.sockets.event_loop import check_room_for_loop
 from ngi_gevent.sockets.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
 from ngi_gevent.sockets.listener import BACKLOG, StreamListener
+from ngi_gevent.sockets.network import Network
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -81,6 +80,7 @@ class Implementation:
     """
 
     def __init__(self) -> None:
+        self._network = Network()
         self._closed = False
         # A hub that is given up must not be kept by us; what is outstanding on it keeps it.
         self._on_hub: WeakKeyDictionary[Any, _OutstandingOnHub] = WeakKeyDictionary()
@@ -126,7 +126,7 @@ class Implementation:
             transport.host_of(address), ssl_context=ssl_context, server_hostname=server_hostname, timeout=timeout
         )
         hub, outstanding = self._outstanding()
-        outstanding.add(Connector(outstanding, hub, address, handler, timeout, make_connection))
+        outstanding.add(Connector(self._network, outstanding, hub, address, handler, timeout, make_connection))
 
     @_on_its_hub
     def listener(
@@ -180,12 +180,13 @@ class Implementation:
         make_connection = transport.of_servers(ssl_context, handshake_timeout)
         outstanding = self._outstanding()[1]
         listener = StreamListener(
+            self._network,
             outstanding,
             self.connect,
             address,
             handler,
             backlog=backlog,
-            max_connections=default_max_connections() if max_connections is None else max_connections,
+            max_connections=default_max_connections(self._network) if max_connections is None else max_connections,
             idle_timeout=idle_timeout,
             output_limit=output_limit,
             reuse_port=reuse_port,
@@ -230,7 +231,7 @@ class Implementation:
         check_datagram_handler(handler)
         check_buffer_size(buffer_size)
         hub, outstanding = self._outstanding()
-        listener = DatagramListener(outstanding, hub, address, handler, buffer_size)
+        listener = DatagramListener(self._network, outstanding, hub, address, handler, buffer_size)
         self._check_still_open(listener)
         outstanding.add(listener)
         return listener
@@ -287,7 +288,7 @@ class Implementation:
             self._check_open()
 
     def _make_outstanding(self) -> _OutstandingOnHub:
-        return _OutstandingOnHub()
+        return _OutstandingOnHub(self._network)
 
     def _outstanding(self) -> tuple[Any, _OutstandingOnHub]:
         self._check_open()
@@ -302,9 +303,10 @@ class Implementation:
 class _OutstandingOnHub(Outstanding):
     """What is outstanding on one hub, and what sends datagrams there, which is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.sender = DatagramSender()
+        self._network = network
+        self.sender = DatagramSender(network)
         self.mailbox = Dispatcher.current().mailbox
 
     def stop(self) -> None:
@@ -313,13 +315,13 @@ class _OutstandingOnHub(Outstanding):
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until nothing is outstanding, or for *timeout* seconds; whether nothing is."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else self._network.now() + timeout
         in_time = True
         while in_time and not self._over():
             empty = Flag()
             self._when_empty.append(empty.set)
             try:
-                in_time = empty.wait(None if deadline is None else max(0, deadline - time.monotonic()))
+                in_time = empty.wait(None if deadline is None else max(0, deadline - self._network.now()))
             finally:
                 self._when_empty.remove(empty.set)
         return self._over()
@@ -329,12 +331,12 @@ class _OutstandingOnHub(Outstanding):
 
         Callbacks that still run are not waited for.  A closed connection that has one is noticed within a second.
         """
-        left, deadline = self.unsent_size(), time.monotonic() + SEND_TIMEOUT
+        left, deadline = self.unsent_size(), self._network.now() + SEND_TIMEOUT
         while not self.wait(DRAIN_TIMEOUT) and self.has_connections():
             before, left = left, self.unsent_size()
             if left != before:
-                deadline = time.monotonic() + SEND_TIMEOUT
-            elif time.monotonic() > deadline:
+                deadline = self._network.now() + SEND_TIMEOUT
+            elif self._network.now() > deadline:
                 return
 
     def _over(self) -> bool:
@@ -352,8 +354,8 @@ class _OutstandingOnHub(Outstanding):
 class _OutstandingInline(_OutstandingOnHub):
     """What is outstanding on the hub of a script, which learns of the first error from ``wait``."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
         self._raised: tuple[Any, str, BaseException] | None = None
         self._stopped = False  # whether no wait will come any more
 
@@ -399,7 +401,7 @@ class Inline(Implementation):
     """
 
     def _make_outstanding(self) -> _OutstandingOnHub:
-        return _OutstandingInline()
+        return _OutstandingInline(self._network)
 
 
 @documented_by(Implementation)
@@ -476,7 +478,7 @@ class Threaded(Implementation):
         self._stop.set()
 
     def _make_outstanding(self) -> _OutstandingOnHub:
-        return _OutstandingInThread()
+        return _OutstandingInThread(self._network)
 
     def _running_mailbox(self) -> Mailbox:
         # Nobody must wait with the lock held, since greenlets of one thread would wait for each other for ever.
@@ -498,7 +500,8 @@ class Threaded(Implementation):
     def _start_thread(self, start: _Start) -> None:
         _running.add(self)
         try:
-            check_room_for_loop()
+            # libev opens up to three, and without them it tries again forever, without waiting.
+            self._network.check_room(4)
             if is_module_patched("threading"):
                 # A hub made in a new thread waits for import locks that only a hub of this thread could give it.
                 get_hub()

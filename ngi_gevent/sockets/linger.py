@@ -12,12 +12,10 @@ seconds, and ``DISCARD_TIMEOUT`` seconds at most.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.sockets.socket_options import is_broken, queued_output
-
 if TYPE_CHECKING:
+    from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.stream import StreamConnection
 
 __all__ = ["DRAIN_TIMEOUT", "SEND_TIMEOUT", "Linger"]
@@ -42,10 +40,14 @@ CHECK_INTERVAL = 1.0
 class Linger:
     """The end of one connection, on its hub.  Made when the connection leaves OPEN."""
 
-    __slots__ = ("_arrived", "_connection", "_discarded", "_loop", "_pause", "_queued", "_socket", "_timer", "_until")
+    __slots__ = (
+        *("_arrived", "_connection", "_discarded", "_loop", "_network"),
+        *("_pause", "_queued", "_socket", "_timer", "_until"),
+    )
 
-    def __init__(self, connection: StreamConnection, loop: Any, sock: Any) -> None:
+    def __init__(self, connection: StreamConnection, network: Network, loop: Any, sock: Socket) -> None:
         self._connection = connection
+        self._network = network
         self._loop = loop
         self._socket = sock
         self._timer: Any = None
@@ -102,11 +104,11 @@ class Linger:
 
     def expect_progress(self) -> None:
         """Give up once the peer takes nothing for ``SEND_TIMEOUT`` seconds: neither from here nor from the kernel."""
-        self._queued = queued_output(self._socket)
+        self._queued = self._network.queued_output(self._socket)
         self._start_timer(SEND_TIMEOUT, self._check_progress)
 
     def _check_progress(self) -> None:
-        if queued_output(self._socket) < self._queued:
+        if self._network.queued_output(self._socket) < self._queued:
             self.expect_progress()
         else:
             self._connection.give_up_sending()
@@ -120,7 +122,7 @@ class Linger:
 
     def _check_for_break(self) -> None:
         self.stop_timer()
-        if is_broken(self._socket):
+        if self._network.is_broken(self._socket):
             self._connection.close_socket()
         else:
             self.check_for_break()
@@ -129,11 +131,11 @@ class Linger:
 
     def wait_for_peer(self) -> None:
         """Wait for the end of input: this side has ended, and all output is with the kernel."""
-        self._until = monotonic() + DISCARD_TIMEOUT
+        self._until = self._network.now() + DISCARD_TIMEOUT
         self._wait_on()
 
     def _wait_on(self) -> None:
-        self._queued = queued_output(self._socket)
+        self._queued = self._network.queued_output(self._socket)
         self._arrived = False
         self._start_timer(DRAIN_TIMEOUT, self._check_for_end)
 
@@ -142,8 +144,8 @@ class Linger:
             self.discard_input()  # after a stall, what arrived in time may not have been received
         if self._timer is None:
             return  # which has ended it
-        left = queued_output(self._socket)
-        if 0 < left < self._queued or (self._arrived and monotonic() < self._until):
+        left = self._network.queued_output(self._socket)
+        if 0 < left < self._queued or (self._arrived and self._network.now() < self._until):
             self._wait_on()
         else:
             self._connection.close_socket()

@@ -1,4 +1,4 @@
-"""Listening on a socket: what is accepted there becomes a connection."""
+"""Listeners on sockets: each accepted socket becomes a connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ngi_gevent.core.listening import BaseListener, ListenerOwner
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IListener, documented_by
-from ngi_gevent.sockets import socket_options
 from ngi_gevent.sockets.acceptor import Acceptor
 from ngi_gevent.sockets.binding import Binding
 from ngi_gevent.sockets.dispatcher import Dispatcher, current_connection
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
 
     from ngi_gevent.core.connection import BaseConnection
     from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
+    from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.stream import StreamConnection
     from ngi_gevent.sockets.transport import MakeConnection
 
 __all__ = ["BACKLOG", "StreamListener"]
 
-#: Connections that the kernel keeps until they are accepted.  It cuts this to its own maximum, 4,096 by default.
+#: How many connections the kernel queues for the listener, by default.  Linux limits it to ``net.core.somaxconn``.
 BACKLOG = 1024
 
 
@@ -39,6 +39,7 @@ class StreamListener(BaseListener):
 
     def __init__(
         self,
+        network: Network,
         owner: ListenerOwner,
         connect: Callable[..., None],
         address: Any,
@@ -53,6 +54,7 @@ class StreamListener(BaseListener):
         make_connection: MakeConnection,
     ) -> None:
         super().__init__(owner, server)
+        self._network = network
         self._connect = connect
         self._hub = get_hub()
         self._mailbox = Dispatcher.current().mailbox
@@ -60,18 +62,19 @@ class StreamListener(BaseListener):
         self._idle_timeout = idle_timeout
         self._output_limit = output_limit
         self._make_connection = make_connection
-        self._binding = Binding(address, socket.SOCK_STREAM, reuse_port=reuse_port)
+        self._binding = Binding(network, address, socket.SOCK_STREAM, reuse_port=reuse_port)
         sock = self._binding.socket
         try:
-            sock.setblocking(False)
-            # Connections inherit them, which saves each of them two system calls.
-            socket_options.send_at_once(sock)
+            # Accepted sockets inherit these options, which saves two system calls for each.
+            network.send_at_once(sock)
             if keep_alive:
-                socket_options.keep_alive(sock)
+                network.keep_alive(sock)
             sock.listen(backlog)
             self.address = sock.getsockname()
             self._tell_open()
-            self._acceptor = Acceptor(sock, self._accepted, self._connections, max_connections, self._close_door)
+            self._acceptor = Acceptor(
+                network, sock, self._accepted, self._connections, max_connections, self._stop_listening
+            )
             self._acceptor.start()
         except BaseException:
             sock.close()
@@ -101,16 +104,16 @@ class StreamListener(BaseListener):
         super().connection_gone(connection)
         self._acceptor.connection_gone()
 
-    def _accepted(self, sock: Any, peer_address: Any) -> None:
-        """A connection was accepted: run it.  Called by the acceptor, on the hub."""
+    def _accepted(self, sock: Socket, peer_address: Any) -> None:
+        """Serve an accepted connection.  The acceptor calls this on the hub."""
         connection = self._connection(sock, peer_address)
         if connection is not None:
             self._run(connection)
 
-    def _connection(self, sock: Any, peer_address: Any) -> StreamConnection | None:
-        """A connection on *sock*, if it is not gone before it could be served."""
+    def _connection(self, sock: Socket, peer_address: Any) -> StreamConnection | None:
+        """Return a connection on *sock*, or None if the peer is already gone."""
         try:
-            connection = self._make_connection(sock, peer_address, self, self, self._output_limit)
+            connection = self._make_connection(self._network, sock, peer_address, self, self, self._output_limit)
         except OSError:
             sock.close()
             return None
@@ -123,7 +126,7 @@ class StreamListener(BaseListener):
         return connection
 
     def _run(self, connection: StreamConnection) -> None:
-        """Run *connection*, on the hub.  One that was stopped before its server heard of it is not to be served."""
+        """Run *connection*, on the hub.  Its server is not called if the connection was stopped before."""
         connection.start(self._begin if connection.goes_on() else _ignore, "the server", self._context)
 
     def _begin(self, connection: StreamConnection) -> object:
@@ -134,7 +137,7 @@ class StreamListener(BaseListener):
         return result
 
     def _stop_accepting(self, *, serve_queued: bool = False) -> None:
-        self._binding.remove_file()  # first, since nobody finds the socket without it
+        self._binding.remove_file()  # first: no client can connect without it
         if not serve_queued:
             self._acceptor.close()
             return

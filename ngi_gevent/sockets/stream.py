@@ -50,12 +50,12 @@ from ngi_gevent.sockets.feeder import Pump
 from ngi_gevent.sockets.idle import IdleTimer
 from ngi_gevent.sockets.linger import Linger
 from ngi_gevent.sockets.mailbox import this_thread
-from ngi_gevent.sockets.socket_options import has_input, queued_output, reset_on_close
 
 if TYPE_CHECKING:
     from contextvars import Context
 
     from ngi_gevent.interfaces import Data, IListener, Reason
+    from ngi_gevent.sockets.network import Network, Socket
 
 __all__ = ["StreamConnection"]
 
@@ -85,6 +85,7 @@ class StreamConnection(BaseConnection):
         "_held",
         "_input_over",
         "_linger",
+        "_network",
         "_output_waits",
         "_paused",
         "_pump",
@@ -105,19 +106,19 @@ class StreamConnection(BaseConnection):
 
     def __init__(
         self,
-        sock: Any,
+        network: Network,
+        sock: Socket,
         peer_address: Any,
         owner: ConnectionOwner,
         control: IListener | None = None,
         output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         super().__init__(owner, control, sock.getsockname(), peer_address, output_limit)
+        self._network = network
         self._socket = sock
-        # The one use of a private attribute of a gevent socket: its own recv and send would wait, and watch it a
-        # second time for that.  These are the plain non-blocking calls of the socket that it wraps.
-        self._receive: Callable[[int], bytes] = sock._sock.recv
-        self._send: Callable[[bytes | memoryview], int] = sock._sock.send
-        self._send_pieces: Callable[[list[bytes | memoryview]], int] = sock._sock.sendmsg
+        self._receive: Callable[[int], bytes] = sock.recv
+        self._send: Callable[[bytes | memoryview], int] = sock.send
+        self._send_pieces: Callable[[list[bytes | memoryview]], int] = sock.sendmsg
 
         self._dispatcher = Dispatcher.current()
         self._calls = self._dispatcher.mailbox.calls  # of other threads, for any connection of this hub
@@ -173,13 +174,13 @@ class StreamConnection(BaseConnection):
 
         def is_busy() -> bool:
             nonlocal queued
-            before, queued = queued, 0 if self._state is CLOSED else queued_output(self._socket)
+            before, queued = queued, 0 if self._state is CLOSED else self._network.queued_output(self._socket)
             if self._peer_waits() or queued != before:  # the peer takes, or has taken, what was sent long ago
                 return True
             # After a stall of the whole process, what the peer sent in time may not have been received.
-            return self._reading and has_input(self._socket)
+            return self._reading and self._network.has_input(self._socket)
 
-        timer = IdleTimer(self._dispatcher.loop, seconds, is_busy, expired)
+        timer = IdleTimer(self._dispatcher.loop, self._network.now, seconds, is_busy, expired)
         self._have_noted(timer)
         self.when_closed(timer.close)
 
@@ -404,7 +405,7 @@ class StreamConnection(BaseConnection):
             self._call_when_closed(callback)
 
     def unsent_size(self) -> int:
-        return self._pending + (0 if self._state is CLOSED else queued_output(self._socket))
+        return self._pending + (0 if self._state is CLOSED else self._network.queued_output(self._socket))
 
     def is_full(self) -> bool:
         waiting = self._pending + self._dispatcher.mailbox.queued_output(self)
@@ -588,7 +589,7 @@ class StreamConnection(BaseConnection):
             self.close_socket()
             return
         self._state = CLOSING
-        self._linger = Linger(self, self._dispatcher.loop, self._socket)
+        self._linger = Linger(self, self._network, self._dispatcher.loop, self._socket)
         self._owe(reason)
         self._dispatcher.send_later(self)
         self._notify()
@@ -635,7 +636,7 @@ class StreamConnection(BaseConnection):
 
     def _break_off(self) -> None:
         if self._state is not CLOSED and self._dispatcher.is_of_this_process():
-            reset_on_close(self._socket)
+            self._network.reset_on_close(self._socket)
             # A child that holds the descriptor too would hide the reset, so the peer sees an end instead.
             self._shut = self._children == forks.children()
         self.close_socket()

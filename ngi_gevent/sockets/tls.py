@@ -22,7 +22,6 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout
@@ -32,7 +31,6 @@ from greenlet import getcurrent
 from ngi_gevent.core import logs
 from ngi_gevent.core.connection import CLOSED, CLOSING, END_OF_INPUT, HANDSHAKE, OPEN, STOPPED
 from ngi_gevent.interfaces import IConnection, documented_by
-from ngi_gevent.sockets.socket_options import has_input
 from ngi_gevent.sockets.stream import RECEIVE_SIZE, StreamConnection
 
 if TYPE_CHECKING:
@@ -171,7 +169,7 @@ class TLSConnection(StreamConnection):
 
     def shake_hands(self) -> None:
         self.resume = getcurrent().switch
-        began = latest = monotonic()
+        began = latest = self._network.now()
         extension: Timeout | None = None
         try:
             while not self._handshake_is_done():
@@ -183,13 +181,13 @@ class TLSConnection(StreamConnection):
                     if self._state is not HANDSHAKE:  # it was stopped in the same turn
                         raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED) from None
                     seconds = timeout.seconds or 0.0
-                    stalled = latest - began > seconds or has_input(self._socket)
+                    stalled = latest - began > seconds or self._network.has_input(self._socket)
                     if extension is not None or not stalled:
                         raise
                     extension = Timeout.start_new(seconds)
                     self.waiting = False
                 self._incoming.write(self._receive_in_handshake())
-                latest = monotonic()
+                latest = self._network.now()
         except ssl.SSLError:
             self._refuse()
             raise

@@ -10,7 +10,7 @@ from gevent import socket
 from gevent.queue import Queue
 
 from ngi_gevent.adapters import bottom
-from ngi_gevent.sockets.socket_options import reset_on_close
+from ngi_gevent.sockets.network import Network
 from ngi_gevent.testing.contract.witness import Witness
 
 __all__ = ["MemoryPeer", "SocketPeer"]
@@ -61,6 +61,7 @@ class SocketPeer:
         self._stage = stage
         self._pieces: list[bytes] = []
         self.ended: str | None = None
+        self.sent = 0
         if isinstance(address, (str, bytes)):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(address)
@@ -91,7 +92,9 @@ class SocketPeer:
 
     def _send(self, data: bytes) -> None:
         for start in range(0, len(data), 65536):
-            self.socket.sendall(data[start : start + 65536])
+            piece = data[start : start + 65536]
+            self.socket.sendall(piece)
+            self.sent += len(piece)
 
     def _read(self) -> None:
         try:
@@ -110,7 +113,7 @@ class SocketPeer:
         self._tasks.put(lambda: self.socket.shutdown(socket.SHUT_WR))
 
     def reset(self) -> None:
-        reset_on_close(self.socket)
+        Network().reset_on_close(self.socket)
         self.close()
 
     def read_when_sent(self) -> None:

@@ -1,0 +1,228 @@
+"""The network that an implementation uses: sockets, names, descriptors, and the clock.
+
+Everything that the modules of ``sockets`` ask of the operating system goes through a ``Network``, except for the event
+loop, which belongs to the hub.  Each implementation has one, and hands it to its listeners, connection attempts,
+connections and UDP listeners.  Another network can take its place, with sockets that are Python objects, on a loop that
+knows their descriptors.  For this, two rules apply:
+
+* All that the package does with a socket is in ``Socket``.  Options, and questions to the kernel, are methods of
+  ``Network``.
+* Other modules take constants and exception types from ``socket``, ``errno`` and ``os``, and no functions except those
+  that work on text.
+
+Sockets here are plain sockets of the standard library, even in a patched program: gevent's would wait, and each of them
+costs two more watchers.
+"""
+
+from __future__ import annotations
+
+import _socket
+import array
+import errno
+import fcntl
+import os
+import resource
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Protocol, TypeAlias
+
+from gevent import get_hub
+from gevent import socket as gevent_socket
+from gevent.monkey import get_original
+
+__all__ = ["Network", "Resolved", "Socket"]
+
+WRITE = 2  # what gevent's io watchers watch for
+
+_make_socket: type[socket.socket] = get_original("socket", "socket")
+_getaddrinfo: Callable[..., list[Resolved]] = get_original("socket", "getaddrinfo")
+# The patched one waits on a hub.
+_poll: Callable[[], select.poll] = get_original("select", "poll")
+
+#: One result of ``getaddrinfo``: family, kind, protocol, canonical name, and the address for that family.
+Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
+
+_LINGER_FOR_NOTHING = struct.pack("ii", 1, 0)
+
+
+class Socket(Protocol):
+    """The part of a socket that the package uses.  No method blocks: those that would have to raise
+    ``BlockingIOError``.
+
+    Sockets that a caller of ``listener`` or ``udp_listener`` passes have these methods, too.
+    """
+
+    @property
+    def family(self) -> int: ...
+    def fileno(self) -> int: ...
+    def bind(self, address: Any, /) -> None: ...
+    def listen(self, backlog: int, /) -> None: ...
+    def accept(self) -> Any: ...  # never called: gevent's server requires it, and asks the network
+    def getsockname(self) -> Any: ...
+    def getpeername(self) -> Any: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def send(self, data: bytes | memoryview, /) -> int: ...
+    def sendmsg(self, pieces: Iterable[bytes | memoryview], /) -> int: ...
+    def recvfrom_into(self, buffer: memoryview, size: int, flags: int, /) -> tuple[int, Any]: ...
+    def sendto(self, data: bytes, address: Any, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class Network:
+    """The network of the operating system.  Each method can be called on any thread, and only two of them block."""
+
+    #: Return the time in seconds, on a clock that never goes back.
+    now = staticmethod(time.monotonic)
+
+    # Names.
+
+    def resolve(self, host: str, port: int, kind: int, flags: int = 0) -> list[Resolved]:
+        """Return the addresses of a host and port for sockets of *kind*, in the order of ``getaddrinfo``.
+
+        Blocks the greenlet to look up a name.  A numeric host never blocks: it does not wait for gevent's thread pool,
+        which can be busy, and which cannot start once the main thread has ended.
+
+        :raises OSError: there is no such host.
+        """
+        with suppress(socket.gaierror):
+            return _getaddrinfo(host, port, type=kind, flags=flags | socket.AI_NUMERICHOST)
+        found: list[Any] = gevent_socket.getaddrinfo(host, port, type=kind, flags=flags)
+        return found
+
+    def stat(self, path: str | bytes) -> os.stat_result:
+        """Return the status of the file that a Unix socket is bound to, or raise ``OSError``."""
+        return os.stat(path)
+
+    def unlink(self, path: str | bytes) -> None:
+        """Remove the file that a Unix socket is bound to, or raise ``OSError``."""
+        os.unlink(path)
+
+    # Descriptors.
+
+    def max_descriptors(self) -> int | None:
+        """Return how many descriptors the process can have open, or None if there is no limit."""
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return None if descriptors == resource.RLIM_INFINITY else descriptors
+
+    def check_room(self, count: int) -> None:
+        """Raise ``OSError`` unless the process can open *count* more descriptors."""
+        opened: list[int] = []
+        try:
+            while len(opened) < count:
+                opened += os.pipe()
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+
+    # Sockets.
+
+    def make_socket(self, family: int, kind: int, protocol: int = 0) -> Socket:
+        """Return a new socket, or raise ``OSError``."""
+        sock = _make_socket(family, kind, protocol)
+        sock.setblocking(False)
+        return sock
+
+    def adopt(self, sock: Any) -> Socket:
+        """Return *sock*, which the application made, as a socket of this network."""
+        sock.setblocking(False)
+        return sock  # type: ignore[no-any-return]
+
+    def connect(self, sock: Socket, address: Any) -> None:
+        """Connect *sock*, a new stream socket.  Blocks the greenlet.
+
+        :raises BlockingIOError: the queue of the Unix socket at *address* is full.  Try again later.
+        :raises OSError: the connection attempt failed.
+        """
+        plain: Any = sock
+        error = plain.connect_ex(address)
+        while error in (errno.EINPROGRESS, errno.EALREADY):
+            hub = get_hub()
+            watcher = hub.loop.io(sock.fileno(), WRITE)
+            try:
+                hub.wait(watcher)
+            finally:
+                watcher.close()
+            # Without an error, only another call shows whether the loop called the watcher too early.
+            error = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or plain.connect_ex(address)
+        if error and error != errno.EISCONN:
+            raise OSError(error, os.strerror(error))
+
+    def accept(self, sock: Socket) -> tuple[Socket, Any] | None:
+        """Return the next connection of a listening socket, and the address of the peer; None if there is none yet.
+
+        :raises OSError: accepting failed.
+        """
+        listening: Any = sock
+        try:
+            descriptor, address = listening._accept()
+        except BlockingIOError:
+            return None
+        # The base class of socket.socket has all that a connection needs, and costs each of them less.
+        accepted: Any = _socket.socket(listening.family, listening.type, listening.proto, descriptor)
+        accepted.setblocking(False)
+        return accepted, address
+
+    # Options.
+
+    def allow_address_reuse(self, sock: Socket) -> None:
+        """Let *sock* be bound to a port whose earlier connections the kernel still remembers."""
+        _set(sock, socket.SOL_SOCKET, socket.SO_REUSEADDR)
+
+    def share_port(self, sock: Socket) -> None:
+        """Let other processes bind sockets to the same port."""
+        _set(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT)
+
+    def send_at_once(self, sock: Socket) -> None:
+        """Tell the kernel not to hold small output back in case more follows.  It never does for Unix sockets."""
+        if sock.family != socket.AF_UNIX:
+            _set(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    def keep_alive(self, sock: Socket) -> None:
+        """Tell the kernel to probe silent peers."""
+        _set(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+    def reset_on_close(self, sock: Socket) -> None:
+        """Make the close of *sock* reset its connection, and drop unsent output."""
+        # macOS refuses if the peer has reset the connection, and the caller must still close the socket.
+        with suppress(OSError):
+            _set(sock, socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_FOR_NOTHING)
+
+    # Questions to the kernel.
+
+    def queued_output(self, sock: Socket) -> int:
+        """Return how many bytes of output the kernel holds that the peer has not taken."""
+        queued = array.array("i", [0])
+        try:
+            fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
+        except OSError:  # some systems cannot say
+            return 0
+        return queued[0]
+
+    def send_buffer_size(self, sock: Socket) -> int:
+        """Return how many bytes of output the kernel holds for *sock* at most."""
+        plain: Any = sock
+        return plain.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # type: ignore[no-any-return]
+
+    def has_input(self, sock: Socket) -> bool:
+        """Return whether *sock* has something to receive: input, the end of it, or an error."""
+        return _is_ready(sock, select.POLLIN)
+
+    def is_broken(self, sock: Socket) -> bool:
+        """Return whether the connection of *sock* has broken, or has ended in both directions."""
+        return _is_ready(sock, 0)
+
+
+def _set(sock: Any, level: int, option: int, value: int | bytes = 1) -> None:
+    sock.setsockopt(level, option, value)
+
+
+def _is_ready(sock: Socket, events: int) -> bool:
+    poll = _poll()
+    poll.register(sock.fileno(), events)  # poll also reports errors, and the end of both directions
+    return bool(poll.poll(0))

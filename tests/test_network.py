@@ -1,0 +1,353 @@
+"""The seam to the system: what is asked of it, by whom, and that another network can take its place."""
+
+from __future__ import annotations
+
+import _socket
+import ast
+import errno
+import os
+import resource
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from certificates import client_context, server_context
+from gevent.event import Event
+from gevent.hub import Hub, set_hub
+from stages import PATIENCE
+
+import ngi_gevent
+from ngi_gevent import testing
+from ngi_gevent.core.threads import Flag, start_new_thread
+from ngi_gevent.sockets.network import Network, Socket
+
+SOCKETS = Path(ngi_gevent.__file__).parent / "sockets"
+
+#: What other modules may use of those that ask the system: it works on text only, or is a type.
+HARMLESS = {
+    "socket": {"gaierror", "inet_pton"},
+    "os": {"fsdecode", "fspath", "strerror", "path", "stat_result"},
+    "stat": {"S_ISSOCK"},
+    "time": set(),
+    "fcntl": set(),
+    "resource": set(),
+    "select": set(),
+    "termios": set(),
+    "_socket": set(),
+    "gevent.socket": set(),
+    "gevent.select": set(),
+}
+
+
+def asked_of_the_system(code: str) -> set[str]:
+    """The names in *code* that ask the system something, and are neither constants nor harmless."""
+    names: dict[str, str] = {}  # what the module is called, and what it is
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                if full in HARMLESS:
+                    names[alias.asname or alias.name] = full
+                elif node.module in HARMLESS and not is_harmless(str(node.module), alias.name):
+                    found.add(full)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in names:
+            module = names[ast.unparse(node.value)]
+            if module in HARMLESS and not is_harmless(module, node.attr):
+                found.add(f"{module}.{node.attr}")
+        elif isinstance(node, ast.Attribute) and node.attr == "_sock":
+            found.add("_sock")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "get_original":
+            module, name = (ast.literal_eval(argument) for argument in node.args)
+            if module in HARMLESS and not is_harmless(module, name):
+                found.add(f"{module}.{name}")
+    return found
+
+
+def is_harmless(module: str, name: str) -> bool:
+    return name.isupper() or name in HARMLESS[module]
+
+
+@pytest.mark.parametrize("file", sorted(SOCKETS.glob("*.py")), ids=lambda file: file.stem)
+def test_only_the_network_asks_the_system(file):
+    if file.stem not in {"network", "event_loop"}:
+        assert asked_of_the_system(file.read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import socket\nsocket.socket(socket.AF_INET)", {"socket.socket"}),
+        ("from socket import AF_UNIX, socketpair", {"socket.socketpair"}),
+        ("from gevent import socket as gevent_socket\ngevent_socket.getaddrinfo()", {"gevent.socket.getaddrinfo"}),
+        ("from time import monotonic", {"time.monotonic"}),
+        ("import os\nos.path.abspath(os.getcwd())", {"os.getcwd"}),
+        ("import os\nimport fcntl\nfcntl.ioctl(0)\nos.stat(0)", {"fcntl.ioctl", "os.stat"}),
+        ("get_original('select', 'poll')", {"select.poll"}),
+        ("def receive(sock):\n    sock._sock.recv(1)", {"_sock"}),
+        ("import errno, os, socket\nOSError(errno.EBADF, os.strerror(errno.EBADF))\nsocket.SHUT_WR", set()),
+    ],
+)
+def test_what_is_asked_of_the_system_is_found(code, expected):
+    assert asked_of_the_system(code) == expected
+
+
+# Another network.
+
+#: What is added to each descriptor, so that it means nothing to the system.
+OFFSET = 2**30
+
+METHODS = {name for name in vars(Network) if not name.startswith("_")}
+OF_SOCKETS = {name for name in vars(Socket) if not name.startswith("_")}
+
+
+class OtherSocket:
+    """A socket with nothing but what ``Socket`` has, whose descriptor only ``OtherLoop`` knows."""
+
+    def __init__(self, network: OtherNetwork, sock: Any) -> None:
+        self.network = network
+        self.real = sock
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in OF_SOCKETS:
+            raise AttributeError(f"the package uses {name}, which is not in Socket")
+        self.network.used.add(name)
+        return getattr(self.real, name)
+
+    def fileno(self) -> int:
+        return self.real.fileno() + OFFSET
+
+
+class OtherNetwork(Network):
+    """The system's network, with a clock of its own.  It records the calls, also those of sockets."""
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+        self.time = 0.0
+
+    def __getattribute__(self, name: str) -> Any:
+        method = super().__getattribute__(name)
+        if name not in METHODS:
+            return method
+        self.used.add(name)
+        return method if name == "now" else self.translated(method)
+
+    def translated(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = method(*map(self.inside, arguments), **options)
+            return tuple(map(self.outside, result)) if type(result) is tuple else self.outside(result)
+
+        return call
+
+    def inside(self, value: Any) -> Any:
+        return value.real if isinstance(value, OtherSocket) else value
+
+    def outside(self, value: Any) -> Any:
+        return OtherSocket(self, value) if isinstance(value, _socket.socket) else value
+
+    def now(self) -> float:
+        return self.time
+
+
+class OtherLoop:
+    """gevent's loop, which knows the descriptors of ``OtherSocket``."""
+
+    def __init__(self, loop: Any) -> None:
+        self.real = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def io(self, descriptor: int, events: int, **options: Any) -> Any:
+        return self.real.io(descriptor - OFFSET if descriptor >= OFFSET else descriptor, events, **options)
+
+
+def on_other_loop(function: Callable[[], None]) -> None:
+    """Call *function* in a thread whose hub has an ``OtherLoop``, and raise what it raised."""
+    done, raised = Flag(), []
+
+    def run() -> None:
+        hub = Hub(loop=OtherLoop(gevent.get_hub().loop))
+        set_hub(hub)
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            hub.destroy(destroy_loop=True)
+            done.set()
+
+    start_new_thread(run, ())
+    assert done.wait(PATIENCE)
+    for error in raised:
+        raise error
+
+
+class Upper(testing.Recorder):
+    def __init__(self, connection: Any) -> None:
+        super().__init__()
+        connection.set_handler(self)
+
+    def handle_input(self, connection: Any, data: bytes) -> None:
+        super().handle_input(connection, data)
+        connection.write(data.upper())
+
+
+def converse(network: Network, address: Any, **contexts: Any) -> None:
+    """A conversation that needs all that a network has for streams."""
+    implementation = ngi_gevent.Implementation()
+    implementation._network = network
+    served = []
+
+    def server(connection: Any) -> None:
+        served.append(Upper(connection))
+
+    options = {"ssl_context": contexts["server"]} if contexts else {}
+    listener = implementation.listener(address, server, idle_timeout=PATIENCE, reuse_port=True, **options)
+    options = {"ssl_context": contexts["client"], "server_hostname": "localhost"} if contexts else {}
+    clients = [testing.Recorder(), testing.Recorder(), testing.Recorder()]
+    for client in clients:
+        listener.connect(client, **options)
+        client.wait_connected().write(b"one ")
+        client.expect(b"ONE ")
+        client.connection.writelines([b"two ", b"x" * 100_000, b" " * 100_000])
+        client.expect(b"TWO " + b"X" * 100_000 + b" " * 100_000)
+    clients[0].connection.close()
+    clients[1].connection.abort()
+    for handler in served[:2]:
+        handler.wait_closed()
+    listener.close()
+    assert clients[2].wait_closed() == "end of input"
+    implementation.wait(PATIENCE)
+    implementation.close()
+
+
+def test_another_network_can_take_its_place(tmp_path, no_socket_left):
+    network = OtherNetwork()
+    inet, unix = ("localhost", 0), (str(tmp_path / "socket"), f"\0{tmp_path}")
+    contexts = {"server": server_context(), "client": client_context()}
+    on_other_loop(lambda: [converse(network, address) for address in (inet, *unix)])
+    on_other_loop(lambda: converse(network, inet, **contexts))
+    on_other_loop(lambda: send_and_answer(network, [inet, *unix]))
+    never = {"accept"}  # of sockets; the network has one, too
+    rare = {"adopt", "check_room", "has_input", "is_broken", "fileno"}
+    assert network.used - rare == (METHODS | OF_SOCKETS - never) - rare
+
+
+def send_and_answer(network: Network, addresses: list[Any]) -> None:
+    implementation = ngi_gevent.Implementation()
+    implementation._network = network
+    received = []
+    happened = Event()
+
+    def answer(sender: Any, data: bytes) -> None:
+        received.append(data)
+        listener.send(sender if isinstance(sender, tuple) else listener.address, data.upper())
+        happened.set()
+
+    def until_received(data: bytes) -> None:
+        with gevent.Timeout(PATIENCE):
+            while data not in received:
+                happened.wait()
+                happened.clear()
+
+    for address in addresses:
+        listener = implementation.udp_listener(address, answer)
+        implementation.udp(listener.address, b"question")
+        until_received(b"question")
+        listener.close()
+        received.clear()
+    implementation.close()
+
+
+class SteppedClock(Network):
+    """A clock that is moved by hand.  *asked* is set when it has been asked often."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.calls = 0
+        self.asked = Event()
+
+    def now(self) -> float:
+        self.calls += 1
+        if self.calls > 10:
+            self.asked.set()
+        return self.time
+
+
+def test_an_idle_connection_is_so_by_the_clock_of_the_network(tcp):
+    clock = tcp.implementation._network = SteppedClock()
+    client, served = tcp.talk(idle_timeout=0.001)
+    clock.calls = 0
+    assert clock.asked.wait(PATIENCE)
+    assert served.connection
+    clock.time = 1.0
+    tcp.until(lambda: served.closed)
+    assert isinstance(served.closed, ngi_gevent.Timeout)
+
+
+class WithoutLinger(_socket.socket):
+    """A socket as macOS has it after the peer has reset the connection."""
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        if option == socket.SO_LINGER:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        super().setsockopt(level, option, *value)
+
+
+class AcceptsWithoutLinger(Network):
+    def accept(self, sock: Any) -> Any:
+        accepted = super().accept(sock)
+        if accepted is None:
+            return None
+        real, address = accepted
+        return WithoutLinger(real.family, real.type, real.proto, real.detach()), address
+
+
+def test_a_socket_that_refuses_to_be_reset_is_closed(tcp):
+    tcp.implementation._network = AcceptsWithoutLinger()
+    client, served = tcp.talk()
+    served.connection.abort()
+    tcp.until(lambda: served.connection._gone and client.closed)
+    assert client.closed == "end of input"
+
+
+class WithoutFiles(Network):
+    """A network in which the file of a Unix socket is gone as soon as it was made."""
+
+    def stat(self, path: str | bytes) -> os.stat_result:
+        self.unlink(path)
+        return super().stat(path)
+
+
+def test_a_listener_whose_file_is_gone_at_once_leaves_no_socket_open(tcp, tmp_path):
+    tcp.implementation._network = WithoutFiles()
+    for listen in tcp.implementation.listener, tcp.implementation.udp_listener:
+        with pytest.raises(FileNotFoundError, match="socket"):
+            listen(str(tmp_path / "socket"), print)
+
+
+def test_a_scope_that_is_not_an_int_leaves_no_socket_open(tcp):
+    for listen in tcp.implementation.listener, tcp.implementation.udp_listener:
+        with pytest.raises(TypeError):
+            listen(("::1", 0, 0, "lo"), print)
+
+
+def test_room_for_descriptors_is_checked_and_given_back(no_socket_left):
+    network = Network()
+    before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    network.check_room(5)
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(OSError, match="Too many open files"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (20, hard))
+        try:
+            network.check_room(40)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    assert before == [] or len(os.listdir("/proc/self/fd")) == len(before)
