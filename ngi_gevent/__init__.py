@@ -12,16 +12,8 @@ from ngi_gevent.errors import (
     Timeout,
     UnexpectedResponse,
 )
-from ngi_gevent.sockets.implementation import (
-    Implementation,
-    Inline,
-    Threaded,
-    connect,
-    listener,
-    udp,
-    udp_listener,
-    wait,
-)
+from ngi_gevent.sockets.implementation import Implementation, Inline
+from ngi_gevent.sockets.threaded import Threaded
 
 __all__ = [
     "ConnectionClosed",
@@ -43,3 +35,10 @@ __all__ = [
     "udp_listener",
     "wait",
 ]
+
+_default = Implementation()
+connect = _default.connect
+listener = _default.listener
+udp = _default.udp
+udp_listener = _default.udp_listener
+wait = _default.wait

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import ngi_gevent
 from ngi_gevent.adapters import Base, bottom
 from ngi_gevent.core.connection import check_returned, check_timeout, is_end_of
 from ngi_gevent.core.threads import Flag, get_ident
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Timeout
 from ngi_gevent.files import Input, Output, files, server
-from ngi_gevent.sockets import implementation
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import (
@@ -76,7 +76,7 @@ def connect(
     timeout: float | None = None,
 ) -> IConnection: ...
 def connect(
-    address: Any, connect: Callable[[Any, Any], object] = implementation.connect, timeout: float | None = None
+    address: Any, connect: Callable[[Any, Any], object] = ngi_gevent.connect, timeout: float | None = None
 ) -> IConnection:
     """Connect, and return the connection, which holds its input until it is given a handler.
 
@@ -114,7 +114,7 @@ def open(
 ) -> tuple[Output, Input]: ...
 def open(
     address_or_connection: Any,
-    connect: Callable[[Any, Any], object] = implementation.connect,
+    connect: Callable[[Any, Any], object] = ngi_gevent.connect,
     timeout: float | None = None,
 ) -> tuple[Output, Input]:
     """Make binary files of a connection, or of a new one to an address: what is written to the peer, what it sends.

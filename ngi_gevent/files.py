@@ -27,7 +27,7 @@ from gevent.exceptions import ConcurrentObjectUseError
 from ngi_gevent.adapters import MAX_LINE, bottom
 from ngi_gevent.core import logs
 from ngi_gevent.core.connection import END_OF_INPUT, LOW_WATER, as_bytes, as_iterator, check_returned, check_timeout
-from ngi_gevent.core.registry import Outstanding
+from ngi_gevent.core.registry import Registry
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
 
@@ -108,7 +108,7 @@ def _report(connection: Any, error: BaseException, input: Input) -> None:
         error.__traceback__ = None  # whose frames hold the files, and these the error
     else:
         # To whom a handler's exceptions go, too; a connection that no listener accepted has nobody but the log.
-        (connection.control or Outstanding()).handler_raised(peer, _FUNCTION, error)
+        (connection.control or Registry()).handler_raised(peer, _FUNCTION, error)
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -56,6 +58,42 @@ def in_thread(function, *arguments):
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]
+
+
+class Steps:
+    """Runs *function* in another thread, and *each* in this one between any two lines of the functions *named*."""
+
+    def __init__(self, function: Callable[[], object], each: Callable[[], object], named: set[str]) -> None:
+        self._named = named
+        self._steps: Queue[threading.Event | None] = Queue()
+        self._thread = threading.Thread(target=self._run, args=[function])
+        self._thread.start()
+        while (step := self._steps.get(timeout=PATIENCE)) is not None:
+            try:
+                each()
+            finally:
+                step.set()
+
+    def join(self) -> None:
+        """Wait until *function* has returned."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    def _run(self, function: Callable[[], object]) -> None:
+        sys.settrace(self._trace)
+        try:
+            function()
+        finally:
+            sys.settrace(None)
+            self._steps.put(None)
+
+    def _trace(self, frame: Any, event: str, argument: object) -> Any:
+        if frame.f_code.co_name not in self._named:
+            return None
+        step = threading.Event()
+        self._steps.put(step)
+        step.wait(0.05)  # no longer, since this thread may hold a lock that *each* waits for
+        return self._trace
 
 
 class ThreadedStage(SocketStage):

@@ -119,10 +119,10 @@ import json, os, signal, socket, sys
 from contextlib import suppress
 
 import ngi_gevent
-from ngi_gevent.sockets import implementation, mailbox
+from ngi_gevent.sockets import mailbox, threaded
 
 # Whoever waits for a thread that does not exist does so for longer than this test.
-implementation.EXIT_PATIENCE = mailbox.LOOK_AFTER = 1000
+threaded.EXIT_PATIENCE = mailbox.LOOK_AFTER = 1000
 
 
 def serve(connection):

@@ -11,7 +11,7 @@ from queue import Queue
 
 import gevent
 import pytest
-from stages import PATIENCE, in_thread
+from stages import PATIENCE, Steps, in_thread
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, ImplementationClosed, blocking
@@ -96,38 +96,6 @@ def test_a_mailbox_that_is_closed_refuses_calls_but_those_inside_return():
     assert not mailbox.post(print)
     with pytest.raises(ImplementationClosed):
         mailbox.call(print)
-
-
-class Steps:
-    """Runs *function* in another thread, and *each* in this one between any two lines of the functions *named*."""
-
-    def __init__(self, function, each, named):
-        self._named = named
-        self._steps = Queue()
-        thread = threading.Thread(target=self._run, args=[function])
-        thread.start()
-        while (step := self._steps.get(timeout=PATIENCE)) is not None:
-            try:
-                each()
-            finally:
-                step.set()
-        thread.join(PATIENCE)
-
-    def _run(self, function):
-        sys.settrace(self._trace)
-        try:
-            function()
-        finally:
-            sys.settrace(None)
-            self._steps.put(None)
-
-    def _trace(self, frame, event, argument):
-        if frame.f_code.co_name not in self._named:
-            return None
-        step = threading.Event()
-        self._steps.put(step)
-        step.wait(0.05)  # no longer, since this thread may hold a lock that *each* waits for
-        return self._trace
 
 
 def test_every_call_ends_in_order_while_the_hub_is_destroyed(monkeypatch):
@@ -239,7 +207,7 @@ def raised(function, *arguments):
 connections, locks, held, over = [], [], threading.Event(), threading.Event()
 
 def hold():
-    with implementation._mailbox.lock, implementation._starting, locks[0]:
+    with implementation._start.registry.mailbox.lock, implementation._starting, locks[0]:
         held.set()
         over.wait()
 

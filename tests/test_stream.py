@@ -17,7 +17,7 @@ from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking
-from ngi_gevent.sockets import implementation, linger
+from ngi_gevent.sockets import hub_registry, linger
 from ngi_gevent.sockets.dispatcher import Dispatcher
 
 
@@ -670,8 +670,8 @@ def test_the_end_of_a_with_statement_waits_until_closed_connections_have_deliver
 def test_the_end_of_a_with_statement_does_not_wait_for_ever(tcp, monkeypatch, output):
     """For a peer that takes nothing, nor for an iterator that yields nothing."""
     monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
-    monkeypatch.setattr(implementation, "SEND_TIMEOUT", 0.05)
-    monkeypatch.setattr(implementation, "DRAIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(hub_registry, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(hub_registry, "DRAIN_TIMEOUT", 0.05)
     never = Event()
     tcp.peer(tcp.listen(lambda connection: None))
     with gevent.Timeout(PATIENCE), type(tcp.implementation)() as clients:
@@ -684,7 +684,7 @@ def test_the_end_of_a_with_statement_does_not_wait_for_ever(tcp, monkeypatch, ou
 
 def test_the_end_of_a_with_statement_does_not_wait_for_a_handler_that_is_blocked(socket_stage, monkeypatch):
     monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
-    monkeypatch.setattr(implementation, "DRAIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(hub_registry, "DRAIN_TIMEOUT", 0.05)
     listener = socket_stage.listen()
     client = Blocking(socket_stage)
     with gevent.Timeout(PATIENCE), type(socket_stage.implementation)() as clients:
@@ -794,7 +794,7 @@ def test_waits_that_time_out_leave_nothing_behind(tcp):
         with pytest.raises(TimeoutError):
             tcp.implementation.wait(0)
     (outstanding,) = tcp.implementation._on_hub.values()
-    assert outstanding._when_empty == []
+    assert outstanding._wakers == []
 
 
 def test_a_connect_to_a_busy_unix_socket_waits_without_using_the_processor(tcp, tmp_path):

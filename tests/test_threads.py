@@ -15,7 +15,7 @@ from queue import Queue
 
 import gevent
 import pytest
-from stages import PATIENCE, TCPStage, Witness, in_thread
+from stages import PATIENCE, Steps, TCPStage, Witness, in_thread
 
 import ngi_gevent.testing
 from ngi_gevent import (
@@ -32,7 +32,7 @@ from ngi_gevent import (
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.sockets import linger, mailbox
 from ngi_gevent.sockets.event_loop import is_libuv
-from ngi_gevent.sockets.implementation import EXIT_PATIENCE
+from ngi_gevent.sockets.threaded import EXIT_PATIENCE
 
 
 class Echo(Witness):
@@ -340,11 +340,11 @@ class LastMoment(ngi_gevent.Implementation):
         assert self.over.wait(PATIENCE)  # since nobody may use a hub that is destroyed
         gevent.get_hub().destroy()
 
-    def _make_outstanding(self):
+    def _make_registry(self):
         go_on = threading.Event()
         self.arrived.put(go_on)
         assert go_on.wait(PATIENCE)
-        return super()._make_outstanding()
+        return super()._make_registry()
 
 
 def test_close_ends_what_other_threads_begin_meanwhile():
@@ -673,6 +673,118 @@ class Hello:
         pass
 
 
+@pytest.mark.parametrize("at", range(1, 46, 4))
+def test_wait_returns_if_another_thread_closes_in_that_moment(at):
+    """Whatever the waiting thread is about to do then."""
+
+    def step():
+        nonlocal steps
+        steps += 1
+        if steps == at:
+            implementation.close()
+
+    steps, raised = 0, []
+    implementation = Threaded()
+    implementation.listener(None, Upper)
+
+    def wait():
+        try:
+            implementation.wait(PATIENCE)
+        except BaseException as error:
+            raised.append(error)
+
+    waiting = Steps(wait, step, {"wait", "_running_registry", "_check_open", "call_soon", "post", "join"})
+    implementation.close()
+    waiting.join()
+    assert raised == []
+
+
+def test_a_wait_with_a_timeout_ends_in_time_while_a_handler_computes():
+    busy, go_on = threading.Event(), threading.Event()
+
+    class Busy(ngi_gevent.testing.Recorder):
+        def handle_input(self, connection, data):
+            busy.set()
+            assert go_on.wait(PATIENCE)
+
+    client = ngi_gevent.testing.Recorder()
+    with Threaded() as implementation:
+        implementation.listener(None, Busy().connected).connect(client)
+        client.wait_connected().write(b"x")
+        assert busy.wait(PATIENCE)
+        with pytest.raises(ngi_gevent.Timeout, match="StreamListener"):
+            implementation.wait(0.01)
+        go_on.set()
+
+
+def test_join_waits_for_the_end_of_the_thread():
+    class Join(ngi_gevent.testing.Recorder):
+        def handle_input(self, connection, data):
+            try:
+                implementation.join()
+            except Deadlock:
+                connection.write(b"deadlock")
+
+    implementation, client = Threaded(), ngi_gevent.testing.Recorder()
+    implementation.join()  # it was never started
+    implementation.listener(None, Join().connected).connect(client)
+    (thread,) = (each for each in threading.enumerate() if each.name == "ngi_gevent.Threaded")
+    client.wait_connected().write(b"x")
+    client.expect(b"deadlock")
+    with pytest.raises(ngi_gevent.Timeout, match="StreamListener"):
+        implementation.join(0.01)
+    with pytest.raises(ValueError, match="timeout"):
+        implementation.join(-1)
+    joining = threading.Thread(target=implementation.join)
+    joining.start()
+    implementation.close()
+    implementation.join(PATIENCE)
+    joining.join(PATIENCE)
+    assert not joining.is_alive()
+    thread.join(1)
+    assert not thread.is_alive()
+
+
+COMPUTES_AT_EXIT = """
+import socket, threading, time
+import ngi_gevent
+from ngi_gevent.sockets import threaded
+
+threaded.EXIT_PATIENCE = 0.2
+computing = threading.Event()
+
+def handle_input(connection, data):
+    computing.set()
+    end = time.monotonic() + 20
+    try:
+        while time.monotonic() < end:
+            pass
+    finally:
+        print("interrupted" if time.monotonic() < end else "done", flush=True)
+
+class Compute:
+    def __init__(self, connection):
+        connection.set_handler(self)
+
+    def handle_input(self, connection, data):
+        handle_input(connection, data)
+
+listener = ngi_gevent.Threaded().listener(None, Compute)
+client = socket.create_connection(listener.address)
+client.sendall(b"x")
+assert computing.wait(20)
+"""
+
+
+def test_a_handler_that_computes_when_the_program_ends_is_interrupted():
+    """The thread must not go on while the interpreter ends: CPython 3.13 crashes then."""
+    program = subprocess.run(
+        [sys.executable, "-c", COMPUTES_AT_EXIT], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (program.returncode, program.stdout) == (0, "interrupted\n")
+    assert "SystemExit" in program.stderr  # the log tells where it was
+
+
 # Scripts.
 
 
@@ -749,6 +861,32 @@ def test_errors_that_no_wait_comes_for_are_logged(tcp, caplog):
         tcp.until(lambda: tcp.connections and not tcp.connections[0])
     tcp.until(lambda: len(caplog.records) == 2)
     assert [record.exc_info[0] for record in caplog.records] == [ValueError, KeyError]
+
+
+class Interrupted(Hello):
+    """Ctrl-C arrives in its handler."""
+
+    def handle_input(self, connection, data):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_handler_of_a_script_that_does_not_wait_reaches_the_main_greenlet(tcp, caplog):
+    listener = tcp.listen(Echo)
+    with Inline() as implementation:
+        implementation.connect(listener.address, Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            gevent.sleep(PATIENCE)
+        implementation.wait(PATIENCE)  # which does not raise it again
+    assert [record.exc_info[0] for record in caplog.records] == [KeyboardInterrupt]
+
+
+def test_ctrl_c_in_a_handler_of_a_script_that_waits_is_raised_by_wait(tcp, caplog):
+    listener = tcp.listen(Echo)
+    with Inline() as implementation:
+        implementation.connect(listener.address, Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            implementation.wait(PATIENCE)
+    assert not caplog.records
 
 
 def test_a_server_that_never_answers_is_a_timeout(tcp):

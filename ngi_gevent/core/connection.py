@@ -322,13 +322,9 @@ class BaseConnection:
         """
         return self._state is OPEN and not self._ended_elsewhere
 
-    def unsent_size(self) -> int:
-        """Return how many bytes of output the peer has not taken."""
-        return self._pending
-
-    def has_connections(self) -> bool:
-        """Return whether it is not closed; as that of a listener, for whoever has both."""
-        return self._state is not CLOSED
+    def unsent_size(self) -> int | None:
+        """Return how many bytes of output the peer has not taken; None if the connection is closed."""
+        return None if self._state is CLOSED else self._pending
 
     def is_full(self) -> bool:
         """Return whether more input must wait until the peer takes output.

@@ -65,6 +65,9 @@ class BaseDatagramListener:
     def stop(self) -> None:
         self.close()
 
+    def unsent_size(self) -> None:
+        """Return None: it has no connections."""
+
     def _take(self, sender: Any, length: int, data: bytes | memoryview) -> None:
         """Give a datagram of *length* bytes to the handler; *data* may be less, if it is longer than it may be."""
         if length > self._buffer_size:

@@ -115,13 +115,10 @@ class BaseListener:
         self._wait_until_empty(0)  # only so that handlers hear of it before the caller, who may be about to exit
         return ended
 
-    def unsent_size(self) -> int:
-        """Return how many bytes of output the peers of its connections have not taken."""
-        return sum(connection.unsent_size() for connection in list(self._connections))
-
-    def has_connections(self) -> bool:
-        """Return whether it has connections that are not closed."""
-        return any(connection.has_connections() for connection in list(self._connections))
+    def unsent_size(self) -> int | None:
+        """Return how many bytes of output the peers have not taken; None if no connection is left."""
+        sizes = [size for connection in list(self._connections) if (size := connection.unsent_size()) is not None]
+        return sum(sizes) if sizes else None
 
     # What connections tell their owner.
 

@@ -1,67 +1,85 @@
-"""What an implementation has under way, and the log that learns what handlers raise."""
+"""What an implementation has outstanding, and where the exceptions of handlers go."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.connection import BaseConnection
 
-__all__ = ["Outstanding"]
+__all__ = ["OnError", "Registry", "log_error"]
 
 
-class _Stoppable(Protocol):
-    def stop(self) -> None: ...
+class _Item(Protocol):
+    """What can be outstanding: a connection attempt, a client connection, or a listener of either kind."""
+
+    def stop(self) -> None:
+        """End without waiting."""
+
+    def unsent_size(self) -> int | None:
+        """Return how many bytes of output the peers have not taken; None if no connection is left."""
 
 
-class Outstanding:
-    """Listeners of both kinds, connects and client connections: everything that ``wait`` waits for.  It is their owner.
+#: Called with the registry, the peer, what has raised, the exception, and a limit for log entries, or None.
+OnError: TypeAlias = Callable[[Any, Any, str, BaseException, "logs.Seldom | None"], None]
 
-    Server connections belong to their listener, which is outstanding for as long as they are.
+
+def log_error(registry: Any, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
+    """Log an exception in a handler."""
+    logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error, seldom=seldom)
+
+
+class Registry:
+    """Everything that ``wait`` waits for: connection attempts, client connections, and listeners of both kinds.
+
+    It is their owner.  A server connection belongs to its listener, which is outstanding for as long as the connection.
     """
 
-    def __init__(self) -> None:
-        self._items: dict[_Stoppable, None] = {}
-        self._when_empty: list[Callable[[], object]] = []  # of those who wait
+    def __init__(self, on_error: OnError = log_error) -> None:
+        self._items: dict[_Item, None] = {}
+        self._on_error = on_error
+        self._wakers: list[Callable[[], object]] = []  # of waiting callers
 
     def __bool__(self) -> bool:
         return bool(self._items)
 
     def __str__(self) -> str:
-        return ", ".join(map(repr, self._items)) or "nothing"
+        return ", ".join(map(repr, list(self._items))) or "nothing"
 
-    def add(self, item: _Stoppable) -> None:
+    def add(self, item: _Item) -> None:
         self._items[item] = None
 
     def forget(self, item: Any) -> None:
         self._items.pop(item, None)
         if not self._items:
-            for callback in list(self._when_empty):
-                callback()
+            self.wake()
 
-    def includes(self, connection: Any) -> bool:
-        """Whether *connection*, or connect, or listener for datagrams, or None, keeps this from being empty."""
-        return connection in self._items or getattr(connection, "control", None) in self._items
+    def wake(self) -> None:
+        """Make waiting callers check what they wait for."""
+        wakers, self._wakers = self._wakers, []
+        for wake in wakers:
+            wake()
 
-    def unsent_size(self) -> int:
-        """Return how many bytes of output the peers have not taken."""
-        return sum(item.unsent_size() for item in list(self._items) if hasattr(item, "unsent_size"))
+    def includes(self, item: Any) -> bool:
+        """Return whether *item* is outstanding, or is a connection whose listener is; None is not."""
+        return item in self._items or getattr(item, "control", None) in self._items
 
-    def has_connections(self) -> bool:
-        """Return whether there are connections that are not closed."""
-        return any(item.has_connections() for item in list(self._items) if hasattr(item, "has_connections"))
+    def unsent_size(self) -> int | None:
+        """Return how many bytes of output the peers have not taken; None if no connection is left."""
+        sizes = [size for item in list(self._items) if (size := item.unsent_size()) is not None]
+        return sum(sizes) if sizes else None
 
     def stop(self) -> None:
-        """End everything without waiting, but for connections that are closed already: they finish delivering."""
+        """End everything without waiting, except connections that are closed already: they finish delivering."""
         for item in list(self._items):
             if not isinstance(item, BaseConnection) or item.delivers():
                 item.stop()
 
-    # What is owned tells this.
+    # What the items call.
 
     def connection_gone(self, connection: Any) -> None:
         self.forget(connection)
 
     def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
-        logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error, seldom=seldom)
+        self._on_error(self, peer, where, error, seldom)

@@ -21,7 +21,7 @@ from ngi_gevent.sockets.event_loop import for_timer
 from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
-    from ngi_gevent.core.registry import Outstanding
+    from ngi_gevent.core.registry import Registry
     from ngi_gevent.interfaces import IClientConnectHandler, Reason
     from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.transport import MakeConnection
@@ -38,7 +38,7 @@ class Connector:
     def __init__(
         self,
         network: Network,
-        owner: Outstanding,
+        owner: Registry,
         hub: Any,
         address: Any,
         handler: IClientConnectHandler,
@@ -68,6 +68,9 @@ class Connector:
         """Give up, and call ``failed_connect`` with ``'stopped'``.  Can be called on any thread."""
         self._stopped = True
         self._mailbox.call_soon(self._give_up)
+
+    def unsent_size(self) -> None:
+        """Return None: there is no connection yet."""
 
     def _give_up(self) -> None:
         if self._connecting:

@@ -404,8 +404,8 @@ class StreamConnection(BaseConnection):
         for callback in callbacks:
             self._call_when_closed(callback)
 
-    def unsent_size(self) -> int:
-        return self._pending + (0 if self._state is CLOSED else self._network.queued_output(self._socket))
+    def unsent_size(self) -> int | None:
+        return None if self._state is CLOSED else self._pending + self._network.queued_output(self._socket)
 
     def is_full(self) -> bool:
         waiting = self._pending + self._dispatcher.mailbox.queued_output(self)

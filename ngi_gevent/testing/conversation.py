@@ -9,7 +9,7 @@ import gevent
 
 from ngi_gevent.core.threads import get_hub_if_exists
 from ngi_gevent.testing.memory.implementation import Implementation
-from ngi_gevent.testing.memory.turns import MemoryOutstanding
+from ngi_gevent.testing.memory.turns import MemoryRegistry
 from ngi_gevent.testing.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -89,24 +89,18 @@ class Conversation:
         self._implementation.raise_error()
 
 
-class _RaisingOutstanding(MemoryOutstanding):
-    """Keeps what handlers raise instead of logging it."""
-
-    error: BaseException | None = None
-
-    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
-        self.error = self.error or error
-
-
 class _Raising(Implementation):
-    """An implementation in memory whose user is told what handlers raise."""
+    """An implementation in memory that raises the exceptions of handlers to its user instead of logging them."""
 
-    _outstanding: _RaisingOutstanding
+    _error: BaseException | None = None
 
-    def _make_outstanding(self) -> MemoryOutstanding:
-        return _RaisingOutstanding(self._turns)
+    def _make_registry(self) -> MemoryRegistry:
+        return MemoryRegistry(self._turns, self._keep)
+
+    def _keep(self, registry: Any, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
+        self._error = self._error or error
 
     def raise_error(self) -> None:
-        error, self._outstanding.error = self._outstanding.error, None
+        error, self._error = self._error, None
         if error is not None:
             raise error

@@ -27,7 +27,7 @@ from ngi_gevent.core.connection import (
 )
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.testing.memory.printing import PrintingHandler, TextPrintingHandler
-from ngi_gevent.testing.memory.turns import MemoryOutstanding, Turns
+from ngi_gevent.testing.memory.turns import MemoryRegistry, Turns
 
 if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
@@ -73,10 +73,10 @@ class Connection(BaseConnection):
         self, handler: IConnectionHandler | None = None, address: Any = None, peer_address: Any = None
     ) -> None:
         turns = Turns()
-        outstanding = MemoryOutstanding(turns)
+        registry = MemoryRegistry(turns)
         peer = unconnected()
-        self._set_up(turns, outstanding, peer, address, peer_address)
-        peer._set_up(turns, outstanding, self, peer_address, address)
+        self._set_up(turns, registry, peer, address, peer_address)
+        peer._set_up(turns, registry, self, peer_address, address)
         peer.set_handler(self.printing_handler() if handler is None else handler)
 
     def _set_up(

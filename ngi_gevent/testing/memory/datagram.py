@@ -9,7 +9,7 @@ from ngi_gevent.core.datagram import BaseDatagramListener
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IUDPHandler
-    from ngi_gevent.testing.memory.turns import MemoryOutstanding
+    from ngi_gevent.testing.memory.turns import MemoryRegistry
 
 __all__ = ["DatagramListener", "check_hashable", "check_send_address", "deliver"]
 
@@ -42,12 +42,12 @@ class DatagramListener(BaseDatagramListener):
     It is what :class:`ngi_gevent.interfaces.IUDPListener` says.
     """
 
-    _owner: MemoryOutstanding
+    _owner: MemoryRegistry
 
     def __init__(
         self,
         listeners: dict[Hashable, DatagramListener],
-        owner: MemoryOutstanding,
+        owner: MemoryRegistry,
         address: Hashable,
         handler: IUDPHandler,
         buffer_size: int,

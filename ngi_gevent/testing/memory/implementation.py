@@ -16,7 +16,7 @@ from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
 from ngi_gevent.sockets import transport
 from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address, deliver
 from ngi_gevent.testing.memory.listening import Listener
-from ngi_gevent.testing.memory.turns import MemoryOutstanding, Turns
+from ngi_gevent.testing.memory.turns import MemoryRegistry, Turns
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -45,7 +45,7 @@ class Implementation:
     def __init__(self) -> None:
         self._closed = False
         self._turns = Turns()
-        self._outstanding = self._make_outstanding()
+        self._registry = self._make_registry()
         self._listeners: dict[Hashable, Listener] = {}
         self._datagram_listeners: dict[Hashable, DatagramListener] = {}
         self._datagram_sender: Hashable = None  # the address that datagrams come from
@@ -124,9 +124,9 @@ class Implementation:
             address = self._fresh_address()
         _check_free(address, self._listeners)
         listener = self._listeners[address] = Listener(
-            self._listeners, self._connect_to, self._outstanding, address, handler, max_connections, output_limit
+            self._listeners, self._connect_to, self._registry, address, handler, max_connections, output_limit
         )
-        self._outstanding.add(listener)
+        self._registry.add(listener)
         return listener
 
     def udp(self, address: Hashable, data: Data) -> None:
@@ -155,9 +155,9 @@ class Implementation:
         if address is None:
             address = self._fresh_address()
         _check_free(address, self._datagram_listeners)
-        listener = DatagramListener(self._datagram_listeners, self._outstanding, address, handler, buffer_size)
+        listener = DatagramListener(self._datagram_listeners, self._registry, address, handler, buffer_size)
         self._datagram_listeners[address] = listener
-        self._outstanding.add(listener)
+        self._registry.add(listener)
         return listener
 
     def connectable(self, address: Hashable, connection: Connection) -> None:
@@ -170,13 +170,13 @@ class Implementation:
         check_timeout(timeout)
         if self._turns.current is not None:
             raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
-        if self._outstanding:
-            raise Timeout(f"outstanding, and nothing will change that: {self._outstanding}")
+        if self._registry:
+            raise Timeout(f"outstanding, and nothing will change that: {self._registry}")
 
     def close(self) -> None:
         """Close all listeners and end all connections; whatever is asked for afterwards raises.  Twice is harmless."""
         self._closed = True
-        self._outstanding.stop()
+        self._registry.stop()
 
     def _connect(
         self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any
@@ -198,10 +198,10 @@ class Implementation:
         try:
             handler.failed_connect("no such server")
         except BaseException as error:
-            self._outstanding.handler_raised(address, "failed_connect", error)
+            self._registry.handler_raised(address, "failed_connect", error)
 
-    def _make_outstanding(self) -> MemoryOutstanding:
-        return MemoryOutstanding(self._turns)
+    def _make_registry(self) -> MemoryRegistry:
+        return MemoryRegistry(self._turns)
 
     def _check_open(self) -> None:
         if self._closed:

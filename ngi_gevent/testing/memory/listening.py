@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
-    from ngi_gevent.testing.memory.turns import MemoryOutstanding
+    from ngi_gevent.testing.memory.turns import MemoryRegistry
 
 __all__ = ["Listener"]
 
@@ -27,13 +27,13 @@ class Listener(BaseListener):
     But for ``connect``, it is what :class:`ngi_gevent.interfaces.IListener` says.
     """
 
-    _owner: MemoryOutstanding
+    _owner: MemoryRegistry
 
     def __init__(
         self,
         listeners: dict[Hashable, Listener],
         connect: Callable[..., None],
-        owner: MemoryOutstanding,
+        owner: MemoryRegistry,
         address: Hashable,
         server: IServer,
         max_connections: int | None,

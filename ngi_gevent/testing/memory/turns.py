@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.core.registry import Outstanding
+from ngi_gevent.core.registry import Registry, log_error
 from ngi_gevent.core.threads import allocate_lock
 
 if TYPE_CHECKING:
     from ngi_gevent.core.connection import BaseConnection
     from ngi_gevent.core.datagram import BaseDatagramListener
     from ngi_gevent.core.logs import Seldom
+    from ngi_gevent.core.registry import OnError
 
-__all__ = ["MemoryOutstanding", "Turns"]
+__all__ = ["MemoryRegistry", "Turns"]
 
 
 class Turns:
@@ -60,14 +61,18 @@ class Turns:
                 raise error
 
 
-class MemoryOutstanding(Outstanding):
-    """What is outstanding in memory.  What wants the whole program to end leaves the outermost call."""
+class MemoryRegistry(Registry):
+    """What is outstanding in memory."""
 
-    def __init__(self, turns: Turns) -> None:
-        super().__init__()
+    def __init__(self, turns: Turns, on_error: OnError | None = None) -> None:
+        super().__init__(on_error or raise_interrupts)
         self.turns = turns
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None) -> None:
-        super().handler_raised(peer, where, error, seldom)
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.turns.error = error
+
+def raise_interrupts(
+    registry: MemoryRegistry, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None
+) -> None:
+    """Log *error*.  One that must end the program leaves the outermost call."""
+    log_error(registry, peer, where, error, seldom)
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        registry.turns.error = error

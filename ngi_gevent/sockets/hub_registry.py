@@ -1,0 +1,121 @@
+"""What is outstanding on one hub, and what to do with the exceptions of handlers there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ngi_gevent.core.registry import OnError, Registry, log_error
+from ngi_gevent.core.threads import Flag, get_hub_if_exists
+from ngi_gevent.sockets.datagram_socket import DatagramSender
+from ngi_gevent.sockets.dispatcher import Dispatcher
+from ngi_gevent.sockets.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
+
+if TYPE_CHECKING:
+    from ngi_gevent.core.logs import Seldom
+    from ngi_gevent.sockets.network import Network
+
+__all__ = ["HubRegistry", "keep_first_error", "log_and_interrupt"]
+
+
+class HubRegistry(Registry):
+    """What is outstanding on the hub of the thread that makes it.
+
+    :ivar sender: sends datagrams; it is not outstanding.
+    :ivar mailbox: the mailbox of the hub.
+    """
+
+    def __init__(self, network: Network, on_error: OnError) -> None:
+        super().__init__(on_error)
+        self._network = network
+        self.sender = DatagramSender(network)
+        self.mailbox = Dispatcher.current().mailbox
+        self._kept: tuple[Any, str, BaseException] | None = None  # the error for the next wait
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True  # no wait must come any more
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            log_error(self, *kept)
+        super().stop()
+        self.sender.close()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until nothing is outstanding, or for *timeout* seconds.  Return whether nothing is.
+
+        Raises an exception that was kept for this.
+        """
+        deadline = None if timeout is None else self._network.now() + timeout
+        in_time = True
+        while in_time and self and self._kept is None:
+            flag = Flag()
+            self._wakers.append(flag.set)
+            try:
+                in_time = flag.wait(None if deadline is None else max(0, deadline - self._network.now()))
+            finally:
+                self.forget_waker(flag.set)
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            raise kept[2]
+        return not self
+
+    def wait_for_delivery(self) -> None:
+        """Wait until all connections are closed, for as long as peers take some of the output in time.
+
+        Callbacks that still run are not waited for.  A closed connection that has one is noticed within a second.
+        """
+        left, deadline = self.unsent_size(), self._network.now() + SEND_TIMEOUT
+        while not self.wait(DRAIN_TIMEOUT):
+            before, left = left, self.unsent_size()
+            if left is None:
+                return
+            if left != before:
+                deadline = self._network.now() + SEND_TIMEOUT
+            elif self._network.now() > deadline:
+                return
+
+    def keep(self, peer: Any, where: str, error: BaseException) -> bool:
+        """Keep *error* for ``wait`` to raise.  Return False if there is one already, or no wait can come any more."""
+        if self._stopped or self._kept is not None:
+            return False
+        self._kept = peer, where, error
+        self.wake()
+        return True
+
+    def is_waited_for(self) -> bool:
+        return bool(self._wakers)
+
+    def set_when_empty(self, flag: Flag) -> None:
+        """Set *flag* when nothing is outstanding any more."""
+        if self:
+            self._wakers.append(flag.set)
+        else:
+            flag.set()
+
+    def forget_waker(self, wake: Callable[[], object]) -> None:
+        if wake in self._wakers:
+            self._wakers.remove(wake)
+
+
+def log_and_interrupt(
+    registry: HubRegistry, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None
+) -> None:
+    """Log *error*.  One that must end the program, such as Ctrl-C, goes to the main greenlet, as always in gevent."""
+    log_error(registry, peer, where, error, seldom)
+    hub = get_hub_if_exists()
+    if hub is not None and isinstance(error, hub.SYSTEM_ERROR):
+        hub.handle_system_error(type(error), error, error.__traceback__)
+
+
+def keep_first_error(
+    registry: HubRegistry, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None
+) -> None:
+    """Keep *error* for ``wait`` if it is the first one, and log it otherwise.
+
+    One that must end the program does not depend on a wait that may never come.
+    """
+    hub = get_hub_if_exists()
+    ends_program = hub is not None and isinstance(error, hub.SYSTEM_ERROR)
+    if (ends_program and not registry.is_waited_for()) or not registry.keep(peer, where, error):
+        log_and_interrupt(registry, peer, where, error, seldom)

@@ -1,0 +1,252 @@
+"""The implementation that has a hub in a thread of its own."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from gevent import get_hub
+from gevent.event import Event
+from gevent.monkey import is_module_patched
+
+from ngi_gevent.core import forks
+from ngi_gevent.core.connection import check_timeout
+from ngi_gevent.core.registry import log_error
+from ngi_gevent.core.threads import Flag, get_ident, make_lock, start_new_thread
+from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
+from ngi_gevent.interfaces import documented_by
+from ngi_gevent.sockets.hub_registry import HubRegistry
+from ngi_gevent.sockets.implementation import Implementation
+from ngi_gevent.sockets.linger import DRAIN_TIMEOUT
+
+__all__ = ["Threaded"]
+
+#: Seconds that a program which ends gives the thread to end in order: more than a peer that does not close its side
+#: takes, since an interpreter that ends in the same moment as a thread may crash.
+EXIT_PATIENCE = DRAIN_TIMEOUT + 1.0
+
+#: Seconds in which a thread that runs no handler answers.
+IDLE_PATIENCE = 0.1
+
+Result = TypeVar("Result")
+
+
+@documented_by(Implementation)
+class Threaded(Implementation):
+    """Connects and listens on a hub in its own daemon thread, for programs that do not use gevent otherwise.
+
+    Otherwise like :class:`Implementation`.  The thread starts on first use, and ends after ``close()``, when the last
+    connection has ended; it does not wait for greenlets that handlers have spawned.  It is a native thread in every
+    program, monkey-patched or not.  Handlers run on that thread; their exceptions are logged.  Every method can be
+    called from any thread, and blocks only until that thread has made the call: a handler that keeps the thread,
+    without waiting on gevent, keeps callers too.
+    """
+
+    _on_error = staticmethod(log_error)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._starting = make_lock()
+        self._start: _Start | None = None  # in progress or done
+        self._stop = Event()
+        self._delivered = Flag()  # set once it is closed, and all output that peers take is delivered
+        self._ended = Flag()
+
+    def _call(self, function: Callable[[], Result]) -> Result:
+        return self._running_registry().mailbox.call(function)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until nothing is outstanding: no connection attempt, connection or listener.
+
+        Blocks the calling greenlet or thread.  After ``close()``, returns when everything is delivered.
+
+        :param timeout: seconds to wait; None for no limit.
+        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Deadlock: called in a callback of a connection that it would wait for.
+        """
+        check_timeout(timeout)
+        if self._is_on_its_thread():
+            super().wait(timeout)
+            return
+        try:
+            registry = self._running_registry()
+        except ImplementationClosed:
+            if not self._closed:
+                raise
+            self.join(timeout)
+            return
+        empty = Flag()
+        if registry.mailbox.call_soon(registry.set_when_empty, empty) and not empty.wait(timeout):
+            registry.mailbox.call_soon(registry.forget_waker, empty.set)
+            raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread has ended: after ``close()``, when everything is delivered and all callbacks are done.
+
+        Blocks the calling greenlet or thread.  Returns at once if the thread was never started.
+
+        :param timeout: seconds to wait; None for no limit.
+        :raises Timeout: the thread still runs after *timeout* seconds.
+        :raises Deadlock: called on that thread.
+        """
+        check_timeout(timeout)
+        if self._is_on_its_thread():
+            raise Deadlock("join was called on the thread that it would wait for")
+        start = self._start
+        if start is not None and self._has_thread() and not self._ended.wait(timeout):
+            raise Timeout(f"the thread still runs after {timeout} seconds; outstanding: {start.registry}")
+
+    def close(self) -> None:
+        registry = self._closes()
+        if registry is not None:
+            registry.mailbox.call(self._stop_all, registry)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if self._has_thread() and not self._is_on_its_thread():
+            self._delivered.wait()
+
+    def end_at_exit(self) -> None:
+        """Close, and wait a moment for the thread: an interpreter that ends in the same moment may crash."""
+        registry = self._closes()
+        if registry is not None:
+            registry.mailbox.call_soon(self._stop_all, registry)
+        if self._has_thread() and not self._ended.wait(EXIT_PATIENCE):
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Raise ``SystemExit`` in a handler that computes: otherwise it would go on beside the end of the interpreter.
+
+        CPython 3.13 ends such a thread in a way that crashes the process, because greenlets have stacks of their own.
+        """
+        start = self._start
+        assert start is not None
+        idle = Flag()
+        if start.registry is not None and start.registry.mailbox.post(idle.set) and not idle.wait(IDLE_PATIENCE):
+            # The only function for this has no Python interface.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(start.ident), ctypes.py_object(SystemExit))
+            self._ended.wait(EXIT_PATIENCE)
+
+    def _has_thread(self) -> bool:
+        """Return whether this was started in this process; a forked child has none of its parent's threads."""
+        start = self._start
+        return start is not None and start.generation == forks.generation()
+
+    def _is_on_its_thread(self) -> bool:
+        start = self._start
+        return start is not None and start.registry is not None and start.registry.mailbox.is_here()
+
+    def _closes(self) -> HubRegistry | None:
+        """Close for new calls.  Return what must be stopped, unless another caller stops it or nothing has started."""
+        with self._starting:
+            closed, self._closed = self._closed, True
+            start = self._start
+        if closed or start is None or not self._has_thread():
+            return None
+        start.over.wait()
+        return start.registry
+
+    def _stop_all(self, registry: HubRegistry) -> None:
+        registry.stop()
+        self._stop.set()
+
+    def _running_registry(self) -> HubRegistry:
+        """Start the thread if necessary, and return what is outstanding there."""
+        # No caller waits with the lock held, since greenlets of one thread would then wait for each other forever.
+        with self._starting:
+            self._check_open()
+            begun = self._start is not None
+            start = self._start = self._start or _Start()
+        if start.generation != forks.generation():
+            raise ImplementationClosed(
+                "this Threaded was started before a fork, and its thread is in the parent process; make a new one"
+            )
+        if not begun:
+            self._start_thread(start)
+        start.over.wait()
+        if start.registry is None:
+            assert start.error is not None
+            raise start.error
+        return start.registry
+
+    def _start_thread(self, start: _Start) -> None:
+        _running.add(self)
+        try:
+            # libev opens up to three, and without them it tries again forever, without waiting.
+            self._network.check_room(4)
+            if is_module_patched("threading"):
+                # A hub made in a new thread waits for import locks that only a hub of this thread could give it.
+                get_hub()
+                start_new_thread(self._serve, (start,))
+            else:
+                name = "ngi_gevent.Threaded"
+                threading.Thread(target=self._serve, args=[start], name=name, daemon=True).start()
+        except Exception as error:
+            self._start_failed(start, error)
+
+    def _start_failed(self, start: _Start, error: BaseException) -> None:
+        """Raise *error* to all callers that wait for this start; the next call tries again."""
+        with self._starting:
+            _running.discard(self)
+            self._start = None
+        start.error = error
+        start.over.set()
+
+    def _serve(self, start: _Start) -> None:
+        """Run the hub until this is closed and everything has ended: the body of the thread."""
+        hub = None
+        start.ident = get_ident()
+        try:
+            hub = get_hub()
+            keep_running = hub.loop.async_()  # or a loop with nothing to do would end
+            keep_running.start(lambda: None)
+            registry = self._on_hub[hub] = self._make_registry()
+        except BaseException as error:
+            if hub is not None:
+                hub.destroy(destroy_loop=True)
+            self._start_failed(start, error)
+            return
+        # A greenlet that raises SystemExit or KeyboardInterrupt would end this thread, and all that it serves, only.
+        hub.SYSTEM_ERROR = (SystemError,)
+        start.registry = registry
+        start.over.set()
+        self._stop.wait()
+        registry.wait_for_delivery()
+        self._delivered.set()
+        registry.wait(None)
+        registry.mailbox.close()
+        keep_running.close()
+        hub.destroy(destroy_loop=True)
+        self._ended.set()
+        _running.discard(self)
+
+
+class _Start:
+    """One start of the thread of a :class:`Threaded`.
+
+    :ivar generation: of the process that the thread is in.
+    :ivar ident: the thread's ident, once it runs.
+    :ivar over: set once the hub runs or cannot run.
+    :ivar error: the reason if it cannot.
+    :ivar registry: what is outstanding on the hub, once it runs.
+    """
+
+    def __init__(self) -> None:
+        self.generation = forks.generation()
+        self.ident = 0
+        self.over = Flag()
+        self.error: BaseException | None = None
+        self.registry: HubRegistry | None = None
+
+
+# Those whose thread may run.  Not a WeakSet, since a thread can begin or end while that is iterated over.
+_running: set[Threaded] = set()
+
+
+@atexit.register
+def _end_running_threads() -> None:
+    for implementation in list(_running):
+        implementation.end_at_exit()
