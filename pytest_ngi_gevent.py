@@ -48,7 +48,7 @@ def _watched(request: pytest.FixtureRequest, make: Callable[[], Any]) -> Iterato
 
     from ngi_gevent.testing.leaks import Watched
 
-    get_hub()  # or it would count as left over where the test is the first to need one, and so would libuv's pipes
+    get_hub()  # or it would count as left over where the test is the first to need one
     watched = Watched(make())
     yield watched
     if request.node.stash.get(_failed, False):

@@ -7,14 +7,6 @@ import os
 import subprocess
 import sys
 
-import gevent
-import pytest
-
-from ngi_gevent.sockets.event_loop import is_libuv
-
-# The child's copy of a libuv loop shares what the parent's loop watches, whatever is done with the connections.
-pytestmark = pytest.mark.skipif(is_libuv(gevent.get_hub().loop), reason="libuv's loops cannot be forked")
-
 PROGRAM = """
 import json, logging, os, signal, socket, sys
 

@@ -31,7 +31,6 @@ from ngi_gevent import (
 )
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.sockets import linger, mailbox
-from ngi_gevent.sockets.event_loop import is_libuv
 from ngi_gevent.sockets.threaded import EXIT_PATIENCE
 
 
@@ -127,7 +126,6 @@ def test_a_greenlet_that_wants_the_program_to_end_does_not_end_the_thread_of_a_t
     implementation.wait(PATIENCE)
 
 
-@pytest.mark.skipif(is_libuv(gevent.get_hub().loop), reason="libuv's loops are not destroyed while they watch")
 def test_a_connection_whose_hub_was_destroyed_can_be_closed_in_any_way():
     def serve():
         listener = ngi_gevent.listener(None, connections.append)
@@ -967,6 +965,13 @@ def test_a_flag_is_waited_for_natively_where_there_is_no_hub():
     assert in_thread(wait) == (True, None)
     assert flag.wait(0)
     assert flag.is_set()
+
+
+@pytest.mark.parametrize("seconds", [0, 1e-7])
+def test_a_wait_for_no_time_at_all_ends(seconds):
+    assert not Flag().wait(seconds)
+    assert not Flag().wait(seconds, alone=True)
+    assert in_thread(Flag().wait, seconds) is False
 
 
 def test_a_flag_is_waited_for_with_greenlets_where_there_is_a_hub():

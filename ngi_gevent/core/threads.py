@@ -18,15 +18,11 @@ from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 
 from ngi_gevent.errors import Deadlock
-from ngi_gevent.sockets.event_loop import for_timer
 
 __all__ = ["Flag", "allocate_lock", "get_hub_if_exists", "get_ident", "is_only_thread", "make_lock", "start_new_thread"]
 
-#: What somebody is told who waits for what can not come.
-NOTHING_LEFT = (
-    "nothing could ever end this wait: all that was begun has happened, and no greenlet, timer or other thread is left "
-    "that could begin more"
-)
+#: The message of an error for a wait that nothing can end.
+NOTHING_LEFT = "nothing can end this wait: no greenlet, timer or other thread is left; pass a timeout"
 
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
@@ -83,19 +79,17 @@ class Flag:
                 wake()
 
     def wait(self, timeout: float | None = None, *, alone: bool = False) -> bool:
-        """Wait until it is set, or for *timeout* seconds; whether it is set.
+        """Wait until it is set, or for *timeout* seconds.  Return True if it is set.
 
-        Where the caller knows that only this thread can set it (*alone*) and nothing on its hub ever could, this
-        raises :class:`~ngi_gevent.Deadlock`.
+        :param alone: whether only this thread can set it.
+        :raises Deadlock: *alone*, there is no *timeout*, and nothing in this thread could set it any more.
         """
         hub = get_hub_if_exists()
         if hub is None:
-            if alone and not self._set and is_only_thread():
+            if alone and timeout is None and not self._set and is_only_thread():
                 raise Deadlock(NOTHING_LEFT)
             self._wait_natively(timeout)
             return self._set
-        if timeout is not None:
-            timeout = for_timer(hub.loop, timeout)
         if alone:
             self._wait_greenly(Event(), timeout)
         else:

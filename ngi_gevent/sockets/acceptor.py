@@ -21,7 +21,6 @@ from gevent.server import StreamServer
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import with_address
-from ngi_gevent.sockets.event_loop import for_timer
 from ngi_gevent.sockets.network import Network, Socket
 
 __all__ = ["Acceptor", "default_max_connections"]
@@ -158,7 +157,7 @@ class Acceptor(StreamServer):
 
     def _try_again_after(self, seconds: float) -> None:
         self._stop_retry()
-        self._retry = self.loop.timer(for_timer(self.loop, seconds))
+        self._retry = self.loop.timer(seconds)
         self._retry.start(self._try_again)
 
     def _stop_retry(self) -> None:

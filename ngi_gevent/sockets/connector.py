@@ -17,7 +17,6 @@ from ngi_gevent.core.address import unix_path, with_address
 from ngi_gevent.core.connection import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
-from ngi_gevent.sockets.event_loop import for_timer
 from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class Connector:
         if self._timeout is None:
             yield
             return
-        timer = self._loop.timer(for_timer(self._loop, self._timeout))
+        timer = self._loop.timer(self._timeout)
         closeables = [timer]
 
         def expire() -> None:

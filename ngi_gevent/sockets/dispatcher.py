@@ -3,7 +3,7 @@
 A connection costs two system calls a message, one to receive and one to send, because of three things done here:
 
 * Its read watcher stays started for as long as it wants input, and does no more than to append the connection to
-  ``ready``; that is a method of a list, so no Python code runs for it.  (On libuv some does: see ``has_input``.)
+  ``ready``; that is a method of a list, so no Python code runs for it.
 * Once a turn of the loop, before it polls again, ``_dispatch`` lets all that are ready run, a batch at a time.  A
   greenlet that is done with its message switches directly to the next of its batch, and only the last one back to the
   hub: one switch for a message instead of two.
@@ -27,7 +27,6 @@ from greenlet import getcurrent
 from greenlet import greenlet as raw_greenlet
 
 from ngi_gevent.core import forks
-from ngi_gevent.sockets.event_loop import LastingWatcher, is_libuv
 from ngi_gevent.sockets.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -67,6 +66,14 @@ class Dispatcher:
     def __init__(self, hub: Any) -> None:
         self.hub = hub
         self.loop = hub.loop
+        try:
+            # It must not keep a loop running that has nothing else to wait for.
+            self._turn = self.loop.prepare(ref=False)
+        except TypeError:
+            raise RuntimeError(
+                f"ngi_gevent needs gevent's default event loop, libev; got {type(self.loop).__module__};"
+                " remove GEVENT_LOOP from the environment, and do not set gevent.config.loop"
+            ) from None
         #: Calls of other native threads.
         self.mailbox = Mailbox(hub)
         #: Connections whose greenlets have something to look at.
@@ -78,8 +85,6 @@ class Dispatcher:
         self._dispatching = False
         self._users = 0
         self._generation = forks.generation()
-        # It must not keep a loop running that has nothing else to wait for.
-        self._turn = None if is_libuv(self.loop) else self.loop.prepare(ref=False)
 
     @staticmethod
     def current() -> Dispatcher:
@@ -97,24 +102,14 @@ class Dispatcher:
     def acquire(self) -> None:
         """A connection begins: dispatch from now on."""
         self._users += 1
-        if self._users == 1 and self._turn is not None:
+        if self._users == 1:
             self._turn.start(self._dispatch)
 
     def release(self) -> None:
         """A connection is gone; with the last one, nothing is left in the loop."""
         self._users -= 1
-        if not self._users and self._turn is not None:
+        if not self._users:
             self._turn.stop()
-
-    def io(self, descriptor: int, events: int) -> Any:
-        """A watcher that, once started, calls for as long as there is one of *events*."""
-        return LastingWatcher(self.loop, descriptor, events) if self._turn is None else self.loop.io(descriptor, events)
-
-    @property
-    def has_input(self) -> Callable[[StreamConnection], object]:
-        """What the watcher of a connection calls with it."""
-        # On libuv, gevent has no watcher for each turn, and one for after polling must not be stopped in a callback.
-        return self.wake if self._turn is None else self.ready.append
 
     def wake(self, connection: StreamConnection) -> None:
         """Have the greenlet of *connection* look around, soon."""

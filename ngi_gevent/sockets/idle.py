@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ngi_gevent.sockets.event_loop import for_timer
-
 __all__ = ["IdleTimer"]
 
 Argument = TypeVar("Argument")
@@ -55,7 +53,7 @@ class IdleTimer:
         self._timer.close()
 
     def _start(self, seconds: float) -> None:
-        self._timer = self._loop.timer(for_timer(self._loop, seconds))
+        self._timer = self._loop.timer(seconds)
         self._timer.start(self._check)
 
     def _check(self) -> None:

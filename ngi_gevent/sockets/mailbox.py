@@ -23,7 +23,6 @@ from greenlet import greenlet
 from ngi_gevent.core import forks
 from ngi_gevent.core.threads import Flag, make_lock
 from ngi_gevent.errors import ImplementationClosed
-from ngi_gevent.sockets.event_loop import run_callback_threadsafe
 
 __all__ = ["Mailbox", "this_thread"]
 
@@ -89,7 +88,7 @@ class Mailbox:
                 return False
             if not self._woken:
                 try:
-                    run_callback_threadsafe(loop, self._deliver)
+                    loop.run_callback_threadsafe(self._deliver)
                 except ValueError:  # the loop is being destroyed
                     return False
                 self._woken = True

@@ -127,7 +127,7 @@ class StreamConnection(BaseConnection):
         self._callbacks_done = False
         self._held: Flag | None = None  # what a callback waits for that would not keep us from ending
 
-        self._read_watcher = self._dispatcher.io(sock.fileno(), READ)
+        self._read_watcher = self._dispatcher.loop.io(sock.fileno(), READ)
         self._reading = False  # whether the read watcher wakes the greenlet
         self._paused = False  # whether reading waits for output to be taken
         self._input_over = False  # whether the peer has finished sending
@@ -259,7 +259,7 @@ class StreamConnection(BaseConnection):
             return True
         if not self._reading:
             self._reading = True
-            self._read_watcher.start(self._dispatcher.has_input, self)
+            self._read_watcher.start(self._dispatcher.ready.append, self)
         if self._output_error is not None:
             # Nothing more may come to wake the greenlet, so it looks again after each piece.
             self._attention = True
@@ -513,7 +513,7 @@ class StreamConnection(BaseConnection):
         if not self._output_waits:
             self._output_waits = True
             if self._write_watcher is None:
-                self._write_watcher = self._dispatcher.io(self._socket.fileno(), WRITE)
+                self._write_watcher = self._dispatcher.loop.io(self._socket.fileno(), WRITE)
             self._write_watcher.start(self.send_pending)
         if self._state is CLOSING:
             self._linger.expect_progress()  # type: ignore[union-attr]

@@ -215,7 +215,7 @@ class TLSConnection(StreamConnection):
         if self._state is HANDSHAKE:  # or it was stopped before it began
             if not self._reading:
                 self._reading = True
-                self._read_watcher.start(self._dispatcher.has_input, self)
+                self._read_watcher.start(self._dispatcher.ready.append, self)
             self.waiting = True
             self._dispatcher.hub.switch()
             self.waiting = False
