@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import gevent
 import gevent.socket
 import pytest
 from gevent.event import Event
 from stages import PATIENCE, Witness
 
+import ngi_gevent
 from ngi_gevent.sockets import linger
 
 
@@ -152,3 +155,64 @@ def test_no_memory_to_discard_input_with_ends_the_connection(tcp, capfd):
     peer.send(b"more")
     tcp.until(lambda: tcp.served[0].gone)
     assert capfd.readouterr().err.count("\nMemoryError\n") == 1
+
+
+def closed_with(tcp, iterable, close):
+    """Have a server write *iterable* and close its connection, then *close* what has the connection."""
+
+    def serve(connection):
+        connection.when_closed(gone.set)
+        connection.writelines(iterable)
+        connection.close()
+        connections.append(connection)
+        tcp.happened()
+
+    connections, gone = [], Event()
+    peer = tcp.peer(tcp.listen(serve))
+    peer.read()
+    tcp.until(lambda: connections)
+    close()
+    return peer, gone
+
+
+@pytest.mark.parametrize("what", ["listener", "implementation"])
+def test_an_iterable_that_yields_nothing_does_not_outlive_its_listener(tcp, what, monkeypatch):
+    """It is closed on a greenlet that can block, and the peer learns that the answer is cut."""
+    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
+    ended = Event()
+
+    def hang():
+        try:
+            yield b"first"
+            Event().wait()
+        finally:
+            gevent.sleep(0.001)
+            ended.set()
+
+    def close():
+        (tcp.listeners[0] if what == "listener" else tcp.implementation).close()
+
+    peer, gone = closed_with(tcp, hang(), close)
+    assert gone.wait(PATIENCE)
+    assert ended.wait(PATIENCE)
+    tcp.until(lambda: peer.ended)
+    assert (peer.received, peer.ended) == (b"first", "broken")
+    if what == "implementation":
+        tcp.implementation = ngi_gevent.Implementation()
+
+
+def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_closed(tcp, monkeypatch):
+    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.02)
+
+    def trickle():
+        end = time.monotonic() + 0.1
+        while time.monotonic() < end:
+            gevent.sleep(0)
+            yield b"x"
+        yield b"the last"
+
+    peer, gone = closed_with(tcp, trickle(), lambda: tcp.listeners[0].close())
+    assert gone.wait(PATIENCE)
+    tcp.until(lambda: peer.ended)
+    assert peer.ended == "end"
+    assert peer.received.endswith(b"xthe last")

@@ -409,6 +409,9 @@ class BaseConnection:
         """End it now: send what can be sent without waiting, drop the rest, and owe the handler ``'stopped'``."""
         raise NotImplementedError
 
+    def limit_delivery(self) -> None:
+        """Do not wait forever for an iterable: the owner is closed, and this connection finishes delivering."""
+
     def hold(self, flag: Flag) -> bool:
         """Wait, in ``handle_input``, for *flag*, or until the connection has an end to see to; whether it was held."""
         raise NotImplementedError

@@ -90,6 +90,8 @@ class BaseListener:
             for connection in list(self._connections):
                 if connection.goes_on():
                     connection.stop()
+                else:
+                    connection.limit_delivery()
         elif self._connections:
             self._when_empty.append(lambda: self._call_soon(lambda: self._call_close_handler(handler)))
         else:

@@ -75,6 +75,8 @@ class Registry:
         for item in list(self._items):
             if not isinstance(item, BaseConnection) or item.delivers():
                 item.stop()
+            else:
+                item.limit_delivery()
 
     # What the items call.
 

@@ -30,7 +30,7 @@ LEAST_AHEAD = 256
 class Pump:
     """The pump of one connection, on the hub's thread."""
 
-    __slots__ = ("_ahead", "_connection", "_dispatcher", "_greenlet", "_later", "_pulling", "waits")
+    __slots__ = ("_ahead", "_connection", "_dispatcher", "_greenlet", "_later", "_pulling", "pulled", "waits")
 
     def __init__(self, connection: StreamConnection, dispatcher: Dispatcher, lines: PendingLines) -> None:
         self._connection = connection
@@ -38,6 +38,8 @@ class Pump:
         self._later: deque[bytes | PendingLines] = deque([lines])
         self._pulling: PendingLines | None = None  # what was pulled from last
         self._ahead = 0  # bytes that were pulled since all were sent
+        #: How many pieces have come from iterables.
+        self.pulled = 0
         #: Whether it is to be told when everything is sent.
         self.waits = False
         self._greenlet = dispatcher.spawn(self._run, connection)
@@ -88,6 +90,7 @@ class Pump:
             if data is None:
                 self._exhausted(head)
             elif data:
+                self.pulled += 1
                 self._connection.count(len(data))
             else:
                 self._wait_for_all_before()

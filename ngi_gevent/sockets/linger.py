@@ -5,8 +5,9 @@ leaves OPEN discards its input while output is pending, then ends its own side, 
 
 Each of these is bounded.  Input is discarded at ``DISCARD_SIZE`` bytes every ``DISCARD_PAUSE`` seconds, so that a peer
 which sends on cannot keep the processor busy.  Output is pending for as long as the peer takes some of it within
-``SEND_TIMEOUT`` seconds.  After the last of it, the connection waits until nothing has arrived for ``DRAIN_TIMEOUT``
-seconds, and ``DISCARD_TIMEOUT`` seconds at most.
+``SEND_TIMEOUT`` seconds.  An iterable can take any time, but once the owner is closed, it must yield something within
+``SEND_TIMEOUT`` seconds.  After the last of the output, the connection waits until nothing has arrived for
+``DRAIN_TIMEOUT`` seconds, and ``DISCARD_TIMEOUT`` seconds at most.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Linger:
     """The end of one connection, on its hub.  Made when the connection leaves OPEN."""
 
     __slots__ = (
-        *("_arrived", "_connection", "_discarded", "_loop", "_network"),
-        *("_pause", "_queued", "_socket", "_timer", "_until"),
+        *("_arrived", "_connection", "_discarded", "_limit", "_loop", "_network"),
+        *("_pause", "_pulled", "_queued", "_socket", "_timer", "_until"),
     )
 
     def __init__(self, connection: StreamConnection, network: Network, loop: Any, sock: Socket) -> None:
@@ -52,6 +53,8 @@ class Linger:
         self._socket = sock
         self._timer: Any = None
         self._pause: Any = None
+        self._limit: Any = None  # the timer for iterables
+        self._pulled: int | None = 0  # pieces that had come from iterables when it last expired
         self._queued = 0  # bytes of output that the kernel had not delivered at the last look
         self._arrived = False  # whether input has come since the last look
         self._discarded = 0  # bytes since the last pause
@@ -63,6 +66,9 @@ class Linger:
         if self._pause is not None:
             self._pause.close()
             self._pause = None
+        if self._limit is not None:
+            self._limit.close()
+            self._limit = None
 
     def stop_timer(self) -> None:
         if self._timer is not None:
@@ -126,6 +132,21 @@ class Linger:
             self._connection.close_socket()
         else:
             self.check_for_break()
+
+    def limit_iterables(self) -> None:
+        """Give up once an iterable has yielded nothing for ``SEND_TIMEOUT`` seconds, with nothing left to send.
+
+        Not before the owner is closed: until then, an iterable can take any time.
+        """
+        if self._limit is None:
+            self._pulled = self._connection.pulled()
+            self._limit = self._loop.timer(SEND_TIMEOUT, SEND_TIMEOUT)
+            self._limit.start(self._check_iterables, update=True)
+
+    def _check_iterables(self) -> None:
+        before, self._pulled = self._pulled, self._connection.pulled()
+        if self._pulled is not None and self._pulled == before and not self._connection.has_unsent():
+            self._connection.give_up_sending()
 
     # The end.
 

@@ -606,6 +606,10 @@ class StreamConnection(BaseConnection):
             self._drop_output()
             self._output_over()
 
+    def limit_delivery(self) -> None:
+        if self._linger is not None:
+            self._linger.limit_iterables()
+
     def hold(self, flag: Flag) -> bool:
         if self._is_ending() or not self.is_in_callback():
             return False
@@ -657,6 +661,10 @@ class StreamConnection(BaseConnection):
         self._linger.wait_for_peer()  # type: ignore[union-attr]
 
     # What the linger does with the connection.
+
+    def pulled(self) -> int | None:
+        """Return how many pieces have come from the iterables that are not exhausted; None if there are none."""
+        return None if self._pump is None else self._pump.pulled
 
     def receive(self) -> bytes:
         """Receive some input, as ``recv`` of a non-blocking socket does."""
