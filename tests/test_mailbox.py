@@ -98,6 +98,26 @@ def test_a_mailbox_that_is_closed_refuses_calls_but_those_inside_return():
         mailbox.call(print)
 
 
+def test_a_mailbox_makes_the_calls_that_it_has_before_it_is_closed():
+    mailboxes, made, go_on = Queue(), [], threading.Event()
+
+    def serve():
+        mailbox = Dispatcher.current().mailbox
+        mailboxes.put(mailbox)
+        assert go_on.wait(PATIENCE)  # natively: the loop does not run
+        mailbox.close()
+        gevent.get_hub().destroy()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    mailbox = mailboxes.get(timeout=PATIENCE)
+    assert mailbox.post(made.append, "posted")
+    assert mailbox.call_soon(made.append, "soon")
+    go_on.set()
+    thread.join(PATIENCE)
+    assert made == ["posted", "soon"]
+
+
 def test_every_call_ends_in_order_while_the_hub_is_destroyed(monkeypatch):
     """Other threads learn that the connection is closed, or that its thread has ended, and from no other exception."""
     monkeypatch.setattr(module, "LOOK_AFTER", 0.05)

@@ -16,6 +16,7 @@ from contextvars import Context, copy_context
 from typing import Any, TypeVar
 from weakref import ref
 
+from gevent import sleep
 from gevent.event import Event
 from gevent.monkey import get_original
 from greenlet import greenlet
@@ -130,7 +131,8 @@ class Mailbox:
                 results.append(function(*arguments))
             except BaseException as error:
                 errors.append(error)
-            self._inside -= 1
+            with self.lock:
+                self._inside -= 1
             self._returned.set()
             done.set()
 
@@ -161,6 +163,7 @@ class Mailbox:
         with self.lock:
             self._open = False
         self.make_calls()
+        sleep(0)  # until the hub has called what it was given by call_soon
         while self._inside:
             self._returned.clear()
             self._returned.wait()
