@@ -81,7 +81,8 @@ class Threaded(Implementation):
         empty = Flag()
         if registry.mailbox.call_soon(registry.set_when_empty, empty) and not empty.wait(timeout):
             registry.mailbox.call_soon(registry.forget_waker, empty.set)
-            raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
+            if registry:  # the thread may only not have had the time to set the flag
+                raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the thread has ended: after ``close()``, when everything is delivered and all callbacks are done.
