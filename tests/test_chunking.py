@@ -445,8 +445,8 @@ def test_a_check_of_work_shows_how_to_see_it_again():
         (lambda: check_chunking(object(), b"x"), r"a server is called .* not callable"),
         (lambda: check_work(object(), b"x"), r"a server is called .* not callable"),
         (lambda: check_work(Echo, [b"x"]), r"bytes, all that a client sends; got \[b'x'\]"),
-        (lambda: converse(Echo, b"abc"), r"a list of pieces, such as \[b'abc'\]; got b'abc'"),
-        (lambda: converse(Echo, "abc"), r"a list of pieces"),
+        (lambda: converse(Echo, b"abc"), r"pieces must be a list of bytes, such as \[b'abc'\]; got b'abc'"),
+        (lambda: converse(Echo, "abc"), r"pieces must be a list of bytes"),
     ],
 )
 def test_what_is_no_server_or_no_conversation_is_refused_at_the_call(call, message):
