@@ -1,4 +1,4 @@
-"""Connections in memory, which come in pairs: what one side writes, the other gets in its turn."""
+"""Connections in memory, in pairs: the other side receives the output of one side in its turn."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
 
-__all__ = ["Connection", "TextConnection", "unconnected"]
+__all__ = ["Connection", "TextConnection", "make_unconnected"]
 
-#: Bytes that the network takes for a peer that does not read, as the buffers of a kernel would.
+#: Bytes that the network takes for a peer that does not read, like the buffers of a kernel.
 NETWORK_SIZE = 1024 * 1024
 
 
 class _Arriving(bytes):
-    """Input that a test lets arrive, which the peer has not written."""
+    """Input from ``test_input``, which the peer has not written."""
 
 
 class _End:
-    """The end of what one side sends, and what the other is told about it."""
+    """The end of the output of one side, and the reason that the other side gets."""
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -54,17 +54,17 @@ class _End:
 class Connection(BaseConnection):
     """One side of a connection in memory; ``peer`` is the other.  Making one makes both.
 
-    Pass it to what is to be tested, and look at the peer, whose connection handler is *handler*; without one, the peer
-    prints what it receives.  *address* and *peer_address* are those of the two sides.
+    Pass it to the code under test.  The connection handler of the peer is *handler*; without one, the peer prints its
+    input.  *address* and *peer_address* are the addresses of the two sides.
 
-    Besides what follows, it is what :class:`ngi_gevent.interfaces.IConnection` says.
+    For all other methods, see :class:`ngi_gevent.interfaces.IConnection`.
     """
 
-    # What one side has written waits in its wire, in order: bytes, iterators given to writelines, and at last an _End.
-    # The other side takes from there, when it is its turn and it can take input.
+    # The wire holds the output of this side in order: bytes, iterators given to writelines, and at last an _End.
+    # The other side takes it from there, in its turn, if it can take input.
     __slots__ = ("_begin", "_queued", "_reads", "_turns", "_wire", "peer")
 
-    #: The handler of the peer, where none is given.
+    #: The default handler of the peer.
     printing_handler: type[PrintingHandler] = PrintingHandler
 
     peer: Connection
@@ -74,7 +74,7 @@ class Connection(BaseConnection):
     ) -> None:
         turns = Turns()
         outstanding = MemoryOutstanding(turns)
-        peer = unconnected()
+        peer = make_unconnected()
         self._set_up(turns, outstanding, peer, address, peer_address)
         peer._set_up(turns, outstanding, self, peer_address, address)
         peer.set_handler(self.printing_handler() if handler is None else handler)
@@ -100,27 +100,27 @@ class Connection(BaseConnection):
     # The network's part, for tests.
 
     def test_input(self, data: Data) -> None:
-        """Have *data* arrive, as if the peer had written it."""
+        """Deliver *data*, as if the peer had written it."""
         data = as_bytes(data)
         if self._state is OPEN:
             self.peer._wire.append(_Arriving(data))
             self._take_turn()
 
     def test_close(self, reason: Reason = END_OF_INPUT) -> None:
-        """Have the end arrive, for *reason*, as if the peer had finished sending, or the connection had broken."""
+        """Deliver the end, for *reason*, as if the peer had finished sending, or the connection had broken."""
         if self._state is OPEN:
             self.peer._wire.append(_End(reason))
             self._take_turn()
 
     def test_stop_reading(self) -> None:
-        """Have this side take no more input, as a peer that reads nothing: what comes stays in the network."""
+        """Stop taking input, as a peer that does not read: its input stays in the network."""
         self._reads = False
 
     def postpone(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called in the next turn, before anything else of this connection.  For use in a callback."""
+        """Call *callback* in the next turn, before anything else of this connection.  For use in a callback."""
 
         def go_on(_: Connection) -> None:
-            self._queue_turn()  # for what has happened meanwhile
+            self._queue_turn()  # for events that have come meanwhile
             callback()
 
         self.start(go_on, "handle_input")
@@ -145,8 +145,8 @@ class Connection(BaseConnection):
         self._wire.append(item)
         self.peer._take_turn()
 
-    def _taken(self) -> bytes | _End | None:
-        """What the peer gets next of what was written here: as many bytes as there are in one piece, or the end."""
+    def _take_output(self) -> bytes | _End | None:
+        """Return the peer's next input: all bytes up to an iterator or the end, in one piece; or the end."""
         written = []
         while self._wire:
             head = self._wire[0]
@@ -161,21 +161,21 @@ class Connection(BaseConnection):
                 self._wire.popleft()
                 return head
             else:
-                pulled = self._pulled(head)
+                pulled = self._pull(head)
                 if pulled:
                     return pulled
         if self._waiting_for_peer() <= LOW_WATER:
             self._pause_over = None
         return b"".join(written) or None
 
-    def _pulled(self, lines: PendingLines) -> bytes | None:
+    def _pull(self, lines: PendingLines) -> bytes | None:
         try:
             data = lines.pull()
         except BaseException as error:
             data = None
             self.iterator_raised(error)
         if not self._wire or self._wire[0] is not lines:
-            return None  # it has aborted the connection, which drops what it yields, too
+            return None  # it aborted the connection, which also drops its items
         if data is None:
             self._wire.popleft()
             self._pending -= lines.size
@@ -194,10 +194,10 @@ class Connection(BaseConnection):
     def _queue_turn(self) -> None:
         if not self._queued:
             self._queued = True
-            self._turns.queue(self._turn)
+            self._turns.queue(self._run_turn)
 
-    def _turn(self) -> None:
-        """Do the next thing that there is to do, and queue another turn if there may be more."""
+    def _run_turn(self) -> None:
+        """Handle the next event, and queue another turn if there can be more."""
         self._queued = False
         self._turns.current = self
         if self._begin is not None:
@@ -215,11 +215,11 @@ class Connection(BaseConnection):
 
     def _take_input(self) -> None:
         peer = self.peer
-        taken = peer._taken()
+        taken = peer._take_output()
         if taken is not None and (self._wire or peer._state is not OPEN):
-            peer._queue_turn()  # it may read again, or be all delivered
+            peer._queue_turn()  # it can read again, or all its output is delivered
         if self._state is not OPEN:
-            return  # an iterator of the peer's has ended it
+            return  # an iterator of the peer has ended it
         if isinstance(taken, _End):
             self._leave_open(taken.reason)
         elif taken is not None:
@@ -241,12 +241,12 @@ class Connection(BaseConnection):
     # The end.
 
     def start(self, begin: Callable[[Any], object], where: str) -> None:
-        """Have ``begin(self)`` called as the first callback of all."""
+        """Call ``begin(self)`` as the first callback."""
         self._begin = begin, where
         self._queue_turn()
 
     def stop(self) -> None:
-        """End it now.  What was written in one piece is with the network already; what iterators would yield is not."""
+        """End it now.  Written bytes are delivered, as the network has them already; the rest of iterators is not."""
         if self._state is OPEN:
             self._leave_open(STOPPED)
         if self._state is CLOSING:
@@ -255,7 +255,7 @@ class Connection(BaseConnection):
             self._take_turn()
 
     def hold(self, flag: Flag) -> bool:
-        return False  # a callback that waits would keep everybody else's from coming
+        return False  # a callback that waits would hold up all other callbacks
 
     def is_in_callback(self) -> bool:
         return self._turns.greenlet is getcurrent()
@@ -281,22 +281,22 @@ class Connection(BaseConnection):
             self._put(_End(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))))
 
     def _finish(self) -> None:
-        """It is not open any more: tell the handler, discard what still comes, and be gone when all is delivered."""
+        """Call ``handle_close`` if it is due, discard input, and let go when all output is delivered."""
         self._log_end()
         if self._handler is not None:
             self._tell_end()
         if self.peer._wire:
-            self.peer._lose_output(self._wire[-1] if self._wire else None)
+            self.peer._drop_output(self._wire[-1] if self._wire else None)
         if self._state is CLOSING and not self._has_output():
             self._state = CLOSED
         if self._state is CLOSED:
             self._is_gone()
 
-    def _lose_output(self, end: object) -> None:
-        """The peer takes no more, and *end* is the end that it sent, if this side has not received it.
+    def _drop_output(self, end: object) -> None:
+        """Drop output, since the peer takes no more; *end* is the last item of its wire.
 
-        If it has aborted the connection, then output that was on its way could not be sent: as on sockets, this side is
-        false from now on, though it has yet to receive what came before the end.
+        If the peer has aborted the connection, output on its way is lost.  As on sockets, this side is false from now
+        on, although it has not yet received the input before the end.
         """
         if self._has_output() and isinstance(end, _End) and isinstance(end.reason, BaseException):
             self._output_error = end.reason
@@ -306,13 +306,13 @@ class Connection(BaseConnection):
 
 
 class TextConnection(Connection):
-    """A :class:`Connection` whose peer prints text as it is."""
+    """A :class:`Connection` whose peer prints text."""
 
     __slots__ = ()
 
     printing_handler = TextPrintingHandler
 
 
-def unconnected() -> Connection:
-    """One side of a connection, to be set up."""
+def make_unconnected() -> Connection:
+    """Make one side of a connection, to be set up."""
     return Connection.__new__(Connection)
