@@ -5,9 +5,9 @@ Start with :class:`Recorder` and :class:`Implementation`, or, for doctests, with
 leftovers.  :mod:`ngi_gevent.testing.contract` is not imported here, because it needs pytest.
 
 In memory, everything is synchronous and deterministic.  Nothing is spawned and nothing waits.  When ``connect`` or
-``write`` returns, all callbacks that it caused have been called, except inside a callback.  Callbacks run on the
-greenlet of the call that led to them, so a callback that blocks holds up that call.  Callbacks are never nested.  Those
-of one implementation, or of one pair made with :class:`Connection`, are queued and called in order.
+``write`` returns, it has called all callbacks that it caused, except inside a callback.  Callbacks run on the greenlet
+of the call that led to them, so a callback that blocks holds up that call.  Callbacks are never nested.  Those of one
+implementation, or of one pair made with :class:`Connection`, are queued and called in order.
 """
 
 from ngi_gevent.testing.chunking import check_chunking

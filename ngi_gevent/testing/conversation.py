@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -> Answer:
-    """Send *pieces* to *server* in memory, each in a callback of its own, and return the answer.
+    """Send *pieces* to *server* in memory, each in a separate callback, and return the answer.
 
     Then the client finishes.  Pieces that are left when the server ends the connection are not sent.  After each
     piece, the greenlets of this thread run until they wait; this does not wait for timers.  An exception in a handler

@@ -1,4 +1,4 @@
-"""What a test leaves over: connections, listeners, connects, greenlets and descriptors, and where they were made.
+"""Leftovers of a test: connections, listeners, connects, greenlets and descriptors, and where they were made.
 
 ::
 
@@ -178,7 +178,7 @@ class _WatchedDatagramListener(WrappingDatagramListener):
 
 
 class _WatchedClient(WrappingClient):
-    """A connect, until there is a connection or it fails."""
+    """A connection attempt, until it succeeds or fails."""
 
     def __init__(self, watched: Watched, handler: IClientConnectHandler, made: _Made) -> None:
         super().__init__(watched, handler)
@@ -187,7 +187,7 @@ class _WatchedClient(WrappingClient):
         self.close: Any = None
 
     def __repr__(self) -> str:
-        return f"a connect for {self._handler!r:.100}"
+        return f"a connection attempt for {self._handler!r:.100}"
 
     def connecting(self, give_up: Any) -> None:
         self.close = give_up

@@ -55,12 +55,13 @@ class MemoryPeer(Witness):
 
 
 class SocketPeer:
-    """A plain socket.  A greenlet of its own makes the calls in order."""
+    """A plain socket.  A greenlet sends in the order of the calls."""
 
     def __init__(self, stage: Any, address: Any) -> None:
         self._stage = stage
         self._pieces: list[bytes] = []
         self.ended: str | None = None
+        self.sent = 0  # bytes that the system has taken
         if isinstance(address, (str, bytes)):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(address)
@@ -91,7 +92,9 @@ class SocketPeer:
 
     def _send(self, data: bytes) -> None:
         for start in range(0, len(data), 65536):
-            self.socket.sendall(data[start : start + 65536])
+            piece = data[start : start + 65536]
+            self.socket.sendall(piece)
+            self.sent += len(piece)
 
     def _read(self) -> None:
         try:

@@ -62,8 +62,8 @@ class Implementation:
     def connect(self, address: Hashable, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
         """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.
 
-        Never blocks.  All callbacks have been called on return, unless this is called in a callback.  Without a
-        listener or connection there, ``failed_connect('no such server')`` is called.  A client that reconnects from
+        Never blocks.  It returns after all callbacks, unless this is called in a callback.  Without a listener or
+        connection there, ``failed_connect('no such server')`` is called.  A client that reconnects from
         ``failed_connect`` is stopped after a thousand times: the outermost call raises :class:`~ngi_gevent.NGIError`.
 
         The options are those for sockets.  They are checked, and have no effect in memory.
