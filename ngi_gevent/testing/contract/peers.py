@@ -61,7 +61,8 @@ class SocketPeer:
         self._stage = stage
         self._pieces: list[bytes] = []
         self.ended: str | None = None
-        self.sent = 0  # bytes that the system has taken
+        #: Bytes that the kernel has taken.
+        self.sent = 0
         if isinstance(address, (str, bytes)):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(address)

@@ -107,7 +107,7 @@ class Connection(BaseConnection):
             self._take_turn()
 
     def test_close(self, reason: Reason = END_OF_INPUT) -> None:
-        """Deliver the end, for *reason*, as if the peer had finished sending, or the connection had broken."""
+        """Have the end arrive, for *reason*, as if the peer had finished sending, or the connection had broken."""
         if self._state is OPEN:
             self.peer._wire.append(_End(reason))
             self._take_turn()
@@ -145,7 +145,7 @@ class Connection(BaseConnection):
         self._wire.append(item)
         self.peer._take_turn()
 
-    def _take_output(self) -> bytes | _End | None:
+    def _taken(self) -> bytes | _End | None:
         """Return the peer's next input: all bytes up to an iterator or the end, in one piece; or the end."""
         written = []
         while self._wire:
@@ -161,14 +161,14 @@ class Connection(BaseConnection):
                 self._wire.popleft()
                 return head
             else:
-                pulled = self._pull(head)
+                pulled = self._pulled(head)
                 if pulled:
                     return pulled
         if self._waiting_for_peer() <= LOW_WATER:
             self._pause_over = None
         return b"".join(written) or None
 
-    def _pull(self, lines: PendingLines) -> bytes | None:
+    def _pulled(self, lines: PendingLines) -> bytes | None:
         try:
             data = lines.pull()
         except BaseException as error:
@@ -194,9 +194,9 @@ class Connection(BaseConnection):
     def _queue_turn(self) -> None:
         if not self._queued:
             self._queued = True
-            self._turns.queue(self._run_turn)
+            self._turns.queue(self._turn)
 
-    def _run_turn(self) -> None:
+    def _turn(self) -> None:
         """Handle the next event, and queue another turn if there can be more."""
         self._queued = False
         self._turns.current = self
@@ -215,11 +215,11 @@ class Connection(BaseConnection):
 
     def _take_input(self) -> None:
         peer = self.peer
-        taken = peer._take_output()
+        taken = peer._taken()
         if taken is not None and (self._wire or peer._state is not OPEN):
-            peer._queue_turn()  # it can read again, or all its output is delivered
+            peer._queue_turn()  # it may read again, or be all delivered
         if self._state is not OPEN:
-            return  # an iterator of the peer has ended it
+            return  # an iterator of the peer's has ended it
         if isinstance(taken, _End):
             self._leave_open(taken.reason)
         elif taken is not None:
@@ -246,7 +246,7 @@ class Connection(BaseConnection):
         self._queue_turn()
 
     def stop(self) -> None:
-        """End it now.  Written bytes are delivered, as the network has them already; the rest of iterators is not."""
+        """End it now.  What was written in one piece is with the network already; what iterators would yield is not."""
         if self._state is OPEN:
             self._leave_open(STOPPED)
         if self._state is CLOSING:
@@ -255,7 +255,7 @@ class Connection(BaseConnection):
             self._take_turn()
 
     def hold(self, flag: Flag) -> bool:
-        return False  # a callback that waits would hold up all other callbacks
+        return False  # a callback that waits would keep everybody else's from coming
 
     def is_in_callback(self) -> bool:
         return self._turns.greenlet is getcurrent()
@@ -281,22 +281,22 @@ class Connection(BaseConnection):
             self._put(_End(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))))
 
     def _finish(self) -> None:
-        """Call ``handle_close`` if it is due, discard input, and let go when all output is delivered."""
+        """It is not open any more: tell the handler, discard what still comes, and be gone when all is delivered."""
         self._log_end()
         if self._handler is not None:
             self._tell_end()
         if self.peer._wire:
-            self.peer._drop_output(self._wire[-1] if self._wire else None)
+            self.peer._lose_output(self._wire[-1] if self._wire else None)
         if self._state is CLOSING and not self._has_output():
             self._state = CLOSED
         if self._state is CLOSED:
             self._is_gone()
 
-    def _drop_output(self, end: object) -> None:
-        """Drop output, since the peer takes no more; *end* is the last item of its wire.
+    def _lose_output(self, end: object) -> None:
+        """The peer takes no more, and *end* is the end that it sent, if this side has not received it.
 
-        If the peer has aborted the connection, output on its way is lost.  As on sockets, this side is false from now
-        on, although it has not yet received the input before the end.
+        If it has aborted the connection, then output that was on its way could not be sent: as on sockets, this side is
+        false from now on, though it has yet to receive what came before the end.
         """
         if self._has_output() and isinstance(end, _End) and isinstance(end.reason, BaseException):
             self._output_error = end.reason
