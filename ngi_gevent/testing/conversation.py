@@ -92,7 +92,7 @@ class Conversation:
 
 
 class _RaisingOutstanding(MemoryOutstanding):
-    """Stores the first exception in a handler instead of logging it."""
+    """Keeps what handlers raise instead of logging it."""
 
     error: BaseException | None = None
 
@@ -101,13 +101,12 @@ class _RaisingOutstanding(MemoryOutstanding):
 
 
 class _Raising(Implementation):
-    """An implementation in memory that raises exceptions in handlers."""
+    """An implementation in memory whose user is told what handlers raise."""
 
     _outstanding: _RaisingOutstanding
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._outstanding = _RaisingOutstanding(self._turns)
+    def _make_outstanding(self) -> MemoryOutstanding:
+        return _RaisingOutstanding(self._turns)
 
     def raise_error(self) -> None:
         error, self._outstanding.error = self._outstanding.error, None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
 
-__all__ = ["Connection", "TextConnection", "make_unconnected"]
+__all__ = ["Connection", "TextConnection", "unconnected"]
 
 #: Bytes that the network takes for a peer that does not read, like the buffers of a kernel.
 NETWORK_SIZE = 1024 * 1024
@@ -74,7 +74,7 @@ class Connection(BaseConnection):
     ) -> None:
         turns = Turns()
         outstanding = MemoryOutstanding(turns)
-        peer = make_unconnected()
+        peer = unconnected()
         self._set_up(turns, outstanding, peer, address, peer_address)
         peer._set_up(turns, outstanding, self, peer_address, address)
         peer.set_handler(self.printing_handler() if handler is None else handler)
@@ -313,6 +313,6 @@ class TextConnection(Connection):
     printing_handler = TextPrintingHandler
 
 
-def make_unconnected() -> Connection:
+def unconnected() -> Connection:
     """Make one side of a connection, to be set up."""
     return Connection.__new__(Connection)

@@ -45,7 +45,7 @@ class Implementation:
     def __init__(self) -> None:
         self._closed = False
         self._turns = Turns()
-        self._outstanding = MemoryOutstanding(self._turns)
+        self._outstanding = self._make_outstanding()
         self._listeners: dict[Hashable, Listener] = {}
         self._datagram_listeners: dict[Hashable, DatagramListener] = {}
         self._datagram_sender: Hashable = None  # the address that ``udp`` sends from, once it is used
@@ -203,6 +203,9 @@ class Implementation:
             handler.failed_connect("no such server")
         except BaseException as error:
             self._outstanding.handler_raised(address, "failed_connect", error)
+
+    def _make_outstanding(self) -> MemoryOutstanding:
+        return MemoryOutstanding(self._turns)
 
     def _check_open(self) -> None:
         if self._closed:

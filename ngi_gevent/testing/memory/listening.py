@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.listening import BaseListener
 from ngi_gevent.errors import ConnectionFailed
-from ngi_gevent.testing.memory.connection import Connection, make_unconnected
+from ngi_gevent.testing.memory.connection import Connection, unconnected
 from ngi_gevent.testing.memory.printing import PrintingClient
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Listener(BaseListener):
         The client's side is connected at once, as with a kernel, even if the server's side waits to be accepted.
         """
         if self._accepting:
-            server, client = make_unconnected(), make_unconnected()
+            server, client = unconnected(), unconnected()
             turns = self._owner.turns
             server._set_up(turns, self, client, self.address, client_address, self, self._output_limit)
             client._set_up(turns, self._owner, server, client_address, self.address)

@@ -61,7 +61,7 @@ class Turns:
 
 
 class MemoryOutstanding(Outstanding):
-    """What is outstanding in memory.  The outermost call raises ``KeyboardInterrupt`` and ``SystemExit``."""
+    """What is outstanding in memory.  What wants the whole program to end leaves the outermost call."""
 
     def __init__(self, turns: Turns) -> None:
         super().__init__()
