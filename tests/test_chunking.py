@@ -303,7 +303,7 @@ def test_a_server_that_remembers_is_told_off():
             Counts.count += 1
             connection.write(b"%d" % Counts.count)
 
-    assert failure(Counts, b"x").startswith("the server answers the same input, cut the same way, once so and once so")
+    assert failure(Counts, b"x").startswith("the server gives different answers to the same input, cut the same way")
 
 
 class SharesItsBuffer(Handler):
@@ -322,7 +322,7 @@ class SharesItsBuffer(Handler):
 @pytest.mark.parametrize("conversation", [b"world\n", b"world\nall\n", [b"world\n", b"all\n"], b"w\n"])
 def test_what_is_left_of_a_connection_that_was_cut_off_is_no_matter_of_cutting(conversation):
     SharesItsBuffer.buffer.clear()
-    assert failure(SharesItsBuffer, conversation).startswith("the server answers the same input, cut the same way")
+    assert failure(SharesItsBuffer, conversation).startswith("the server gives different answers to the same input")
 
 
 def test_a_server_that_raises_once_is_told_off():
@@ -444,9 +444,9 @@ def test_a_check_of_work_shows_how_to_see_it_again():
     [
         (lambda: check_chunking(object(), b"x"), r"a server is called .* not callable"),
         (lambda: check_work(object(), b"x"), r"a server is called .* not callable"),
-        (lambda: check_work(Echo, [b"x"]), r"bytes, all that a client sends; got \[b'x'\]"),
-        (lambda: converse(Echo, b"abc"), r"a list of pieces, such as \[b'abc'\]; got b'abc'"),
-        (lambda: converse(Echo, "abc"), r"a list of pieces"),
+        (lambda: check_work(Echo, [b"x"]), r"conversation must be bytes; got \[b'x'\]"),
+        (lambda: converse(Echo, b"abc"), r"pieces must be a list of bytes, such as \[b'abc'\]; got b'abc'"),
+        (lambda: converse(Echo, "abc"), r"pieces must be a list of bytes"),
     ],
 )
 def test_what_is_no_server_or_no_conversation_is_refused_at_the_call(call, message):

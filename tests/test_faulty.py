@@ -323,15 +323,21 @@ def test_an_impossible_plan_is_refused(make):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Plan(connections=Faults(refused=True)), r"connections is a tuple, .*; got Faults\(refused=True\)"),
-        (lambda: Plan(connections=(Input(pieces=(1,)),)), r"connections is about Faults; got Input\(pieces=\(1,\)\)"),
-        (lambda: Plan(datagrams="lost"), "datagrams is a tuple, .*; got 'lost'"),
-        (lambda: Input(pieces=3), "pieces is a tuple, .*; got 3"),
-        (lambda: Input(delays=3), "delays is a tuple, .*; got 3"),
-        (lambda: Faults(refused="no"), "refused is about bool; got 'no'"),
-        (lambda: Faults(client=3), "client is about Input; got 3"),
-        (lambda: Faults(server=(Input(),)), r"server is about Input; got \(Input\(\),\)"),
-        (lambda: Faulty(testing.Implementation(), 5), "a plan is a Plan; got 5"),
+        (
+            lambda: Plan(connections=Faults(refused=True)),
+            r"connections must be a tuple, .*; got Faults\(refused=True\)",
+        ),
+        (
+            lambda: Plan(connections=(Input(pieces=(1,)),)),
+            r"connections must be of type Faults; got Input\(pieces=\(1,\)\)",
+        ),
+        (lambda: Plan(datagrams="lost"), "datagrams must be a tuple, .*; got 'lost'"),
+        (lambda: Input(pieces=3), "pieces must be a tuple, .*; got 3"),
+        (lambda: Input(delays=3), "delays must be a tuple, .*; got 3"),
+        (lambda: Faults(refused="no"), "refused must be of type bool; got 'no'"),
+        (lambda: Faults(client=3), "client must be of type Input; got 3"),
+        (lambda: Faults(server=(Input(),)), r"server must be of type Input; got \(Input\(\),\)"),
+        (lambda: Faulty(testing.Implementation(), 5), "plan must be a Plan; got 5"),
     ],
 )
 def test_a_plan_of_something_else_is_refused(make, message):
@@ -340,7 +346,7 @@ def test_a_plan_of_something_else_is_refused(make, message):
 
 
 def test_input_is_over_in_one_way():
-    with pytest.raises(ValueError, match=r"once; got Input\(resets=3, ends=4\)"):
+    with pytest.raises(ValueError, match=r"can be set; got Input\(resets=3, ends=4\)"):
         Input(resets=3, ends=4)
 
 

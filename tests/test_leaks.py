@@ -108,7 +108,7 @@ def test_a_connect_under_way_is_named(monkeypatch, full):
     with pytest.raises(AssertionError) as caught, testing.nothing_left(ngi_gevent.Implementation()) as implementation:
         begun = here()
         implementation.connect(full, client)
-    assert f"a connect for {client!r}, begun at {begun}" in str(caught.value)
+    assert f"a connection attempt for {client!r}, begun at {begun}" in str(caught.value)
     assert client.failed is None or client.failed == "stopped"
     client.wait_until(lambda: client.failed)
 

@@ -352,7 +352,7 @@ def test_a_client_that_reconnects_for_ever_is_stopped():
 
     implementation = testing.Implementation()
     client = Stubborn()
-    with pytest.raises(NGIError, match="for ever"):
+    with pytest.raises(NGIError, match="forever"):
         implementation.connect("nobody", client)
     assert 10 < client.tries < 10_000
     implementation.listener("nobody", Echo)

@@ -1,15 +1,13 @@
-"""An implementation without sockets, and handlers that print or record: for testing handlers in memory.
+"""An implementation in memory, without sockets, and handlers that print or record: for testing handlers.
 
 Start with :class:`Recorder` and :class:`Implementation`, or, for doctests, with a :class:`Connection` that prints.
-Then there are :func:`check_chunking`, for input that is cut; :class:`Faulty`, a network that fails;
-:func:`nothing_left`, for what is left over; and, not imported here since it needs pytest,
-:mod:`ngi_gevent.testing.contract`.
+:func:`check_chunking` cuts input in every way, :class:`Faulty` is a network that fails, and :func:`nothing_left` finds
+leftovers.  :mod:`ngi_gevent.testing.contract` is not imported here, because it needs pytest.
 
-In memory, everything is synchronous and deterministic.  Nothing is spawned and nothing waits: ``connect`` has run its
-course when it returns, and what is written outside of any callback has been handled when ``write`` returns.  Callbacks
-run on the greenlet of the call that led to them, so one that blocks keeps that call.  A callback that causes another
-has it queued, never nested: callbacks of one implementation, or of one pair made with :class:`Connection`, take turns
-in the order in which they were caused.
+In memory, everything is synchronous and deterministic.  Nothing is spawned and nothing waits.  When ``connect`` or
+``write`` returns, it has called all callbacks that it caused, except inside a callback.  Callbacks run on the greenlet
+of the call that led to them, so a callback that blocks holds up that call.  Callbacks are never nested.  Those of one
+implementation, or of one pair made with :class:`Connection`, are queued and called in order.
 """
 
 from ngi_gevent.testing.chunking import check_chunking

@@ -1,4 +1,4 @@
-"""Whether what a server answers depends on how its input is cut, which TCP does as it likes."""
+"""A check that the answer of a server does not depend on how TCP cuts its input."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 __all__ = ["check_chunking"]
 
-#: How many random ways to cut are tried.
+#: Random cuts to try.
 RANDOM_CUTS = 50
 
 
 def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, seed: int = 0) -> None:
-    """Check that *server* answers the same however its input is cut, and raises nothing wherever it ends.
+    """Check that *server* gives the same answer however its input is cut, and raises nothing wherever it ends.
 
-    *conversation* is what a client sends: bytes, or a list of them where it waits for the answer in between.  The
-    server gets it as it is, all in one piece, cut at every single place, a byte at a time, and cut at random places,
-    for which *seed* is the seed; then all of its beginnings, after which the client finishes, or the connection breaks.
-    And the work that it has must not grow with the square of its input: see :func:`check_work`.
+    The server gets the conversation as it is; in one piece; cut at each place; a byte at a time; and cut at random
+    places.  Then it gets each beginning of the conversation, after which the client finishes, or the connection breaks.
+    Its work must not grow with the square of its input: see :func:`check_work`.
 
-    Each connection must be a new beginning: give a server that has its state for itself.  It runs in memory, on the
-    calling greenlet; the time this takes grows with the square of the length of the conversation, of which a few
-    hundred bytes are enough.
+    The server runs in memory, on the calling greenlet.  The time grows with the square of the length of the
+    conversation, so use a few hundred bytes.  Connections must not share state.
 
-    Raises :class:`AssertionError` with the smallest cut that makes a difference, as a test to paste; or if the server
-    gives a connection no handler.
+    :param conversation: the bytes that a client sends, or a list of bytes if the client waits for answers in between.
+    :param seed: the seed for random places.
+    :raises AssertionError: a cut makes a difference; the message has the smallest one, as a test to paste.  Or the
+        server gives a connection no handler.
     """
     __tracebackhide__ = True
     chunking = _Chunking(server, conversation, seed)
@@ -46,26 +46,26 @@ def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, se
 
 
 class _Chunking:
-    """One check.  A cut is the places where the input is cut: sorted, none of them its beginning or end."""
+    """One check.  A cut is a sorted list of places in the input, without its beginning and end."""
 
     def __init__(self, server: IServer, conversation: bytes | Sequence[bytes], seed: int) -> None:
         check_server(server)
         messages = [conversation] if isinstance(conversation, (bytes, bytearray, memoryview)) else list(conversation)
         if not all(isinstance(message, (bytes, bytearray, memoryview)) for message in messages):
-            raise TypeError(f"a conversation is bytes, or a list of bytes; got {conversation!r:.100}")
+            raise TypeError(f"conversation must be bytes, or a list of bytes; got {conversation!r:.100}")
         self._server = server
         self._seed = seed
         self._input = b"".join(map(bytes, messages))
         if not self._input:
-            raise ValueError("an empty conversation checks nothing; give what a client sends")
+            raise ValueError("an empty conversation checks nothing; pass the bytes that a client sends")
         ends = [sum(map(len, messages[:count])) for count in range(1, len(messages))]
-        #: Where the client waits for the answer.
+        #: The places where the client waits for the answer.
         self._waits = sorted(set(ends) - {0, len(self._input)})
-        #: What each cut was answered, by the cut, the end and whether the connection broke.
+        #: The answers, by the cut, the end of the input, and whether the connection broke.
         self._answers: dict[tuple[tuple[int, ...], int | None, bool], Answer | BaseException] = {}
 
     def check_whole(self) -> None:
-        """As the client sends it, which must not raise, and must have the same answer again."""
+        """Check that the uncut conversation raises nothing, and has the same answer twice."""
         __tracebackhide__ = True
         expected = self._answer(self._waits)
         if isinstance(expected, BaseException):
@@ -74,7 +74,7 @@ class _Chunking:
         self._expected = expected
 
     def check_cuts(self) -> None:
-        """The whole conversation, cut in many ways."""
+        """Check the whole conversation, cut in many ways."""
         __tracebackhide__ = True
         for cut in self._cuts():
             if not _same(self._answer(cut), self._expected):
@@ -91,7 +91,7 @@ class _Chunking:
             yield sorted(random.sample(places, random.randint(1, len(places))))
 
     def check_ends(self) -> None:
-        """Every beginning of the conversation, in one piece, and what it was answered a byte at a time."""
+        """Check each beginning of the conversation, in one piece, against the answers to single bytes."""
         __tracebackhide__ = True
         answers = self._answers_to_bytes()
         for end in range(len(self._input)):
@@ -100,7 +100,7 @@ class _Chunking:
                 if isinstance(answer, BaseException):
                     self._fail("the server raises when the connection ends there", [], end, reset)
                 if answer != answers[end]:
-                    self._know(range(1, end), end, reset, answers[end])
+                    self._store(range(1, end), end, reset, answers[end])
                     cut = self._smallest(list(range(1, end)), end, reset)
                     self._fail("the answer to a beginning depends on how it is cut", cut, end, reset)
 
@@ -114,7 +114,7 @@ class _Chunking:
         return answers
 
     def check_nothing_is_remembered(self) -> None:
-        """The whole conversation once more: whether what was cut off has left something behind."""
+        """Check the whole conversation again, in case earlier connections have left something behind."""
         __tracebackhide__ = True
         self._answer(self._waits)
 
@@ -125,7 +125,7 @@ class _Chunking:
     # Trying a cut.
 
     def _answer(self, cut: Sequence[int], end: int | None = None, reset: bool = False) -> Answer | BaseException:
-        """The answer to the input up to *end*, or what was raised instead; it must be the same each time."""
+        """Return the answer to the input up to *end*, or the exception; it must be the same each time."""
         __tracebackhide__ = True
         answer: Answer | BaseException
         try:
@@ -134,18 +134,17 @@ class _Chunking:
             raise
         except Exception as error:
             answer = error
-        self._know(cut, end, reset, answer)
+        self._store(cut, end, reset, answer)
         return answer
 
-    def _know(self, cut: Sequence[int], end: int | None, reset: bool, answer: Answer | BaseException) -> None:
-        """Keep the answer, and raise if there was another one before."""
+    def _store(self, cut: Sequence[int], end: int | None, reset: bool, answer: Answer | BaseException) -> None:
+        """Store the answer, and raise if there was another one before."""
         __tracebackhide__ = True
         before = self._answers.setdefault((tuple(cut), end, reset), answer)
         if not _same(before, answer):
             raise AssertionError(
-                "the server answers the same input, cut the same way, once so and once so, which makes it impossible "
-                f"to say what cutting does: {self._pieces(cut, end)!r} first {before!r}, then {answer!r}.  Give a "
-                "server whose every connection is a new beginning"
+                "the server gives different answers to the same input, cut the same way: to "
+                f"{self._pieces(cut, end)!r} first {before!r}, then {answer!r}.  Its connections must not share state"
             )
 
     def _pieces(self, cut: Sequence[int], end: int | None = None) -> list[bytes]:
@@ -153,7 +152,7 @@ class _Chunking:
         return [self._input[start:stop] for start, stop in pairwise(places) if start < stop]
 
     def _smallest(self, cut: list[int], end: int | None = None, reset: bool = False) -> list[int]:
-        """What is left of *cut*, which makes a difference, when every place that is not needed for it is left out."""
+        """Return the places of *cut* that are needed to make a difference."""
         __tracebackhide__ = True
         for place in list(cut):
             without = [other for other in cut if other != place]
@@ -162,15 +161,15 @@ class _Chunking:
         return cut
 
     def _reference(self, end: int | None) -> list[int]:
-        """The cut to compare with: as the client sends the whole conversation, but a beginning of it in one piece."""
+        """Return the cut to compare with: as the client sends the whole conversation; none for a beginning of it."""
         return self._waits if end is None else []
 
-    # Showing it.
+    # Failing.
 
     def _fail(self, problem: str, cut: list[int], end: int | None = None, reset: bool = False) -> None:
         __tracebackhide__ = True
         pieces, others = self._pieces(cut, end), self._pieces(self._reference(end), end)
-        # Once more, which raises if the difference is gone: it was not made by the cut.
+        # Ask again, which raises if the answers differ without a cut.
         answer, other = self._answer(cut, end, reset), self._answer(self._reference(end), end, reset)
         raised = answer if isinstance(answer, BaseException) else None
         ending = ", reset=True" if reset else ""

@@ -1,4 +1,4 @@
-"""One conversation with a server in memory: given pieces of input, what it answers."""
+"""One conversation with a server in memory: pieces of input, and the answer to them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Answer", "Conversation", "NotRead", "converse"]
 
 
 class NotRead(AssertionError):
-    """A server has left a connection open without a handler, so that nothing of what was sent was read."""
+    """A server left a connection open without a handler, so it read no input."""
 
 
 class Answer(NamedTuple):
-    """What a server did."""
+    """The answer of a server."""
 
     #: All of its output.
     data: bytes
@@ -33,15 +33,17 @@ class Answer(NamedTuple):
 
 
 def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -> Answer:
-    """Send *pieces* to *server* in memory, each so that it arrives by itself; its answer.
+    """Send *pieces* to *server* in memory, each in a separate callback, and return the answer.
 
-    Then the client finishes, or, with *reset*, the connection breaks.  Pieces that are left when the server ends the
-    connection are not sent.  What a handler raises, this raises.  Greenlets of this thread that the server has made
-    run after each piece, for as long as they have something to do; timers are not waited for.  A server that leaves the
-    connection open without a handler fails, with :class:`AssertionError`, if something was sent.
+    Then the client finishes.  Pieces that are left when the server ends the connection are not sent.  After each
+    piece, the greenlets of this thread run until they wait; this does not wait for timers.  An exception in a handler
+    is raised here.
+
+    :param reset: break the connection instead of finishing.
+    :raises AssertionError: something was sent, and the server left the connection open without a handler.
     """
     if isinstance(pieces, (bytes, bytearray, memoryview, str)):
-        raise TypeError(f"a conversation is a list of pieces, such as [{pieces!r:.100}]; got {pieces!r:.100}")
+        raise TypeError(f"pieces must be a list of bytes, such as [{pieces!r:.100}]; got {pieces!r:.100}")
     conversation = Conversation(server)
     for piece in pieces:
         conversation.send(piece)
@@ -51,7 +53,7 @@ def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -
 
 
 class Conversation:
-    """A client of *server*, in memory, whose handlers raise here what they raise."""
+    """A client of *server* in memory.  Exceptions in handlers are raised by the methods of this class."""
 
     def __init__(self, server: IServer) -> None:
         self._implementation = _Raising()
@@ -60,18 +62,18 @@ class Conversation:
         self._settle()
 
     def send(self, piece: bytes) -> None:
-        """Have *piece* arrive at the server, and be handled."""
+        """Send *piece*, and return when it has been handled."""
         if self._client.connection:
             self._client.connection.write(piece)
             self._settle()
 
     def answer(self) -> Answer:
-        """What the server has answered up to now."""
+        """Return the answer up to now."""
         closed = self._client.closed
         return Answer(self._client.data, None if closed is None else str(closed))
 
     def end(self, reset: bool = False) -> None:
-        """Finish, or break the connection.  Raises :class:`NotRead` if what was sent has had no handler."""
+        """Finish, or break the connection.  Raises :class:`NotRead` if the server has read no input."""
         unread = self._client.connection.unsent_size()  # only a server that reads nothing leaves some
         if reset:
             self._client.connection.abort()

@@ -1,4 +1,4 @@
-"""Tests to paste into a file, which a failure gives, so that it can be seen again, and seen to be gone."""
+"""Tests in the messages of failures, to be pasted into a file, which reproduce the failure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = ["name_of", "pasted"]
 
 
 def pasted(function: str, server: Any, test: str) -> str:
-    """A test of *server* with *function* of ngi_gevent.testing, whose lines are *test*."""
+    """Return a test of *server* with *function* of ngi_gevent.testing, whose lines are *test*."""
     return f"from ngi_gevent.testing import {function}\n{_named(server)[1]}\n\ndef test_input_in_pieces():\n{test}\n"
 
 
 def name_of(server: Any) -> str:
-    """What *server* is called in the test."""
+    """Return the name of *server* in the test."""
     return _named(server)[0]
 
 
 def _named(server: Any) -> tuple[str, str]:
-    """The name of *server* in a test, and the line that imports it, or that is to be filled in."""
+    """Return the name of *server* in a test, and the line that imports it, or that the user must complete."""
     name, module = getattr(server, "__qualname__", ""), getattr(server, "__module__", "")
     found: Any = sys.modules.get(module)
     for part in name.split("."):

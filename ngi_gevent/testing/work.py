@@ -1,8 +1,8 @@
-"""How much work a server has with its input: whether that grows with what came before.
+"""A check that the work of a server does not grow with the square of its input.
 
-Counted are the lines of Python that are run and the bytes of memory that each of them takes, so that it does not matter
-how fast a machine is, or how busy.  What runs in C and takes no memory is not seen: a ``bytearray`` that is searched
-from its beginning again and again, for instance.
+Work is the lines of Python that run, and the bytes of memory that each of them takes.  So the speed and load of the
+machine do not matter.  This does not notice work in C that takes no memory, such as searching a ``bytearray`` from its
+beginning again and again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["check_work"]
 
-#: Pieces of a byte of which the median is taken, and how often in a row that must rise by half a unit a byte.
+#: The number of bytes over which a median is taken, and how often in a row it must rise by half a unit per byte.
 WINDOW = 64
 RISES = 4
 
-#: Bytes over which a conversation is repeated, and how many times as much twice as much may cost: 2, were it exact.
+#: Bytes up to which a conversation is repeated, and the limit for the cost of twice as many; exactly linear is 2.
 REPEATED = 16 * 1024
 RATIO = 2.5
 
@@ -37,28 +37,32 @@ _OWN = os.path.dirname(__file__) + os.sep
 
 
 def check_work(server: IServer, conversation: bytes) -> None:
-    """Check that the work that *server* has with its input does not grow with the square of it.
+    """Check that the work of *server* does not grow with the square of its input.
 
-    Two mistakes do that.  A buffer that is copied, or looked through, with every piece that comes is found by giving
-    *conversation* a byte at a time; that takes a record of more than 320 bytes.  A buffer that is copied with every
-    record that is taken from it is found by giving the conversation many times over, in one piece.  Raises
-    :class:`AssertionError`, with a test to paste.
+    Two mistakes have that effect:
+
+    * A buffer is copied or searched with each piece.  Sending *conversation* a byte at a time finds this; it needs a
+      record of more than 320 bytes.
+    * A buffer is copied with each record that is taken from it.  Sending the conversation many times, in one piece,
+      finds this.
+
+    :raises AssertionError: the work grows with the square; the message has a test to paste.
     """
     __tracebackhide__ = True
     check_server(server)
     if not isinstance(conversation, (bytes, bytearray, memoryview)):
-        raise TypeError(f"work is checked with bytes, all that a client sends; got {conversation!r:.100}")
+        raise TypeError(f"conversation must be bytes; got {conversation!r:.100}")
     conversation = bytes(conversation)
     if not conversation:
-        raise ValueError("an empty conversation checks nothing; give what a client sends")
-    problem = _of_bytes(server, conversation) or _of_repeated(server, conversation)
+        raise ValueError("an empty conversation checks nothing; pass the bytes that a client sends")
+    problem = _check_bytes(server, conversation) or _check_repeated(server, conversation)
     if problem:
         test = f"    check_work({name_of(server)}, {conversation!r})"
         raise AssertionError(f"{problem}\n\nTo see it again:\n\n{pasted('check_work', server, test)}")
 
 
-def _of_bytes(server: IServer, conversation: bytes) -> str:
-    """What is wrong where the conversation comes a byte at a time, or nothing."""
+def _check_bytes(server: IServer, conversation: bytes) -> str:
+    """Return the problem with a conversation a byte at a time, or nothing."""
     work = _work(server, [conversation[at : at + 1] for at in range(len(conversation))])
     windows = [median(work[at : at + WINDOW]) for at in range(0, len(work) - WINDOW + 1, WINDOW)]
     for first in range(len(windows) - RISES):
@@ -72,13 +76,13 @@ def _of_bytes(server: IServer, conversation: bytes) -> str:
     return ""
 
 
-def _of_repeated(server: IServer, conversation: bytes) -> str:
-    """What is wrong where the conversation comes many times over, or nothing."""
+def _check_repeated(server: IServer, conversation: bytes) -> str:
+    """Return the problem with a conversation that is repeated, or nothing."""
     once = conversation * (REPEATED // len(conversation) + 1)
     try:
         (work,), (twice,) = _work(server, [once]), _work(server, [once * 2])
     except Exception:
-        return ""  # it is no conversation that can be had again on the same connection
+        return ""  # the conversation cannot be repeated on one connection
     if twice > RATIO * work:
         return (
             "each record costs more the more has come with it, as if the rest is copied for each: coming in one piece, "
@@ -89,7 +93,7 @@ def _of_repeated(server: IServer, conversation: bytes) -> str:
 
 
 def _work(server: IServer, pieces: Iterable[bytes]) -> list[int]:
-    """The units of work that each of *pieces* takes."""
+    """Return the units of work that each of *pieces* takes."""
     conversation = Conversation(server)
     work = []
     with _Meter() as meter:
@@ -102,7 +106,7 @@ def _work(server: IServer, pieces: Iterable[bytes]) -> list[int]:
 
 
 class _Meter:
-    """Counts lines of Python, and the bytes of memory that each takes, also if it gives them back at once."""
+    """Counts lines of Python and the bytes of memory that each takes, even if it frees them at once."""
 
     def __init__(self) -> None:
         self.work = 0
@@ -115,7 +119,7 @@ class _Meter:
         if self._started:
             tracemalloc.start()
         self._memory = tracemalloc.get_traced_memory()[0]
-        self._tracer = sys.gettrace()  # that of a debugger, or of who measures coverage
+        self._tracer = sys.gettrace()  # of a debugger or a measurement of coverage
         sys.settrace(self._enter)
         return self
 
@@ -125,7 +129,7 @@ class _Meter:
             tracemalloc.stop()
 
     def _enter(self, frame: FrameType, event: str, argument: object) -> Any:
-        # Not for what plays the network, which is no work of the server's.
+        # Code of this package plays the network, which is not the work of the server.
         return None if frame.f_code.co_filename.startswith(_OWN) else self._line
 
     def _line(self, frame: FrameType, event: str, argument: object) -> Any:

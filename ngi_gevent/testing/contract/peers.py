@@ -55,12 +55,13 @@ class MemoryPeer(Witness):
 
 
 class SocketPeer:
-    """A plain socket.  A greenlet of its own makes the calls in order."""
+    """A plain socket.  A greenlet sends in the order of the calls."""
 
     def __init__(self, stage: Any, address: Any) -> None:
         self._stage = stage
         self._pieces: list[bytes] = []
         self.ended: str | None = None
+        #: Bytes that the kernel has taken.
         self.sent = 0
         if isinstance(address, (str, bytes)):
             self.socket = socket.socket(socket.AF_UNIX)

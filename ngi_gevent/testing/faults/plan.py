@@ -1,4 +1,4 @@
-"""Plans of what a network does: data, made by hand or from a seed, whose ``repr`` is the code that makes it again."""
+"""Plans for the faults of a network: data, made by hand or from a seed, whose ``repr`` is the code to make it again."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Literal, TypeAlias, get_args
 
 __all__ = ["Fate", "Faults", "Input", "Plan"]
 
-#: What becomes of a datagram.  A late one comes after the next that is not, or, if there is none, is lost.
+#: The fate of a datagram.  A late one arrives after the next that is not late; without one, it is lost.
 Fate: TypeAlias = Literal["sent", "lost", "doubled", "late"]
 
 
 def _check(name: str, values: Sequence[object], least: int) -> None:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is about whole numbers from {least}; got {value!r:.100}")
+            raise ValueError(f"{name} must be ints >= {least}; got {value!r:.100}")
 
 
 def _check_kind(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is about {kind.__name__}; got {value!r:.100}")
+        raise TypeError(f"{name} must be of type {kind.__name__}; got {value!r:.100}")
 
 
 class _Data:
-    """Takes lists for tuples, and shows what is not as usual."""
+    """Accepts lists as tuples; its ``repr`` omits default values."""
 
     def _take_tuple(self, name: str, kind: type | None = None) -> None:
-        """Have *name* be a tuple, of *kind* where that is given."""
+        """Make *name* a tuple, and check that its values are of *kind*, if given."""
         values = getattr(self, name)
         if not isinstance(values, (tuple, list)):
-            raise TypeError(f"{name} is a tuple, such as (first,), or a list; got {values!r:.100}")
+            raise TypeError(f"{name} must be a tuple, such as (first,), or a list; got {values!r:.100}")
         for value in values:
             if kind is not None:
                 _check_kind(name, value, kind)
@@ -48,18 +48,18 @@ class _Data:
 
 @dataclass(frozen=True, repr=False)
 class Input(_Data):
-    """What happens to the input of one side of a connection.
+    """The faults of the input of one side of a connection.
 
-    What the other side writes in one go (in one callback, or outside of any in one call) is cut into pieces, or comes
-    as one if there are no *pieces*.
+    Output that the other side writes in one callback, or in one call outside of callbacks, is cut into pieces.  It
+    arrives as one if there are no *pieces*.
 
     :ivar pieces: bytes of each piece; after the last, the first again.
-    :ivar delays: turns that each piece has to wait, in which others have theirs; after the last, the first again.
-    :ivar stops: bytes of input after which this side reads no more.
-    :ivar resets: bytes of input after which the connection breaks: both sides are told of a ``ConnectionResetError``.
-    :ivar ends: bytes of input after which the connection ends: both sides are told ``'end of input'``.
+    :ivar delays: turns of others that each piece waits for; after the last, the first again.
+    :ivar stops: bytes of input after which this side stops reading.
+    :ivar resets: bytes of input after which the connection breaks; both sides get a ``ConnectionResetError``.
+    :ivar ends: bytes of input after which the connection ends; both sides get ``'end of input'``.
 
-    Of the last three there may be one.
+    Only one of the last three can be set.
     """
 
     pieces: tuple[int, ...] = ()
@@ -77,20 +77,20 @@ class Input(_Data):
             value = getattr(self, name)
             _check(name, () if value is None else (value,), 1)
         if sum(at is not None for at in (self.stops, self.resets, self.ends)) > 1:
-            raise ValueError(f"input stops, resets or ends once; got {self!r:.100}")
+            raise ValueError(f"only one of stops, resets and ends can be set; got {self!r:.100}")
 
     def over_at(self) -> int | None:
-        """After how many bytes there is no more input, if that is planned."""
+        """Return after how many bytes the input is over, or None."""
         return next((at for at in (self.stops, self.resets, self.ends) if at is not None), None)
 
 
 @dataclass(frozen=True, repr=False)
 class Faults(_Data):
-    """What happens to one connection.  One for which nothing is planned is left alone.
+    """The faults of one connection; none by default.
 
-    :ivar refused: whether there will be none: ``failed_connect`` is called with a ``ConnectionRefusedError``.
-    :ivar client: what happens to what the client receives.
-    :ivar server: what happens to what the server receives.
+    :ivar refused: whether the connect fails: ``failed_connect`` is called with a ``ConnectionRefusedError``.
+    :ivar client: the faults of the client's input.
+    :ivar server: the faults of the server's input.
     """
 
     refused: bool = False
@@ -105,9 +105,9 @@ class Faults(_Data):
 
 @dataclass(frozen=True, repr=False)
 class Plan(_Data):
-    """What happens to connections, in the order of the connects, and to datagrams, in the order in which they are sent.
+    """The faults of connections, in the order of their connects, and the fates of datagrams, in the order of sending.
 
-    After the last of either comes the first again; where there are none, nothing happens.
+    After the last of either, the first comes again.  An empty tuple means no faults.
     """
 
     connections: tuple[Faults, ...] = ()
@@ -118,11 +118,11 @@ class Plan(_Data):
         self._take_tuple("datagrams")
         for fate in self.datagrams:
             if fate not in get_args(Fate):
-                raise ValueError(f"the fate of a datagram is one of {get_args(Fate)}; got {fate!r:.100}")
+                raise ValueError(f"the fate of a datagram must be one of {get_args(Fate)}; got {fate!r:.100}")
 
     @classmethod
     def from_seed(cls, seed: int) -> Plan:
-        """The plan that *seed* stands for, the same each time."""
+        """Make a random plan, the same each time for the same *seed*."""
         random = Random(seed)
         return cls(
             connections=tuple(_faults(random) for _ in range(random.randint(1, 4))),
@@ -130,11 +130,11 @@ class Plan(_Data):
         )
 
     def connection(self, number: int) -> Faults:
-        """What happens to the connection of that *number*, from 0."""
+        """Return the faults of connection *number*, from 0."""
         return self.connections[number % len(self.connections)] if self.connections else Faults()
 
     def datagram(self, number: int) -> Fate:
-        """What happens to the datagram of that *number*, from 0."""
+        """Return the fate of datagram *number*, from 0."""
         return self.datagrams[number % len(self.datagrams)] if self.datagrams else "sent"
 
 

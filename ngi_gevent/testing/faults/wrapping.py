@@ -1,6 +1,6 @@
-"""An implementation around another one, whose connections are adapters: the base of those that watch, or do harm.
+"""An implementation around another one, whose connections are adapters: the base for watching and for faults.
 
-What it does not change is as it is below: attributes that it does not have are those of what it wraps.
+Attributes that it does not define are those of the implementation, listener, client or connection that it wraps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class WrappingConnection(Base):
-    """A connection around another one; its ``control`` is the listener around the other's."""
+    """A connection around another one, with the wrapped listener as its ``control``."""
 
     def __init__(self, connection: Any, control: WrappingListener | None) -> None:
         super().__init__(connection)
@@ -42,13 +42,13 @@ class WrappingConnection(Base):
     def control(self) -> Any:
         return self._control
 
-    def in_callback(self, call: Callable[..., object], *arguments: Any) -> object:
+    def run_callback(self, call: Callable[..., object], *arguments: Any) -> object:
         """Call the application."""
         return call(*arguments)
 
 
 class WrappingClient:
-    """A client connect handler around another one, which is given the connection around the one that was made."""
+    """A client connect handler around another one, which receives the wrapped connection."""
 
     def __init__(self, implementation: WrappingImplementation, handler: Any) -> None:
         self._implementation = implementation
@@ -60,15 +60,18 @@ class WrappingClient:
         return getattr(self._handler, name)
 
     def connected(self, connection: Any) -> object:
-        wrapped = self._implementation.wrap(connection, None)
-        return wrapped.in_callback(self._handler.connected, wrapped)
+        wrapped = self._wrap(connection)
+        return wrapped.run_callback(self._handler.connected, wrapped)
 
     def failed_connect(self, reason: Any) -> object:
         return self._handler.failed_connect(reason)
 
+    def _wrap(self, connection: Any) -> WrappingConnection:
+        return self._implementation.wrap(connection, None)
+
 
 class _AroundListener:
-    """What is around a listener of either kind, and has all that it has."""
+    """An object around a listener of either kind, with all its attributes."""
 
     def __init__(self, listener: Any) -> None:
         #: The listener that this one is around.
@@ -92,13 +95,13 @@ class WrappingListener(_AroundListener):
     """A listener around another one."""
 
     def __init__(self, implementation: WrappingImplementation, server: IServer) -> None:
-        super().__init__(None)  # it is known when the first connection comes, or the call for it returns
+        super().__init__(None)  # set with the first connection, or when the call that makes the listener returns
         self._implementation = implementation
         self._server = server
         self._connections: dict[Any, WrappingConnection] = {}
 
     def connections(self) -> Iterator[Any]:
-        # One that was accepted a moment ago has not been wrapped yet, and nobody knows it.
+        # One that was accepted a moment ago may not be wrapped yet.
         wrapped = map(self._connections.get, self.listener.connections())
         return iter([connection for connection in wrapped if connection is not None])
 
@@ -118,11 +121,11 @@ class WrappingListener(_AroundListener):
         return self.listener.close_wait(timeout)  # type: ignore[no-any-return]
 
     def serve(self, connection: Any) -> object:
-        """Give a new *connection* to the server: the server of the listener that this one is around."""
-        self.listener = connection.control  # on another thread, this may be before the call for it has returned
+        """Pass a new *connection* to the server, as the server of the listener that this one is around."""
+        self.listener = connection.control  # on another thread, the call that makes it may not have returned
         wrapped = self._connections[connection] = self._implementation.wrap(connection, self)
         connection.when_closed(lambda: self._connections.pop(connection, None))
-        return wrapped.in_callback(self._server, wrapped)
+        return wrapped.run_callback(self._server, wrapped)
 
 
 @documented_by(IUDPListener)
@@ -180,20 +183,20 @@ class WrappingImplementation:
     def close(self) -> None:
         self.implementation.close()
 
-    # What others are made of.
+    # The wrapping objects, for subclasses to replace.
 
     def wrap(self, connection: Any, control: WrappingListener | None) -> WrappingConnection:
-        """The connection around *connection*, which was accepted by *control*, if by any."""
+        """Return a connection around *connection*, which the listener *control* accepted; None for a client's."""
         return WrappingConnection(connection, control)
 
     def wrap_listener(self, server: IServer) -> WrappingListener:
-        """The listener around one that is about to be made."""
+        """Return a listener around one that is about to be made."""
         return WrappingListener(self, server)
 
     def wrap_datagram_listener(self, listener: Any) -> WrappingDatagramListener:
-        """The listener for datagrams around *listener*."""
+        """Return a listener for datagrams around *listener*."""
         return WrappingDatagramListener(listener)
 
     def wrap_client(self, handler: IClientConnectHandler) -> WrappingClient:
-        """The client connect handler around *handler*."""
+        """Return a client connect handler around *handler*."""
         return WrappingClient(self, handler)

@@ -1,4 +1,4 @@
-"""Connections in memory, which come in pairs: what one side writes, the other gets in its turn."""
+"""Connections in memory, in pairs: the other side receives the output of one side in its turn."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "TextConnection", "unconnected"]
 
-#: Bytes that the network takes for a peer that does not read, as the buffers of a kernel would.
+#: Bytes that the network takes for a peer that does not read, like the buffers of a kernel.
 NETWORK_SIZE = 1024 * 1024
 
 
 class _Arriving(bytes):
-    """Input that a test lets arrive, which the peer has not written."""
+    """Input from ``test_input``, which the peer has not written."""
 
 
 class _End:
-    """The end of what one side sends, and what the other is told about it."""
+    """The end of the output of one side, and the reason that the other side gets."""
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -54,17 +54,17 @@ class _End:
 class Connection(BaseConnection):
     """One side of a connection in memory; ``peer`` is the other.  Making one makes both.
 
-    Pass it to what is to be tested, and look at the peer, whose connection handler is *handler*; without one, the peer
-    prints what it receives.  *address* and *peer_address* are those of the two sides.
+    Pass it to the code under test.  The connection handler of the peer is *handler*; without one, the peer prints its
+    input.  *address* and *peer_address* are the addresses of the two sides.
 
-    Besides what follows, it is what :class:`ngi_gevent.interfaces.IConnection` says.
+    For all other methods, see :class:`ngi_gevent.interfaces.IConnection`.
     """
 
-    # What one side has written waits in its wire, in order: bytes, iterators given to writelines, and at last an _End.
-    # The other side takes from there, when it is its turn and it can take input.
+    # The wire holds the output of this side in order: bytes, iterators given to writelines, and at last an _End.
+    # The other side takes it from there, in its turn, if it can take input.
     __slots__ = ("_begin", "_queued", "_reads", "_turns", "_wire", "peer")
 
-    #: The handler of the peer, where none is given.
+    #: The default handler of the peer.
     printing_handler: type[PrintingHandler] = PrintingHandler
 
     peer: Connection
@@ -100,7 +100,7 @@ class Connection(BaseConnection):
     # The network's part, for tests.
 
     def test_input(self, data: Data) -> None:
-        """Have *data* arrive, as if the peer had written it."""
+        """Deliver *data*, as if the peer had written it."""
         data = as_bytes(data)
         if self._state is OPEN:
             self.peer._wire.append(_Arriving(data))
@@ -113,14 +113,14 @@ class Connection(BaseConnection):
             self._take_turn()
 
     def test_stop_reading(self) -> None:
-        """Have this side take no more input, as a peer that reads nothing: what comes stays in the network."""
+        """Stop taking input, as a peer that does not read: its input stays in the network."""
         self._reads = False
 
     def postpone(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called in the next turn, before anything else of this connection.  For use in a callback."""
+        """Call *callback* in the next turn, before anything else of this connection.  For use in a callback."""
 
         def go_on(_: Connection) -> None:
-            self._queue_turn()  # for what has happened meanwhile
+            self._queue_turn()  # for events that have come meanwhile
             callback()
 
         self.start(go_on, "handle_input")
@@ -146,7 +146,7 @@ class Connection(BaseConnection):
         self.peer._take_turn()
 
     def _taken(self) -> bytes | _End | None:
-        """What the peer gets next of what was written here: as many bytes as there are in one piece, or the end."""
+        """Return the peer's next input: all bytes up to an iterator or the end, in one piece; or the end."""
         written = []
         while self._wire:
             head = self._wire[0]
@@ -175,7 +175,7 @@ class Connection(BaseConnection):
             data = None
             self.iterator_raised(error)
         if not self._wire or self._wire[0] is not lines:
-            return None  # it has aborted the connection, which drops what it yields, too
+            return None  # it aborted the connection, which also drops its items
         if data is None:
             self._wire.popleft()
             self._pending -= lines.size
@@ -197,7 +197,7 @@ class Connection(BaseConnection):
             self._turns.queue(self._turn)
 
     def _turn(self) -> None:
-        """Do the next thing that there is to do, and queue another turn if there may be more."""
+        """Handle the next event, and queue another turn if there can be more."""
         self._queued = False
         self._turns.current = self
         if self._begin is not None:
@@ -241,7 +241,7 @@ class Connection(BaseConnection):
     # The end.
 
     def start(self, begin: Callable[[Any], object], where: str) -> None:
-        """Have ``begin(self)`` called as the first callback of all."""
+        """Call ``begin(self)`` as the first callback."""
         self._begin = begin, where
         self._queue_turn()
 
@@ -306,7 +306,7 @@ class Connection(BaseConnection):
 
 
 class TextConnection(Connection):
-    """A :class:`Connection` whose peer prints text as it is."""
+    """A :class:`Connection` whose peer prints text."""
 
     __slots__ = ()
 
@@ -314,5 +314,5 @@ class TextConnection(Connection):
 
 
 def unconnected() -> Connection:
-    """One side of a connection, to be set up."""
+    """Make one side of a connection, to be set up."""
     return Connection.__new__(Connection)

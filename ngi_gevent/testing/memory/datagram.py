@@ -15,22 +15,22 @@ __all__ = ["DatagramListener", "check_hashable", "check_send_address", "deliver"
 
 
 def check_hashable(address: object) -> None:
-    """Raise ``TypeError``, naming *address*, unless it could be one in memory."""
+    """Raise ``TypeError`` unless *address* can be an address in memory."""
     try:
         hash(address)
     except TypeError:
-        raise TypeError(f"an address in memory is hashable; got {address!r:.100}") from None
+        raise TypeError(f"an address in memory must be hashable; got {address!r:.100}") from None
 
 
 def check_send_address(address: object) -> None:
-    """Raise ``TypeError``, naming *address*, unless one could send a datagram to it."""
+    """Raise ``TypeError`` unless a datagram can be sent to *address*."""
     if address is None:
-        raise TypeError("None is an address only to listen on, and nobody can be sent a datagram there")
+        raise TypeError("the address of a datagram must not be None, which is only an address to listen on")
     check_hashable(address)
 
 
 def deliver(listeners: Mapping[Hashable, DatagramListener], sender: Hashable, address: Hashable, data: bytes) -> None:
-    """Give *data* from *sender* to that of *listeners* which is on *address*; without one, drop it."""
+    """Pass *data* from *sender* to the listener on *address*; without one, drop it."""
     listener = listeners.get(address)
     if listener is not None:
         listener.receive(sender, data)
@@ -58,11 +58,11 @@ class DatagramListener(BaseDatagramListener):
         self._open = True
 
     def receive(self, sender: Hashable, data: bytes) -> None:
-        """Take a datagram that is on its way, when it is its turn."""
-        self._owner.turns.queue(lambda: self._turn(sender, data))
+        """Pass a datagram to the handler in its turn."""
+        self._owner.turns.queue(lambda: self._handle(sender, data))
         self._owner.turns.run()
 
-    def _turn(self, sender: Hashable, data: bytes) -> None:
+    def _handle(self, sender: Hashable, data: bytes) -> None:
         if self._open:
             self._owner.turns.current = self
             self._take(sender, len(data), data)

@@ -1,4 +1,4 @@
-"""The implementation in memory: its addresses, and who is found there."""
+"""The implementation in memory: its addresses, and the listeners on them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Implementation", "connect", "connectable", "default", "listener", "udp", "udp_listener", "wait"]
 
-#: Failed connects to one address in one go, after which a client that tries again and again is stopped.
+#: Failed connects to one address in one outermost call, after which a client that reconnects forever is stopped.
 MAX_RECONNECTS = 1000
 
-#: The host that everybody is at in memory, for checking options that are about hosts.
+#: The host in memory, for checking options that concern hosts.
 HOST = "localhost"
 
 
 class Implementation:
-    """An implementation in memory, with addresses of its own.  See the top of this package.
+    """An implementation in memory, with its own addresses.  See the top of this package.
 
-    Any hashable is an address.  What handlers raise is logged, as everywhere; only what wants the whole program to end
-    leaves the call that led to it.  As a context manager, it is closed at the end.
+    An address is any hashable.  Exceptions in handlers are logged, as everywhere, except ``KeyboardInterrupt`` and
+    ``SystemExit``: the call that led to them raises these.  As a context manager, it closes at the end.
     """
 
     def __init__(self) -> None:
@@ -48,9 +48,9 @@ class Implementation:
         self._registry = self._make_registry()
         self._listeners: dict[Hashable, Listener] = {}
         self._datagram_listeners: dict[Hashable, DatagramListener] = {}
-        self._datagram_sender: Hashable = None  # the address that datagrams come from
+        self._datagram_sender: Hashable = None  # the address that ``udp`` sends from, once it is used
         self._connectable: dict[Hashable, deque[Connection]] = {}
-        self._fresh = count(1)
+        self._numbers = count(1)  # for new addresses
         self._failures: Counter[Hashable] = Counter()
 
     def __enter__(self) -> Self:
@@ -62,11 +62,11 @@ class Implementation:
     def connect(self, address: Hashable, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
         """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.
 
-        It has run its course on return, unless this is called in a callback.  Where there is nobody, *handler* is told
-        ``'no such server'``.  A client that connects again from ``failed_connect`` for ever is stopped after a thousand
-        times: the call that it began with raises :class:`~ngi_gevent.NGIError`.
+        Never blocks.  It returns after all callbacks, unless this is called in a callback.  Without a listener or
+        connection there, ``failed_connect('no such server')`` is called.  A client that reconnects from
+        ``failed_connect`` is stopped after a thousand times: the outermost call raises :class:`~ngi_gevent.NGIError`.
 
-        The options are those of connecting to sockets.  They are checked, and mean nothing in memory.
+        The options are those for sockets.  They are checked, and have no effect in memory.
         """
         self._connect_to(None, address, handler, None, **options)
 
@@ -86,7 +86,7 @@ class Implementation:
         if self._turns.running and getattr(handler, "waits", False):
             raise Deadlock("waiting in a callback for a connection in memory, which is made after the callback")
         if client_address is None:
-            client_address = self._fresh_address()
+            client_address = self._new_address()
         if not self._turns.running:
             self._failures.clear()
         self._turns.queue(lambda: self._connect(listener, address, handler, client_address))
@@ -106,23 +106,24 @@ class Implementation:
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = None,
     ) -> Listener:
-        """Have every connection to *address* given to *handler*, a server; None makes a fresh address.
+        """Listen on *address*, and pass each new connection to *handler*, a server.
 
-        The options are those of listeners on sockets.  They are checked, and two mean something in memory:
-        *max_connections*, by default any number, and *output_limit*.  Nothing is encrypted, and the ``ssl_object`` of
-        connections is None; no time passes, and ``connection.test_close(Timeout(...))`` plays an *idle_timeout*.
+        The options are those of listeners on sockets.  They are checked, and two have an effect in memory:
+        *max_connections*, which is unlimited by default, and *output_limit*.  Nothing is encrypted, and the
+        ``ssl_object`` of connections is None.  No time passes; ``connection.test_close(Timeout(...))`` plays an
+        *idle_timeout*.
+
+        :param address: any hashable, or None for a new address.
+        :raises OSError: another listener has the address.
         """
         self._check_open()
-        check_hashable(address)
         check_server(handler)
         check_max_connections(max_connections)
         check_idle_timeout(idle_timeout)
         check_count("output_limit", output_limit)
         check_count("backlog", backlog)
         transport.of_servers(ssl_context, handshake_timeout)
-        if address is None:
-            address = self._fresh_address()
-        _check_free(address, self._listeners)
+        address = self._free_address(address, self._listeners)
         listener = self._listeners[address] = Listener(
             self._listeners, self._connect_to, self._registry, address, handler, max_connections, output_limit
         )
@@ -130,43 +131,46 @@ class Implementation:
         return listener
 
     def udp(self, address: Hashable, data: Data) -> None:
-        """Send *data* to the listener for datagrams on *address*; where there is nobody, it vanishes.
+        """Send *data* to the listener for datagrams on *address*; without one, the datagram is lost.
 
-        It has been handled on return, unless this is called in a callback.  All datagrams that are sent in this way
-        come from the same address.
+        Never blocks.  It has been handled on return, unless this is called in a callback.  All datagrams sent by this
+        method come from the same address.
         """
         check_send_address(address)
         data = as_bytes(data)
         self._check_open()
         if self._datagram_sender is None:
-            self._datagram_sender = self._fresh_address()
+            self._datagram_sender = self._new_address()
         deliver(self._datagram_listeners, self._datagram_sender, address, data)
 
     def udp_listener(self, address: Hashable, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
-        """Have every datagram to *address* given to *handler*; None makes a fresh address.
+        """Listen for datagrams on *address*, and pass each to *handler*.
 
-        It may be one that a listener for connections has too, as with the ports of TCP and UDP.  A datagram longer than
+        Listeners for connections have addresses apart, as with the ports of TCP and UDP.  A datagram longer than
         *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.
+
+        :param address: any hashable, or None for a new address.
+        :raises OSError: another listener for datagrams has the address.
         """
         self._check_open()
-        check_hashable(address)
         check_datagram_handler(handler)
         check_buffer_size(buffer_size)
-        if address is None:
-            address = self._fresh_address()
-        _check_free(address, self._datagram_listeners)
+        address = self._free_address(address, self._datagram_listeners)
         listener = DatagramListener(self._datagram_listeners, self._registry, address, handler, buffer_size)
         self._datagram_listeners[address] = listener
         self._registry.add(listener)
         return listener
 
     def connectable(self, address: Hashable, connection: Connection) -> None:
-        """Have the next ``connect`` to *address* that finds no listener get *connection*, which a test has prepared."""
+        """Prepare *connection* for the next ``connect`` to *address* that finds no listener."""
         check_hashable(address)
         self._connectable.setdefault(address, deque()).append(connection)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Raise :class:`~ngi_gevent.Timeout` if anything is outstanding, since waiting would not change that."""
+        """Raise :class:`~ngi_gevent.Timeout` if anything is outstanding, because waiting would not change that.
+
+        :raises Deadlock: this is called in a callback.
+        """
         check_timeout(timeout)
         if self._turns.current is not None:
             raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
@@ -174,7 +178,7 @@ class Implementation:
             raise Timeout(f"outstanding, and nothing will change that: {self._registry}")
 
     def close(self) -> None:
-        """Close all listeners and end all connections; whatever is asked for afterwards raises.  Twice is harmless."""
+        """Close all listeners and end all connections.  Later calls raise ``ImplementationClosed``, except this one."""
         self._closed = True
         self._registry.stop()
 
@@ -193,7 +197,7 @@ class Implementation:
             return
         self._failures[address] += 1
         if self._failures[address] > MAX_RECONNECTS:
-            self._turns.error = NGIError(f"a client connected to {address!r} from failed_connect for ever")
+            self._turns.error = NGIError(f"a client reconnected to {address!r} from failed_connect forever")
             return
         try:
             handler.failed_connect("no such server")
@@ -207,16 +211,20 @@ class Implementation:
         if self._closed:
             raise ImplementationClosed("this implementation was closed")
 
-    def _fresh_address(self) -> tuple[str, int]:
-        return "in memory", next(self._fresh)
+    def _new_address(self) -> tuple[str, int]:
+        return "in memory", next(self._numbers)
+
+    def _free_address(self, address: Hashable, listeners: Container[Hashable]) -> Hashable:
+        """Return *address*, or a new one for None; raise unless none of *listeners* has it."""
+        check_hashable(address)
+        if address is None:
+            return self._new_address()
+        if address in listeners:
+            raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}: {address!r}")
+        return address
 
 
-def _check_free(address: Hashable, listeners: Container[Hashable]) -> None:
-    if address in listeners:
-        raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}: {address!r}")
-
-
-#: The implementation behind this package's ``connect`` and its fellows.
+#: The implementation behind ``connect`` and the other functions of this package.
 default = Implementation()
 connect = default.connect
 connectable = default.connectable

@@ -24,7 +24,7 @@ __all__ = ["Listener"]
 class Listener(BaseListener):
     """A listener in memory.  Made by ``listener``.
 
-    But for ``connect``, it is what :class:`ngi_gevent.interfaces.IListener` says.
+    Except for ``connect``, see :class:`ngi_gevent.interfaces.IListener`.
     """
 
     _owner: MemoryRegistry
@@ -44,7 +44,7 @@ class Listener(BaseListener):
         self._listeners = listeners  # of its implementation, by address
         self._connect = connect  # connects a client to a listener of its implementation
         self._max_connections = max_connections
-        self._queue: deque[Connection] = deque()  # server connections that wait to be accepted
+        self._queue: deque[Connection] = deque()  # server connections to be accepted
         self._output_limit = output_limit
         self._accepting = True
         self._tell_open()
@@ -63,9 +63,11 @@ class Listener(BaseListener):
         client_address: Any = None,
         **options: Unpack[ConnectOptions],
     ) -> Connection | None:
-        """Connect *handler* to this listener; without one, return a client connection that prints what it receives.
+        """Connect *handler* to this listener.  Without *handler*, return a client connection that prints its input.
 
         The options are those of the implementation's ``connect``.
+
+        :raises ConnectionFailed: there is no *handler*, and the listener is closed, or this is called in a callback.
         """
         if handler is not None:
             self._connect(self, self.address, handler, client_address, **options)
@@ -77,9 +79,9 @@ class Listener(BaseListener):
         return client.connection  # type: ignore[no-any-return]
 
     def accept(self, handler: IClientConnectHandler, client_address: Any) -> bool:
-        """Make a connection between the server and *handler*; whether this listener still does.
+        """Connect *handler* to the server, and return whether this listener still accepts.
 
-        The client's side is there at once, as with a kernel, also where the server's side waits to be accepted.
+        The client's side is connected at once, as with a kernel, even if the server's side waits to be accepted.
         """
         if self._accepting:
             server, client = unconnected(), unconnected()
@@ -97,14 +99,14 @@ class Listener(BaseListener):
         self._accept_queued()
 
     def _accept_queued(self) -> None:
-        """Accept as many of those that wait as there may be."""
+        """Accept connections in the queue, up to ``max_connections``."""
         while self._queue and (self._max_connections is None or len(self._connections) < self._max_connections):
             server = self._queue.popleft()
             self._connections[server] = None
             server.start(self._server, "the server")
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:
-        """Those that wait do so because there is no room for them, so that they are broken off in any case."""
+        """Reset the queue in any case: its connections are there because ``max_connections`` is reached."""
         del self._listeners[self.address]
         queue, self._queue = self._queue, deque()
         for server in queue:
@@ -116,7 +118,7 @@ class Listener(BaseListener):
         return current if isinstance(current, BaseConnection) else None
 
     def _wait_until_empty(self, timeout: float | None) -> None:
-        """Nothing waits here, and nothing would come of it."""
+        """Return at once, since waiting changes nothing in memory."""
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
         self._owner.turns.queue(callback)

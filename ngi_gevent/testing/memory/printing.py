@@ -1,4 +1,4 @@
-"""Handlers that print what happens, for doctests."""
+"""Handlers that print their callbacks, for doctests."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["PrintingClient", "PrintingHandler", "TextPrintingHandler"]
 
 
 class PrintingHandler:
-    """A connection handler that prints what happens, for doctests.
+    """A connection handler that prints its callbacks, for doctests.
 
-    Input is printed as ``-> b'...'``, 50 characters a line, with ``.>`` before all but the first; the end as
-    ``-> CLOSE``, and the reason if the peer has not simply finished; what an iterable raised as ``-> EXCEPTION``, its
-    class, and what it says.
+    * Input: ``-> b'...'``, 50 characters a line; all lines but the first begin with ``.>``.
+    * The end: ``-> CLOSE``, with the reason unless the peer has simply finished.
+    * An exception of an iterable: ``-> EXCEPTION``, its class, and its message.
     """
 
     def handle_input(self, connection: Any, data: bytes) -> None:
@@ -35,11 +35,11 @@ class PrintingHandler:
 
 
 class PrintingClient(PrintingHandler):
-    """A client connect handler that prints what its connection receives."""
+    """A client connect handler that prints the input of its connection."""
 
     def __init__(self) -> None:
         self.connection: Any = None
-        self.failed: Reason = "it is made after the callback that asks for it"
+        self.failed: Reason = "in a callback, the connection is made after the callback returns"
 
     def connected(self, connection: Any) -> None:
         self.connection = connection
@@ -50,7 +50,7 @@ class PrintingClient(PrintingHandler):
 
 
 class TextPrintingHandler(PrintingHandler):
-    """A printing handler that prints input as the UTF-8 text that it is."""
+    """A printing handler that prints input as UTF-8 text."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")

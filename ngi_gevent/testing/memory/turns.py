@@ -1,4 +1,4 @@
-"""Callbacks in memory take turns: those of one implementation, or of one pair of connections made by hand."""
+"""The turns of callbacks in memory: within one implementation, or one pair of connections made by hand."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ __all__ = ["MemoryRegistry", "Turns"]
 
 
 class Turns:
-    """Callbacks waiting for their turn, one at a time."""
+    """A queue of callbacks, which are called one at a time."""
 
     def __init__(self) -> None:
         self._queue: deque[Callable[[], object]] = deque()
         self._lock = allocate_lock()
         #: Whether callbacks are being called.
         self.running = False
-        #: The connection, or the listener for datagrams, in one of whose callbacks we are.
+        #: The connection or listener for datagrams whose callback is running.
         self.current: BaseConnection | BaseDatagramListener | None = None
-        #: What a callback wants the caller of the outermost call to learn.
+        #: An exception for the outermost call to raise.
         self.error: BaseException | None = None
-        #: The greenlet that callbacks are being called on.
+        #: The greenlet on which callbacks are being called.
         self.greenlet: Any = None
 
     def queue(self, callback: Callable[[], object]) -> None:
         self._queue.append(callback)
 
-    def _begins(self) -> bool:
-        """Whether there is something to run and nobody who does; then it is the caller."""
+    def _start(self) -> bool:
+        """Make the caller the one that runs the queue, and return True, if it is not empty and not being run."""
         with self._lock:
-            begins = bool(self._queue) and not self.running
-            self.running = self.running or begins
-        return begins
+            starts = bool(self._queue) and not self.running
+            self.running = self.running or starts
+        return starts
 
     def run(self) -> None:
-        """Run what is queued, and what that causes, unless that is being done already: here, or on another thread."""
-        while self._begins():
+        """Run the queue until it is empty, unless that is being done already: by an outer call, or another thread."""
+        while self._start():
             self.greenlet = getcurrent()
             try:
                 while self._queue:

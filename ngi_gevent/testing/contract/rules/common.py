@@ -23,7 +23,7 @@ class Echo(Witness):
 
 
 class Failure(Exception):
-    """What handlers in these tests raise."""
+    """The exception that handlers in these tests raise."""
 
 
 def tracebacks(caplog, error=None):

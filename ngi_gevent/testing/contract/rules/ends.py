@@ -8,7 +8,7 @@ from ngi_gevent import ConnectionClosed
 from ngi_gevent.testing.contract.rules.common import MEGABYTE, Echo
 from ngi_gevent.testing.contract.witness import Witness
 
-# Rule 2: handle_close tells of what the application did not ask for, once, and last.
+# Rule 2: handle_close reports an end that the application did not ask for, once, and last.
 
 
 @pytest.mark.parametrize("method", ["close", "abort"])
@@ -103,7 +103,7 @@ def test_closing_a_connection_that_ended_spares_its_handler_the_news(stage):
     assert stage.served[0].trace == [b"x"]
 
 
-# Rule 3: who has finished sending still gets the answer.
+# Rule 3: a peer that has only finished sending still gets its answer.
 
 
 def test_a_peer_that_finished_sending_gets_its_answer(stage):

@@ -128,7 +128,7 @@ def test_an_iterator_that_wants_the_program_to_end_is_heard(stage, caplog, error
         stage.until(lambda: False)
 
     client, served = stage.talk()
-    if stage.name == "threaded":  # there is nobody to hear of it
+    if stage.name == "threaded":  # no caller can raise it
         served.connection.writelines(broken_iterator(error))
     else:
         with pytest.raises(error):

@@ -11,7 +11,7 @@ from ngi_gevent.testing.contract.witness import Witness
 
 
 def echoes(stage, client, times=20):
-    """Have *client* get *times* answers, one after the other: time in which something else could have happened."""
+    """Exchange *times* messages with *client*, one after the other, so that other events have time to come."""
     for _ in range(times):
         answered = len(client.data) + 1
         client.connection.write(b"?")
