@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 from stages import STAGES, WRAPPED_STAGES
 
+from ngi_gevent.sockets import linger
 from ngi_gevent.testing import contract
 from ngi_gevent.testing.contract.rules import *  # noqa: F403
 
 stage = contract.stages(*STAGES, *WRAPPED_STAGES)
 pytestmark = pytest.mark.usefixtures("no_socket_left")
+
+
+@pytest.fixture(autouse=True)
+def quick_discards(monkeypatch):
+    """Closed connections discard megabytes of input in some of these tests, which are not about the pauses."""
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)

@@ -239,7 +239,7 @@ def test_iterating_stops_at_what_is_broken(stage):
 
 @pytest.mark.parametrize("end", ["stopped", "closed", "aborted"])
 def test_half_an_upload_is_not_taken_for_a_whole_one_when_this_side_ends_it(stage, monkeypatch, end):
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peer does not close its side
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.01)  # the peer does not close its side
     output, input, peer = talk(stage)
     peer.send(b"xhalf of it")
     assert input.read(1, PATIENCE) == b"x"
@@ -371,8 +371,8 @@ def test_reading_waits_for_a_peer_that_takes_no_output_no_longer_than_its_timeou
     output, input, peer = talk(socket_stage)
     peer.send(b"\n" * 20_000)
     with pytest.raises(Timeout, match="output"):
-        for _ in range(20_000):
-            assert input.readline(timeout=0.1) == b"\n"
+        for number in range(20_000):
+            assert input.readline(timeout=0.03 if number else PATIENCE) == b"\n"
             output.write(bytes(2000))
 
 
@@ -453,7 +453,7 @@ def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
     while len(pulled) > before + 1:  # while there is room for more than the piece that each call pulls
         before = len(pulled)
         with pytest.raises(Timeout):
-            output.writelines(pieces, timeout=0.05)
+            output.writelines(pieces, timeout=0.02)
     assert len(pulled) < 300
     with pytest.raises(Timeout):
         output.flush(timeout=0)
@@ -470,11 +470,11 @@ def test_flush_waits_for_all_that_was_written(stage):
     output.write(bytes(MUCH))
     for _ in range(3):
         with pytest.raises(Timeout):
-            output.flush(timeout=0.01)
+            output.flush(timeout=0.001)
     output.write(b"more")
     flushing = gevent.spawn(output.flush)
     with pytest.raises(Timeout):
-        output.flush(timeout=0.05)
+        output.flush(timeout=0.01)
     assert not flushing.ready()
     peer.read()
     flushing.get(timeout=PATIENCE)
@@ -546,7 +546,7 @@ def test_flush_goes_on_while_the_peer_finishes(socket_stage):
     output, input, peer = talk(socket_stage)
     output.write(bytes(MUCH))
     with pytest.raises(Timeout):
-        output.flush(timeout=0.05)
+        output.flush(timeout=0.01)
     flushing = gevent.spawn(output.flush)
     peer.finish()
     peer.read()
@@ -925,7 +925,7 @@ def test_a_function_may_leave_its_input_unread(socket_stage, monkeypatch):
 
 
 def test_a_listener_that_stops_ends_its_functions(socket_stage, monkeypatch):
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peers neither read nor close
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.01)  # the peers neither read nor close
     began, over = [], []
 
     @blocking.server
