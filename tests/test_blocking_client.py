@@ -1,4 +1,4 @@
-"""The blocking helpers, on every implementation."""
+"""Requests, connections and opened files, on every implementation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent import (
+    ConnectionClosed,
     ConnectionFailed,
     ConnectionTimeout,
     Deadlock,
@@ -346,3 +347,28 @@ def test_a_request_can_be_made_in_a_handler(tcp):
     client = tcp.client(tcp.listen(Proxy))
     client.connection.write(b"go")
     tcp.until(lambda: client.data == b"asked")
+
+
+def test_opening_an_address(stage):
+    listener = stage.listen(Echo)
+    output, input = blocking.open(listener.address, stage.implementation.connect, timeout=PATIENCE)
+    with output, input:
+        output.write(b"hello\n")
+        assert input.readline(timeout=PATIENCE) == b"HELLO\n"
+    listener.close()
+    with pytest.raises(ConnectionFailed):
+        blocking.open(listener.address, stage.implementation.connect)
+    with pytest.raises(TypeError, match="connect"):
+        blocking.open(listener.address, "connect")
+
+
+def test_opening_a_connection_gives_what_it_held(stage):
+    def serve(connection):
+        connection.write(b"welcome")
+        connection.close()
+
+    connection = blocking.connect(stage.listen(serve).address, stage.implementation.connect)
+    output, input = blocking.open(connection)
+    assert input.read(timeout=PATIENCE) == b"welcome"
+    with pytest.raises(ConnectionClosed):  # it is gone, and only its first handler got the reason
+        blocking.open(connection)[1].read(timeout=PATIENCE)
