@@ -9,6 +9,13 @@ from ngi_gevent.sockets import linger
 from ngi_gevent.testing import contract
 from ngi_gevent.testing.contract.rules import *  # noqa: F403
 
+
+@pytest.fixture(scope="module")
+def tmp_path(folder):
+    """The folder that other stages have, too."""
+    return folder
+
+
 stage = contract.stages(*STAGES, *WRAPPED_STAGES)
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
