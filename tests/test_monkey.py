@@ -292,8 +292,13 @@ LATELY = {
 }
 
 
-@pytest.mark.parametrize("lately", LATELY)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "lately"),
+    [
+        pytest.param(head, lately, marks=() if number % 3 != 1 else pytest.mark.slow)  # each of both at least once
+        for number, (head, lately) in enumerate(itertools.product(HEADS, LATELY))
+    ],
+)
 def test_a_threaded_implementation_is_first_used_after_the_main_thread_has_ended(head, lately):
     """gevent's thread pool, which looks up names, cannot be started then; since Python 3.12, perhaps no thread can."""
     answer = run(head, COMMON + LATE + LATELY[lately])

@@ -44,7 +44,8 @@ class Input(File):
     **Callbacks.**  In a callback of the connection, waiting raises :class:`~ngi_gevent.Deadlock`, because no input can
     arrive before the callback returns.
 
-    Close the input if you will not read it: unread input holds the peer, and its end is not noticed.
+    Close the input if you will not read it.  Otherwise the peer must wait once its input is not read, and the end of
+    the connection is not noticed.
     """
 
     def __init__(self, handler: Handler) -> None:
