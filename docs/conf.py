@@ -17,7 +17,7 @@ nitpick_ignore_regex = [
     # Of the standard library and of pytest, which have pages of their own that building these does not need to reach.
     ("py:class", r"collections\.abc\.\w+|SSLContext|_pytest\.fixtures\.\w+"),
     # Type variables, and what is only ever made by the package.
-    ("py:class", r"(ngi_gevent\.\w+\.)?(_Class|Adapter|AnyAddress|Instance)|ngi_gevent\.testing\.leaks\.Watched"),
+    ("py:class", r"(ngi_gevent\.[\w.]+\.)?(_Class|Adapter|AnyAddress|Instance)|ngi_gevent\.testing\.leaks\.Watched"),
 ]
 
 html_theme = "furo"

@@ -1,4 +1,4 @@
-"""Adapters: connections on top of connections, that change what is read and written on its way."""
+"""Adapters: connections on top of other connections, which change input and output on the way."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_LINE", "MAX_SIZE", "Base", "Lines", "Sized", "bottom"]
 
-#: Bytes of a line, without its end, over which a connection is ended: more than anybody means to send in one.
+#: Bytes of the longest line, without its end.  A longer one ends the connection, so that no peer fills the memory.
 MAX_LINE = 1024 * 1024
 
-#: Bytes of a sized record over which a connection is ended: more than anybody means to send in one.
+#: Bytes of the longest sized record.  A longer one ends the connection, for the same reason.
 MAX_SIZE = 16 * 1024 * 1024
 
-#: Bytes that are split into lines at a time: a list of short lines takes up to forty times their size.
+#: Bytes that are split into lines at a time.  A list of short lines takes up to 40 times their size.
 SPLIT_SIZE = 8 * 1024
 
 Adapter = TypeVar("Adapter", bound="Base")
 
 _LENGTH = struct.Struct(">I")
 
-#: The length that stands for no record at all, but for a sign of life.
+#: The length that marks a heartbeat: no record follows.
 _HEARTBEAT = 2**32 - 1
 
 
 def bottom(connection: Any) -> Any:
-    """The connection below all adapters; *connection* itself, if it is no adapter.  Never blocks."""
+    """Return the connection below all adapters, or *connection* itself if it is not an adapter.  Never blocks."""
     while (below := getattr(connection, "connection", None)) is not None:
         connection = below
     return connection
@@ -46,16 +46,16 @@ def bottom(connection: Any) -> Any:
 @documented_by(IConnectionHandler)
 @documented_by(IConnection)
 class Base:
-    """Passes everything through: the adapter to build others from.
+    """An adapter that changes nothing, to derive other adapters from.
 
-    To its handler it is the connection, in every callback; to the connection below, it is the handler.  It has all that
-    a connection has, and needs no optional method of its handler.  Its callbacks run where those of that connection do,
-    on its greenlet.
+    For its handler, it is the connection, in every callback; for the connection below, it is the handler.  It has all
+    attributes and methods of a connection, and its handler needs no optional methods.  Its callbacks run on the
+    greenlet of the connection below.
 
-    :param connection: the connection below, which may be an adapter, too.
+    :param connection: the connection below, which can be an adapter, too.
     :ivar connection: the same.
 
-    To change something, override what it passes by::
+    To change input or output, override the methods that pass it on::
 
         class Upper(Base):
             def handle_input(self, connection, data):
@@ -69,8 +69,8 @@ class Base:
         self.connection: Any = connection
         self._handler: Any = None
         below = bottom(connection)
-        # Whether to deliver another record of the same piece of input.  A connection of another implementation cannot
-        # make its callbacks wait for room.
+        # Returns whether to deliver another record of the same piece of input.  Connections of other implementations
+        # cannot make their callbacks wait for room.
         self._is_ready_for_more: Callable[[], bool] = getattr(below, "is_ready_for_more", partial(bool, below))
 
     @classmethod
@@ -79,7 +79,7 @@ class Base:
         function: Callable[[Adapter], Generator[None, bytes, object]]
         | Callable[[Any, Adapter], Generator[None, bytes, object]],
     ) -> Handler:
-        """Make a generator handler whose connection is this adapter over the real one: a decorator."""
+        """Make a generator handler that gets its connection through this adapter.  A decorator."""
         return Handler(function, cls)
 
     def __bool__(self) -> bool:
@@ -136,33 +136,34 @@ class Base:
     # The handler, to the connection.
 
     def handle_input(self, connection: Any, data: bytes) -> None:
-        """Hand *data* on to the handler.  As the other callbacks, it is called by the connection below."""
+        """Pass *data* on to the handler.  The connection below calls this, as it calls the other callbacks."""
         self._handler.handle_input(self, data)
 
     def handle_close(self, connection: Any, reason: Reason) -> None:
-        """Tell the handler that the connection ended, if it has a ``handle_close``."""
+        """Call the handler's ``handle_close``, if it has one."""
         handle_close = getattr(self._handler, "handle_close", None)
         if handle_close is not None:
             handle_close(self, reason)
 
     def _application_ended(self, connection: Any) -> None:
-        """Pass on that the application ended the connection, which generators need to know."""
+        """Pass on that the application ended the connection, so that generators are closed."""
         application_ended = getattr(self._handler, "_application_ended", None)
         if application_ended is not None:
             application_ended(self)
 
     def handle_exception(self, connection: Any, exception: BaseException) -> None:
-        """Tell the handler; without its ``handle_exception``, raise *exception*, which closes the connection."""
+        """Call the handler's ``handle_exception``.  If it has none, raise *exception*, which closes the connection."""
         handle_exception = getattr(self._handler, "handle_exception", None)
         if handle_exception is None:
             raise exception
         handle_exception(self, exception)
 
     def end(self, reason: Reason) -> None:
-        """End the connection because the peer broke the rules, for *reason*, and tell the handler and the log.
+        """End the connection because the peer broke the protocol.
 
-        For adapters to call in ``handle_input``.  What was written is delivered.  ``handle_close`` is called for all
-        adapters of the connection, from the lowest up.  If the connection has ended already, this does nothing.
+        Never waits for the peer.  Adapters call this in ``handle_input``.  All output is delivered.  The end is logged,
+        and ``handle_close`` is called with *reason* for all adapters of the connection, from the lowest up, and for the
+        handler.  If the connection has ended already, this does nothing.
         """
         if self.connection:
             self.connection.close()
@@ -174,21 +175,23 @@ class Base:
 
 
 class Lines(Base):
-    r"""Delivers lines: what the peer sends up to each ``\n``, without it.
+    r"""An adapter that delivers lines, each without the ``\n`` that ends it.
 
-    Writing is left as it is, so the handler writes its own line ends.  What comes after the last ``\n`` is not
-    delivered when the connection ends.
+    Output is not changed, so the handler writes its own line ends.  When the connection ends, input after the last
+    ``\n`` is not delivered.
 
     :param connection: the connection below.
-    :param max_line: bytes of a line, without its end; a longer one ends the connection, with
-        :class:`~ngi_gevent.LimitExceeded` as the reason.  Raises ``TypeError`` or ``ValueError`` for what can be none.
+    :param max_line: bytes of the longest line, without its end; 1 MiB by default.  A longer line ends the connection,
+        with :class:`~ngi_gevent.LimitExceeded` as the reason.
+    :raises TypeError: *max_line* is not an int.
+    :raises ValueError: *max_line* is negative.
     """
 
     def __init__(self, connection: IConnection, max_line: int = MAX_LINE) -> None:
         super().__init__(connection)
         check_count("max_line", max_line)
         self._max_line = max_line
-        self._begun = bytearray()  # a line whose end has not come yet
+        self._begun = bytearray()  # a line whose end has not arrived
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the lines that *data* completes."""
@@ -217,34 +220,38 @@ class Lines(Base):
 
 
 class Sized(Base):
-    """Sends and delivers records, each preceded by its length: 4 bytes, big-endian, unsigned.
+    """An adapter that sends and delivers records, each preceded by its length: 4 bytes, big-endian, unsigned.
 
-    ``write(None)`` sends a heartbeat, the length 2**32-1 with no data, which the receiver drops.  A record
-    that is not complete when the connection ends is not delivered.
+    ``write(None)`` sends a heartbeat, the length 2**32-1 with no data, which the receiver drops.  A record that is
+    incomplete when the connection ends is not delivered.
 
     :param connection: the connection below.
-    :param max_size: bytes of a record that the peer sends; one that is announced with more ends the connection at once,
-        with :class:`~ngi_gevent.LimitExceeded` as the reason.  Raises ``TypeError`` or ``ValueError`` for what can be
-        none.
+    :param max_size: bytes of the longest record that the peer can send; 16 MiB by default.  The length of a longer one
+        ends the connection at once, with :class:`~ngi_gevent.LimitExceeded` as the reason.
+    :raises TypeError: *max_size* is not an int.
+    :raises ValueError: *max_size* is negative.
     """
 
     def __init__(self, connection: IConnection, max_size: int = MAX_SIZE) -> None:
         super().__init__(connection)
         check_count("max_size", max_size)
         self._max_size = max_size
-        self._begun = bytearray()  # what is not complete yet
-        self._wanted = _LENGTH.size  # how many bytes of it there have to be before looking at it again is worth it
+        self._begun = bytearray()  # an incomplete record
+        self._wanted = _LENGTH.size  # bytes of it that must have arrived before it is worth another look
 
     def write(self, data: Data | None) -> None:
-        """Send *data* as one record, or a heartbeat for None, in one piece whoever else writes.  Never blocks.
+        """Send *data* as one record, or a heartbeat for None.  Never blocks.
 
-        Raises ``TypeError`` for what is no bytes, ``ValueError`` for what is too long for its length to be sent, and
-        :class:`~ngi_gevent.ConnectionClosed` once the connection is closing.
+        The record is sent in one piece, also if other threads write at the same time.
+
+        :raises TypeError: *data* is not bytes, a bytearray, a memoryview or None.
+        :raises ValueError: *data* is too long for its length to be sent.
+        :raises ConnectionClosed: the connection is closing or closed.
         """
         self.connection.write(_framed(data))
 
     def writelines(self, data: Iterable[Data | None]) -> None:
-        """Send each of what *data* yields as one record, as ``writelines`` of a connection does."""
+        """Send each item that *data* yields as one record, as ``writelines`` of a connection does."""
         iterator = as_iterator(data)
         self.connection.writelines(_framed(record) for record in iterator)
 
@@ -259,7 +266,7 @@ class Sized(Base):
         self._begun += data[self._deliver(data) :]
 
     def _deliver(self, data: bytes) -> int:
-        """Deliver what is complete in *data*; how many bytes that took."""
+        """Deliver the complete records in *data*.  Return how many bytes they have."""
         done = 0
         while len(data) - done >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(data, done)
@@ -284,7 +291,11 @@ class Sized(Base):
 
 
 def _framed(data: Any) -> bytes:
-    """A record as it is sent; raises ``TypeError`` for what is no bytes, ``ValueError`` for what is too long."""
+    """Return *data* with its length before it, or a heartbeat for None.
+
+    :raises TypeError: *data* is not bytes, a bytearray, a memoryview or None.
+    :raises ValueError: *data* is too long for its length to be sent.
+    """
     if data is None:
         return _LENGTH.pack(_HEARTBEAT)
     record = as_bytes(data)

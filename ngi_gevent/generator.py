@@ -1,4 +1,4 @@
-"""Handlers written as generators: ``data = yield`` where another handler would wait to be called."""
+"""Handlers written as generators, which receive input with ``data = yield``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Handler", "handler"]
 
-#: What a handler is made of: a generator function that takes a connection, or a method that does.
+#: The type of functions that handlers are made of: a generator function that takes a connection, or such a method.
 GeneratorFunction: TypeAlias = (
     "Callable[[Any], Generator[None, bytes, object]] | Callable[[Any, Any], Generator[None, bytes, object]]"
 )
 
 
 class Handler:
-    """A generator function that is a server and a client connect handler; each generator is a connection handler.
+    """A server and client connect handler, made of a generator function.  Each generator is a connection handler.
 
-    Made by :func:`handler`.  Used on a method, it is bound as the method would be.
+    Made by :func:`handler`.  As an attribute of a class, it binds as a method does.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Handler:
 class _GeneratorHandler:
     """The connection handler that resumes a generator.
 
-    When the generator returns, the connection is closed; what it raises is for the implementation to deal with.
+    When the generator returns, the connection is closed.  Its exceptions pass on to the implementation.
     """
 
     def __init__(self, generator: Generator[None, bytes, object], connection: Any) -> None:
@@ -86,12 +86,12 @@ class _GeneratorHandler:
         raise RuntimeError(f"the generator went on after its connection had closed: {reason}")
 
     def _application_ended(self, connection: Any) -> None:
-        """Close the generator, which still waits at a ``yield`` and gets no more input."""
+        """Close the generator, which waits at a ``yield`` for input that will not come."""
         self._generator.close()
 
     @staticmethod
     def _resume(connection: Any, resume: Callable[..., object], *arguments: Any) -> bool:
-        """Resume the generator; whether it will want more."""
+        """Resume the generator.  Return False if it has returned, which closes the connection."""
         try:
             resume(*arguments)
         except StopIteration:
@@ -109,17 +109,24 @@ def handler(
 def handler(
     function: GeneratorFunction | None = None, connection_adapter: Callable[[Any], IConnection] | None = None
 ) -> Handler | Callable[[GeneratorFunction], Handler]:
-    """Make a handler of a generator function that takes a connection: a decorator, for functions and methods.
+    """Make a handler of a generator function that takes a connection.  A decorator for functions and methods.
 
-    ``yield`` gives the next input.  It raises ``GeneratorExit(reason)`` when the connection ends otherwise than by the
-    application's own ``close()`` or ``abort()``, and whatever an iterable given to ``writelines`` raised.  If the
-    application ends the connection while the generator waits, the generator is closed: a plain ``GeneratorExit``, so
-    that ``finally`` clauses run.  When the generator returns, the connection is closed; when it raises, that is logged,
-    and the connection closed.  Everything runs on the connection's greenlet, so it may block.
+    In the generator, ``yield`` returns the next input.  It raises:
 
-    The result is a server; a client connect handler, whose ``failed_connect`` raises
-    :class:`~ngi_gevent.ConnectionFailed`; and, called with a connection, gives it its connection handler.  With
-    *connection_adapter*, the generator gets the connection through that adapter.
+    * ``GeneratorExit(reason)`` when the connection ends, and the application did not close or abort it;
+    * the exception of an iterable that was given to ``writelines``;
+    * a plain ``GeneratorExit`` when the application ends the connection while the generator waits, so that ``finally``
+      clauses run.
+
+    When the generator returns, the connection is closed.  When it raises, the exception is logged, and the connection
+    is closed.  The generator runs on the connection's greenlet, and can block.
+
+    The result is a server.  It is also a client connect handler, whose ``failed_connect`` raises
+    :class:`~ngi_gevent.ConnectionFailed`.  If you call it with a connection, it sets a new generator as the handler.
+
+    :param function: the generator function; without it, this returns a decorator.
+    :param connection_adapter: called with the connection; the generator gets the result instead.
+    :raises TypeError: *function* is not callable.
     """
     if function is None:
         return lambda function: Handler(function, connection_adapter)

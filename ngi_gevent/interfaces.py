@@ -1,23 +1,22 @@
-"""The interfaces between an application and an implementation: who implements what, who calls it, and when.
+"""The interfaces between an application and an implementation, as protocols.
 
 An **application** writes handlers: :class:`IConnectionHandler`, :class:`IServer`, :class:`IClientConnectHandler`,
-:class:`IUDPHandler`.  An **implementation** owns sockets, buffers and greenlets, and calls them.  All are protocols:
-nothing needs to inherit from them, a type checker compares the shapes.
+:class:`IUDPHandler`.  An **implementation** owns sockets, buffers and greenlets, and calls the handlers.  Your classes
+don't need to inherit from the protocols; a type checker compares their methods.
 
-**Which greenlet.**  Every callback of a connection runs on that connection's own greenlet, so it may block (another
-request, a query, ``gevent.sleep``): only this connection waits.  The callbacks of one connection never overlap.  A
-listener for datagrams has a greenlet too, and its handler gets one datagram at a time.  The in-memory implementation
-has no greenlets: there a callback runs on the caller's, and a callback that causes another has it queued.
+**Greenlets.**  All callbacks of a connection run on that connection's own greenlet.  So a callback can block (for
+another request, a query, ``gevent.sleep``), and only its own connection waits.  The callbacks of one connection never
+overlap.  A UDP listener has its own greenlet, too; its handler gets one datagram at a time.  The in-memory
+implementation has no greenlets: a callback runs on the caller's greenlet, and callbacks that it causes are queued.
 
-**Which thread.**  What an implementation gives (connections, listeners, itself) may be used from any greenlet and any
-native thread, while the hub runs that it lives on.  Calls of one thread keep their order.  What another thread asks of
-a connection is checked at the call and done soon, on the thread of the connection; if that has ended meanwhile, what
-was written is dropped, as it is for a connection that breaks.
+**Threads.**  You can use connections, listeners and implementations from any greenlet and any native thread, while the
+hub that they live on runs.  Calls from one thread keep their order.  A call from another native thread is checked at
+once, and takes effect soon afterwards on the connection's own thread.  If the connection has ended by then, output is
+dropped, as for any connection that breaks.
 
-**Reasons.**  Why a connection ended is told as text where nothing went wrong (``'end of input'``: the peer finished;
-``'stopped'``: the listener was closed) and as the exception where something did.  ``str(reason)`` makes a fair line in
-a log either way.  With TLS, an end that the peer has not announced, so that something may be missing, is an exception
-too: an ``ssl.SSLEOFError``.
+**Reasons.**  The reason why a connection ended is text if nothing went wrong: ``'end of input'`` (the peer finished) or
+``'stopped'`` (the listener was closed).  Otherwise it is an exception.  ``str(reason)`` is suitable for a log in both
+cases.  With TLS, an end that the peer did not announce is an ``ssl.SSLEOFError``, because data may be missing.
 """
 
 from __future__ import annotations
@@ -57,18 +56,18 @@ _Class = TypeVar("_Class", bound=type)
 Data: TypeAlias = "bytes | bytearray | memoryview"
 Reason: TypeAlias = "str | BaseException"
 
-#: Where to connect to on sockets, or to send to: a host and a port, as an IPv6 socket tells it, too; or the path of a
-#: Unix socket, as text or a ``Path``.  On Linux also an abstract name, which begins with a null byte, as text or bytes.
-#: No file stands for it, and every process in the same network namespace can connect to it.  A listener's ``address``
-#: is bytes then.
+#: The addresses to connect or send to, on sockets: a host and a port, also in the form that an IPv6 socket has; or the
+#: path of a Unix socket, as text or a ``Path``.  On Linux, also the abstract name of a Unix socket, which begins with a
+#: null byte, as text or bytes.  It has no file, and every process in the same network namespace can connect to it.  A
+#: listener's ``address`` is bytes then.
 PeerAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes | os.PathLike[str]"
 
-#: Where to listen on sockets; None is a free port on the loopback interface.
+#: The addresses to listen on, on sockets; None is a free port on the loopback interface.
 Address: TypeAlias = "PeerAddress | _Socket | None"
 
 
 class _Socket(Protocol):
-    """A socket of the standard library's, or of gevent's, which have no class in common."""
+    """A socket of the standard library or of gevent; these have no class in common."""
 
     def fileno(self) -> int: ...
 
@@ -76,7 +75,7 @@ class _Socket(Protocol):
 
 
 class ConnectOptions(TypedDict, total=False):
-    """The options of each ``connect``, as :meth:`ngi_gevent.Implementation.connect` tells."""
+    """The options of each ``connect``; see :meth:`ngi_gevent.Implementation.connect`."""
 
     ssl_context: SSLContext | None
     server_hostname: str | None
@@ -84,7 +83,7 @@ class ConnectOptions(TypedDict, total=False):
 
 
 class ListenOptions(TypedDict, total=False):
-    """The options of each ``listener``, as :meth:`ngi_gevent.Implementation.listener` tells."""
+    """The options of each ``listener``; see :meth:`ngi_gevent.Implementation.listener`."""
 
     backlog: int
     max_connections: int | None
@@ -97,85 +96,92 @@ class ListenOptions(TypedDict, total=False):
 
 
 class IConnectionHandler(Protocol):
-    """What an application does with one connection.  Written by the application, called by the implementation.
+    """The handler of one connection.  Written by the application, called by the implementation.
 
-    Two more methods are called where they exist:
+    Two more methods are optional:
 
     ``handle_close(connection, reason)``
-        The connection ended, and not because the application closed or aborted it through this connection.  Called at
-        most once, after all input; nothing follows it.  The connection is false by then, and writing raises.
+        The connection ended, and the application did not close or abort it through this connection.  Called at most
+        once, after all input; no callback follows.  The connection is false by then, and writing raises.
 
     ``handle_exception(connection, exception)``
-        An iterable given to ``writelines`` raised, or yielded something that is not bytes.  What was written before it
-        is sent, the rest of that iterable is not, and the connection stays open.  Without this method, the connection
-        is closed and ``handle_close`` gets the exception.
+        An iterable given to ``writelines`` raised, or yielded something that is not bytes.  All output before it is
+        sent, and the connection stays open; the rest of that iterable is dropped.  Without this method, the connection
+        is closed, and ``handle_close`` gets the exception.
 
-    What any of them raises is logged with its traceback.  From ``handle_input`` and ``handle_exception`` it also closes
-    the connection (what was written is delivered), and ``handle_close`` gets it as the reason.  One exception is no
-    error: a :class:`~ngi_gevent.ConnectionClosed` of this very connection, which had ended when the callback wrote to
-    it.  It is logged at level DEBUG, nothing more is delivered, and ``handle_close`` gets the reason of the end.
+    If a callback raises, the exception is logged with its traceback.  If ``handle_input`` or ``handle_exception``
+    raises, the connection is also closed once all output has been delivered, and ``handle_close`` gets the exception as
+    the reason.
+
+    One exception is not an error: the :class:`~ngi_gevent.ConnectionClosed` of this connection itself, raised because
+    the connection had ended when the callback wrote to it.  It is logged at level DEBUG, no more input is delivered,
+    and ``handle_close`` gets the reason of the end.
     """
 
     def handle_input(self, connection: Any, data: bytes, /) -> object:
-        """Take the next bytes of the peer's stream: never empty, and split anywhere.
+        """Handle the next bytes from the peer.  They are never empty, and can be split anywhere.
 
-        Runs on the connection's greenlet, and may block: what comes meanwhile waits.
+        Runs on the connection's greenlet, and can block; further input waits until this returns.
         """
 
 
 class IServer(Protocol):
-    """Anything callable that gives a new connection its handler.  Written by the application, called by a listener.
+    """A callable that sets the handler of each new connection.  Written by the application, called by a listener.
 
-    Often it is a class, whose objects set themselves as the handler.
+    Often it is a class whose instances set themselves as the handler.
     """
 
     def __call__(self, connection: Any, /) -> object:
-        """Take a new :class:`IServerConnection`, and usually give it a handler.
+        """Take a new :class:`IServerConnection`, and usually set its handler.
 
-        Runs on the connection's greenlet, and may block.  What it raises is logged, and ends this one connection: its
-        listener goes on.  With TLS, the handshake has been done.
+        Runs on the connection's greenlet, and can block.  With TLS, the handshake has succeeded.  If this raises, the
+        exception is logged, and this connection ends; the listener goes on.
         """
 
 
 class IClientConnectHandler(Protocol):
-    """What an application does with the outcome of a ``connect``.  Written by the application, called by ``connect``.
+    """The handler of one connection attempt.  Written by the application, called by ``connect``.
 
-    Exactly one of ``connected`` and ``failed_connect`` is called, once.  What they raise is logged; from ``connected``
-    it closes the connection, too.
+    Either ``connected`` or ``failed_connect`` is called, once.  If it raises, the exception is logged; if ``connected``
+    raises, the connection is closed, too.
 
-    One more method is called where it exists: ``connecting(give_up)``, before ``connect`` returns, where connecting
-    takes time.  Calling ``give_up()`` ends the attempt, if it still is one: ``failed_connect('stopped')``.
+    One more method is optional: ``connecting(give_up)`` is called before ``connect`` returns, if connecting takes time.
+    ``give_up()`` ends the attempt with ``failed_connect('stopped')``, unless the attempt has ended already.
     """
 
     def connected(self, connection: Any, /) -> object:
-        """Take the connection, and usually give it a handler.  Runs on the connection's greenlet, and may block."""
+        """Take the connection, and usually set its handler.
+
+        Runs on the connection's greenlet, and can block.
+        """
 
     def failed_connect(self, reason: Any, /) -> object:
-        """Learn why there is no connection: an exception, or text.
+        """Handle the failure of the attempt.
 
-        Runs on a greenlet of this connect's own, and may block, and connect again.
+        Runs on its own greenlet, can block, and can connect again.
+
+        :param reason: an exception, or text.
         """
 
 
 class IUDPHandler(Protocol):
-    """What an application does with datagrams: anything callable.  Called by a listener, for one at a time, in order.
+    """A callable that handles datagrams, one at a time and in order.  Called by a UDP listener.
 
-    It runs on the listener's greenlet, so it may block: datagrams that come meanwhile are kept by the system, as many
-    as it has room for, and the rest are lost, as datagrams are.  What it raises is logged with its traceback, and the
-    listener goes on.
+    It runs on the listener's greenlet, and can block.  Meanwhile the kernel queues datagrams as far as it has room, and
+    drops the rest.  If it raises, the exception is logged with its traceback, and the listener goes on.
     """
 
     def __call__(self, address: Any, data: bytes, /) -> object:
-        """Take a whole datagram, which may be empty, and the address of its sender.
+        """Handle a whole datagram, which can be empty.
 
-        A Unix socket that was not bound has no address: then it is None, and cannot be answered.
+        :param address: the sender's address; None for an unbound Unix socket, which you cannot answer.
         """
 
 
 def documented_by(interface: type) -> Callable[[_Class], _Class]:
-    """Give the methods of a class that implements *interface* its docstrings, where they have none of their own.
+    """Copy the docstrings of *interface* to methods of a class that have none.
 
-    A decorator of classes, for who writes an implementation or an adapter.
+    A decorator for classes that implement *interface*: implementations and adapters.
     """
 
     def document(implementer: _Class) -> _Class:
@@ -190,84 +196,94 @@ def documented_by(interface: type) -> Callable[[_Class], _Class]:
 
 @runtime_checkable
 class IConnection(Protocol):
-    """One connection, seen from one of its ends.  Made by an implementation, used by the application.
+    """One end of a connection.  Made by an implementation, used by the application.
 
     ========================  =========================  ===================  =========
     state                     ``write``, ``writelines``  ``close()``          ``bool``
     ========================  =========================  ===================  =========
-    open                      queue, and never block     goes on to closing   ``True``
+    open                      queue, and never block     -> closing           ``True``
     closing: output drains    ``ConnectionClosed``       nothing              ``False``
     closed                    ``ConnectionClosed``       nothing              ``False``
     ========================  =========================  ===================  =========
 
-    While it is open, any callback may come.  After one's own ``close()`` or ``abort()`` none does; after any other end
-    ``handle_close`` does, once, and none after it.  No method of a connection blocks.
+    While it is open, any callback can run.  After the application's own ``close()`` or ``abort()``, none does.  After
+    any other end, ``handle_close`` runs once, as the last one.  No method of a connection blocks.
     """
 
     @property
     def peer_address(self) -> Any:
-        """The address of the other end, as it was when the connection was made.  Readable after the close, too."""
+        """The address of the other end when the connection was made.  Readable after the close, too."""
 
     @property
     def local_address(self) -> Any:
-        """The address of this end, as it was when the connection was made.  Readable after the close, too."""
+        """The address of this end when the connection was made.  Readable after the close, too."""
 
     @property
     def ssl_object(self) -> Any:
-        """What the standard library knows of this connection's TLS, an ``ssl.SSLObject``; None without TLS.
+        """The connection's ``ssl.SSLObject``; None without TLS.  Readable after the close, too.
 
-        It is for asking: ``getpeercert()``, ``version()``, ``cipher()``, ``selected_alpn_protocol()``, on the thread of
-        the connection.  Reading and writing are up to the connection.  Readable after the close, too.
+        Use it only for questions: ``getpeercert()``, ``version()``, ``cipher()``, ``selected_alpn_protocol()``.  Call
+        these on the connection's thread, and leave reading and writing to the connection.
         """
 
     def __bool__(self) -> bool:
-        """Return whether the connection is open, so that a ``write`` would be accepted.
+        """Return whether the connection is open, so that ``write`` accepts data.
 
-        Also false once output could not be sent because the peer is gone, though input that had arrived before is still
-        to be delivered, and then the end.
+        Also false once the peer is gone and output cannot be sent.  Input that arrived before may still be delivered
+        then, followed by the end.
         """
 
     def set_handler(self, handler: IConnectionHandler, /) -> None:
-        """Give the connection its handler, or another one.  Raises ``TypeError`` for what is none.
+        """Set the handler of the connection, or replace it.  Never blocks.
 
-        Nothing is read before there is a handler; input and the end of the connection are held for it.  Called again,
-        unread input goes to the new handler: that is how a protocol is changed.
+        Input and the end of the connection are held until there is a handler.  If you call this again, unread input
+        goes to the new handler; use this to change protocols.
+
+        :raises TypeError: *handler* has no ``handle_input`` method.
         """
 
     def write(self, data: Data, /) -> None:
-        """Queue *data*; never blocks.  What is mutable is copied.
+        """Queue *data* for sending.  Never blocks.
 
-        Small writes made in one callback leave together, when it returns or blocks.  Raises ``TypeError`` for what is
-        no bytes, bytearray or memoryview, and :class:`~ngi_gevent.ConnectionClosed` once the connection is closing.
+        Mutable data is copied.  Small writes made in one callback are sent together when it returns or blocks.
+
+        :raises TypeError: *data* is not bytes, a bytearray or a memoryview.
+        :raises ConnectionClosed: the connection is closing or closed.
         """
 
     def writelines(self, data: Iterable[Data], /) -> None:
-        """Queue what *data* will yield; never blocks.  It is pulled only as the peer takes it, never far ahead.
+        """Queue the pieces that *data* yields for sending.  Never blocks.
 
-        The iterable may block, on a greenlet of its own.  Order is kept with everything written before and after.  An
-        empty piece sends nothing: the next is pulled when everything before it is taken.
-        Raises ``TypeError`` for what is not iterable, text and single bytes objects, and
-        :class:`~ngi_gevent.ConnectionClosed` once the connection is closing.
+        The connection pulls from *data* only as the peer takes output, never far ahead.  *data* can block, because it
+        runs on its own greenlet.  Output keeps the order of the calls of ``write`` and ``writelines``.  An empty piece
+        sends nothing; the connection pulls the next one when the peer has taken all output before it.
+
+        :raises TypeError: *data* is not an iterable of bytes objects, or is text or a single bytes object.
+        :raises ConnectionClosed: the connection is closing or closed.
         """
 
     def close(self) -> None:
-        """Deliver what was written, then end the connection; never blocks, and no callback follows.
+        """Close the connection once everything written has been delivered.
 
-        The peer gets everything before it sees the end.  Closing a connection that is closing or closed does nothing.
+        Never blocks.  No further handler callback runs.  The peer receives all pending output before it sees the end
+        of the stream.  Calling this again, or after the connection has ended, is harmless.
         """
 
     def abort(self) -> None:
-        """End the connection now, dropping what was not sent; no callback follows.
+        """End the connection now, and drop pending output.
 
-        The peer sees a broken connection, not an orderly end, as far as its kind can tell (TCP: a reset).  It also
-        ends a connection that is still closing.
+        Never blocks.  No further handler callback runs.  The peer sees a broken connection where its kind can show that
+        (TCP: a reset).  This also ends a connection that is still closing.
         """
 
     def when_closed(self, callback: Callable[[], object], /) -> None:
-        """Have ``callback()`` called once the connection is closed, everything delivered, and its last callback done.
+        """Call *callback* once the connection is closed, all output delivered, and its last callback done.
 
-        Called at once if it is so already.  It may be called on the hub, so it must not block: setting an event is what
-        it is for.  ``handle_close`` tells of ends that the application did not ask for, this tells of all.
+        If that is so already, *callback* is called at once.  It may run on the hub, so it must not block; it is meant
+        for setting an event.  ``handle_close`` reports only ends that the application did not ask for; this reports
+        every end.
+
+        :raises TypeError: *callback* is not callable.
         """
 
 
@@ -282,96 +298,101 @@ class IServerConnection(IConnection, Protocol):
 
 @runtime_checkable
 class IListener(Protocol):
-    """A place where connections are accepted, each given to the server callable.
+    """A place where connections are accepted, and passed to a server.
 
-    Made by an implementation, used by the application.  Nothing but ``close_wait`` waits for peers.
+    Made by an implementation, used by the application.  Only ``close_wait`` waits for peers.
     """
 
     @property
     def address(self) -> Any:
-        """Where it listens, with the port that was picked if none was named.  Readable after the close, too."""
+        """The address that it listens on, with the port that was picked.  Readable after the close, too."""
 
     def connections(self) -> Iterator[IServerConnection]:
-        """Iterate over those of its connections that are open now; later changes do not disturb the iteration."""
+        """Iterate over the connections that are open now.  Later changes don't affect the iteration."""
 
     def connect(self, handler: IClientConnectHandler, /, **options: Unpack[ConnectOptions]) -> object:
-        """Connect a client to this listener, as ``connect(listener.address, handler)`` of its implementation does.
+        """Connect a client to this listener, as its implementation's ``connect`` does with its ``address``.
 
-        The options, too, are those of that ``connect``: with TLS, a client needs an ``ssl_context`` of its own.
+        *options* are those of that ``connect``: for TLS, a client needs its own ``ssl_context``.
         """
 
     def close(self, handler: Callable[[IListener], object] | None = None, /) -> None:
-        """Stop accepting, which frees the address at once.  Never waits for a peer; twice is harmless.
+        """Stop accepting connections, and free the address.
 
-        From another native thread than its own, this waits until that thread has seen to it.  Raises ``TypeError`` for
-        a *handler* that cannot be called.
+        Never waits for a peer.  Closing again is harmless.  If called from another native thread, returns once the
+        listener's own thread has done this.
 
-        Without *handler*, every open connection ends now: ``handle_close(connection, 'stopped')``.  The peer gets as
-        much of the output as can be sent without waiting, so a long answer may be cut short.  A connection that the
-        application had closed already finishes delivering.
+        Without *handler*, end all open connections now; their handlers get ``handle_close(connection, 'stopped')``.
+        Pending output is sent only as far as that is possible without blocking, so a long answer may be cut short.
+        Connections that the application has already closed still deliver their output.  Connections that are queued
+        but not yet accepted are reset.
 
-        Who had connected and was not accepted is broken off, since nobody has looked at what they sent.
+        With *handler*, leave open connections alone, and serve queued ones as far as ``max_connections`` allows.
 
-        With *handler*, connections are left alone, and ``handler(listener)`` is called, on a greenlet of its own, when
-        the last is gone; at once if there is none.  Who had connected and was not accepted is served too, as far as
-        ``max_connections`` allows.
+        :param handler: called with the listener, on its own greenlet, when the last connection is gone; called
+            immediately if there is none.
+        :raises TypeError: *handler* is not callable.
         """
 
     def close_wait(self, timeout: float | None = None) -> int:
-        """Stop accepting, and wait for clients to finish on their own for up to *timeout* seconds, forever if None.
+        """Stop accepting connections, let clients finish, and end the remaining connections.
 
-        Who had connected and was not accepted is served too, as far as ``max_connections`` allows.  Those that are left
-        in the end are ended as ``close()`` does.  Returns how many that were.  Blocks the calling greenlet; raises
-        :class:`~ngi_gevent.Deadlock` where it could only wait for itself.
+        Blocks the calling greenlet until the last connection is gone.  Queued connections are served as far as
+        ``max_connections`` allows.
+
+        :param timeout: seconds after which the remaining connections end, as ``close()`` ends them; None for no limit.
+        :returns: how many connections were ended.
+        :raises Deadlock: called in a callback of a connection that it would wait for.
         """
 
 
 @runtime_checkable
 class IUDPListener(Protocol):
-    """A place where datagrams are received, each given to the handler, and sent from.
+    """A place where datagrams are received and passed to a handler, and from which they are sent.
 
     Made by an implementation, used by the application.
     """
 
     @property
     def address(self) -> Any:
-        """Where it listens, with the port that was picked if none was named.  Readable after the close, too."""
+        """The address that it listens on, with the port that was picked.  Readable after the close, too."""
 
     def send(self, address: Any, data: Data, /) -> None:
-        """Send *data* to *address* as one datagram from the address of this listener: that is how to answer.
+        """Send *data* to *address* as one datagram, from the address of this listener.
 
-        Many clients take an answer from nowhere else than where they have asked, and so do the routers in front of
-        them; ``udp`` of the implementation sends from another address.  It is an addition to NGI.
+        Use this to answer: many clients, and the routers in front of them, accept an answer only from the address that
+        was asked.  The implementation's ``udp`` sends from another address.  (This method is an addition to NGI.)
 
-        On sockets it blocks the calling greenlet to look up a name, each time, and for up to 1 second until the system
-        takes the datagram.  After that, the datagram is dropped, with a warning of the logger ``ngi_gevent.datagram``.
-        In a handler of datagrams, one to a Unix socket that has no room is dropped at once, because the handler would
-        keep all other clients waiting.  One to a Unix socket that is connected to another address is dropped, too.
-        From another native thread than its own, this waits until that thread has seen to it.  Whether anybody receives
-        it is not known.
+        On sockets, this blocks the calling greenlet to look up a host name, each time, and for up to 1 second until the
+        kernel takes the datagram.  After that second the datagram is dropped, and the logger ``ngi_gevent.datagram``
+        logs a warning.  In a UDP handler, a datagram to a Unix socket that has no room is dropped at once, because
+        waiting would hold up all other clients.  A datagram to a Unix socket that is connected to another address is
+        dropped, too.  If called from another native thread, returns once the listener's own thread has done this.
+        There is no way to know whether a datagram is received.
 
-        Raises ``TypeError`` or ``ValueError`` for what can be no address, ``TypeError`` for what is no bytes, bytearray
-        or memoryview, and ``OSError``, naming the address, where the system refuses to send it, or where the address is
-        of another family than this listener's (IPv4, IPv6, Unix sockets).  After ``close()``, also that of the
-        implementation, and if it comes while this waits: :class:`~ngi_gevent.ListenerClosed`.
+        :raises TypeError: *address* or *data* has the wrong type.
+        :raises ValueError: *address* cannot be an address.
+        :raises OSError: the kernel refused to send to the address, which the error names; or the address is of another
+            family than the listener's (IPv4, IPv6, Unix sockets).
+        :raises ListenerClosed: the listener or its implementation is closed, or was closed during the call.
         """
 
     def close(self) -> None:
-        """Receive and send no more, which frees the address at once.  Twice is harmless.
+        """Stop receiving and sending, and free the address.
 
-        The handler is not called again; a call that is under way is finished.  From another native thread than its
-        own, this waits until that thread has seen to it.
+        The handler is not called again; a call in progress finishes.  Closing again is harmless.  If called from
+        another native thread, returns once the listener's own thread has done this.
         """
 
 
 @runtime_checkable
 class IImplementation(Protocol):
-    """Something that connects and listens: on sockets, or in memory.  Used by the application.
+    """An object that connects and listens, on sockets or in memory.  Used by the application.
 
-    As a context manager, it is closed at the end, and what was written to connections that were closed is delivered.
+    At the end of a ``with`` statement, it is closed, and the output of closed connections is delivered.
 
-    All take the same options, and check them in the same way.  What an option asks for is done where there is something
-    to do it to: in memory, nothing is encrypted, and no time passes.
+    All implementations take the same options, and check them in the same way.  An option has an effect only where it
+    can: in memory, nothing is encrypted, and no time passes.
     """
 
     def __enter__(self) -> Self:
@@ -384,42 +405,48 @@ class IImplementation(Protocol):
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Close this implementation, whatever was raised, and wait until connections that were closed have delivered.
+        """Close this implementation, whatever was raised, and wait until closed connections have delivered.
 
-        Blocks the calling greenlet for as long as each peer takes some of what is pending within 30 seconds; in memory,
-        and in a callback of one of its connections, it does not wait.
+        Blocks the calling greenlet as long as each peer takes some of the pending output within 30 seconds.  Does not
+        wait in memory, or in a callback of one of its connections.
         """
 
     def connect(self, address: Any, handler: IClientConnectHandler, /, **options: Unpack[ConnectOptions]) -> None:
-        """Start to connect to *address* and return; *handler* learns what came of it.
+        """Start to connect to *address*, and return.  *handler* gets the result.
 
-        Raises ``TypeError`` or ``ValueError`` for what can be no address or option, and ``TypeError`` for what is no
-        handler.  Everything that is found out later is told to ``failed_connect``.
+        Never blocks.  Errors that are found later go to ``failed_connect``.
+
+        :raises TypeError: *address*, *handler* or an option has the wrong type.
+        :raises ValueError: *address* or an option has an invalid value.
         """
 
     def listener(self, address: Any, server: IServer, /, **options: Unpack[ListenOptions]) -> IListener:
-        """Listen on *address* and return; every connection is given to *server*.
+        """Listen on *address*, and pass each new connection to *server*.
 
-        Raises ``TypeError`` or ``ValueError`` for what can be no address or option, ``TypeError`` for a server that
-        cannot be called, and ``OSError``, naming the address, where the system refuses it.
+        :raises TypeError: *address*, *server* or an option has the wrong type.
+        :raises ValueError: *address* or an option has an invalid value.
+        :raises OSError: the system refused the address, which the error names.
         """
 
     def udp(self, address: Any, data: Data, /) -> None:
-        """Send *data* to *address* as one datagram, from an address of the implementation's choice.
+        """Send *data* to *address* as one datagram, from an address that the implementation chooses.
 
-        To answer from the address that was asked, there is :meth:`IUDPListener.send`.  Whether anybody receives it is
-        not known, as always with datagrams.
+        To answer from the address that was asked, use :meth:`IUDPListener.send`.  There is no way to know whether a
+        datagram is received.
 
-        Raises ``TypeError`` or ``ValueError`` for what can be no address, ``TypeError`` for what is no bytes, bytearray
-        or memoryview, and ``OSError``, naming the address, where the system refuses to send it.
+        :raises TypeError: *address* or *data* has the wrong type.
+        :raises ValueError: *address* cannot be an address.
+        :raises OSError: the system refused to send to the address, which the error names.
         """
 
     def udp_listener(self, address: Any, handler: IUDPHandler, /, buffer_size: int = ...) -> IUDPListener:
-        """Receive datagrams on *address* and return; each is given to *handler*.
+        """Receive datagrams on *address*, and pass each to *handler*.
 
-        None is ever cut: the default takes the longest that UDP has, and one longer than *buffer_size* bytes is dropped
-        and logged.  Raises ``TypeError`` or ``ValueError`` for what can be no address or buffer size, ``TypeError`` for
-        a handler that cannot be called, and ``OSError``, naming the address, where the system refuses it.
+        :param buffer_size: bytes of the longest datagram to receive; the default is the longest that UDP has.  A longer
+            datagram is never cut: it is dropped, and logged.
+        :raises TypeError: *address*, *handler* or *buffer_size* has the wrong type.
+        :raises ValueError: *address* or *buffer_size* has an invalid value.
+        :raises OSError: the system refused the address, which the error names.
         """
 
     def wait(self, timeout: float | None = None) -> None:
@@ -433,8 +460,7 @@ class IImplementation(Protocol):
         """
 
     def close(self) -> None:
-        """Close every listener of either kind, and end every connection.  Never blocks.
+        """Close every listener, and end every connection.  Never blocks.
 
-        Any method but ``wait`` and ``close`` that is called afterwards raises
-        :class:`~ngi_gevent.ImplementationClosed`.
+        After this, all methods except ``wait`` and ``close`` raise :class:`~ngi_gevent.ImplementationClosed`.
         """

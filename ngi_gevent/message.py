@@ -1,4 +1,4 @@
-"""One message there, one answer back."""
+"""Send one message, and wait for one answer."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ def message(
     *,
     max_size: int = MAX_SIZE,
 ) -> bytes:
-    """Connect, send *data*, and return the answer: all of it up to the end, or up to when ``expected(answer)`` is true.
+    """Connect, send *data*, and return the answer: all input up to the end, or until ``expected(answer)`` is true.
 
-    *connect* is that of an implementation.  Blocks the calling greenlet, for up to *timeout* seconds.  *expected* is
-    called whenever more has arrived, with the answer so far, which is not copied for that.  If the answer can be long,
-    look at its end only (``answer.endswith``), since a peer can send it a byte at a time.
+    Blocks the calling greenlet.
 
-    Raises what :func:`ngi_gevent.blocking.request` does, and :class:`~ngi_gevent.UnexpectedResponse` if the peer ended
-    the connection before the answer was as expected, or if the connection ended in another way, such as by the close of
-    its implementation, and :class:`~ngi_gevent.LimitExceeded` if it sent more than *max_size* bytes, by default 16 MiB.
+    :param connect: an implementation's method, such as ``ngi_gevent.connect``.
+    :param expected: called with the answer so far, which is not copied, each time that input arrives.  If the answer
+        can be long, check only its end (``answer.endswith``), because a peer can send it a byte at a time.
+    :param timeout: seconds for the whole exchange; None for no limit.
+    :param max_size: bytes of the longest answer; 16 MiB by default.
+    :raises UnexpectedResponse: the connection ended before ``expected(answer)`` was true, or for another reason than
+        the peer's end of input, such as the close of its implementation.
+    :raises LimitExceeded: the answer has more than *max_size* bytes.
+    :raises Exception: any exception of :func:`ngi_gevent.blocking.request`.
     """
     check_count("max_size", max_size)
     asked = _Message(as_bytes(data), expected, max_size)
@@ -49,8 +53,8 @@ class _Message:
     """The handler that sends the message and collects the answer."""
 
     def __init__(self, data: bytes, expected: Callable[[bytes], object] | None, max_size: int) -> None:
-        # Its getvalue shares its memory, which the next write goes on with unless something still refers to that value.
-        # With a bytearray, all of a long answer would be copied for each byte that a slow peer sends.
+        # getvalue shares memory with the BytesIO until the next write, which copies only if that value is still in use.
+        # With a bytearray, each byte that a slow peer sends would copy all of a long answer.
         self.answer = io.BytesIO()
         self._data = data
         self._expected = expected

@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
@@ -52,25 +53,31 @@ def no_socket_left() -> Iterator[None]:
     assert open_sockets() <= before
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the Unix sockets of stages.  A folder for each test would take longer than many tests do."""
+    return tmp_path_factory.mktemp("stages")
+
+
 @pytest.fixture(params=STAGES, ids=lambda kind: kind.name)
-def stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest, folder: Path, no_socket_left: None) -> Iterator[Stage]:
     """A place to play on, for each implementation."""
-    yield from playing(request.param, tmp_path)
+    yield from playing(request.param, folder)
 
 
 @pytest.fixture(params=[kind for kind in STAGES if issubclass(kind, SocketStage)], ids=lambda kind: kind.name)
-def socket_stage(request: pytest.FixtureRequest, tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
+def socket_stage(request: pytest.FixtureRequest, folder: Path, no_socket_left: None) -> Iterator[Stage]:
     """A place to play on, for each implementation with sockets: one where handlers may block."""
-    yield from playing(request.param, tmp_path)
+    yield from playing(request.param, folder)
 
 
 @pytest.fixture
-def tcp(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
+def tcp(folder: Path, no_socket_left: None) -> Iterator[Stage]:
     """TCP on IPv4, for what need not be tried on each."""
-    yield from playing(TCPStage, tmp_path)
+    yield from playing(TCPStage, folder)
 
 
 @pytest.fixture
-def tls(tmp_path: object, no_socket_left: None) -> Iterator[Stage]:
+def tls(folder: Path, no_socket_left: None) -> Iterator[Stage]:
     """TLS over TCP."""
-    yield from playing(TLSStage, tmp_path)
+    yield from playing(TLSStage, folder)

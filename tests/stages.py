@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import ssl
 import sys
 import threading
@@ -222,9 +223,10 @@ class IPv6Stage(SocketStage):
 
 class UnixStage(SocketStage):
     name = "unix"
+    _numbers = itertools.count()  # of all stages, since they share a folder
 
     def address(self) -> Any:
-        return f"{self.tmp_path}/socket{len(self.listeners)}"
+        return f"{self.tmp_path}/socket{next(self._numbers)}"
 
 
 class WrappedMemoryStage(MemoryStage):

@@ -296,13 +296,13 @@ def test_the_scope_of_an_ipv6_address_is_part_of_it(tcp):
     assert "Invalid argument" not in str(witnesses[1].failed)
 
 
-def test_a_connect_under_way_tells_where_to(tcp):
+def test_a_connect_under_way_tells_where_to(tcp, tmp_path):
     clients = [Witness(tcp), Witness(tcp)]
     with socket.socket(socket.AF_UNIX) as full:
-        full.bind(f"{tcp.tmp_path}/full")
+        full.bind(f"{tmp_path}/full")
         full.listen(0)
         for client in clients:
-            tcp.implementation.connect(f"{tcp.tmp_path}/full", client)
+            tcp.implementation.connect(f"{tmp_path}/full", client)
         with pytest.raises(ngi_gevent.Timeout, match=r"outstanding after 0.1 seconds: .*Connector to '.*/full'"):
             tcp.implementation.wait(0.1)
     tcp.until(lambda: clients[0].closed and clients[1].failed)

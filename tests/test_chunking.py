@@ -11,7 +11,14 @@ import gevent
 import pytest
 
 from ngi_gevent import adapters, blocking, generator, testing
-from ngi_gevent.testing import check_chunking, check_work, converse
+from ngi_gevent.testing import check_chunking, check_work, converse, work
+
+
+@pytest.fixture(autouse=True)
+def little_work(request, monkeypatch):
+    """Repeat conversations over fewer bytes, which find the same mistakes, except in slow tests."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(work, "REPEATED", 4 * 1024)
 
 
 class Handler:
@@ -211,7 +218,9 @@ QUADRATIC = [
     [
         pytest.param(*mistake, marks=pytest.mark.slow) if mistake[0] is LooksAtEachByteAgain else mistake
         for mistake in QUADRATIC
-    ],
+    ]
+    # Once more, over as many bytes as outside of tests.
+    + [pytest.param(*QUADRATIC[-1], marks=pytest.mark.slow)],
 )
 def test_quadratic_buffering_is_found_by_counting_work(server, conversation, message):
     assert failure(server, conversation).startswith(message)

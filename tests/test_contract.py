@@ -5,8 +5,22 @@ from __future__ import annotations
 import pytest
 from stages import STAGES, WRAPPED_STAGES
 
+from ngi_gevent.sockets import linger
 from ngi_gevent.testing import contract
 from ngi_gevent.testing.contract.rules import *  # noqa: F403
 
+
+@pytest.fixture(scope="module")
+def tmp_path(folder):
+    """The folder that other stages have, too."""
+    return folder
+
+
 stage = contract.stages(*STAGES, *WRAPPED_STAGES)
 pytestmark = pytest.mark.usefixtures("no_socket_left")
+
+
+@pytest.fixture(autouse=True)
+def quick_discards(monkeypatch):
+    """Closed connections discard megabytes of input in some of these tests, which are not about the pauses."""
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -314,11 +315,18 @@ def test_a_unix_socket_without_a_name_cannot_be_answered(tcp, tmp_path, caplog):
 @pytest.mark.parametrize("address", [("127.0.0.1", 0), pytest.param(("::1", 0), marks=[needs_ipv6, pytest.mark.slow])])
 def test_netcat_takes_the_answer_of_a_listener(tcp, address):
     host, port = upper(tcp, address).address[:2]
-    command = ["nc", "-u", "-w", "1", host, str(port)]
-    ran = gevent.get_hub().threadpool.apply(
-        subprocess.run, (command,), {"input": b"hello", "capture_output": True, "timeout": PATIENCE}
-    )
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"HELLO", b"")
+
+    def run_netcat():
+        """Return what nc prints until it is killed; it would end by itself a second later at the earliest."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(["nc", "-u", host, str(port)], **pipes) as nc:
+            nc.stdin.write(b"hello")
+            nc.stdin.flush()
+            select.select([nc.stdout], [], [], PATIENCE)
+            nc.kill()
+            return nc.communicate()
+
+    assert gevent.get_hub().threadpool.apply(run_netcat) == (b"HELLO", b"")
 
 
 def test_a_listener_looks_up_a_name_without_blocking_the_hub(tcp):
@@ -830,7 +838,7 @@ def test_a_listener_can_be_closed_by_another_native_thread(tcp):
     gevent.sleep(0)
     thread = threading.Thread(target=listener.close)
     thread.start()
-    thread.join(0.2)  # while this thread, whose hub it is, has no time for it
+    thread.join(0.05)  # while this thread, whose hub it is, has no time for it
     assert thread.is_alive()
     assert "open" in repr(listener)
     tcp.implementation.wait(PATIENCE)

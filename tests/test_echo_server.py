@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import programs
@@ -26,6 +27,13 @@ def running(*arguments: str) -> AbstractContextManager[Server]:
     return programs.running("echo_server.py", "--bind", "127.0.0.1:0", *arguments)
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server for the tests that leave it running."""
+    with running() as server:
+        yield server
+
+
 def refused(server: Server) -> bool:
     try:
         server.connect().close()
@@ -34,22 +42,20 @@ def refused(server: Server) -> bool:
     return False
 
 
-def test_it_says_where_it_listens_and_answers():
-    with running() as server:
-        assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", server.first_line)
-        with server.connect() as client:
-            client.sendall(b"hello out there")
-            client.shutdown(socket.SHUT_WR)
-            assert read_all(client) == b"HELLO OUT THERE"
+def test_it_says_where_it_listens_and_answers(server):
+    assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", server.first_line)
+    with server.connect() as client:
+        client.sendall(b"hello out there")
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b"HELLO OUT THERE"
 
 
 @pytest.mark.skipif(NC is None, reason="nc is not installed")
-def test_nc_gets_its_answer():
-    with running() as server:
-        host, port = server.address.split(":")
-        for _ in range(50):
-            answer = subprocess.run([NC, "-N", host, port], input=b"hello out there", capture_output=True, timeout=30)
-            assert answer.stdout == b"HELLO OUT THERE"
+def test_nc_gets_its_answer(server):
+    host, port = server.address.split(":")
+    for _ in range(20):
+        answer = subprocess.run([NC, "-N", host, port], input=b"hello out there", capture_output=True, timeout=30)
+        assert answer.stdout == b"HELLO OUT THERE"
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
@@ -73,13 +79,13 @@ def test_clients_may_finish():
 
 
 def test_clients_that_do_not_finish_are_ended():
-    with running("--close-timeout", "0.3") as server, server.connect() as client:
+    with running("--close-timeout", "0.1") as server, server.connect() as client:
         client.sendall(b"one")
         assert client.recv(100) == b"ONE"
         began = time.monotonic()
         server.stop()
         assert client.recv(100) == b""
-        assert 0.3 <= time.monotonic() - began < 10
+        assert 0.1 <= time.monotonic() - began < 10
         assert server.end() == (0, "stopped, ending 1 connection\n", "")
 
 
@@ -100,7 +106,7 @@ def test_more_clients_than_there_may_be_wait():
         for _ in range(10):
             first.sendall(b"first")
             assert first.recv(100) == b"FIRST"
-        assert not select.select([second], [], [], 0.2)[0]
+        assert not select.select([second], [], [], 0.05)[0]
         first.close()
         assert second.recv(100) == b"SECOND"
         server.stop()
@@ -111,7 +117,7 @@ def test_more_clients_than_there_may_be_wait():
 
 
 def test_a_client_that_is_idle_is_ended():
-    with running("--idle-timeout", "0.3", "--verbose") as server, server.connect() as client:
+    with running("--idle-timeout", "0.1", "--verbose") as server, server.connect() as client:
         client.sendall(b"one")
         assert client.recv(100) == b"ONE"
         assert client.recv(100) == b""
@@ -159,9 +165,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def refusal(capsys):
+def parser():
+    return runpy.run_path(str(EXAMPLES / "echo_server.py"))["parser"]()
+
+
+@pytest.fixture
+def refusal(parser, capsys):
     """The one line in which it refuses a command."""
-    parser = runpy.run_path(str(EXAMPLES / "echo_server.py"))["parser"]()
 
     def refusal(argument: str) -> str:
         with pytest.raises(SystemExit, match="2"):
@@ -201,10 +211,9 @@ def test_a_mistake_in_the_command_ends_it(address):
     assert address in answer.stderr
 
 
-def test_an_address_in_use_gives_one_clear_line():
-    with running() as server:
-        answer = run("--bind", server.address)
-        port = server.address.split(":")[1]
+def test_an_address_in_use_gives_one_clear_line(server):
+    answer = run("--bind", server.address)
+    port = server.address.split(":")[1]
     assert answer.returncode == 1
     assert answer.stdout == ""
     assert re.fullmatch(rf"[^\n]*cannot listen: [^\n]*in use[^\n]*{port}[^\n]*\n", answer.stderr)
@@ -217,12 +226,14 @@ def test_a_host_that_does_not_resolve_gives_one_clear_line():
     assert "no-such-host.invalid" in answer.stderr
 
 
-def test_help_is_worth_reading():
-    answer = run("--help")
-    assert answer.returncode == 0
+def test_help_is_worth_reading(parser, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parser.parse_args(["--help"])
+    out, err = capsys.readouterr()
+    assert err == ""
     options = "--bind", "--max-connections", "--idle-timeout", "--close-timeout", "--verbose"
     for word in "upper case", "SIGTERM", "nc -N", "127.0.0.1:8000", *options:
-        assert word in answer.stdout
+        assert word in out
 
 
 @pytest.mark.slow

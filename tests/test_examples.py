@@ -290,7 +290,7 @@ class _Page(BaseHTTPRequestHandler):
 
 def test_who_waits_for_a_slow_page_keeps_nobody_else_waiting():
     web = ThreadingHTTPServer(("127.0.0.1", 0), _Page)
-    serving = threading.Thread(target=web.serve_forever)
+    serving = threading.Thread(target=web.serve_forever, args=[0.01])
     serving.start()
     try:
         with (

@@ -21,10 +21,15 @@ KINDS = [testing.Implementation, ngi_gevent.Implementation]
 
 
 @pytest.fixture(params=KINDS, ids=["memory", "network"])
-def kind(request, monkeypatch):
+def kind(request):
     gevent.get_hub()
-    monkeypatch.setattr(leaks, "GRACE", 0.1)
     return request.param
+
+
+@pytest.fixture
+def little_grace(monkeypatch):
+    """For tests that leave something over on purpose: nothing ends during the wait."""
+    monkeypatch.setattr(leaks, "GRACE", 0.03)
 
 
 def here():
@@ -55,6 +60,7 @@ def test_nothing_is_left_of_a_closed_implementation(kind):
         implementation.close()
 
 
+@pytest.mark.usefixtures("little_grace")
 def test_an_open_connection_is_named_with_where_it_was_made(kind):
     client = testing.Recorder()
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
@@ -74,6 +80,7 @@ def test_an_open_connection_is_named_with_where_it_was_made(kind):
     client.wait_until(lambda: client.gone)
 
 
+@pytest.mark.usefixtures("little_grace")
 def test_listeners_are_named(kind):
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
         first = here()
@@ -113,6 +120,7 @@ def test_a_connect_under_way_is_named(monkeypatch, full):
     client.wait_until(lambda: client.failed)
 
 
+@pytest.mark.usefixtures("little_grace")
 def test_a_greenlet_is_named_and_what_it_waits_in(kind):
     event = Event()
 
@@ -128,6 +136,7 @@ def test_a_greenlet_is_named_and_what_it_waits_in(kind):
     event.set()
 
 
+@pytest.mark.usefixtures("little_grace")
 def test_greenlets_that_were_named_are_killed(kind):
     killed = []
 
@@ -167,6 +176,7 @@ def test_in_memory_a_greenlet_is_given_the_time_to_end_what_is_there():
         gevent.spawn_later(0.05, implementation.listener(None, testing.Recorder).close)
 
 
+@pytest.mark.usefixtures("little_grace")
 def test_greenlets_of_handlers_are_found_and_others_are_not(kind):
     event = Event()
     before = gevent.spawn(event.wait)
@@ -187,6 +197,7 @@ def test_greenlets_of_handlers_are_found_and_others_are_not(kind):
     before.join()
 
 
+@pytest.mark.usefixtures("little_grace")
 def test_a_descriptor_is_named(kind):
     kept = []
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()):
@@ -215,6 +226,7 @@ def test_a_second_handle_close_is_a_problem():
     assert "handle_close was called 2 times for <WrappingConnection over <Twice over <Connection" in str(caught.value)
 
 
+@pytest.mark.usefixtures("little_grace")
 def test_another_exception_is_not_replaced(kind):
     with pytest.raises(ZeroDivisionError), testing.nothing_left(kind()) as implementation:
         listener = implementation.listener(None, testing.Recorder)

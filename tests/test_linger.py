@@ -98,7 +98,7 @@ def test_what_a_closed_connection_discards_is_bounded(tcp, monkeypatch):
     monkeypatch.setattr(linger, "DISCARD_SIZE", 65536)
     monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.02)
     monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
-    monkeypatch.setattr(linger, "DISCARD_TIMEOUT", 0.2)
+    monkeypatch.setattr(linger, "DISCARD_TIMEOUT", 0.1)
     listener = tcp.listen(Goodbye)
     with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address) as peer:
         sent = send_until_refused(peer)
@@ -111,7 +111,7 @@ def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(tc
     monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
     listener = tcp.listen(Goodbye)
     with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address) as peer:
-        for _ in range(20):
+        for _ in range(10):
             peer.sendall(bytes(10_000))
             gevent.sleep(0.01)
         peer.shutdown(gevent.socket.SHUT_WR)
@@ -133,7 +133,7 @@ def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp, monk
     with gevent.Timeout(PATIENCE), gevent.socket.socket() as peer:
         peer.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, 65536)
         peer.connect(tcp.listen(Answer).address)
-        for _ in range(30):
+        for _ in range(12):
             peer.sendall(bytes(1000))
             gevent.sleep(0.01)
         while data := peer.recv(65536):

@@ -92,7 +92,7 @@ def test_nobody_there(stage):
 def test_no_answer_in_time(tcp):
     listener = tcp.listen()
     with pytest.raises(ngi_gevent.Timeout):
-        message(tcp.implementation.connect, listener.address, b"hello", timeout=0.1)
+        message(tcp.implementation.connect, listener.address, b"hello", timeout=0.03)
 
 
 def test_an_expectation_that_raises_is_raised(stage):

@@ -57,7 +57,7 @@ def test_a_test_runs_over_both(run):
 
 
 def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run, monkeypatch):
-    monkeypatch.setattr(leaks, "GRACE", 0.1)
+    monkeypatch.setattr(leaks, "GRACE", 0.02)
     result = run(
         """
         from ngi_gevent import testing

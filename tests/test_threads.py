@@ -220,7 +220,7 @@ def test_an_answer_to_a_client_that_had_finished_sending_is_refused_in_other_thr
 def test_a_waiting_hub_is_woken_at_once(tcp):
     """Nothing else happens on the hub, and no timer helps."""
     client, served = tcp.talk()
-    threading.Timer(0.2, served.connection.write, [b"wake up"]).start()
+    threading.Timer(0.05, served.connection.write, [b"wake up"]).start()
     began = time.monotonic()
     tcp.until(lambda: client.data)
     assert time.monotonic() - began < 0.5
@@ -452,7 +452,7 @@ def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_conn
 def test_wait_waits_for_what_only_another_thread_will_do():
     class Late(Hello):
         def connected(self, connection):
-            timers.append(threading.Timer(0.2, connection.set_handler, [self]))
+            timers.append(threading.Timer(0.05, connection.set_handler, [self]))
             timers[0].start()
 
         def handle_input(self, connection, data):
@@ -890,7 +890,7 @@ def test_a_server_that_never_answers_is_a_timeout(tcp):
     with Inline() as implementation:
         implementation.connect(listener.address, client)
         with pytest.raises(ngi_gevent.Timeout, match="StreamConnection"):
-            implementation.wait(0.1)
+            implementation.wait(0.03)
     tcp.until(lambda: client.connection._gone)
     assert client.closed == "stopped"
 

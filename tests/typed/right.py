@@ -12,7 +12,7 @@ from typing import Any
 import ngi_gevent
 from ngi_gevent import blocking, generator, testing
 from ngi_gevent.adapters import Base, Lines, Sized
-from ngi_gevent.files import Input, Output
+from ngi_gevent.blocking import Input, Output
 from ngi_gevent.interfaces import (
     ConnectOptions,
     Data,

@@ -1,4 +1,4 @@
-"""The blocking helpers, on every implementation."""
+"""Requests, connections and opened files, on every implementation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent import (
+    ConnectionClosed,
     ConnectionFailed,
     ConnectionTimeout,
     Deadlock,
@@ -212,9 +213,9 @@ def test_a_request_that_takes_too_long_leaves_no_connection(stage):
     listener = stage.listen(Silent)
     began = time.monotonic()
     with pytest.raises(Timeout) as caught:
-        blocking.request(stage.implementation.connect, listener.address, client, timeout=0.1)
+        blocking.request(stage.implementation.connect, listener.address, client, timeout=0.05)
     assert not isinstance(caught.value, ConnectionTimeout)
-    assert 0.098 <= time.monotonic() - began < 5
+    assert 0.048 <= time.monotonic() - began < 5
     assert not client.connection
     stage.until(lambda: list(listener.connections()) == [])
 
@@ -326,7 +327,7 @@ def test_connect_connects_by_default_as_the_package_does():
 def test_greenlets_go_on_while_a_request_waits(tcp):
     class Later(Witness):
         def handle_input(self, connection, data):
-            gevent.spawn_later(0.1, connection.write, data.upper())
+            gevent.spawn_later(0.05, connection.write, data.upper())
 
     listener = tcp.listen(Later)
     requests = [gevent.spawn(blocking.request, tcp.implementation.connect, listener.address, ask) for _ in range(20)]
@@ -346,3 +347,28 @@ def test_a_request_can_be_made_in_a_handler(tcp):
     client = tcp.client(tcp.listen(Proxy))
     client.connection.write(b"go")
     tcp.until(lambda: client.data == b"asked")
+
+
+def test_opening_an_address(stage):
+    listener = stage.listen(Echo)
+    output, input = blocking.open(listener.address, stage.implementation.connect, timeout=PATIENCE)
+    with output, input:
+        output.write(b"hello\n")
+        assert input.readline(timeout=PATIENCE) == b"HELLO\n"
+    listener.close()
+    with pytest.raises(ConnectionFailed):
+        blocking.open(listener.address, stage.implementation.connect)
+    with pytest.raises(TypeError, match="connect"):
+        blocking.open(listener.address, "connect")
+
+
+def test_opening_a_connection_gives_what_it_held(stage):
+    def serve(connection):
+        connection.write(b"welcome")
+        connection.close()
+
+    connection = blocking.connect(stage.listen(serve).address, stage.implementation.connect)
+    output, input = blocking.open(connection)
+    assert input.read(timeout=PATIENCE) == b"welcome"
+    with pytest.raises(ConnectionClosed):  # it is gone, and only its first handler got the reason
+        blocking.open(connection)[1].read(timeout=PATIENCE)

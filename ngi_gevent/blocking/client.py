@@ -1,7 +1,4 @@
-"""Waiting for connections, imperatively: on the hub of the calling thread, so that greenlets go on meanwhile.
-
-A thread that has no hub, since it knows nothing of gevent, simply waits.
-"""
+"""Blocking calls for clients: ``request``, ``connect`` and ``open``."""
 
 from __future__ import annotations
 
@@ -10,10 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import ngi_gevent
 from ngi_gevent.adapters import Base, bottom
+from ngi_gevent.blocking.handler import Handler
+from ngi_gevent.blocking.input import Input
+from ngi_gevent.blocking.output import Output
 from ngi_gevent.core.connection import check_returned, check_timeout, is_end_of
 from ngi_gevent.core.threads import Flag, get_ident
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Timeout
-from ngi_gevent.files import Input, Output, files, server
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import (
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
         Reason,
     )
 
-__all__ = ["Input", "Output", "connect", "open", "request", "server"]
+__all__ = ["AnyAddress", "connect", "open", "request"]
 
-#: What an implementation's ``connect`` takes as an address.
+#: The addresses that an implementation's ``connect`` takes.
 AnyAddress = TypeVar("AnyAddress")
 
 
@@ -37,18 +36,22 @@ def request(
     handler: IClientConnectHandler | type[IClientConnectHandler] | IServer | IConnectionHandler,
     timeout: float | None = None,
 ) -> Reason | None:
-    """Connect, have *handler* talk, and return when the connection has ended: None if the handler closed it, or why.
+    """Connect, let *handler* use the connection, and return when the connection has ended.
 
-    *connect* is that of an implementation, such as ``ngi_gevent.connect``; options go to it by ``functools.partial``,
-    such as ``partial(ngi_gevent.connect, ssl_context=context)``.  *handler* is a client connect handler, a class of
-    such (which is instantiated), a server, or a connection handler.  Blocks the calling greenlet, for up to
-    *timeout* seconds in all; the handler is called on the connection's greenlet, on the hub that *connect* connects on.
-    The handler's ``failed_connect`` is not called: its caller gets the exception instead.
+    Blocks the calling greenlet.  *handler* runs on the connection's greenlet, on the hub that *connect* uses.  However
+    the request ends, no connection is left open.
 
-    Raises ``TypeError`` for what is no handler; :class:`~ngi_gevent.ConnectionFailed`;
-    :class:`~ngi_gevent.ConnectionTimeout` if there is no connection in time; :class:`~ngi_gevent.Timeout` if there is
-    one and it has not ended in time; and whatever the handler raised, which is not logged then.  However this ends, it
-    leaves no connection behind.
+    :param connect: an implementation's method, such as ``ngi_gevent.connect``.  Pass options with
+        ``functools.partial``, for example ``partial(ngi_gevent.connect, ssl_context=context)``.
+    :param handler: a client connect handler, a class of them (which is instantiated), a server, or a connection
+        handler.  Its ``failed_connect`` is not called, because this raises the exception instead.
+    :param timeout: seconds for the whole request; None for no limit.
+    :returns: None if *handler* closed the connection; otherwise the reason why it ended.
+    :raises TypeError: *handler* is none of these.
+    :raises ConnectionFailed: there was no connection.
+    :raises ConnectionTimeout: there was no connection in time.
+    :raises Timeout: there was a connection, and it had not ended in time.
+    :raises BaseException: an exception that *handler* raised.  It is not logged.
     """
     _check_connect(connect)
     check_timeout(timeout)
@@ -78,11 +81,14 @@ def connect(
 def connect(
     address: Any, connect: Callable[[Any, Any], object] = ngi_gevent.connect, timeout: float | None = None
 ) -> IConnection:
-    """Connect, and return the connection, which holds its input until it is given a handler.
+    """Connect, and return the connection, which holds its input until you set a handler.
 
-    It is the caller's to close.  *connect* is that of an implementation; ``ngi_gevent.connect`` by default.  Blocks the
-    calling greenlet, for up to *timeout* seconds.  Raises :class:`~ngi_gevent.ConnectionFailed`, or
-    :class:`~ngi_gevent.ConnectionTimeout` if there is no connection in time.
+    Blocks the calling greenlet.  You must close the connection.
+
+    :param connect: an implementation's method; ``ngi_gevent.connect`` by default.
+    :param timeout: seconds to wait at most; None for no limit.
+    :raises ConnectionFailed: there was no connection.
+    :raises ConnectionTimeout: there was no connection in time.
     """
     _check_connect(connect)
     check_timeout(timeout)
@@ -101,7 +107,7 @@ def connect(
     return attempt.connection  # type: ignore[no-any-return]
 
 
-_connect = connect  # for open, whose argument has the same name
+_connect = connect  # for open, which has a parameter of that name
 
 
 @overload
@@ -117,21 +123,30 @@ def open(
     connect: Callable[[Any, Any], object] = ngi_gevent.connect,
     timeout: float | None = None,
 ) -> tuple[Output, Input]:
-    """Make binary files of a connection, or of a new one to an address: what is written to the peer, what it sends.
+    """Return a connection as two binary files: :class:`Output` and :class:`Input`.
 
-    A connection is anything that has ``set_handler``; the files become its handler.  Otherwise this connects, as
-    :func:`connect` does, waits for up to *timeout* seconds, and raises the same.  Closing the output closes the
-    connection.  See :class:`Output` and :class:`Input`.
+    Never blocks for a connection; for an address, connects as :func:`connect` does.  Closing the output closes the
+    connection.
+
+    :param address_or_connection: an address; or a connection, which is anything that has ``set_handler``.  The files
+        become its handler.
+    :param connect: an implementation's method; ``ngi_gevent.connect`` by default.
+    :param timeout: seconds to wait for a connection at most; None for no limit.
+    :raises ConnectionFailed: there was no connection.
+    :raises ConnectionTimeout: there was no connection in time.
     """
-    if hasattr(address_or_connection, "set_handler"):
+    connection = address_or_connection
+    if hasattr(connection, "set_handler"):
         check_timeout(timeout)
-        return files(address_or_connection)
-    return files(_connect(address_or_connection, connect, timeout))
+    else:
+        connection = _connect(address_or_connection, connect, timeout)
+    handler = Handler(connection)
+    return Output(handler), Input(handler)
 
 
 def _check_connect(connect: Any) -> None:
     if not callable(connect):
-        raise TypeError(f"connect is that of an implementation, such as ngi_gevent.connect; got {connect!r:.100}")
+        raise TypeError(f"connect must be an implementation's method, such as ngi_gevent.connect; got {connect!r:.100}")
 
 
 def _no_connection(address: Any, timeout: float | None) -> ConnectionTimeout:
@@ -139,7 +154,7 @@ def _no_connection(address: Any, timeout: float | None) -> ConnectionTimeout:
 
 
 def _connected_method(handler: Any) -> Callable[[Any], object]:
-    """What to call with the connection, whichever kind of handler *handler* is."""
+    """Return the function to call with the connection, for any kind of *handler*."""
     if callable(getattr(handler, "connected", None)):
         return (handler() if isinstance(handler, type) else handler).connected  # type: ignore[no-any-return]
     if callable(getattr(handler, "handle_input", None)) and not isinstance(handler, type):
@@ -152,7 +167,7 @@ def _connected_method(handler: Any) -> Callable[[Any], object]:
 class _Attempt:
     """The client connect handler that waits for a connection."""
 
-    #: For implementations that can tell that waiting on this greenlet would be for ever.
+    #: For implementations that can detect that a wait on this greenlet would never end.
     waits = True
 
     def __init__(self) -> None:
@@ -165,10 +180,12 @@ class _Attempt:
         self._stop_connecting: Callable[[], object] = lambda: None
 
     def connecting(self, give_up: Callable[[], object]) -> None:
+        """Keep *give_up*, which ends the connection attempt.  Called when the attempt begins."""
         self._stop_connecting = give_up
         self._alone = get_ident() == self._thread
 
     def wait(self, timeout: float | None) -> bool:
+        """Wait for the end for *timeout* seconds at most.  Return True if it came."""
         return self.ended.wait(timeout, alone=self._alone)
 
     def connected(self, connection: Any) -> None:
@@ -179,6 +196,7 @@ class _Attempt:
         self.begin(connection)
 
     def begin(self, connection: Any) -> None:
+        """Use *connection*, which has just been made."""
         self.ended.set()
 
     def failed_connect(self, reason: Any) -> None:
@@ -186,7 +204,7 @@ class _Attempt:
         self.ended.set()
 
     def give_up(self) -> None:
-        """Nobody waits any more: leave no connection behind."""
+        """Stop waiting, and leave no connection open."""
         self._given_up = True
         if self.connection is None:
             self._stop_connecting()
@@ -206,13 +224,13 @@ class _Request(_Attempt):
         connection.when_closed(self.ended.set)
         watched = _WatchedConnection(connection, self)
         try:
-            check_returned(self._connected(watched), "what was to make the request")
+            check_returned(self._connected(watched), "the handler of the request")
         except BaseException as error:
             watched.fail(error)
 
 
 class _WatchedConnection(Base):
-    """The connection of a request, which takes what the handler raises to the caller instead of a log."""
+    """The connection of a request, which passes the handler's exceptions to the caller instead of the log."""
 
     def __init__(self, connection: Any, asked: _Request) -> None:
         super().__init__(connection)
@@ -244,7 +262,7 @@ class _WatchedConnection(Base):
             self._asked.error = error
 
     def fail(self, error: BaseException) -> None:
-        """The handler raised *error*: end the connection, as the implementation would have done."""
+        """End the connection because the handler raised *error*, as the implementation would have done."""
         if is_end_of(bottom(self), error):
             return
         self._asked.error = error

@@ -1,0 +1,225 @@
+"""The connection handler behind a pair of files, and the parts that both files share.
+
+**Input is held until a reader asks for it.**  The callback that delivers input returns when the reader wants more than
+has arrived.  So the handler holds at most one piece more than the reader has asked for.  The end of the connection is
+handled after all input that arrived before it, so a peer that sends a request and finishes still gets its answer.
+
+**Marks show how much output the peer has taken.**  A mark is an iterator, given to ``writelines`` of the connection.
+It yields an empty piece.  The connection pulls from it again when the peer has taken all output before the mark.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ngi_gevent.adapters import bottom
+from ngi_gevent.core.connection import check_timeout
+from ngi_gevent.core.threads import Flag
+from ngi_gevent.errors import ConnectionClosed
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Reason
+
+__all__ = ["File", "Handler", "Mark", "deadline_after"]
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """Return when *timeout* seconds will have passed, or None for no limit.
+
+    :raises TypeError: *timeout* is not a number.
+    :raises ValueError: *timeout* is negative.
+    """
+    check_timeout(timeout)
+    return None if timeout is None else time.monotonic() + timeout
+
+
+class Mark:
+    """A place in the output."""
+
+    #: Whether the peer has taken all output before this place.
+    reached = False
+
+
+class Changes:
+    """Lets several callers wait until something changes, each with its own flag."""
+
+    def __init__(self) -> None:
+        self._flags: dict[Flag, None] = {}  # flags of waiting callers
+
+    def announce(self) -> None:
+        """Wake all waiting callers, so that they check their conditions.  Never blocks."""
+        while self._flags:
+            with suppress(KeyError):  # another thread may have taken the last one
+                self._flags.popitem()[0].set()
+
+    def wait(self, condition: Callable[[], bool], wait_for: Callable[[Flag], bool]) -> bool:
+        """Wait until *condition* is true.  Return False if *wait_for* gave up first.
+
+        :param condition: checked at once, and after each change.
+        :param wait_for: waits for a flag, which the next change sets, and returns False to give up.
+        """
+        while True:
+            flag = Flag()
+            self._flags[flag] = None
+            try:
+                if condition():
+                    return True
+                if not wait_for(flag):
+                    return False
+            finally:
+                self._flags.pop(flag, None)
+
+
+class Handler:
+    """The connection handler behind a pair of files.  Sets itself as the handler of *connection*.
+
+    The callbacks and the files can run on different threads.  This takes no lock: only one side sets each attribute,
+    and a caller that waits has its flag in place before it checks its condition.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        #: Input that the reader has not taken yet.
+        self.arrived: deque[bytes] = deque()
+        #: Whether no more input will arrive.
+        self.ended = False
+        #: Whether the application closed the output file.
+        self.output_closed = False
+        #: Why the connection ended, if the application did not end it.
+        self.reason: Reason | None = None
+        #: Whether the connection is closed, and no more output will be delivered.
+        self.gone = False
+        self._bottom = bottom(connection)
+        self._received = 0  # pieces of input
+        self._asked = 0  # pieces of input that the reader had taken when it asked for more
+        self._discards = False  # whether the input file is closed
+        self._flows = False  # whether input is delivered without being asked for
+        self._changes = Changes()
+        connection.set_handler(self)
+        connection.when_closed(self._connection_gone)
+
+    # The callbacks.
+
+    def handle_input(self, connection: Any, data: bytes) -> None:
+        """Pass *data* to the reader.  Block until the reader asks for more."""
+        if self._discards:
+            return
+        self._received += 1
+        self.arrived.append(data)
+        self._changes.announce()
+        # The connection decides whether its callback can wait.  It cannot in memory, where it may run on the reader's
+        # own greenlet, and it must not wait once the connection has ended.  Then input simply queues up.
+        self._changes.wait(lambda: self._flows or self._asked >= self._received, self._bottom.hold)
+
+    def handle_close(self, connection: Any, reason: Reason) -> None:
+        self.reason = reason
+        self.end()
+
+    def _connection_gone(self) -> None:
+        """Note that the connection is closed, by either side.  Called on the hub.  Never blocks."""
+        self.gone = True
+        self.end()
+
+    # For the input file.
+
+    def ask(self, taken: int) -> None:
+        """Let the connection deliver another piece, if the reader has taken *taken* pieces.  Never blocks."""
+        if self._asked != taken:
+            self._asked = taken
+            self._changes.announce()
+
+    def discard(self) -> None:
+        """Drop all input: pieces that have arrived, and those that still will.  Never blocks."""
+        self._discards = True
+        self.arrived.clear()
+        self._stop_holding()
+
+    def end(self) -> None:
+        """End the input: no more will arrive.  Never blocks."""
+        self.ended = True
+        self._stop_holding()
+
+    def _stop_holding(self) -> None:
+        self._flows = True
+        self._changes.announce()
+
+    def wait_for_room(self, deadline: float | None) -> bool:
+        """Wait while so much output is pending that no more input may be read.  Return False after *deadline*.
+
+        For the connection, each read is another record of its input.
+        """
+        bottom = self._bottom
+        if not bottom.is_full():
+            return True
+        if bottom.is_in_callback():
+            bottom.is_ready_for_more()  # which blocks
+            return True
+        try:
+            mark = self.mark()
+        except ConnectionClosed:
+            return True
+        return self.wait_until(lambda: mark.reached or self.ended, deadline)
+
+    # For both files.
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the files use an adapter."""
+        return self._bottom is not self.connection
+
+    def mark(self) -> Mark:
+        """Mark this place in the output.  Never blocks.
+
+        :raises ConnectionClosed: the connection takes no more output.
+        """
+        mark = Mark()
+        # This bypasses adapters, for which an empty piece may have a meaning.
+        self._bottom.writelines(self._reach(mark))
+        return mark
+
+    def _reach(self, mark: Mark) -> Iterator[bytes]:
+        """Set *mark* when the connection pulls from this for the second time."""
+        yield b""
+        mark.reached = True
+        self._changes.announce()
+
+    def wait_until(self, condition: Callable[[], bool], deadline: float | None) -> bool:
+        """Wait until *condition* is true.  Return False after *deadline*.
+
+        :raises Deadlock: the caller is in a callback of the connection, or nothing can make *condition* true.
+        """
+
+        def wait_for(flag: Flag) -> bool:
+            left = None if deadline is None else max(0, deadline - time.monotonic())
+            return self._bottom.wait_for(flag, left)  # type: ignore[no-any-return]
+
+        return condition() or self._changes.wait(condition, wait_for)
+
+
+class File:
+    """The base of both files."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<{type(self).__name__} of {self._handler.connection!r}, {state}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether this file was closed.  The end of the connection does not close it."""
+        return self._closed
+
+    def seekable(self) -> bool:
+        """Return False: neither file can go back."""
+        return False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("I/O operation on closed file")

@@ -1,0 +1,241 @@
+"""The input of a connection, as a binary file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from gevent.exceptions import ConcurrentObjectUseError
+
+from ngi_gevent.adapters import MAX_LINE
+from ngi_gevent.blocking.handler import File, Handler, deadline_after
+from ngi_gevent.core.connection import END_OF_INPUT
+from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Reason
+
+__all__ = ["Input"]
+
+#: Returns how many of the unread bytes a read takes, or None if it needs more bytes.
+_Count = Callable[[bytearray], "int | None"]
+
+
+class Input(File):
+    r"""The bytes that the peer sends, as a binary file.
+
+    Reading blocks the calling greenlet until the requested bytes have arrived or the input has ended.  With a
+    *timeout*, it raises :class:`~ngi_gevent.Timeout` after that many seconds, and leaves the bytes that have arrived to
+    the next read.  One greenlet can read at a time.
+
+    **The end.**  When the peer has finished sending, or the output file was closed, reading returns ``b""``.  After any
+    other end, reading first returns the input that arrived before it.  Then it raises the exception that ended the
+    connection, or :class:`~ngi_gevent.ConnectionClosed` if the connection was stopped, closed or aborted.  Reading
+    *up to the end* raises at once, because half of the input must not pass for all of it.  The rest of the input is
+    left to other reads.
+
+    **Waiting for output.**  If too much output is pending, reading also waits until the peer has taken some of it, even
+    if there is input to return.
+
+    **Lines** end in ``\n``, which is kept.  A line of more than 1 MiB raises :class:`~ngi_gevent.LimitExceeded`, unless
+    you give a size.  Reading up to the end has no limit.
+
+    **Callbacks.**  In a callback of the connection, waiting raises :class:`~ngi_gevent.Deadlock`, because no input can
+    arrive before the callback returns.
+
+    Close the input if you will not read it.  Otherwise the peer must wait once its input is not read, and the end of
+    the connection is not noticed.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        super().__init__(handler)
+        self._unread = bytearray()
+        self._taken = 0  # pieces of input, from the handler
+        self._reading = False
+        #: The exception for a line that is too long, if one was raised.
+        self.limit_met: LimitExceeded | None = None
+
+    def __enter__(self) -> Input:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why the connection ended; None if it is open, or if the application ended it."""
+        return self._handler.reason
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def writable(self) -> bool:
+        """Return False."""
+        return False
+
+    def read(self, size: int | None = -1, timeout: float | None = None) -> bytes:
+        """Read *size* bytes, or fewer at the end.
+
+        :param size: number of bytes; if it is None or negative, everything up to the end.
+        :param timeout: seconds to wait at most; None for no limit.
+        :raises Timeout: the bytes did not arrive in time.
+        """
+        if size is None or size < 0:
+            return self._read_to_end(timeout)
+        wanted = size
+        return self._read(lambda unread: wanted if len(unread) >= wanted else None, timeout)
+
+    def read1(self, size: int | None = -1, timeout: float | None = None) -> bytes:
+        """Read the bytes that have arrived, up to *size*, for parsers that take input as it comes.
+
+        Blocks only until there is at least one byte, or the end.
+
+        :param size: number of bytes; if it is None or negative, all that have arrived.
+        :param timeout: seconds to wait at most; None for no limit.
+        :raises Timeout: nothing arrived in time.
+        """
+        most = -1 if size is None else size
+
+        def count(unread: bytearray) -> int | None:
+            available = len(unread) if most < 0 else min(len(unread), most)
+            return available if available or not most else None
+
+        return self._read(count, timeout)
+
+    def readinto(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """Read the bytes that have arrived into *buffer*, as ``read1`` does.
+
+        :returns: the number of bytes; 0 only at the end, or if *buffer* is empty.
+        :raises Timeout: nothing arrived in time.
+        """
+        with memoryview(buffer) as view, view.cast("B") as room:
+            data = self.read1(len(room), timeout)
+            room[: len(data)] = data
+        return len(data)
+
+    def readline(self, size: int | None = -1, timeout: float | None = None) -> bytes:
+        """Read a line, but at most *size* bytes of it.
+
+        :param size: number of bytes; if it is None or negative, up to 1 MiB.
+        :param timeout: seconds to wait at most; None for no limit.
+        :raises LimitExceeded: the line has more than 1 MiB, and no size was given.  The line stays unread.
+        :raises Timeout: the line did not arrive in time.
+        """
+        return self._read(_through_line_end(0, -1 if size is None else size), timeout)
+
+    def readlines(self, hint: int | None = -1, timeout: float | None = None) -> list[bytes]:
+        """Read all lines up to the end.
+
+        :param hint: if it is positive, stop after the line in which the total reaches that many bytes.
+        :param timeout: seconds to wait at most; None for no limit.
+        :raises LimitExceeded: a line has more than 1 MiB, and *hint* was given.
+        :raises Timeout: the lines did not arrive in time.
+        """
+        if hint is None or hint <= 0:
+            data = self._read_to_end(timeout)
+        else:
+            data = self._read(_through_line_end(hint - 1, -1), timeout)
+        return io.BytesIO(data).readlines()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._check_open()
+        return self
+
+    def __next__(self) -> bytes:
+        """Return the next line, as ``readline()`` does.  Blocks without a time limit."""
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def flush(self) -> None:
+        """Do nothing, as for any file that is only read; ``io.TextIOWrapper`` calls this."""
+
+    def close(self) -> None:
+        """Stop reading, and drop all unread input, now and later.
+
+        Never blocks.  Calling this again is harmless.  The output and the connection stay open.
+        """
+        self._closed = True
+        self._unread.clear()
+        self._handler.discard()
+
+    def _read_to_end(self, timeout: float | None) -> bytes:
+        return self._read(lambda unread: None, timeout, to_end=True)
+
+    def _read(self, count: _Count, timeout: float | None, to_end: bool = False) -> bytes:
+        """Wait until *count* returns how many bytes to take, or for the end, and take them."""
+        self._check_open()
+        deadline = deadline_after(timeout)
+        if not self._handler.wait_for_room(deadline):
+            raise Timeout(f"the peer had not taken enough of the output after {timeout} seconds")
+        in_time = self._wait_for(count, deadline)
+        self._check_open()
+        size = count(self._unread)
+        if size is None:
+            if not in_time:
+                raise Timeout(f"the input to read had not arrived after {timeout} seconds")
+            if to_end or not self._unread:
+                self._check_clean_end()
+            size = len(self._unread)
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        return data
+
+    def _check_clean_end(self) -> None:
+        """Raise unless the input ended because the peer finished sending, or because the output was closed."""
+        reason = self.reason
+        if isinstance(reason, BaseException):
+            raise reason
+        if reason != END_OF_INPUT and not self._handler.output_closed:
+            raise ConnectionClosed(f"the connection ended before the peer had finished sending: {reason or 'closed'}")
+
+    def _wait_for(self, count: _Count, deadline: float | None) -> bool:
+        if self._reading:
+            raise ConcurrentObjectUseError("another greenlet is reading from this input")
+        self._reading = True
+        try:
+            return self._handler.wait_until(lambda: self._has(count), deadline)
+        except LimitExceeded as error:
+            self.limit_met = error
+            raise
+        finally:
+            self._reading = False
+
+    def _has(self, count: _Count) -> bool:
+        """Return whether there is enough to read, or no more will arrive; ask for more if not."""
+        ended = self._closed or self._handler.ended  # first, since input that arrived before the end belongs to it
+        arrived = self._handler.arrived
+        while arrived:
+            self._unread += arrived.popleft()
+            self._taken += 1
+        if ended or count(self._unread) is not None:
+            return True
+        self._handler.ask(self._taken)
+        return False
+
+
+def _through_line_end(start: int, most: int) -> _Count:
+    """Count the bytes through the first line end at or after *start*, up to *most* if that is not negative.
+
+    No byte is searched twice.
+
+    :raises LimitExceeded: a line is too long, and *most* does not cut it.
+    """
+    limit = start + MAX_LINE
+
+    def count(unread: bytearray) -> int | None:
+        nonlocal start
+        end = unread.find(b"\n", start) + 1
+        if not end:
+            start = max(start, len(unread))
+        if 0 <= most <= (end or len(unread)):
+            return most
+        if (end - 1 if end else len(unread)) > limit:
+            raise LimitExceeded(f"the peer sent a line of more than {MAX_LINE} bytes, and readline was given no size")
+        return end or None
+
+    return count

@@ -1,0 +1,56 @@
+"""Connections as pairs of files, with their peers, for the tests of ``ngi_gevent.blocking``."""
+
+from __future__ import annotations
+
+from stages import PATIENCE, SocketStage
+
+from ngi_gevent import blocking
+
+TEXT = b"one\ntwo words\n\nthe rest"
+LINES = [b"one\n", b"two words\n", b"\n", b"the rest"]
+
+#: More than the kernel buffers for a peer that does not read, and less than an output_limit.
+MUCH = 16 * 1024 * 1024
+
+PIECE = 64 * 1024
+
+
+def talk(stage, adapter=lambda connection: connection):
+    """The output and input of a server connection, and its peer, which knows nothing of NGI."""
+    opened = []
+
+    def serve(connection):
+        stage.connections.append(connection)
+        opened.append(blocking.open(adapter(connection)))
+        stage.happened()
+
+    peer = stage.peer(stage.listen(serve))
+    stage.until(lambda: opened)
+    return (*opened.pop(), peer)
+
+
+def talk_openly(stage):
+    """The files of a client and of its server."""
+    opened = []
+
+    def serve(connection):
+        stage.connections.append(connection)
+        opened.append(blocking.open(connection))
+        stage.happened()
+
+    client = blocking.open(stage.listen(serve).address, stage.implementation.connect, timeout=PATIENCE)
+    stage.until(lambda: opened)
+    return client, opened.pop()
+
+
+def break_off(stage, output, peer):
+    """Have *peer* reset the connection."""
+    output.write(b"unread")  # without which a Unix socket knows no reset
+    if isinstance(stage, SocketStage):
+        output.flush(PATIENCE)
+    peer.reset()
+
+
+def read_all(read, *arguments):
+    """What *read* gives until it gives nothing."""
+    return list(iter(lambda: read(*arguments, timeout=PATIENCE), b""))

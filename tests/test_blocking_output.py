@@ -1,0 +1,187 @@
+"""Writing to a connection as to a file, on every implementation."""
+
+from __future__ import annotations
+
+import struct
+
+import gevent
+import pytest
+from file_pairs import MUCH, PIECE, talk
+from stages import PATIENCE
+
+from ngi_gevent import (
+    ConnectionClosed,
+    Timeout,
+    adapters,
+)
+
+
+def test_writing(stage):
+    output, input, peer = talk(stage)
+    peer.read()
+    assert output.write(b"bytes ") == 6
+    assert output.write(bytearray(b"array "), timeout=1) == 6
+    assert output.write(memoryview(struct.pack("2H", 1, 2)).cast("H")) == 4
+    output.writelines([b"1", b"", bytearray(b"2")])
+    output.writelines((b"%d" % number for number in range(3, 6)), timeout=PATIENCE)
+    output.writelines([])
+    output.flush(PATIENCE)
+    output.flush()
+    stage.until(lambda: peer.received == b"bytes array " + struct.pack("2H", 1, 2) + b"12345")
+    output.close()
+    stage.until(lambda: peer.ended == "end")
+
+
+@pytest.mark.parametrize("wrong", ["text", None, 7])
+def test_what_is_no_bytes_is_refused(stage, wrong):
+    output, input, peer = talk(stage)
+    for write in output.write, output.writelines, lambda wrong: output.writelines([wrong]):
+        with pytest.raises(TypeError):
+            write(wrong)
+    with pytest.raises(TypeError):
+        output.writelines(b"bytes")
+    assert output.write(b"x") == 1
+
+
+def test_what_an_iterable_raises_comes_back(stage):
+    """zc.ngi hung."""
+    output, input, peer = talk(stage)
+    peer.read()
+
+    def failing():
+        yield b"before"
+        raise KeyError("it")
+
+    with pytest.raises(KeyError, match="it"):
+        output.writelines(failing())
+    with pytest.raises(TypeError):
+        output.writelines([b" more", "text", b"never"])
+    output.write(b" after")
+    stage.until(lambda: peer.received == b"before more after")
+
+
+def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
+    output, input, peer = talk(stage)
+    pulled = []
+
+    def pieces():
+        for number in range(400):
+            pulled.append(number)
+            yield b"%05d" % number * 8_000
+
+    pieces = pieces()
+    before = -2
+    while len(pulled) > before + 1:  # while there is room for more than the piece that each call pulls
+        before = len(pulled)
+        with pytest.raises(Timeout):
+            output.writelines(pieces, timeout=0.02)
+    assert len(pulled) < 300
+    with pytest.raises(Timeout):
+        output.flush(timeout=0)
+    peer.read()
+    output.flush(PATIENCE)
+    output.writelines(pieces, timeout=PATIENCE)
+    output.close()
+    stage.until(lambda: peer.ended)
+    assert peer.received == b"".join(b"%05d" % number * 8_000 for number in range(400))
+
+
+def test_flush_waits_for_all_that_was_written(stage):
+    output, input, peer = talk(stage)
+    output.write(bytes(MUCH))
+    for _ in range(3):
+        with pytest.raises(Timeout):
+            output.flush(timeout=0.001)
+    output.write(b"more")
+    flushing = gevent.spawn(output.flush)
+    with pytest.raises(Timeout):
+        output.flush(timeout=0.01)
+    assert not flushing.ready()
+    peer.read()
+    flushing.get(timeout=PATIENCE)
+    output.flush(timeout=0)
+    stage.until(lambda: peer.size == MUCH + 4)
+
+
+def test_flush_does_not_answer_for_what_is_written_meanwhile(tcp):
+    output, input, peer = talk(tcp)
+    output.write(bytes(MUCH // 2))
+    flushing = gevent.spawn(output.flush)
+    gevent.idle()
+    output.write(bytes(MUCH // 2))
+    peer.read()
+    flushing.get(timeout=PATIENCE)
+    with pytest.raises(Timeout):
+        output.flush(timeout=0)
+    output.flush(PATIENCE)
+    tcp.until(lambda: peer.size == MUCH)
+
+
+def test_flushes_that_time_out_cost_nothing(tcp):
+    """Each leaves a mark, which must not add up."""
+    output, input, peer = talk(tcp)
+    output.write(bytes(MUCH))
+    pending = []
+    for _ in range(100):
+        with pytest.raises(Timeout):
+            output.flush(timeout=0.001)
+        pending.append(tcp.connections[0]._pending)
+    assert pending[-1] <= pending[9]
+
+
+@pytest.mark.parametrize("unread", [b"", b"unread\n"])
+@pytest.mark.parametrize("wait", [lambda output: output.flush(), lambda output: output.writelines([bytes(PIECE)] * 2)])
+def test_a_wait_for_a_peer_that_breaks_off_ends(stage, unread, wait):
+    output, input, peer = talk(stage)
+    peer.send(b"begin\n" + unread)
+    assert input.readline(timeout=PATIENCE) == b"begin\n"
+    output.write(bytes(MUCH))
+    waiting = gevent.spawn(wait, output)
+    gevent.idle()
+    assert not waiting.ready()
+    peer.reset()
+    with pytest.raises(ConnectionClosed):
+        waiting.get(timeout=PATIENCE)
+    if unread:
+        assert input.readline(timeout=PATIENCE) == unread
+    with pytest.raises(OSError, match=r"reset|Broken"):
+        input.readline(timeout=PATIENCE)
+    with pytest.raises(ConnectionClosed):
+        output.write(b"x")
+    with pytest.raises(ConnectionClosed):
+        output.flush()
+
+
+def test_writing_to_an_ended_connection(stage):
+    output, input, peer = talk(stage)
+    peer.finish()
+    assert input.read(timeout=PATIENCE) == b""
+    for write in lambda: output.write(b"x"), lambda: output.writelines([b"x"]):
+        with pytest.raises(ConnectionClosed):
+            write()
+    output.flush()  # everything that was written, which is nothing
+    assert not output.closed
+
+
+def test_flush_goes_on_while_the_peer_finishes(socket_stage):
+    output, input, peer = talk(socket_stage)
+    output.write(bytes(MUCH))
+    with pytest.raises(Timeout):
+        output.flush(timeout=0.01)
+    flushing = gevent.spawn(output.flush)
+    peer.finish()
+    peer.read()
+    flushing.get(timeout=PATIENCE)
+    socket_stage.until(lambda: peer.ended)
+    assert len(peer.received) == MUCH
+
+
+def test_flush_sends_nothing_through_an_adapter(stage):
+    output, input, peer = talk(stage, adapters.Sized)
+    peer.read()
+    output.write(b"record")
+    output.flush(PATIENCE)
+    output.writelines([b"x" * PIECE, b"y"], PATIENCE)
+    output.close()
+    stage.until(lambda: peer.ended)
+    assert peer.received == b"".join(struct.pack(">I", len(r)) + r for r in (b"record", b"x" * PIECE, b"y"))

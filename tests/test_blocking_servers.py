@@ -1,0 +1,217 @@
+"""Servers that are functions of an input and an output, on every implementation."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+import gevent
+import pytest
+from file_pairs import MUCH, PIECE
+from gevent.event import Event
+from stages import PATIENCE
+
+from ngi_gevent import (
+    ConnectionClosed,
+    blocking,
+)
+from ngi_gevent.blocking import input as input_module
+from ngi_gevent.sockets import linger
+
+
+@blocking.server
+def count_words(input, output):
+    for line in input:
+        output.write(b"%d\n" % len(line.split()))
+
+
+@blocking.server
+def echo(input, output):
+    while data := input.read(PIECE):
+        output.writelines([data])
+
+
+def test_a_server_of_a_function_serves_many_at_once(stage):
+    listener = stage.listen(count_words)
+
+    def client(number):
+        output, input = blocking.open(listener.address, stage.implementation.connect, PATIENCE)
+        with output, input:
+            for words in range(number, number + 5):
+                output.write(b"word " * words + b"\n")
+                assert input.readline(timeout=PATIENCE) == b"%d\n" % words
+        return number
+
+    clients = [gevent.spawn(client, number) for number in range(50)]
+    assert [client.get(timeout=PATIENCE) for client in clients] == list(range(50))
+    gevent.idle()
+    assert listener.close_wait(PATIENCE) == 0
+
+
+def test_much_goes_both_ways(stage):
+    size = 160 * PIECE  # 10 MB
+    pieces = [bytes([number]) * PIECE for number in range(160)]
+    listener = stage.listen(echo)
+    output, input = blocking.open(listener.address, stage.implementation.connect, PATIENCE)
+    with output, input:
+        writer = gevent.spawn(output.writelines, pieces)
+        assert input.read(size, PATIENCE) == b"".join(pieces)
+        writer.get(timeout=PATIENCE)
+
+
+def test_a_peer_that_has_finished_sending_gets_its_answer(socket_stage):
+    listener = socket_stage.listen(count_words)
+    for _ in range(20):
+        peer = socket_stage.peer(listener)
+        peer.send(b"a b\nc\n\nd")
+        peer.finish()
+        peer.read()
+        socket_stage.until(lambda peer=peer: peer.ended)
+        assert (peer.received, peer.ended) == (b"2\n1\n0\n1\n"[: len(peer.received)], "end")
+        assert peer.received.startswith(b"2\n1\n0\n")  # what has no line end is only known to be a line at the end
+
+
+def test_methods_and_more_than_one_way_to_be_a_server(stage):
+    class Application:
+        greeting = b"hello"
+
+        @blocking.server
+        def greet(self, input, output):
+            """Say hello."""
+            output.write(self.greeting)
+
+    assert Application.greet.__doc__ == "Say hello."
+    for server in Application().greet, blocking.server(lambda input, output: output.write(b"hello")):
+        output, input = blocking.open(stage.listen(server).address, stage.implementation.connect, PATIENCE)
+        assert input.read(timeout=PATIENCE) == b"hello"
+    with pytest.raises(TypeError, match="server"):
+        blocking.server(7)
+
+
+def test_a_function_sees_the_context_of_its_listener(stage):
+    variable = ContextVar("variable")
+    variable.set(b"seen")
+
+    @blocking.server
+    def tell(input, output):
+        output.write(variable.get(b"not seen"))
+
+    output, input = blocking.open(stage.listen(tell).address, stage.implementation.connect, PATIENCE)
+    assert input.read(timeout=PATIENCE) == b"seen"
+
+
+def test_a_function_leaves_its_files_closed(stage):
+    files = []
+    listener = stage.listen(blocking.server(lambda *arguments: files.extend(arguments)))
+    output, input = blocking.open(listener.address, stage.implementation.connect, PATIENCE)
+    assert input.read(timeout=PATIENCE) == b""
+    assert [file.closed for file in files] == [True, True]
+
+
+def test_what_a_function_raises_is_logged_once(stage, caplog):
+    @blocking.server
+    def failing(input, output):
+        output.write(b"before")
+        raise KeyError("the function's")
+
+    output, input = blocking.open(stage.listen(failing).address, stage.implementation.connect, PATIENCE)
+    assert input.read(timeout=PATIENCE) == b"before"
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("ngi_gevent.connection", "ERROR")
+    assert record.exc_info[0] is KeyError
+    assert "blocking.server" in record.getMessage()
+
+
+def test_a_function_that_does_not_run_is_said(stage, caplog):
+    @blocking.server
+    def generator(input, output):
+        yield
+
+    output, input = blocking.open(stage.listen(generator).address, stage.implementation.connect, PATIENCE)
+    assert input.read(timeout=PATIENCE) == b""
+    assert [record.exc_info[0] for record in caplog.records] == [TypeError]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda input, output: input.read(),
+        lambda input, output: output.writelines(bytes(PIECE) for _ in range(1000)),
+        lambda input, output: [list(input) if input.readline() else None],
+    ],
+)
+def test_the_end_of_the_connection_is_no_error_of_the_function(stage, caplog, use):
+    caplog.set_level("INFO", logger="ngi_gevent.connection")
+    began, ended = Event(), Event()
+
+    @blocking.server
+    def serve(input, output):
+        output.write(b"x")
+        began.set()
+        try:
+            use(input, output)
+        finally:
+            ended.set()
+
+    peer = stage.peer(stage.listen(serve))
+    assert began.wait(PATIENCE)
+    peer.reset()
+    assert ended.wait(PATIENCE)
+    gevent.idle()
+    assert [record.levelname for record in caplog.records] in ([], ["INFO"])
+
+
+def test_the_end_of_another_connection_is_an_error_of_the_function(stage, caplog):
+    @blocking.server
+    def serve(input, output):
+        raise ConnectionClosed("another one")
+
+    output, input = blocking.open(stage.listen(serve).address, stage.implementation.connect, PATIENCE)
+    assert input.read(timeout=PATIENCE) == b""
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_function_may_leave_its_input_unread(socket_stage, monkeypatch):
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
+    listener = socket_stage.listen(blocking.server(lambda input, output: output.write(b"no, thanks")))
+    peer = socket_stage.peer(listener)
+    peer.send(bytes(MUCH))
+    peer.finish()
+    peer.read()
+    socket_stage.until(lambda: peer.ended)
+    assert peer.received == b"no, thanks"
+    assert listener.close_wait(PATIENCE) == 0
+
+
+def test_a_listener_that_stops_ends_its_functions(socket_stage, monkeypatch):
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.01)  # the peers neither read nor close
+    began, over = [], []
+
+    @blocking.server
+    def serve(input, output):
+        began.append(input.read(1))
+        socket_stage.happened()
+        try:
+            output.writelines(bytes(PIECE) for _ in range(MUCH))
+        finally:
+            over.append(True)
+            socket_stage.happened()
+
+    listener = socket_stage.listen(serve)
+    for _ in range(3):
+        socket_stage.peer(listener).send(b"x and unread")
+    socket_stage.until(lambda: began == [b"x"] * 3)
+    listener.close()
+    socket_stage.until(lambda: over == [True] * 3)
+    socket_stage.implementation.wait(PATIENCE)
+
+
+def test_a_line_that_is_too_long_costs_the_log_one_line(tcp, caplog, monkeypatch):
+    monkeypatch.setattr(input_module, "MAX_LINE", 10)
+    caplog.set_level("INFO", logger="ngi_gevent.connection")
+    peer = tcp.peer(tcp.listen(blocking.server(lambda input, output: list(input))))
+    peer.send(b"x" * 100)
+    peer.read()
+    tcp.until(lambda: peer.ended == "end")
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("INFO", None)
+    assert "LimitExceeded: " in record.getMessage()
