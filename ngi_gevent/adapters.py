@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.connection import as_bytes, as_iterator, check_count, check_handler
+from ngi_gevent.core.checks import as_bytes, as_iterator, check_count, check_handler
 from ngi_gevent.errors import LimitExceeded
 from ngi_gevent.generator import Handler
 from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
@@ -167,7 +167,7 @@ class Base:
         """
         if self.connection:
             self.connection.close()
-            logs.connections.info("connection with %r ended: %s", self.peer_address, logs.shown(reason))
+            logs.connections.info("connection with %r ended: %s", self.peer_address, logs.format_reason(reason))
             lowest = self
             while isinstance(lowest.connection, Base):
                 lowest = lowest.connection

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ngi_gevent import blocking
 from ngi_gevent.adapters import MAX_SIZE
-from ngi_gevent.core.connection import END_OF_INPUT, as_bytes, check_count
+from ngi_gevent.core.checks import as_bytes, check_count
+from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.errors import LimitExceeded, UnexpectedResponse
 
 if TYPE_CHECKING:

@@ -391,7 +391,7 @@ def test_a_peer_that_takes_no_answers_gets_no_more_of_its_records_answered(tcp):
 
     peer = tcp.peer(tcp.listen(Server))
     peer.send(b"\n" * 65536)
-    tcp.until(lambda: tcp.served and tcp.served[0].connection and tcp.served[0].connection._held)
+    tcp.until(lambda: tcp.served and tcp.served[0].connection and tcp.served[0].connection._output.held)
     served = tcp.served[0]
     before = served.answered
     assert 0 < before < 32768

@@ -125,7 +125,7 @@ def test_flushes_that_time_out_cost_nothing(tcp):
     for _ in range(100):
         with pytest.raises(Timeout):
             output.flush(timeout=0.001)
-        pending.append(tcp.connections[0]._pending)
+        pending.append(tcp.connections[0]._output.size)
     assert pending[-1] <= pending[9]
 
 

@@ -253,7 +253,7 @@ def test_peers_that_never_read_cost_others_nothing(network):
         for _ in range(20):
             bystander.is_answered()
     assert max(before) < 16_000_000
-    assert all(served.connection._pending < 1_000_000 for served in network.served)
+    assert all(served.connection._output.size < 1_000_000 for served in network.served)
     listener.close()
     network.until(lambda: all(served.closed == "stopped" for served in network.served))
 
@@ -536,7 +536,7 @@ def test_ctrl_c_while_output_is_sent_breaks_that_connection_off(tcp, capfd):
         raise KeyboardInterrupt
 
     def write_and_wait():
-        served.connection._send = send
+        served.connection._transport.send = send
         served.connection.write(b"interrupted")
         tcp.served[1].connection.write(b"all well")
         tcp.until(lambda: False)

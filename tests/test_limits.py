@@ -319,7 +319,7 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
         while served.connection:
             gevent.sleep(0.01)
     served.release.set()
-    tcp.until(lambda: served.closed and served.connection._gone)
+    tcp.until(lambda: served.closed and served.connection._lifecycle.is_gone())
     assert isinstance(served.closed, ngi_gevent.Timeout)
     peer.read()
     tcp.until(lambda: peer.ended)
@@ -364,7 +364,7 @@ def test_a_connection_that_is_gone_leaves_no_timer_behind(tcp):
     client, served = tcp.talk(idle_timeout=1000)
     connection = weakref.ref(served.connection)
     client.connection.close()
-    tcp.until(lambda: connection()._gone)
+    tcp.until(lambda: connection()._lifecycle.is_gone())
     served.connection = None
     tcp.connections.clear()
     client = served = None
@@ -374,10 +374,17 @@ def test_a_connection_that_is_gone_leaves_no_timer_behind(tcp):
     assert connection() is None
 
 
+def test_a_limit_of_almost_no_time_is_noticed(tcp):
+    tcp.peer(tcp.listen(idle_timeout=1e-7))
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    assert isinstance(tcp.served[0].closed, ngi_gevent.Timeout)
+
+
 def test_no_limit_costs_nothing(tcp):
     client, served = tcp.talk()
-    assert served.connection._receive == served.connection._socket.recv
-    assert served.connection._send == served.connection._socket.send
+    transport = served.connection._transport
+    assert transport.recv == transport.socket._sock.recv
+    assert transport.send == transport.socket._sock.send
 
 
 # What the system has no more of.

@@ -41,7 +41,7 @@ def test_a_peer_that_finishes_and_then_resets_is_noticed_while_an_iterator_waits
     peer.send(b"close" if ended_by == "both" else b"x")
     peer.finish()
     with gevent.Timeout(PATIENCE):
-        while not (socket_stage.served and socket_stage.served[0].connection._input_over):
+        while not (socket_stage.served and socket_stage.served[0].connection._lifecycle.input_is_over):
             gevent.sleep(0.001)
     served = socket_stage.served[0]
     assert not served.released
@@ -69,7 +69,7 @@ def test_a_peer_that_finishes_and_waits_is_not_taken_for_one_that_has_gone(socke
     peer.finish()
     peer.read()
     with gevent.Timeout(PATIENCE):
-        while not (socket_stage.served and socket_stage.served[0].connection._input_over):
+        while not (socket_stage.served and socket_stage.served[0].connection._lifecycle.input_is_over):
             gevent.sleep(0.001)
     gevent.sleep(0.02)  # twenty looks
     go_on.set()
@@ -151,7 +151,7 @@ def test_no_memory_to_discard_input_with_ends_the_connection(tcp, capfd):
     peer.send(b"x")
     tcp.until(lambda: tcp.served and tcp.served[0].data)
     connection = tcp.served[0].connection
-    connection._receive = no_memory
+    connection._transport.recv = no_memory
     peer.send(b"more")
     tcp.until(lambda: tcp.served[0].gone)
     assert capfd.readouterr().err.count("\nMemoryError\n") == 1

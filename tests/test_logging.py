@@ -78,7 +78,7 @@ def test_one_that_is_aborted_and_one_that_is_reset(tcp, lines):
     ends = [message for _, _, message in lines() if "ended" in message]
     assert ends == [
         f"connection with {client.connection.peer_address!r} ended: aborted",
-        f"connection with {client.connection.local_address!r} ended: {logs.shown(tcp.served[0].closed)}",
+        f"connection with {client.connection.local_address!r} ended: {logs.format_reason(tcp.served[0].closed)}",
     ]
     assert isinstance(tcp.served[0].closed, ConnectionResetError)
 
@@ -90,7 +90,11 @@ def test_a_failed_connect(tcp, lines):
         tcp.implementation.connect(nobody.getsockname(), client)
         tcp.until(lambda: client.failed)
         assert lines() == [
-            ("connection", "DEBUG", f"connecting to {nobody.getsockname()!r} failed: {logs.shown(client.failed)}"),
+            (
+                "connection",
+                "DEBUG",
+                f"connecting to {nobody.getsockname()!r} failed: {logs.format_reason(client.failed)}",
+            ),
         ]
 
 

@@ -149,7 +149,7 @@ class OtherNetwork(Network):
         return value.real if isinstance(value, OtherSocket) else value
 
     def outside(self, value: Any) -> Any:
-        return OtherSocket(self, value) if isinstance(value, _socket.socket) else value
+        return OtherSocket(self, value) if isinstance(value, (_socket.socket, gevent.socket.socket)) else value
 
     def now(self) -> float:
         return self.time
@@ -314,7 +314,7 @@ def test_a_socket_that_refuses_to_be_reset_is_closed(tcp):
     tcp.implementation._network = AcceptsWithoutLinger()
     client, served = tcp.talk()
     served.connection.abort()
-    tcp.until(lambda: served.connection._gone and client.closed)
+    tcp.until(lambda: served.connection._lifecycle.is_gone() and client.closed)
     assert client.closed == "end of input"
 
 
@@ -351,3 +351,13 @@ def test_room_for_descriptors_is_checked_and_given_back(no_socket_left):
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     assert before == [] or len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_the_calls_of_gevents_sockets_are_those_of_the_socket_inside(no_socket_left):
+    """This fails on the day that gevent's sockets have no ``_sock``."""
+    sock = Network().make_socket(socket.AF_INET, socket.SOCK_STREAM)
+    plain = Network().plain(sock)
+    assert isinstance(sock, gevent.socket.socket)
+    assert isinstance(plain, _socket.socket)
+    assert plain.fileno() == sock.fileno()
+    sock.close()

@@ -14,8 +14,8 @@ import pages
 import pytest
 
 from ngi_gevent import adapters
-from ngi_gevent.core import connection, datagram, logs
-from ngi_gevent.sockets import datagram_socket, linger, listener, tls, transport
+from ngi_gevent.core import datagram, logs, output
+from ngi_gevent.sockets import datagram_socket, linger, listener, transport
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -107,7 +107,7 @@ def amount(text):
 def test_the_limits_are_what_they_are():
     limits = {row[0]: row[-2] for row in rows("limits.md")}
     assert amount(limits["backlog"]) == listener.BACKLOG
-    assert amount(limits["output_limit"]) == connection.OUTPUT_LIMIT
+    assert amount(limits["output_limit"]) == output.OUTPUT_LIMIT
     assert amount(limits["handshake_timeout"]) == transport.HANDSHAKE_TIMEOUT
     assert amount(limits["buffer_size"]) == datagram.BUFFER_SIZE
     assert amount(limits["max_line"]) == adapters.MAX_LINE
@@ -119,15 +119,15 @@ def test_the_limits_are_what_they_are():
     assert timeouts[1:] == ["none"]
     fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-11:]
     assert list(map(amount, fixed)) == [
-        *(connection.HIGH_WATER, linger.SEND_TIMEOUT, linger.DRAIN_TIMEOUT, linger.DISCARD_TIMEOUT),
+        *(output.HIGH_WATER, linger.SEND_TIMEOUT, linger.DRAIN_TIMEOUT, linger.DISCARD_TIMEOUT),
         *(linger.DISCARD_SIZE / linger.DISCARD_PAUSE, linger.CHECK_INTERVAL, linger.SEND_TIMEOUT),
         datagram_socket.SEND_TIMEOUT,
-        *(datagram.MOST_RAISED, tls.MOST_FAILED, 1),
+        *(datagram.MOST_RAISED, transport.MOST_FAILED, 1),
     ]
     assert "in 10 seconds" in fixed[-1]
-    assert logs.SELDOM == 10
+    assert logs.RATE_PERIOD == 10
     assert "16 KiB" in (REFERENCE / "limits.md").read_text()
-    assert connection.LOW_WATER == 16 * 1024
+    assert output.LOW_WATER == 16 * 1024
 
 
 def test_every_option_of_a_listener_is_among_the_limits():

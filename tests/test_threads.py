@@ -249,7 +249,7 @@ def test_a_first_handler_set_by_another_thread_learns_of_the_end_that_it_missed(
     tcp.listeners[0].close()
     client.connection.close()
     connections[0].when_closed(tcp.happened)
-    tcp.until(lambda: connections[0]._gone)
+    tcp.until(lambda: connections[0]._lifecycle.is_gone())
     late = Witness(tcp)
     in_thread(connections[0].set_handler, late)
     tcp.until(lambda: late.closed)
@@ -300,7 +300,7 @@ def test_listeners_are_used_from_other_threads(tcp):
 def test_an_implementation_is_closed_from_another_thread(tcp):
     client, served = tcp.talk()
     in_thread(tcp.implementation.close)
-    tcp.until(lambda: client.connection._gone and served.connection._gone)
+    tcp.until(lambda: client.connection._lifecycle.is_gone() and served.connection._lifecycle.is_gone())
     with pytest.raises(ImplementationClosed):
         tcp.listen()
     tcp.implementation = ngi_gevent.Implementation()
@@ -423,7 +423,7 @@ def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, 
     tcp.until(lambda: len(tcp.served) == 2)
     tcp.served.sort(key=lambda served: served.connection.peer_address == peer.socket.getsockname())
     first.connection.write(b"busy")
-    tcp.until(lambda: tcp.served[1].connection._gone)
+    tcp.until(lambda: tcp.served[1].connection._lifecycle.is_gone())
     assert tcp.served[1].trace == []
 
 
@@ -445,7 +445,7 @@ def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_conn
     tcp.until(lambda: len(tcp.served) == 3)
     for peer in peers:
         peer.socket._sock.send(b"input")
-    tcp.until(lambda: sum(served.connection._gone for served in tcp.served) == 2)
+    tcp.until(lambda: sum(served.connection._lifecycle.is_gone() for served in tcp.served) == 2)
     assert sorted(served.trace for served in tcp.served) == [[], [], [b"input"]]
 
 
@@ -891,7 +891,7 @@ def test_a_server_that_never_answers_is_a_timeout(tcp):
         implementation.connect(listener.address, client)
         with pytest.raises(ngi_gevent.Timeout, match="StreamConnection"):
             implementation.wait(0.03)
-    tcp.until(lambda: client.connection._gone)
+    tcp.until(lambda: client.connection._lifecycle.is_gone())
     assert client.closed == "stopped"
 
 

@@ -31,7 +31,6 @@ from ngi_gevent.core import logs
 from ngi_gevent.sockets import tls as tls_module
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.network import Network
-from ngi_gevent.sockets.stream import StreamConnection
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo
 
 CONTEXTS = [ssl.SSLContext, gevent.ssl.SSLContext]
@@ -82,6 +81,20 @@ def failure_line(info):
 # Contexts.
 
 
+class Watched:
+    """A transport around another one, with other calls that receive and send."""
+
+    def __init__(self, transport, receive, send):
+        self._transport = transport
+        self.recv, self.send = receive, send
+
+    def sendmsg(self, pieces):
+        return self.send(pieces[0])
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
 @pytest.mark.parametrize("of_server", CONTEXTS)
 @pytest.mark.parametrize("of_client", CONTEXTS)
 def test_any_context_works(tcp, of_server, of_client):
@@ -130,7 +143,7 @@ def test_what_is_known_of_tls_is_to_be_had_from_the_connection(tcp):
     of_client = tcp.served[0].connection.ssl_object
     of_server = adapters.Base(client.connection).ssl_object
     client.connection.close()
-    tcp.until(lambda: tcp.served[0].connection._gone and client.connection._gone)
+    tcp.until(lambda: tcp.served[0].connection._lifecycle.is_gone() and client.connection._lifecycle.is_gone())
     assert of_client is tcp.served[0].connection.ssl_object
     assert of_client.getpeercert()["subjectAltName"] == (("email", "someone@example.org"),)
     assert ("DNS", "localhost") in of_server.getpeercert()["subjectAltName"]
@@ -271,10 +284,10 @@ def test_handshakes_that_fail_do_not_fill_the_log(tls, info, monkeypatch):
 
     noisy, quiet = tls.listen(), tls.listen()
     fail(noisy, 25)
-    assert len(info.records) == tls_module.MOST_FAILED == 10
+    assert len(info.records) == transport.MOST_FAILED == 10
     fail(quiet, 1)
     assert len(info.records) == 11
-    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
+    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.RATE_PERIOD)
     fail(noisy, 2)
     lines = [record.getMessage() for record in info.records]
     assert all("the TLS handshake failed: " in line for line in lines)
@@ -403,7 +416,7 @@ def test_a_line_that_breaks_without_a_word_ends_the_handshake(tls, info):
     stranger = plain(tls, listener)
     until(lambda: listener._connections)
     (connection,) = listener._connections
-    connection._send = unreachable
+    connection._transport._plain.send = unreachable
     stranger.sendall(client_hello())
     until(lambda: not listener._connections)
     assert "No route to host" in failure_line(info)
@@ -754,18 +767,18 @@ def test_what_the_kernel_does_not_take_is_not_encrypted_far_ahead(tls):
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert used < 4 * tls_module.ENCRYPT_SIZE
-    assert 0 < connection._pending <= len(data)
+    assert 0 < connection._output.size <= len(data)
 
 
 def test_messages_of_tls_itself_do_not_pile_up_either(tls):
     """Each request for new keys is answered, so a peer that takes no answers could fill the memory with them."""
     peer = tls.peer(tls.listen())
     tls.until(lambda: tls.served)
-    tls.served[0].connection._outgoing.write(b"x" * (tls_module.OWN_LIMIT + 1))
+    tls.served[0].connection._transport._outgoing.write(b"x" * (tls_module.OWN_LIMIT + 1))
     peer.send(b"x")
     tls.until(lambda: tls.served[0].closed)
     assert isinstance(tls.served[0].closed, ssl.SSLError)
-    assert str(tls.served[0].closed).startswith("the peer wants")
+    assert str(tls.served[0].closed).startswith("the peer asks")
     assert tls.served[0].data == b"x"
 
 
@@ -842,7 +855,7 @@ def test_a_server_of_the_standard_library_is_talked_to(tcp):
     tcp.until(lambda: len(client.data) == 50_000)
     client.connection.close()
     assert served.get() == b"hello" * 10_000
-    tcp.until(lambda: client.connection._gone)
+    tcp.until(lambda: client.connection._lifecycle.is_gone())
 
 
 def test_a_web_client_of_the_standard_library(tcp):
@@ -1003,25 +1016,25 @@ def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tm
         def connected(self, connection):
             def receive(size):
                 try:
-                    return decrypt(size)
+                    return transport.recv(size)
                 finally:
                     if connection:
-                        connection._pause_over = 0  # as if it had answered more than the server takes
+                        connection._output.pause_threshold = 0  # as if it had answered more than the server takes
                         connection.write(b"written meanwhile\n")
                         connection.writelines([b"-" * 70_000, b"\n"])
 
             def send(data):
                 if not stalls:
                     program._process.send_signal(signal.SIGSTOP)
-                    connection._unsent.append(b"as if the kernel had been full before\n")
-                    StreamConnection._wait_for_peer(connection)
+                    connection._output.pieces.append(b"as if the kernel had been full before\n")
+                    connection._output._wait_for_peer()
                 try:
-                    return encrypt(data)
+                    return transport.send(data)
                 finally:
-                    stalls.append(connection._stalled)
+                    stalls.append(transport._stalled)
 
-            decrypt, encrypt = connection._receive, connection._send
-            connection._receive, connection._send = receive, send
+            transport = connection._transport
+            connection._transport = connection._output._transport = Watched(transport, receive, send)
             super().connected(connection)
 
     stalls = []
@@ -1040,7 +1053,7 @@ def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tm
     program.say(b"r\n")
     client.connection.write(b"the end\n")
     program.until(b"the end\n")
-    until(lambda: not client.connection._stalled)
+    until(lambda: not client.connection._transport.waits_for_input())
     client.connection.close()
     program.until(b"CONNECTION CLOSED")
     assert b"written meanwhile\n" in program.output
@@ -1129,7 +1142,7 @@ def strange_words(seed):
 
 @pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.slow)])
 def test_strange_words_in_the_handshake_harm_nobody(tls, info, capfd, monkeypatch, count):
-    monkeypatch.setattr(tls_module, "MOST_FAILED", count + 1)
+    monkeypatch.setattr(transport, "MOST_FAILED", count + 1)
     listener = tls.listen(Echo)
     client = tls.client(listener)
 
@@ -1223,8 +1236,10 @@ def test_a_server_that_answers_before_it_has_read_what_came_with_the_handshake_l
 def test_large_pieces_are_not_copied_again_and_again_for_a_peer_that_takes_little(tls):
     client, served = tls.talk()
     sizes = []
-    send = served.connection._send
-    served.connection._send = lambda data: sizes.append(len(data)) or send(data)
+    transport = served.connection._transport
+    served.connection._output._transport = Watched(
+        transport, transport.recv, lambda data: sizes.append(len(data)) or transport.send(data)
+    )
     for _ in range(20):
         served.connection.write(b"x" * 1_000_000)
     tls.until(lambda: client.size == 20_000_000)

@@ -10,7 +10,8 @@ from ngi_gevent.adapters import Base, bottom
 from ngi_gevent.blocking.handler import Handler
 from ngi_gevent.blocking.input import Input
 from ngi_gevent.blocking.output import Output
-from ngi_gevent.core.connection import check_returned, check_timeout, is_end_of
+from ngi_gevent.core.checks import check_returned, check_timeout
+from ngi_gevent.core.connection import is_end_of
 from ngi_gevent.core.threads import Flag, get_ident
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Timeout
 

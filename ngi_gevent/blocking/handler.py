@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import bottom
-from ngi_gevent.core.connection import check_timeout
+from ngi_gevent.core.checks import check_timeout
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionClosed
 

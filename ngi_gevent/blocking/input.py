@@ -10,7 +10,7 @@ from gevent.exceptions import ConcurrentObjectUseError
 
 from ngi_gevent.adapters import MAX_LINE
 from ngi_gevent.blocking.handler import File, Handler, deadline_after
-from ngi_gevent.core.connection import END_OF_INPUT
+from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
 
 if TYPE_CHECKING:

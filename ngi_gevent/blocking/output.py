@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ngi_gevent.blocking.handler import File, Handler, Mark, deadline_after
-from ngi_gevent.core.connection import LOW_WATER, as_bytes, as_iterator, check_timeout
+from ngi_gevent.core.checks import as_bytes, as_iterator, check_timeout
+from ngi_gevent.core.output import LOW_WATER
 from ngi_gevent.errors import ConnectionClosed, Timeout
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ngi_gevent.blocking.handler import Handler
 from ngi_gevent.blocking.input import Input
 from ngi_gevent.blocking.output import Output
 from ngi_gevent.core import logs
-from ngi_gevent.core.connection import check_returned
+from ngi_gevent.core.checks import check_returned
 from ngi_gevent.core.registry import Registry
 from ngi_gevent.errors import ConnectionClosed
 
@@ -76,7 +76,9 @@ def _report(connection: Any, error: BaseException, input: Input) -> None:
     of_connection = isinstance(error, ConnectionClosed) and not connection
     if of_connection or error is input.reason or error is input.limit_met:
         reason = (of_connection and input.reason) or error
-        logs.connections.info("connection with %r ended while %s was using it: %s", peer, _FUNCTION, logs.shown(reason))
+        logs.connections.info(
+            "connection with %r ended while %s was using it: %s", peer, _FUNCTION, logs.format_reason(reason)
+        )
         error.__traceback__ = None  # whose frames hold the files, and these the error
     else:
         # As for exceptions in handlers.  A connection that no listener accepted has only the log.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.connection import as_bytes, check_count
+from ngi_gevent.core.checks import as_bytes, check_count
 from ngi_gevent.errors import ListenerClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
 
-#: Exceptions of one listener's handler that are logged in ``logs.SELDOM`` seconds.
+#: Exceptions of one listener's handler that are logged in ``logs.RATE_PERIOD`` seconds.
 MOST_RAISED = 10
 
 #: Bytes of the longest datagram that a listener takes: as many as UDP can say that there are.
@@ -45,8 +45,8 @@ class BaseDatagramListener:
         self._handler = handler
         self._buffer_size = buffer_size
         self._open = False
-        self._long = logs.Seldom(1)
-        self._raised = logs.Seldom(MOST_RAISED)
+        self._long = logs.RateLimit(1)
+        self._raised = logs.RateLimit(MOST_RAISED)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.address!r}, {'open' if self._open else 'closed'}>"
@@ -74,7 +74,7 @@ class BaseDatagramListener:
             logs.datagrams.warning(
                 "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d",
                 *(sender, length, self._buffer_size),
-                seldom=self._long,
+                limit=self._long,
             )
             return
         try:

@@ -6,49 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.connection import BaseConnection, check_count, check_timeout
+from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IServer, IServerConnection
 
-__all__ = [
-    "BaseListener",
-    "ListenerOwner",
-    "check_client_handler",
-    "check_idle_timeout",
-    "check_max_connections",
-    "check_server",
-]
-
-
-def check_server(server: Any) -> None:
-    """Raise ``TypeError``, naming *server*, unless it can be called."""
-    if not callable(server):
-        raise TypeError(f"a server is called with each new connection; got {server!r:.100}, which is not callable")
-
-
-def check_client_handler(handler: Any) -> None:
-    """Raise ``TypeError``, naming *handler*, unless it can be told what came of a connect."""
-    for method in "connected", "failed_connect":
-        if isinstance(handler, type) or not callable(getattr(handler, method, None)):
-            raise TypeError(
-                f"a client connect handler is an object with methods connected and failed_connect; got {handler!r:.100}"
-            )
-
-
-def check_max_connections(value: Any) -> None:
-    """Raise unless *value* is a number of connections with which a listener makes sense, or None for the default."""
-    if value is not None:
-        check_count("max_connections", value, least=1)
-
-
-def check_idle_timeout(value: Any) -> None:
-    """Raise unless *value* is a number of seconds in which a peer can do something, or None for no limit."""
-    check_timeout(value, "idle_timeout")
-    if value == 0:
-        raise ValueError("idle_timeout is a number of seconds over 0; got 0")
+__all__ = ["BaseListener", "ListenerOwner"]
 
 
 class ListenerOwner(Protocol):
@@ -57,8 +23,8 @@ class ListenerOwner(Protocol):
     def forget(self, item: Any) -> None:
         """Forget this listener: it is closed, and so is its last connection."""
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
-        """Report an exception in a handler; *seldom* limits the log entries."""
+    def handler_raised(self, peer: Any, where: str, error: BaseException, limit: logs.RateLimit | None = None) -> None:
+        """Report an exception in a handler; *limit* limits the log entries."""
 
 
 @documented_by(IListener)
@@ -88,7 +54,7 @@ class BaseListener:
         self._stop_listening(serve_queued=handler is not None)
         if handler is None:
             for connection in list(self._connections):
-                if connection.goes_on():
+                if connection.is_live():
                     connection.stop()
                 else:
                     connection.limit_delivery()
@@ -111,7 +77,7 @@ class BaseListener:
             self._tell_closed()
         self._wait_until_empty(timeout)
         left = list(self._connections)
-        ended = sum(connection.undelivered() for connection in left)
+        ended = sum(connection.has_unfinished_output() for connection in left)
         for connection in left:
             connection.stop()
         self._wait_until_empty(0)  # only so that handlers hear of it before the caller, who may be about to exit

@@ -1,7 +1,7 @@
-"""The loggers, and how they are told: never by the hub, where nothing may wait, and of strangers only what is harmless.
+"""The loggers, and how they are called: never on the hub, where nothing may wait, and with peers' bytes made harmless.
 
-What handles a log is foreign code.  It may wait for a lock or a socket, which lets other greenlets run; it may raise;
-it may even write to one of our connections.  So whoever logs has finished what it was doing, or has only begun.
+Handlers of a log are foreign code.  They may wait for a lock or a socket, which lets other greenlets run.  They may
+raise, and they may even write to a connection.  So a caller has finished what it was doing, or has only begun.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from greenlet import getcurrent
 
 from ngi_gevent.core.threads import get_hub_if_exists
 
-__all__ = ["SELDOM", "Log", "Seldom", "connections", "datagrams", "listeners", "shown"]
+__all__ = ["RATE_PERIOD", "Log", "RateLimit", "connections", "datagrams", "format_reason", "listeners"]
 
-#: Characters of a reason that are shown: some exceptions quote all that a peer has sent.
+#: Characters of a reason that are shown.  Some exceptions quote everything that a peer has sent.
 SHOWN = 200
 
 #: Seconds of one count of the log entries that an untrusted peer can cause.
-SELDOM = 10.0
+RATE_PERIOD = 10.0
 
 
 class Log:
-    """A logger, which is told on the calling greenlet; what the hub has to tell, soon, on a greenlet of its own.
+    """A logger whose handlers may block or raise.
 
-    Exceptions in filters and handlers of the log never reach the caller.  They go to standard error, as they do where
-    ``logging`` itself catches them.  A ``GreenletExit``, a ``gevent.Timeout`` or a ``KeyboardInterrupt`` that arrives
-    while the log blocks is for the caller, and reaches it.
+    It is called on the calling greenlet, except on the hub: then it is called soon, on its own greenlet.  Exceptions in
+    filters and handlers of the log never reach the caller.  They go to standard error, as in ``logging`` itself.  A
+    ``GreenletExit``, a ``gevent.Timeout`` or a ``KeyboardInterrupt`` that arrives while the log blocks does reach it.
 
-    With *seldom*, the entry is written only if that allows it, and says how many were not.
+    :param limit: writes the entry only if this rate limit allows it, and says how many were not written.
     """
 
     def __init__(self, name: str) -> None:
@@ -44,22 +44,22 @@ class Log:
     def debug(self, line: str, *arguments: object) -> None:
         self.tell(logging.DEBUG, line, *arguments)
 
-    def info(self, line: str, *arguments: object, seldom: Seldom | None = None) -> None:
-        self.tell(logging.INFO, line, *arguments, seldom=seldom)
+    def info(self, line: str, *arguments: object, limit: RateLimit | None = None) -> None:
+        self.tell(logging.INFO, line, *arguments, limit=limit)
 
-    def warning(self, line: str, *arguments: object, seldom: Seldom | None = None) -> None:
-        self.tell(logging.WARNING, line, *arguments, seldom=seldom)
+    def warning(self, line: str, *arguments: object, limit: RateLimit | None = None) -> None:
+        self.tell(logging.WARNING, line, *arguments, limit=limit)
 
     def error(
-        self, line: str, *arguments: object, error: BaseException | None = None, seldom: Seldom | None = None
+        self, line: str, *arguments: object, error: BaseException | None = None, limit: RateLimit | None = None
     ) -> None:
-        self.tell(logging.ERROR, line, *arguments, seldom=seldom, exc_info=error)
+        self.tell(logging.ERROR, line, *arguments, limit=limit, exc_info=error)
 
-    def tell(self, level: int, line: str, *arguments: object, seldom: Seldom | None = None, **options: Any) -> None:
+    def tell(self, level: int, line: str, *arguments: object, limit: RateLimit | None = None, **options: Any) -> None:
         if not self._logger.isEnabledFor(level):
             return
-        if seldom is not None:
-            more = seldom()
+        if limit is not None:
+            more = limit()
             if more is None:
                 return
             if more:
@@ -83,17 +83,17 @@ listeners = Log("ngi_gevent.listener")
 datagrams = Log("ngi_gevent.datagram")
 
 
-def shown(reason: object) -> str:
-    """*reason* in a line of the log: one line of ASCII without control characters, whatever a stranger has put in."""
+def format_reason(reason: object) -> str:
+    """Return *reason* for a log entry: one line of ASCII without control characters, even if it quotes a peer."""
     try:
         text = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
-    except Exception:  # there are exceptions that cannot be shown
+    except Exception:  # some exceptions cannot be shown
         text = type(reason).__name__
     return ascii(text[:SHOWN])[1:-1]
 
 
-class Seldom:
-    """Allows so many log entries of a kind in every ``SELDOM`` seconds, and counts the others."""
+class RateLimit:
+    """Allows *most* log entries of a kind in every ``RATE_PERIOD`` seconds, and counts the others."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -102,10 +102,10 @@ class Seldom:
         self._count = 0
 
     def __call__(self) -> int | None:
-        """Count an entry; the number of entries before it that were not written, or None if this one is not either."""
+        """Count an entry.  Return how many before it were not written; None if this one must not be either."""
         now = monotonic()
         if now >= self._until:
-            self._until = now + SELDOM
+            self._until = now + RATE_PERIOD
             self._left = self._most
         if not self._left:
             self._count += 1

@@ -22,12 +22,12 @@ class _Item(Protocol):
 
 
 #: Called with the registry, the peer, what has raised, the exception, and a limit for log entries, or None.
-OnError: TypeAlias = Callable[[Any, Any, str, BaseException, "logs.Seldom | None"], None]
+OnError: TypeAlias = Callable[[Any, Any, str, BaseException, "logs.RateLimit | None"], None]
 
 
-def log_error(registry: Any, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
+def log_error(registry: Any, peer: Any, where: str, error: BaseException, limit: logs.RateLimit | None = None) -> None:
     """Log an exception in a handler."""
-    logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error, seldom=seldom)
+    logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error, limit=limit)
 
 
 class Registry:
@@ -73,7 +73,7 @@ class Registry:
     def stop(self) -> None:
         """End everything without waiting, except connections that are closed already: they finish delivering."""
         for item in list(self._items):
-            if not isinstance(item, BaseConnection) or item.delivers():
+            if not isinstance(item, BaseConnection) or item.delivers_input():
                 item.stop()
             else:
                 item.limit_delivery()
@@ -83,5 +83,5 @@ class Registry:
     def connection_gone(self, connection: Any) -> None:
         self.forget(connection)
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException, seldom: logs.Seldom | None = None) -> None:
-        self._on_error(self, peer, where, error, seldom)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, limit: logs.RateLimit | None = None) -> None:
+        self._on_error(self, peer, where, error, limit)

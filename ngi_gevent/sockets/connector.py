@@ -14,7 +14,7 @@ from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import unix_path, with_address
-from ngi_gevent.core.connection import STOPPED
+from ngi_gevent.core.lifecycle import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.stream import StreamConnection
@@ -195,7 +195,7 @@ class Connector:
         except BaseException as error:
             self._owner.handler_raised(self._address, "failed_connect", error)
         self._owner.forget(self)
-        logs.connections.debug("connecting to %r failed: %s", self._address, logs.shown(reason))
+        logs.connections.debug("connecting to %r failed: %s", self._address, logs.format_reason(reason))
 
 
 def _peer_address(sock: Any, address: Any) -> Any:

@@ -84,7 +84,7 @@ class DatagramListener(BaseDatagramListener):
         self._sender = _ListenerSender(network, self._socket, self._check_open)
         self._open = True
         self._waiting = False
-        self._failed = logs.Seldom(1)
+        self._failed = logs.RateLimit(1)
         self._greenlet = ConnectionGreenlet(self.run, hub, self)
         hub.loop.run_callback(self._greenlet.switch)
 
@@ -142,7 +142,7 @@ class DatagramListener(BaseDatagramListener):
 
     def _tell_failed(self, error: OSError) -> None:
         logs.datagrams.warning(
-            "receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror, seldom=self._failed
+            "receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror, limit=self._failed
         )
 
     def _stop_receiving(self) -> None:
@@ -164,7 +164,7 @@ class _Sender:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._dropped = logs.Seldom(1)
+        self._dropped = logs.RateLimit(1)
 
     def send(self, address: Any, data: bytes) -> None:
         """Send *data* to *address*.
@@ -219,7 +219,7 @@ class _Sender:
             pause = min(2 * pause, LAST_RETRY)
 
     def _drop(self, target: Any, error: OSError) -> None:
-        logs.datagrams.warning("a datagram to %r was dropped: %s", target, error.strerror, seldom=self._dropped)
+        logs.datagrams.warning("a datagram to %r was dropped: %s", target, error.strerror, limit=self._dropped)
 
     def _targets(self, address: Any) -> list[tuple[int, Any]]:
         """Return the families at which *address* can be reached, each with the address that its sockets take."""

@@ -7,8 +7,8 @@ A connection costs two system calls a message, one to receive and one to send, b
 * Once a turn of the loop, before it polls again, ``_dispatch`` lets all that are ready run, a batch at a time.  A
   greenlet that is done with its message switches directly to the next of its batch, and only the last one back to the
   hub: one switch for a message instead of two.
-* What is written goes to the connection's buffer, and the connection to ``unsent``.  At the end of the batch each is
-  sent in one system call, however many writes it took.  A handler that blocks ends its part of the batch too.
+* Output goes to the connection's sender, and the sender to ``unsent``.  At the end of the batch, each sends in one
+  system call, however many writes there were.  A handler that blocks ends its part of the batch too.
 
 A started watcher fires for as long as there is input, also while its greenlet is blocked in a handler.  Switching into
 that greenlet would break what it waits for, so a connection says, in ``waiting``, when it may be switched to; where it
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gevent import get_hub
 from gevent.monkey import get_original
@@ -28,10 +28,6 @@ from greenlet import greenlet as raw_greenlet
 
 from ngi_gevent.core import forks
 from ngi_gevent.sockets.mailbox import Mailbox
-
-if TYPE_CHECKING:
-    from ngi_gevent.core.connection import BaseConnection
-    from ngi_gevent.sockets.stream import StreamConnection
 
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
@@ -42,15 +38,41 @@ BATCH_SIZE = 128
 
 
 class ConnectionGreenlet(raw_greenlet):
-    """A greenlet on which the application is called for a connection, a connect, or a listener for datagrams.
+    """A greenlet on which the application is called for a connection, a connection attempt, or a UDP listener.
 
     It runs in a copy of *context*, or of the context that it was made in.
+
+    :ivar is_callback: whether nothing more happens on the connection before it returns.
     """
+
+    is_callback = True
 
     def __init__(self, run: Callable[..., object], hub: Any, connection: Any, context: Context | None = None) -> None:
         super().__init__(run, hub)
         self.connection = connection
         self.gr_context = copy_context() if context is None else context.copy()
+
+
+class Dispatched(Protocol):
+    """What a dispatcher asks of a connection."""
+
+    #: Whether the greenlet may be switched to.
+    waiting: bool
+    #: Switches to the greenlet.
+    resume: Callable[[], object]
+
+    def stop_reading(self) -> None:
+        """Do not become ready for input until the greenlet is back."""
+
+
+class Flushed(Protocol):
+    """What a dispatcher asks of the sender of a connection."""
+
+    def send_pending(self) -> None:
+        """Send as much as the kernel takes."""
+
+    def interrupted(self, error: BaseException) -> None:
+        """Go on after *error* came in the middle of sending."""
 
 
 def current_connection() -> Any:
@@ -77,18 +99,19 @@ class Dispatcher:
         #: Calls of other native threads.
         self.mailbox = Mailbox(hub)
         #: Connections whose greenlets have something to look at.
-        self.ready: list[StreamConnection] = []
+        self.ready: list[Dispatched] = []
         #: Those of them whose greenlets take turns now.
-        self.batch: list[StreamConnection] = []
-        #: Connections with output, or an end, to be seen to at the end of the batch.
-        self.unsent: list[StreamConnection] = []
-        self._dispatching = False
+        self.batch: list[Dispatched] = []
+        #: Senders with output, or an end, to be seen to at the end of the batch.
+        self.unsent: list[Flushed] = []
+        #: Whether a batch is running, at whose end ``unsent`` is seen to.
+        self.is_dispatching = False
         self._users = 0
         self._generation = forks.generation()
 
     @staticmethod
     def current() -> Dispatcher:
-        """The dispatcher of the calling thread's hub."""
+        """Return the dispatcher of the calling thread's hub."""
         hub = get_hub()
         dispatcher = getattr(_of_thread, "dispatcher", None)
         if dispatcher is None or dispatcher.hub is not hub or not dispatcher.is_of_this_process():
@@ -100,92 +123,79 @@ class Dispatcher:
         return self._generation == forks.generation()
 
     def acquire(self) -> None:
-        """A connection begins: dispatch from now on."""
+        """Dispatch from now on: there is one more connection."""
         self._users += 1
         if self._users == 1:
             self._turn.start(self._dispatch)
 
     def release(self) -> None:
-        """A connection is gone; with the last one, nothing is left in the loop."""
+        """Note that a connection is gone.  With the last one, nothing is left in the loop."""
         self._users -= 1
         if not self._users:
             self._turn.stop()
 
-    def wake(self, connection: StreamConnection) -> None:
-        """Have the greenlet of *connection* look around, soon."""
+    def wake(self, connection: Dispatched) -> None:
+        """Let the greenlet of *connection* look at its events, soon."""
         self.ready.append(connection)
-        if not self._dispatching:
+        if not self.is_dispatching:
             self.loop.run_callback(self._dispatch)
 
-    def send_later(self, connection: StreamConnection) -> None:
-        """Have the output of *connection* sent at the end of this batch, or soon if there is none."""
+    def send_later(self, sender: Flushed) -> None:
+        """Call *sender* at the end of this batch, or soon if there is none."""
         unsent = self.unsent
-        if not unsent and not self._dispatching:
-            self.loop.run_callback(self._send)
-        unsent.append(connection)
+        if not unsent and not self.is_dispatching:
+            self.loop.run_callback(self._dispatch)
+        unsent.append(sender)
 
-    def spawn(self, run: Callable[[], object], connection: BaseConnection) -> ConnectionGreenlet:
-        """Run something of *connection*'s that may block on a greenlet of its own, soon."""
+    def spawn(self, run: Callable[[], object], connection: Any, *, is_callback: bool = True) -> ConnectionGreenlet:
+        """Run something for *connection* that may block on a greenlet of its own, soon."""
         greenlet = ConnectionGreenlet(run, self.hub, connection)
+        greenlet.is_callback = is_callback
         self.loop.run_callback(greenlet.switch)
         return greenlet
 
     def _dispatch(self) -> None:
-        ready = self.ready
-        batch = self.batch
-        if len(ready) == 1 and not batch:
-            # A turn with one connection is what most servers have most of the time, so it takes no call but the switch.
-            connection = ready.pop()
-            if connection.waiting:
-                self._dispatching = True
-                try:
-                    connection.resume()
-                except BaseException:
-                    self._go_on_in_next_turn()
-                    raise
-                finally:
-                    self._dispatching = False
-            else:
-                connection.stop_reading()
-        while ready or batch:
-            batch += ready[:BATCH_SIZE]
-            del ready[:BATCH_SIZE]
-            self._run_batch()
-            self._send()
-        if self.unsent:
-            self._send()
+        """Run everything that is ready, a batch at a time, and send its output.
 
-    def _run_batch(self) -> None:
-        batch = self.batch
-        self._dispatching = True
-        try:
-            while batch:
+        A turn with one connection is what most servers have most of the time, so it makes no call but the switch and
+        the sending.
+        """
+        ready, batch, unsent = self.ready, self.batch, self.unsent
+        while ready or batch or unsent:
+            if len(ready) > 1 or batch:
+                batch += ready[:BATCH_SIZE]
+                del ready[:BATCH_SIZE]
                 connection = batch.pop()
-                if connection.waiting:
-                    connection.resume()
-                else:
-                    connection.stop_reading()
-        except BaseException:
-            self._go_on_in_next_turn()
-            raise
-        finally:
-            self._dispatching = False
-
-    def _send(self) -> None:
-        unsent = self.unsent
-        while unsent:
-            # One at a time: should this be interrupted, the rest is seen to in the next turn.
-            connection = unsent.pop()
+            elif ready:
+                connection = ready.pop()
+            else:
+                connection = None
+            self.is_dispatching = True
             try:
-                connection.send_pending()
-            except BaseException as error:
-                connection.interrupted(error)
+                while connection is not None:
+                    if connection.waiting:
+                        connection.resume()
+                    else:
+                        connection.stop_reading()
+                    connection = batch.pop() if batch else None
+            except BaseException:
                 self._go_on_in_next_turn()
                 raise
+            finally:
+                self.is_dispatching = False
+            while unsent:
+                # One at a time: should this be interrupted, the rest is seen to in the next turn.
+                sender = unsent.pop()
+                try:
+                    sender.send_pending()
+                except BaseException as error:
+                    sender.interrupted(error)
+                    self._go_on_in_next_turn()
+                    raise
 
     def _go_on_in_next_turn(self) -> None:
-        """What was raised is reported by the hub, and the rest of the connections are not to wait for one of theirs."""
-        self.loop.run_callback(self._dispatch)  # or the loop would first wait for something else to happen
+        """Serve the other connections soon, though an exception of one goes to the hub."""
+        self.loop.run_callback(self._dispatch)  # otherwise the loop would first wait for something else to happen
 
 
 # One native thread has one hub.  The original class, since patched threading.local knows greenlets, not threads.

@@ -1,134 +1,179 @@
-"""The pump: the greenlet that pulls from the iterators given to ``writelines``, no faster than the peer takes it.
+"""The feeder: the greenlet that pulls from iterables given to ``writelines``, no faster than the peer takes output.
 
-A connection has one only while such an iterator is not exhausted.  Meanwhile, whatever is written goes behind it, in
-order, and the pump hands one after the other to the connection: bytes as they are, iterators as they yield.
+A connection has one only while such an iterable is not exhausted.  Until then, everything that is written goes behind
+it, in order.  The feeder hands one after the other to the connection: bytes as they are, iterables item by item.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import sleep
 from greenlet import GreenletExit
 
+from ngi_gevent.core.output import Lines, Piece
+
 if TYPE_CHECKING:
-    from ngi_gevent.core.connection import PendingLines
     from ngi_gevent.sockets.dispatcher import Dispatcher
-    from ngi_gevent.sockets.stream import StreamConnection
 
-__all__ = ["Pump"]
+__all__ = ["Feeder"]
 
-#: Bytes to pull before all of them are sent: some large pieces, since to send them together costs a quarter less, and
+#: Bytes to pull before all of them are sent.  Sending some large pieces together costs a quarter less, and this is
 #: little beside the megabytes that the kernel takes for a peer.
 AHEAD = 256 * 1024
 
-#: Bytes that each piece of an iterator counts for at least, so that tiny ones do not keep everybody else waiting.
+#: Bytes that each item of an iterable counts for at least, so that tiny ones do not keep other connections waiting.
 LEAST_AHEAD = 256
 
 
-class Pump:
-    """The pump of one connection, on the hub's thread."""
+class Fed(Protocol):
+    """What a feeder asks of the sender that it feeds."""
 
-    __slots__ = ("_ahead", "_connection", "_dispatcher", "_greenlet", "_later", "_pulling", "pulled", "waits")
+    pieces: list[Piece]
+    size: int
 
-    def __init__(self, connection: StreamConnection, dispatcher: Dispatcher, lines: PendingLines) -> None:
-        self._connection = connection
+    def queue(self, data: bytes) -> None:
+        """Send *data*, which is counted already, at the end of the batch, or after output that waits for the peer."""
+
+    def check_pause(self) -> None:
+        """See whether so much less is pending that input can be delivered again."""
+
+    def feeder_is_done(self, feeder: Feeder) -> None:
+        """Go on without *feeder*, unless it was dropped before."""
+
+    def iterator_raised(self, error: BaseException) -> None:
+        """Report *error* to the handler, in its turn."""
+
+
+class Feeder:
+    """The feeder of one connection, on the hub's thread."""
+
+    __slots__ = (
+        "_ahead",
+        "_behind",
+        "_dispatcher",
+        "_dropped",
+        "_greenlet",
+        "_is_pulling",
+        "_output",
+        "is_waiting",
+        "pulled",
+    )
+
+    def __init__(self, output: Fed, connection: Any, dispatcher: Dispatcher, lines: Lines) -> None:
+        self._output = output
         self._dispatcher = dispatcher
-        self._later: deque[bytes | PendingLines] = deque([lines])
-        self._pulling: PendingLines | None = None  # what was pulled from last
-        self._ahead = 0  # bytes that were pulled since all were sent
-        #: How many pieces have come from iterables.
+        self._behind: deque[bytes | Lines] = deque([lines])  # the first is the one that is pulled from
+        self._dropped: list[bytes | Lines] = []
+        self._ahead = 0  # bytes that were pulled since everything was sent
+        self._is_pulling = False  # whether it has begun, and is to be interrupted if that has become useless
+        #: How many items have come from iterables.
         self.pulled = 0
-        #: Whether it is to be told when everything is sent.
-        self.waits = False
-        self._greenlet = dispatcher.spawn(self._run, connection)
+        #: Whether it waits until everything is sent.
+        self.is_waiting = False
+        self._greenlet = dispatcher.spawn(self._run, connection, is_callback=False)
 
     def __bool__(self) -> bool:
-        """Whether there is more to come."""
-        return bool(self._later)
+        """Return whether there is more to come."""
+        return bool(self._behind)
 
-    def append(self, output: bytes | PendingLines) -> None:
-        self._later.append(output)
+    def append(self, output: bytes | Lines) -> None:
+        """Hand *output* to the connection after everything before it."""
+        self._behind.append(output)
 
-    def everything_is_sent(self) -> None:
+    def on_drained(self) -> None:
+        """Pull again, soon: everything is sent."""
         self._dispatcher.loop.run_callback(self._resume)
 
     def drop(self) -> None:
-        """Nobody wants what is left, nor what the pump waits for, be it an iterator or the peer."""
-        dropped = list(self._later)
-        self._later.clear()
-        self._dispatcher.spawn(lambda: self._clean_up(dropped), self._connection)
+        """Close everything that is left, soon, whether the feeder waits for an iterable or for the peer."""
+        self._dropped.extend(self._behind)
+        self._behind.clear()
+        self._dispatcher.loop.run_callback(self._interrupt)
 
-    def _clean_up(self, dropped: list[bytes | PendingLines]) -> None:
-        """On a greenlet of its own: generators that are dropped clean up after themselves, and may block in it."""
-        self._dispatcher.loop.run_callback(self._greenlet.throw, GreenletExit)
-        dropped.clear()
+    def _interrupt(self) -> None:
+        if self._is_pulling:  # otherwise it has not begun, or is closing what was dropped
+            self._greenlet.throw(GreenletExit)
 
     def _run(self) -> None:
-        """The body of the pump's greenlet."""
+        """The body of the feeder's greenlet."""
+        self._is_pulling = True
         try:
-            while self._later:
+            while self._behind:
+                head = self._behind[0]
                 try:
-                    self._pull()
+                    self._pull(head)
                 except BaseException as error:
-                    self._failed(error)
+                    self._failed(head, error)
         finally:
-            self._connection.pump_is_done(self)
+            self._is_pulling = False
+            self._output.feeder_is_done(self)
+            self._close_dropped()
 
-    def _pull(self) -> None:
-        """Queue the next output, then wait if there is enough of it.  Raises what the iterator does."""
-        head = self._later[0]
+    def _close_dropped(self) -> None:
+        """Close iterables that are not exhausted, here, since they may block in it."""
+        while self._dropped:
+            lines = self._dropped.pop(0)
+            if isinstance(lines, Lines):
+                try:
+                    lines.close()
+                except BaseException as error:
+                    self._output.iterator_raised(error)
+
+    def _pull(self, head: bytes | Lines) -> None:
+        """Queue the next output, then wait if enough is queued.  Raises the exceptions of the iterable."""
         if isinstance(head, bytes):
             data: bytes | None = head
-            self._later.popleft()
+            self._behind.popleft()
         else:
-            self._pulling = head
             data = head.pull()
-            if not self._later:
+            if not self._behind:
                 return  # it was dropped while it blocked
             if data is None:
-                self._exhausted(head)
+                self._remove(head)
             elif data:
                 self.pulled += 1
-                self._connection.count(len(data))
+                self._output.size += len(data)
             else:
                 self._wait_for_all_before()
         if data:
-            self._connection.queue(data)
+            self._output.queue(data)
             self._ahead += max(len(data), LEAST_AHEAD)
-            if self._ahead >= AHEAD and self._connection.has_unsent():
+            if self._ahead >= AHEAD and self._output.pieces:
                 self._ahead = 0
                 self._wait_for_room()
 
-    def _failed(self, error: BaseException) -> None:
-        """The iterator raised *error*; or a timeout of its own, which it left running, did so where the pump waits."""
-        self.waits = False
-        if self._later:
-            if self._later[0] is self._pulling:
-                self._exhausted(self._pulling)
-            self._connection.iterator_raised(error)
+    def _failed(self, head: bytes | Lines, error: BaseException) -> None:
+        """The iterable raised *error*; or a timeout that it left running did, while the feeder waited."""
+        self.is_waiting = False
+        if self._behind:
+            if self._behind[0] is head and isinstance(head, Lines):
+                self._remove(head)
+                self._dropped.append(head)
+            self._output.iterator_raised(error)
         elif not isinstance(error, GreenletExit):
-            self._connection.iterator_raised(error)
+            self._output.iterator_raised(error)
 
     def _resume(self) -> None:
-        if self.waits:
-            self.waits = False
+        if self.is_waiting:
+            self.is_waiting = False
             self._greenlet.switch()
 
     def _wait_for_room(self) -> None:
-        """Wait until all that was pulled is sent."""
-        self.waits = True
+        """Wait until everything that was pulled is sent."""
+        self.is_waiting = True
         self._dispatcher.hub.switch()
 
     def _wait_for_all_before(self) -> None:
-        """Wait until all that was pulled is sent, and at least for a turn: other greenlets must go on meanwhile."""
-        if self._connection.has_unsent():
+        """Wait until everything that was pulled is sent, and at least for a turn, so that other greenlets go on."""
+        if self._output.pieces:
             self._wait_for_room()
         else:
             sleep(0)
 
-    def _exhausted(self, lines: PendingLines) -> None:
-        """*lines*, which come first, will not yield more."""
-        self._later.popleft()
-        self._connection.count(-lines.size)
+    def _remove(self, lines: Lines) -> None:
+        """Go on behind *lines*, which are the first, and will not yield more."""
+        self._behind.popleft()
+        self._output.size -= lines.size
+        self._output.check_pause()

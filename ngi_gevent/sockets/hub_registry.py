@@ -12,7 +12,7 @@ from ngi_gevent.sockets.dispatcher import Dispatcher
 from ngi_gevent.sockets.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
 
 if TYPE_CHECKING:
-    from ngi_gevent.core.logs import Seldom
+    from ngi_gevent.core.logs import RateLimit
     from ngi_gevent.sockets.network import Network
 
 __all__ = ["HubRegistry", "keep_first_error", "log_and_interrupt"]
@@ -99,17 +99,17 @@ class HubRegistry(Registry):
 
 
 def log_and_interrupt(
-    registry: HubRegistry, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None
+    registry: HubRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
 ) -> None:
     """Log *error*.  One that must end the program, such as Ctrl-C, goes to the main greenlet, as always in gevent."""
-    log_error(registry, peer, where, error, seldom)
+    log_error(registry, peer, where, error, limit)
     hub = get_hub_if_exists()
     if hub is not None and isinstance(error, hub.SYSTEM_ERROR):
         hub.handle_system_error(type(error), error, error.__traceback__)
 
 
 def keep_first_error(
-    registry: HubRegistry, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None
+    registry: HubRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
 ) -> None:
     """Keep *error* for ``wait`` if it is the first one, and log it otherwise.
 
@@ -118,4 +118,4 @@ def keep_first_error(
     hub = get_hub_if_exists()
     ends_program = hub is not None and isinstance(error, hub.SYSTEM_ERROR)
     if (ends_program and not registry.is_waited_for()) or not registry.keep(peer, where, error):
-        log_and_interrupt(registry, peer, where, error, seldom)
+        log_and_interrupt(registry, peer, where, error, limit)

@@ -1,45 +1,79 @@
-"""The timer of an idle connection.  It costs one reading of the clock for each ``recv`` and ``send``."""
+"""Ending connections over which nothing goes, at the cost of reading the clock once for each system call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from ngi_gevent.core.lifecycle import BREAK, FAIL, HANDSHAKE, Lifecycle
+from ngi_gevent.errors import Timeout
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Reason
+    from ngi_gevent.sockets.plain import Transport
 
 __all__ = ["IdleTimer"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
+#: Checks of the connection within the time allowed, while the application is busy.
+CHECKS = 10
+
+
+class Timed(Protocol):
+    """What an idle timer asks of its connection."""
+
+    _lifecycle: Lifecycle
+    waiting: bool
+
+    def is_reading(self) -> bool:
+        """Return whether input would be received at once."""
+
+    def handle(self, event: str, reason: Reason | None = None) -> None:
+        """Feed the lifecycle an event, and do what a new state asks for."""
+
+
+class TimedOutput(Protocol):
+    """What an idle timer asks of the connection's sender."""
+
+    is_pausing: bool
+
+    def is_pulling(self) -> bool:
+        """Return whether an iterable takes its time."""
+
+    def is_waiting_for_peer(self) -> bool:
+        """Return whether the kernel takes no more output."""
+
 
 class IdleTimer:
-    """Calls ``expired()`` once, on the hub, after *seconds* in which nothing was received or sent.
+    """Ends a connection, on the hub, when nothing was received or sent for *seconds*.
 
-    Time does not count while ``is_busy()`` is true, because the peer is waiting then.  Input and output do not restart
-    the gevent timer: they only note the time, and the timer compares it when it fires.
+    The time in which the application is busy with the connection does not count, since the peer waits then.  There is
+    one timer for a connection, which system calls do not touch: when it is due, it checks how long ago the last was.
     """
 
-    #: How often in *seconds* a busy connection is checked.
-    CHECKS = 10
+    __slots__ = ("_connection", "_latest", "_loop", "_output", "_queued", "_seconds", "_timer", "_transport")
 
-    def __init__(
-        self,
-        loop: Any,
-        now: Callable[[], float],
-        seconds: float,
-        is_busy: Callable[[], bool],
-        expired: Callable[[], object],
-    ) -> None:
+    def __init__(self, loop: Any, seconds: float, connection: Timed, output: TimedOutput, transport: Transport) -> None:
         self._loop = loop
-        self._now = now
         self._seconds = seconds
-        self._is_busy = is_busy
-        self._expired = expired
-        self._latest = now()
+        self._connection = connection
+        self._output = output
+        self._transport = transport
+        self._queued = 0  # bytes of output that the kernel had at the last check
+        self._latest = self._transport.now()
+        transport.wrap_calls(self._noting)
         self._start(seconds)
 
-    def noting(self, call: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
-        """Return *call*, a socket's ``recv`` or ``send``, as a function that also notes the time of each success."""
-        now = self._now
+    def close(self) -> None:
+        """Stop the timer."""
+        self._timer.close()
+
+    def _noting(self, call: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
+        """Return a call that notes when it received or sent: that is, when it did not raise."""
+
+        now = self._transport.now
 
         def noted(argument: Argument) -> Result:
             result = call(argument)
@@ -48,10 +82,6 @@ class IdleTimer:
 
         return noted
 
-    def close(self) -> None:
-        """Stop the timer."""
-        self._timer.close()
-
     def _start(self, seconds: float) -> None:
         self._timer = self._loop.timer(seconds)
         self._timer.start(self._check)
@@ -59,11 +89,34 @@ class IdleTimer:
     def _check(self) -> None:
         self._timer.close()
         if self._is_busy():
-            self._latest = self._now()
-            self._start(self._seconds / self.CHECKS)
+            self._latest = self._transport.now()
+            self._start(self._seconds / CHECKS)
             return
-        left = self._latest + self._seconds - self._now()
+        left = self._latest + self._seconds - self._transport.now()
         if left > 0:
             self._start(left)
         else:
-            self._expired()
+            self._expire()
+
+    def _is_busy(self) -> bool:
+        """Return whether the peer waits, takes output that was sent long ago, or has sent something in time.
+
+        After a stall of the whole process, input that came in time may not have been received.
+        """
+        before, self._queued = self._queued, self._transport.queued_output()
+        if self._peer_waits() or self._queued != before:
+            return True
+        return self._connection.is_reading() and self._transport.has_input()
+
+    def _peer_waits(self) -> bool:
+        """Return whether a callback or an iterable takes its time, or a handshake goes on, which has its own limit."""
+        if self._connection._lifecycle.state is HANDSHAKE:
+            return True
+        is_served = self._output.is_pulling() or not self._connection.waiting
+        return is_served and not self._output.is_waiting_for_peer()
+
+    def _expire(self) -> None:
+        reason = Timeout(f"nothing was received or sent for {self._seconds} seconds, the idle_timeout")
+        # A peer that takes nothing must not take what it has for everything.
+        breaks = self._output.is_waiting_for_peer() or self._output.is_pausing
+        self._connection.handle(BREAK if breaks else FAIL, reason)

@@ -12,9 +12,17 @@ from gevent import get_hub
 from greenlet import getcurrent
 
 from ngi_gevent.core.address import check_connect_address, check_listen_address, check_send_address
-from ngi_gevent.core.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
+from ngi_gevent.core.checks import (
+    as_bytes,
+    check_client_handler,
+    check_count,
+    check_idle_timeout,
+    check_max_connections,
+    check_server,
+    check_timeout,
+)
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
-from ngi_gevent.core.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
+from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.acceptor import default_max_connections
@@ -111,7 +119,7 @@ class Implementation:
         """
         check_connect_address(address)
         check_client_handler(handler)
-        make_connection = transport.of_clients(
+        make_connection = transport.client_factory(
             transport.host_of(address), ssl_context=ssl_context, server_hostname=server_hostname, timeout=timeout
         )
         hub, registry = self._registry_here()
@@ -166,7 +174,7 @@ class Implementation:
         check_max_connections(max_connections)
         check_idle_timeout(idle_timeout)
         check_count("output_limit", output_limit)
-        make_connection = transport.of_servers(ssl_context, handshake_timeout)
+        make_connection = transport.server_factory(ssl_context, handshake_timeout)
         registry = self._registry_here()[1]
         listener = StreamListener(
             self._network,

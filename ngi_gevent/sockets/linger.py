@@ -13,11 +13,16 @@ which sends on cannot keep the processor busy.  Output is pending for as long as
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ngi_gevent.core import logs
+from ngi_gevent.core.lifecycle import BREAK, INPUT_ENDED, LOSE, Lifecycle
+from ngi_gevent.core.output import Piece
 
 if TYPE_CHECKING:
-    from ngi_gevent.sockets.network import Network, Socket
-    from ngi_gevent.sockets.stream import StreamConnection
+    from ngi_gevent.interfaces import Reason
+    from ngi_gevent.sockets.feeder import Feeder
+    from ngi_gevent.sockets.plain import Transport
 
 __all__ = ["DRAIN_TIMEOUT", "SEND_TIMEOUT", "Linger"]
 
@@ -38,23 +43,63 @@ DISCARD_SIZE, DISCARD_PAUSE = 1024 * 1024, 1 / 16
 CHECK_INTERVAL = 1.0
 
 
+class Lingering(Protocol):
+    """What a linger asks of its connection."""
+
+    _lifecycle: Lifecycle
+    peer_address: Any
+
+    def handle(self, event: str, reason: Reason | None = None) -> None:
+        """Feed the lifecycle an event, and do what a new state asks for."""
+
+    def receive(self) -> bytes:
+        """Return some input, as ``recv`` of a non-blocking socket."""
+
+    def start_discarding(self) -> None:
+        """Call ``discard_input`` when there is input."""
+
+    def stop_discarding(self) -> None:
+        """Leave input to the kernel."""
+
+
+class LastOutput(Protocol):
+    """What a linger asks of its connection's sender."""
+
+    pieces: list[Piece]
+    size: int
+    feeder: Feeder | None
+
+    def send_later(self) -> None:
+        """Send, or see to what is to be done instead, at the end of the batch."""
+
+
 class Linger:
     """The end of one connection, on its hub.  Made when the connection leaves OPEN."""
 
     __slots__ = (
-        *("_arrived", "_connection", "_discarded", "_limit", "_loop", "_network"),
-        *("_pause", "_pulled", "_queued", "_socket", "_timer", "_until"),
+        "_arrived",
+        "_connection",
+        "_discarded",
+        "_limit",
+        "_loop",
+        "_output",
+        "_pause",
+        "_pulled",
+        "_queued",
+        "_timer",
+        "_transport",
+        "_until",
     )
 
-    def __init__(self, connection: StreamConnection, network: Network, loop: Any, sock: Socket) -> None:
+    def __init__(self, connection: Lingering, output: LastOutput, loop: Any, transport: Transport) -> None:
         self._connection = connection
-        self._network = network
+        self._output = output
         self._loop = loop
-        self._socket = sock
+        self._transport = transport
         self._timer: Any = None
         self._pause: Any = None
         self._limit: Any = None  # the timer for iterables
-        self._pulled: int | None = 0  # pieces that had come from iterables when it last expired
+        self._pulled: int | None = 0  # items that had come from iterables when it last expired
         self._queued = 0  # bytes of output that the kernel had not delivered at the last look
         self._arrived = False  # whether input has come since the last look
         self._discarded = 0  # bytes since the last pause
@@ -62,7 +107,7 @@ class Linger:
 
     def close(self) -> None:
         """Stop all timers: the connection is closed."""
-        self.stop_timer()
+        self._stop_timer()
         if self._pause is not None:
             self._pause.close()
             self._pause = None
@@ -70,7 +115,7 @@ class Linger:
             self._limit.close()
             self._limit = None
 
-    def stop_timer(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
@@ -85,13 +130,13 @@ class Linger:
         except BlockingIOError:
             return
         except OSError:
-            connection.close_socket()
+            connection.handle(LOSE)
             return
         except BaseException:  # out of memory, for example, which would come back with every turn of the loop
-            connection.close_socket()
+            connection.handle(LOSE)
             raise
         if not data:
-            connection.input_has_ended()
+            self._input_has_ended()
             return
         self._arrived = True
         self._discarded += len(data)
@@ -99,6 +144,11 @@ class Linger:
             connection.stop_discarding()
             self._pause = self._loop.timer(DISCARD_PAUSE)
             self._pause.start(self._go_on)
+
+    def _input_has_ended(self) -> None:
+        self._connection.stop_discarding()
+        self._connection.handle(INPUT_ENDED)
+        self._output.send_later()  # which sees to what nothing watches now
 
     def _go_on(self) -> None:
         self._pause.close()
@@ -110,14 +160,25 @@ class Linger:
 
     def expect_progress(self) -> None:
         """Give up once the peer takes nothing for ``SEND_TIMEOUT`` seconds: neither from here nor from the kernel."""
-        self._queued = self._network.queued_output(self._socket)
+        self._queued = self._transport.queued_output()
         self._start_timer(SEND_TIMEOUT, self._check_progress)
 
     def _check_progress(self) -> None:
-        if self._network.queued_output(self._socket) < self._queued:
+        if self._transport.queued_output() < self._queued:
             self.expect_progress()
         else:
-            self._connection.give_up_sending()
+            self._give_up()
+
+    def output_is_taken(self) -> None:
+        """Expect no progress: the kernel has taken everything, and more may come from iterables."""
+        if not self._connection._lifecycle.output_is_over:
+            self._stop_timer()
+
+    def _give_up(self) -> None:
+        """Reset the connection, because the peer or an iterable makes no progress."""
+        peer, left = self._connection.peer_address, self._output.size
+        self._connection.handle(BREAK)
+        logs.connections.info("connection with %r broken off: %d bytes were left to send to it", peer, left)
 
     # Waiting for an iterable, with nothing to send and nothing to receive.
 
@@ -127,9 +188,9 @@ class Linger:
             self._start_timer(CHECK_INTERVAL, self._check_for_break)
 
     def _check_for_break(self) -> None:
-        self.stop_timer()
-        if self._network.is_broken(self._socket):
-            self._connection.close_socket()
+        self._stop_timer()
+        if self._transport.is_broken():
+            self._connection.handle(LOSE)
         else:
             self.check_for_break()
 
@@ -139,24 +200,28 @@ class Linger:
         Not before the owner is closed: until then, an iterable can take any time.
         """
         if self._limit is None:
-            self._pulled = self._connection.pulled()
+            self._pulled = self._count_pulled()
             self._limit = self._loop.timer(SEND_TIMEOUT, SEND_TIMEOUT)
             self._limit.start(self._check_iterables, update=True)
 
+    def _count_pulled(self) -> int | None:
+        """Return how many items have come from iterables; None if all of these are exhausted."""
+        return None if self._output.feeder is None else self._output.feeder.pulled
+
     def _check_iterables(self) -> None:
-        before, self._pulled = self._pulled, self._connection.pulled()
-        if self._pulled is not None and self._pulled == before and not self._connection.has_unsent():
-            self._connection.give_up_sending()
+        before, self._pulled = self._pulled, self._count_pulled()
+        if self._pulled is not None and self._pulled == before and not self._output.pieces:
+            self._give_up()
 
     # The end.
 
     def wait_for_peer(self) -> None:
         """Wait for the end of input: this side has ended, and all output is with the kernel."""
-        self._until = self._network.now() + DISCARD_TIMEOUT
+        self._until = self._transport.now() + DISCARD_TIMEOUT
         self._wait_on()
 
     def _wait_on(self) -> None:
-        self._queued = self._network.queued_output(self._socket)
+        self._queued = self._transport.queued_output()
         self._arrived = False
         self._start_timer(DRAIN_TIMEOUT, self._check_for_end)
 
@@ -165,14 +230,14 @@ class Linger:
             self.discard_input()  # after a stall, what arrived in time may not have been received
         if self._timer is None:
             return  # which has ended it
-        left = self._network.queued_output(self._socket)
-        if 0 < left < self._queued or (self._arrived and self._network.now() < self._until):
+        left = self._transport.queued_output()
+        if 0 < left < self._queued or (self._arrived and self._transport.now() < self._until):
             self._wait_on()
         else:
-            self._connection.close_socket()
+            self._connection.handle(LOSE)
 
     def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
-        self.stop_timer()
+        self._stop_timer()
         self._timer = self._loop.timer(seconds)
         # Not counted from when the loop last looked at the clock, which is before a handler that computed for long.
         self._timer.start(callback, update=True)

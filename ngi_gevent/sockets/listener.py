@@ -127,7 +127,7 @@ class StreamListener(BaseListener):
 
     def _run(self, connection: StreamConnection) -> None:
         """Run *connection*, on the hub.  Its server is not called if the connection was stopped before."""
-        connection.start(self._begin if connection.goes_on() else _ignore, "the server", self._context)
+        connection.start(self._begin if connection.is_live() else _ignore, "the server", self._context)
 
     def _begin(self, connection: StreamConnection) -> object:
         logs.connections.debug("connection with %r accepted, on %r", connection.peer_address, connection.local_address)

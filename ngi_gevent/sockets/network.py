@@ -10,15 +10,12 @@ knows their descriptors.  For this, two rules apply:
 * Other modules take constants and exception types from ``socket``, ``errno`` and ``os``, and no functions except those
   that work on text.
 
-Sockets here are plain sockets of the standard library, even in a patched program: gevent's would wait, and each of them
-costs two more watchers.
+Stream sockets are gevent's, and others those of the standard library, also in a patched program.
 """
 
 from __future__ import annotations
 
-import _socket
 import array
-import errno
 import fcntl
 import os
 import resource
@@ -31,14 +28,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 
-from gevent import get_hub
 from gevent import socket as gevent_socket
 from gevent.monkey import get_original
 
 __all__ = ["Network", "Resolved", "Socket"]
-
-WRITE = 2  # what gevent's io watchers watch for
-
 _make_socket: type[socket.socket] = get_original("socket", "socket")
 _getaddrinfo: Callable[..., list[Resolved]] = get_original("socket", "getaddrinfo")
 # The patched one waits on a hub.
@@ -51,8 +44,9 @@ _LINGER_FOR_NOTHING = struct.pack("ii", 1, 0)
 
 
 class Socket(Protocol):
-    """The part of a socket that the package uses.  No method blocks: those that would have to raise
-    ``BlockingIOError``.
+    """The part of a socket that the package uses.
+
+    ``Network.plain`` returns a socket of which no method blocks: those that would have to raise ``BlockingIOError``.
 
     Sockets that a caller of ``listener`` or ``udp_listener`` passes have these methods, too.
     """
@@ -123,7 +117,9 @@ class Network:
     # Sockets.
 
     def make_socket(self, family: int, kind: int, protocol: int = 0) -> Socket:
-        """Return a new socket, or raise ``OSError``."""
+        """Return a new socket, gevent's for streams, or raise ``OSError``."""
+        if kind == socket.SOCK_STREAM:
+            return gevent_socket.socket(family, kind, protocol)
         sock = _make_socket(family, kind, protocol)
         sock.setblocking(False)
         return sock
@@ -133,40 +129,31 @@ class Network:
         sock.setblocking(False)
         return sock  # type: ignore[no-any-return]
 
+    def plain(self, sock: Socket) -> Socket:
+        """Return the socket whose calls never wait: the one that a gevent socket is around."""
+        return _plain(sock)  # type: ignore[no-any-return]
+
     def connect(self, sock: Socket, address: Any) -> None:
-        """Connect *sock*, a new stream socket.  Blocks the greenlet.
+        """Connect *sock*, a new socket.  Blocks the greenlet.
 
         :raises BlockingIOError: the queue of the Unix socket at *address* is full.  Try again later.
         :raises OSError: the connection attempt failed.
         """
-        plain: Any = sock
-        error = plain.connect_ex(address)
-        while error in (errno.EINPROGRESS, errno.EALREADY):
-            hub = get_hub()
-            watcher = hub.loop.io(sock.fileno(), WRITE)
-            try:
-                hub.wait(watcher)
-            finally:
-                watcher.close()
-            # Without an error, only another call shows whether the loop called the watcher too early.
-            error = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or plain.connect_ex(address)
-        if error and error != errno.EISCONN:
-            raise OSError(error, os.strerror(error))
+        # A gevent socket would wait until the Unix socket is writable, which says nothing about the queue.
+        connecting: Any = _plain(sock) if sock.family == socket.AF_UNIX else sock
+        connecting.connect(address)
 
     def accept(self, sock: Socket) -> tuple[Socket, Any] | None:
         """Return the next connection of a listening socket, and the address of the peer; None if there is none yet.
 
         :raises OSError: accepting failed.
         """
-        listening: Any = sock
+        listening = _plain(sock)
         try:
             descriptor, address = listening._accept()
         except BlockingIOError:
             return None
-        # The base class of socket.socket has all that a connection needs, and costs each of them less.
-        accepted: Any = _socket.socket(listening.family, listening.type, listening.proto, descriptor)
-        accepted.setblocking(False)
-        return accepted, address
+        return gevent_socket.socket(listening.family, listening.type, listening.proto, fileno=descriptor), address
 
     # Options.
 
@@ -216,6 +203,12 @@ class Network:
     def is_broken(self, sock: Socket) -> bool:
         """Return whether the connection of *sock* has broken, or has ended in both directions."""
         return _is_ready(sock, 0)
+
+
+def _plain(sock: Any) -> Any:
+    # The one use of a private attribute of gevent's sockets.  Their own recv and send wait, and watch the descriptor a
+    # second time for that.
+    return getattr(sock, "_sock", sock)
 
 
 def _set(sock: Any, level: int, option: int, value: int | bytes = 1) -> None:

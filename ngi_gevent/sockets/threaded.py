@@ -13,7 +13,7 @@ from gevent.event import Event
 from gevent.monkey import is_module_patched
 
 from ngi_gevent.core import forks
-from ngi_gevent.core.connection import check_timeout
+from ngi_gevent.core.checks import check_timeout
 from ngi_gevent.core.registry import log_error
 from ngi_gevent.core.threads import Flag, get_ident, make_lock, start_new_thread
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
@@ -77,6 +77,8 @@ class Threaded(Implementation):
             if not self._closed:
                 raise
             self.join(timeout)
+            return
+        if not registry and not registry.mailbox.calls:
             return
         empty = Flag()
         if registry.mailbox.call_soon(registry.set_when_empty, empty) and not empty.wait(timeout):

@@ -1,67 +1,105 @@
-"""Which kind of connection is to be made of a socket: a plain one, or one with TLS where there is a context for it."""
+"""Connections of sockets, with or without TLS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ngi_gevent.core import logs
 from ngi_gevent.core.address import unix_path
-from ngi_gevent.core.connection import check_timeout
+from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.sockets.plain import PlainTransport
 from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from ngi_gevent.sockets.network import Network, Socket
+    from ngi_gevent.sockets.tls import MakeSSLObject
+
 __all__ = [
     "CONNECT_TIMEOUT",
     "HANDSHAKE_TIMEOUT",
+    "MOST_FAILED",
     "MakeConnection",
+    "client_factory",
     "host_of",
-    "of_clients",
-    "of_servers",
+    "server_factory",
 ]
 
-#: Seconds for looking up a name, connecting, and the TLS handshake, in all: more than they take where all is well, even
-#: over a line that loses packets, and less than the two minutes or more of the system's own patience.
+#: Seconds for looking up a name, connecting, and the TLS handshake, in all.  That is more than they take on a line that
+#: loses packets, and less than the two minutes or more that the kernel would try.
 CONNECT_TIMEOUT = 60.0
 
 #: Seconds for the TLS handshake with a client.  It takes two round trips, so this is plenty for a slow line that loses
-#: packets, and so little that strangers who connect and say nothing do not pile up.
+#: packets, and so little that clients that connect and send nothing do not pile up.
 HANDSHAKE_TIMEOUT = 10.0
 
-#: Called with a socket, the address of the peer, the owner, and for servers with the listener and the output limit.
+#: Failed handshakes with clients of one listener that are logged in ``logs.RATE_PERIOD`` seconds.
+MOST_FAILED = 10
+
+#: Called with the network, a socket, the address of the peer, the owner, and for servers with the listener and the
+#: output limit.
 MakeConnection: TypeAlias = Callable[..., StreamConnection]
 
 
-def of_clients(
+def client_factory(
     host: str,
     *,
     ssl_context: SSLContext | None = None,
     server_hostname: str | None = None,
     timeout: float | None = CONNECT_TIMEOUT,
 ) -> MakeConnection:
-    """What makes connections to *host*; raises ``TypeError`` or ``ValueError`` for options that cannot be."""
+    """Return the function that makes connections to *host*.
+
+    :raises TypeError: an option has the wrong type.
+    :raises ValueError: an option cannot be used, or not with the others.
+    """
     check_timeout(timeout)
     if ssl_context is not None:
-        # Not before: who imports the package and patches ssl afterwards must not find it in use.
-        from ngi_gevent.sockets import tls
+        # Not before: programs that import the package and patch ssl afterwards must not find it in use.
+        from ngi_gevent.sockets import contexts
 
-        return tls.client_side(ssl_context, host if server_hostname is None else server_hostname)
+        return _tls_connections(contexts.for_client(ssl_context, host if server_hostname is None else server_hostname))
     if server_hostname is not None:
         raise ValueError(f"server_hostname is for TLS, and there is no ssl_context; got {server_hostname!r}")
-    return StreamConnection
+    return _plain_connection
 
 
-def of_servers(ssl_context: SSLContext | None, handshake_timeout: float | None) -> MakeConnection:
-    """What makes connections that were accepted; raises ``TypeError`` or ``ValueError`` for options that cannot be."""
+def server_factory(ssl_context: SSLContext | None, handshake_timeout: float | None) -> MakeConnection:
+    """Return the function that makes connections of accepted sockets.
+
+    :raises TypeError: an option has the wrong type.
+    :raises ValueError: an option cannot be used.
+    """
     check_timeout(handshake_timeout, "handshake_timeout")
     if ssl_context is not None:
-        from ngi_gevent.sockets import tls
+        from ngi_gevent.sockets import contexts
 
-        return tls.server_side(ssl_context, handshake_timeout)
-    return StreamConnection
+        failures = logs.RateLimit(MOST_FAILED)
+        return _tls_connections(contexts.for_server(ssl_context), handshake_timeout, failures)
+    return _plain_connection
+
+
+def _plain_connection(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
+    return StreamConnection(PlainTransport(network, sock), *arguments)
+
+
+def _tls_connections(
+    make: MakeSSLObject, timeout: float | None = None, failures: logs.RateLimit | None = None
+) -> MakeConnection:
+    from ngi_gevent.sockets.handshake import Handshake
+    from ngi_gevent.sockets.tls import TLSTransport
+
+    def make_connection(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
+        transport = TLSTransport(PlainTransport(network, sock), make)
+        connection = StreamConnection(transport, *arguments)
+        connection.shake_hands_first(Handshake(transport, timeout, failures))
+        return connection
+
+    return make_connection
 
 
 def host_of(address: Any) -> str:
-    """The name to expect in the certificate of who is at *address*; a Unix socket has none."""
+    """Return the name to expect in the certificate of the server at *address*; a Unix socket has none."""
     return "" if unix_path(address) is not None else address[0]

@@ -7,7 +7,7 @@ from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING
 
-from ngi_gevent.core.listening import check_server
+from ngi_gevent.core.checks import check_server
 from ngi_gevent.testing.conversation import Answer, Conversation, NotRead, converse
 from ngi_gevent.testing.pasting import name_of, pasted
 from ngi_gevent.testing.work import check_work

@@ -16,7 +16,7 @@ from statistics import median
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.listening import check_server
+from ngi_gevent.core.checks import check_server
 from ngi_gevent.testing.conversation import Conversation
 from ngi_gevent.testing.pasting import name_of, pasted
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.connection import as_bytes, as_iterator
+from ngi_gevent.core.checks import as_bytes, as_iterator
 from ngi_gevent.testing.faults.link import Cuts
 
 if TYPE_CHECKING:

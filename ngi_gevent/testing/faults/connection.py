@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import bottom
-from ngi_gevent.core.connection import END_OF_INPUT, STOPPED
+from ngi_gevent.core.lifecycle import END_OF_INPUT, STOPPED
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.testing.faults.arriving import Arriving
 from ngi_gevent.testing.faults.bursts import Bursts

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.connection import as_bytes
+from ngi_gevent.core.checks import as_bytes
 from ngi_gevent.errors import NGIError
 from ngi_gevent.testing.faults.connection import FaultyConnection
 from ngi_gevent.testing.faults.link import Links

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import Base
-from ngi_gevent.core.listening import check_client_handler, check_server
+from ngi_gevent.core.checks import check_client_handler, check_server
 from ngi_gevent.interfaces import IImplementation, IListener, IUDPListener, documented_by
 
 if TYPE_CHECKING:

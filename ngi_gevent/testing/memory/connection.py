@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.core.connection import (
+from ngi_gevent.core.checks import as_bytes, check_returned
+from ngi_gevent.core.connection import BaseConnection, ConnectionOwner
+from ngi_gevent.core.lifecycle import (
+    ABORT,
+    BREAK,
     CLOSED,
     CLOSING,
     END_OF_INPUT,
-    HIGH_WATER,
-    LOW_WATER,
-    OPEN,
-    OUTPUT_LIMIT,
+    INPUT_ENDED,
+    LOSE,
+    OUTPUT_FAILED,
+    STOP,
     STOPPED,
-    BaseConnection,
-    ConnectionOwner,
-    PendingLines,
-    as_bytes,
-    check_returned,
 )
+from ngi_gevent.core.output import HIGH_WATER, LOW_WATER, OUTPUT_LIMIT, Lines, OutputQueue
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.testing.memory.printing import PrintingHandler, TextPrintingHandler
 from ngi_gevent.testing.memory.turns import MemoryRegistry, Turns
@@ -89,10 +89,10 @@ class Connection(BaseConnection):
         control: IListener | None = None,
         output_limit: int = OUTPUT_LIMIT,
     ) -> None:
-        super().__init__(owner, control, address, peer_address, output_limit)
+        super().__init__(owner, control, address, peer_address, OutputQueue(output_limit))
         self._turns = turns
         self.peer = peer
-        self._wire: deque[bytes | PendingLines | _End] = deque()
+        self._wire: deque[bytes | Lines | _End] = deque()
         self._begin: tuple[Callable[[Any], object], str] | None = None
         self._queued = False
         self._reads = True
@@ -102,13 +102,13 @@ class Connection(BaseConnection):
     def test_input(self, data: Data) -> None:
         """Deliver *data*, as if the peer had written it."""
         data = as_bytes(data)
-        if self._state is OPEN:
+        if self._lifecycle.is_established():
             self.peer._wire.append(_Arriving(data))
             self._take_turn()
 
     def test_close(self, reason: Reason = END_OF_INPUT) -> None:
         """Have the end arrive, for *reason*, as if the peer had finished sending, or the connection had broken."""
-        if self._state is OPEN:
+        if self._lifecycle.is_established():
             self.peer._wire.append(_End(reason))
             self._take_turn()
 
@@ -129,19 +129,19 @@ class Connection(BaseConnection):
 
     def write(self, data: Data, /) -> None:
         data = as_bytes(data)
-        if self._state is not OPEN or self._output_error is not None:
+        if not self._lifecycle.is_open():
             raise self._closed_error()
-        if data and not (self._pending > self._output_limit and self._over_limit()):
-            self._pending += len(data)
+        if data and not (self._output.is_over_limit() and self._over_limit()):
+            self._output.size += len(data)
             self._put(data)
 
-    def _queue_lines(self, lines: PendingLines) -> None:
+    def _queue_lines(self, lines: Lines) -> None:
         self._put(lines)
 
     def _waiting_for_peer(self) -> int:
-        return self._pending - NETWORK_SIZE
+        return self._output.size - NETWORK_SIZE
 
-    def _put(self, item: bytes | PendingLines | _End) -> None:
+    def _put(self, item: bytes | Lines | _End) -> None:
         self._wire.append(item)
         self.peer._take_turn()
 
@@ -153,7 +153,7 @@ class Connection(BaseConnection):
             if isinstance(head, bytes):
                 written.append(head)
                 if not isinstance(head, _Arriving):
-                    self._pending -= len(head)
+                    self._output.size -= len(head)
                 self._wire.popleft()
             elif written:
                 break
@@ -165,10 +165,10 @@ class Connection(BaseConnection):
                 if pulled:
                     return pulled
         if self._waiting_for_peer() <= LOW_WATER:
-            self._pause_over = None
+            self._output.end_pause()
         return b"".join(written) or None
 
-    def _pulled(self, lines: PendingLines) -> bytes | None:
+    def _pulled(self, lines: Lines) -> bytes | None:
         try:
             data = lines.pull()
         except BaseException as error:
@@ -178,7 +178,7 @@ class Connection(BaseConnection):
             return None  # it aborted the connection, which also drops its items
         if data is None:
             self._wire.popleft()
-            self._pending -= lines.size
+            self._output.size -= lines.size
             self._queue_turn()  # it may read again
         return data
 
@@ -203,28 +203,28 @@ class Connection(BaseConnection):
         if self._begin is not None:
             (begin, where), self._begin = self._begin, None
             self._call(where, lambda: check_returned(begin(self), where))
-        elif self._state is not OPEN:
-            self._finish()
+        elif not self._lifecycle.is_established():
+            self._conclude()
         elif self._handler is None:
             pass
         elif self._exceptions:
-            self._tell_exception(self._exceptions.pop(0))
+            self._report_exception(self._exceptions.pop(0))
             self._queue_turn()
-        elif self._reads and (self._pause_over is None or self._pending <= self._pause_over):
+        elif self._reads and not self._output.exceeds_threshold():
             self._take_input()
 
     def _take_input(self) -> None:
         peer = self.peer
         taken = peer._taken()
-        if taken is not None and (self._wire or peer._state is not OPEN):
+        if taken is not None and (self._wire or not peer._lifecycle.is_established()):
             peer._queue_turn()  # it may read again, or be all delivered
-        if self._state is not OPEN:
+        if not self._lifecycle.is_established():
             return  # an iterator of the peer's has ended it
         if isinstance(taken, _End):
-            self._leave_open(taken.reason)
+            self.handle(INPUT_ENDED, taken.reason)
         elif taken is not None:
             if self._waiting_for_peer() > HIGH_WATER:
-                self._limit_answers()
+                self._output.limit_answers()
             self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
 
     def _call(self, where: str, callback: Callable[..., object], *arguments: Any) -> None:
@@ -246,62 +246,65 @@ class Connection(BaseConnection):
         self._queue_turn()
 
     def stop(self) -> None:
-        """End it now.  What was written in one piece is with the network already; what iterators would yield is not."""
-        if self._state is OPEN:
-            self._leave_open(STOPPED)
-        if self._state is CLOSING:
+        """End it now.  Written pieces are with the network already; items that iterables would yield are not."""
+        self.handle(STOP, STOPPED)
+        if self._lifecycle.state is CLOSING:
             self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
-            self._state = CLOSED
-            self._take_turn()
+            self.handle(LOSE)
+            self._turns.run()
 
     def hold(self, flag: Flag) -> bool:
-        return False  # a callback that waits would keep everybody else's from coming
+        return False  # a callback that waits would keep all others from being called
 
     def is_in_callback(self) -> bool:
         return self._turns.greenlet is getcurrent()
 
-    def undelivered(self) -> bool:
-        return self._state is OPEN or (self._state is CLOSING and self._has_output())
+    def has_unfinished_output(self) -> bool:
+        lifecycle = self._lifecycle
+        return lifecycle.is_established() or (lifecycle.state is CLOSING and self._has_output())
 
     def _has_output(self) -> bool:
         return any(not isinstance(item, _End) for item in self._wire)
 
-    def _leave_open(self, reason: Reason | None) -> None:
-        self._state = CLOSING
-        self._owe(reason)
-        self._queue_turn()
-        self._put(_End(END_OF_INPUT))
-
-    def _break_off(self) -> None:
-        if self._state is not CLOSED:
-            self._state = CLOSED
-            self._wire.clear()
-            self._pending = 0
-            self._queue_turn()
+    def handle(self, event: str, reason: Reason | None = None) -> None:
+        resets = event in (ABORT, BREAK) and self._lifecycle.state is not CLOSED
+        super().handle(event, reason)
+        if resets:
+            self._drop_output()
             self._put(_End(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))))
 
-    def _finish(self) -> None:
-        """It is not open any more: tell the handler, discard what still comes, and be gone when all is delivered."""
+    def _enter(self, state: str) -> None:
+        self._queue_turn()
+        if state is CLOSING:
+            self._put(_End(END_OF_INPUT))
+
+    def _conclude(self) -> None:
+        """Report the end to the handler, discard input, and let go of the connection once everything is delivered."""
         self._log_end()
         if self._handler is not None:
-            self._tell_end()
+            self._report_end()
         if self.peer._wire:
             self.peer._lose_output(self._wire[-1] if self._wire else None)
-        if self._state is CLOSING and not self._has_output():
-            self._state = CLOSED
-        if self._state is CLOSED:
-            self._is_gone()
+        if not self._has_output():
+            self.handle(LOSE)
+        if self._lifecycle.state is CLOSED:
+            self.end_callbacks()
+
+    def _drop_output(self) -> None:
+        self._wire.clear()
+        self._output.drop()
 
     def _lose_output(self, end: object) -> None:
-        """The peer takes no more, and *end* is the end that it sent, if this side has not received it.
+        """Drop output, since the peer takes no more.
 
-        If it has aborted the connection, then output that was on its way could not be sent: as on sockets, this side is
-        false from now on, though it has yet to receive what came before the end.
+        If the peer has aborted the connection, then output that was on its way could not be sent.  As on sockets, this
+        side is false from now on, though it has yet to receive what came before the end.
+
+        :param end: the end that the peer sent, if this side has not received it.
         """
         if self._has_output() and isinstance(end, _End) and isinstance(end.reason, BaseException):
-            self._output_error = end.reason
-        self._wire.clear()
-        self._pending = 0
+            self.handle(OUTPUT_FAILED, end.reason)
+        self._drop_output()
         self._queue_turn()
 
 

@@ -9,9 +9,17 @@ from collections.abc import Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.connection import OUTPUT_LIMIT, as_bytes, check_count, check_timeout
+from ngi_gevent.core.checks import (
+    as_bytes,
+    check_client_handler,
+    check_count,
+    check_idle_timeout,
+    check_max_connections,
+    check_server,
+    check_timeout,
+)
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
-from ngi_gevent.core.listening import check_client_handler, check_idle_timeout, check_max_connections, check_server
+from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
 from ngi_gevent.sockets import transport
 from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address, deliver
@@ -79,7 +87,7 @@ class Implementation:
         **options: Unpack[ConnectOptions],
     ) -> None:
         """Connect *handler* to *listener*, or to the one on *address* when its turn comes."""
-        transport.of_clients(HOST, **options)
+        transport.client_factory(HOST, **options)
         self._check_open()
         check_client_handler(handler)
         check_hashable(address)
@@ -122,7 +130,7 @@ class Implementation:
         check_idle_timeout(idle_timeout)
         check_count("output_limit", output_limit)
         check_count("backlog", backlog)
-        transport.of_servers(ssl_context, handshake_timeout)
+        transport.server_factory(ssl_context, handshake_timeout)
         address = self._free_address(address, self._listeners)
         listener = self._listeners[address] = Listener(
             self._listeners, self._connect_to, self._registry, address, handler, max_connections, output_limit

@@ -6,7 +6,7 @@ import codecs
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.connection import END_OF_INPUT
+from ngi_gevent.core.lifecycle import END_OF_INPUT
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason

@@ -14,7 +14,7 @@ from ngi_gevent.core.threads import allocate_lock
 if TYPE_CHECKING:
     from ngi_gevent.core.connection import BaseConnection
     from ngi_gevent.core.datagram import BaseDatagramListener
-    from ngi_gevent.core.logs import Seldom
+    from ngi_gevent.core.logs import RateLimit
     from ngi_gevent.core.registry import OnError
 
 __all__ = ["MemoryRegistry", "Turns"]
@@ -70,9 +70,9 @@ class MemoryRegistry(Registry):
 
 
 def raise_interrupts(
-    registry: MemoryRegistry, peer: Any, where: str, error: BaseException, seldom: Seldom | None = None
+    registry: MemoryRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
 ) -> None:
     """Log *error*.  One that must end the program leaves the outermost call."""
-    log_error(registry, peer, where, error, seldom)
+    log_error(registry, peer, where, error, limit)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         registry.turns.error = error

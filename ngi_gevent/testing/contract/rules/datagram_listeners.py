@@ -85,7 +85,7 @@ def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, 
     send(quiet, 1)
     assert len(tracebacks(caplog)) == MOST_RAISED + 1
     assert not any("more since" in record.getMessage() for record in tracebacks(caplog))
-    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.SELDOM)
+    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.RATE_PERIOD)
     send(noisy, 2)
     *_, first, last = tracebacks(caplog)
     assert first.getMessage().endswith("raised an exception; 40 more since the last such entry")

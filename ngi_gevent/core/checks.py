@@ -1,0 +1,117 @@
+"""Checks of arguments: each raises at the call, and names the value."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import CoroutineType, GeneratorType
+from typing import Any
+
+__all__ = [
+    "as_bytes",
+    "as_iterator",
+    "check_client_handler",
+    "check_count",
+    "check_handler",
+    "check_idle_timeout",
+    "check_max_connections",
+    "check_returned",
+    "check_server",
+    "check_timeout",
+]
+
+#: Marks the code of functions that only make a generator or a coroutine when they are called.
+DOES_NOT_RUN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def as_bytes(data: Any) -> bytes:
+    """Return *data* as immutable bytes, since it is sent later.
+
+    :raises TypeError: *data* is not bytes, a bytearray or a memoryview.
+    """
+    if type(data) is bytes:
+        return data
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise TypeError(f"only bytes, a bytearray or a memoryview can be written; got {data!r:.100}")
+
+
+def as_iterator(data: Any) -> Iterator[Any]:
+    """Return the iterator over an argument of ``writelines``.
+
+    :raises TypeError: *data* cannot be iterated, or is text or a single bytes object.
+    """
+    if isinstance(data, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"writelines takes an iterable of bytes objects, not a single one or text; got {data!r:.100}")
+    try:
+        return iter(data)
+    except TypeError:
+        raise TypeError(f"writelines takes an iterable of bytes objects; got {data!r:.100}") from None
+
+
+def check_handler(handler: Any) -> None:
+    """Raise ``TypeError`` unless *handler* can take input."""
+    handle_input = getattr(handler, "handle_input", None)
+    if isinstance(handler, type) or not callable(handle_input):
+        raise TypeError(f"a connection handler is an object with a handle_input method; got {handler!r:.100}")
+    code = getattr(handle_input, "__code__", None)
+    if code is not None and code.co_flags & DOES_NOT_RUN:
+        raise TypeError(
+            f"handle_input is called, and a generator or coroutine function does nothing then; got {handler!r:.100}"
+        )
+
+
+def check_returned(result: object, where: str) -> None:
+    """Raise ``TypeError`` if the function that should have set a handler made a generator or a coroutine."""
+    if isinstance(result, (GeneratorType, CoroutineType)):
+        if isinstance(result, CoroutineType):
+            result.close()  # otherwise Python warns that it was never awaited, which is not the mistake
+        raise TypeError(
+            f"{where} returned {result!r:.100} instead of running: is ngi_gevent.generator.handler missing?"
+        )
+
+
+def check_server(server: Any) -> None:
+    """Raise ``TypeError`` unless *server* is callable."""
+    if not callable(server):
+        raise TypeError(f"a server is called with each new connection; got {server!r:.100}, which is not callable")
+
+
+def check_client_handler(handler: Any) -> None:
+    """Raise ``TypeError`` unless *handler* has the methods of a client connect handler."""
+    for method in "connected", "failed_connect":
+        if isinstance(handler, type) or not callable(getattr(handler, method, None)):
+            raise TypeError(
+                f"a client connect handler is an object with methods connected and failed_connect; got {handler!r:.100}"
+            )
+
+
+def check_count(name: str, value: Any, least: int = 0) -> None:
+    """Raise, naming the parameter *name*, unless *value* is an int from *least*."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number; got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} is a whole number from {least}; got {value!r}")
+
+
+def check_max_connections(value: Any) -> None:
+    """Raise unless *value* is a number of connections from 1, or None for the default."""
+    if value is not None:
+        check_count("max_connections", value, least=1)
+
+
+def check_timeout(timeout: Any, name: str = "a timeout") -> None:
+    """Raise, naming the parameter *name*, unless *timeout* is a number of seconds, or None for no limit."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, or None; got {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"{name} is a number of seconds from 0; got {timeout!r}")
+
+
+def check_idle_timeout(value: Any) -> None:
+    """Raise unless *value* is a positive number of seconds, or None for no limit."""
+    check_timeout(value, "idle_timeout")
+    if value == 0:
+        raise ValueError("idle_timeout is a number of seconds over 0; got 0")

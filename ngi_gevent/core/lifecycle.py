@@ -1,0 +1,226 @@
+"""The life of a connection: its states, the events that change them, and the reason that its handler is owed.
+
+A connection is in one state at a time:
+
+=========  ====================================================================================
+state      meaning
+=========  ====================================================================================
+HANDSHAKE  TLS is being agreed on.  The application does not have the connection yet.
+OPEN       Input is delivered, and output is taken.
+BROKEN     Sending has failed.  Output is refused; input that had arrived is still delivered.
+CLOSING    Output that was taken is being delivered.  New output is refused, input is discarded.
+CLOSED     Nothing is sent or received.  Output that was not delivered is dropped.
+=========  ====================================================================================
+
+``TRANSITIONS`` says for each state and event which state follows, and what the event does to the debt: the reason that
+``handle_close`` is to be called with.  An event without an entry changes nothing.
+
+This is pure: it knows neither sockets nor greenlets.  Connections on sockets and in memory feed one ``Lifecycle`` each,
+and do what a new state asks for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Reason
+
+__all__ = [
+    "ABORT",
+    "BREAK",
+    "BROKEN",
+    "CLOSE",
+    "CLOSED",
+    "CLOSING",
+    "END_OF_INPUT",
+    "FAIL",
+    "HANDSHAKE",
+    "HANDSHAKE_BEGUN",
+    "HANDSHAKE_DONE",
+    "HANDSHAKE_FAILED",
+    "INPUT_ENDED",
+    "KEEP",
+    "LOSE",
+    "NOTHING",
+    "OPEN",
+    "OUTPUT_ENDED",
+    "OUTPUT_FAILED",
+    "OWE",
+    "STATES",
+    "STOP",
+    "STOPPED",
+    "TRANSITIONS",
+    "Lifecycle",
+]
+
+# The states.
+HANDSHAKE: Final = "handshake"
+OPEN: Final = "open"
+BROKEN: Final = "broken"
+CLOSING: Final = "closing"
+CLOSED: Final = "closed"
+STATES: Final = (HANDSHAKE, OPEN, BROKEN, CLOSING, CLOSED)
+
+# The events.
+HANDSHAKE_BEGUN: Final = "handshake begun"  # before the application has the connection
+HANDSHAKE_DONE: Final = "handshake done"
+HANDSHAKE_FAILED: Final = "handshake failed"
+CLOSE: Final = "close"  # by the application
+ABORT: Final = "abort"  # by the application
+FAIL: Final = "fail"  # a handler raised, or a limit was reached; output is still delivered
+STOP: Final = "stop"  # the listener or the implementation was closed
+INPUT_ENDED: Final = "input ended"  # the peer has finished sending
+OUTPUT_ENDED: Final = "output ended"  # everything is with the kernel, and the peer will see the end of it
+OUTPUT_FAILED: Final = "output failed"
+LOSE: Final = "lose"  # the connection broke, or nothing is left to wait for
+BREAK: Final = "break"  # this side gives up, and the peer must not take that for an orderly end
+
+# What an event does to the debt.
+OWE: Final = "owe"  # the handler is owed the event's reason
+NOTHING: Final = "nothing"  # the application did it: the handler is owed nothing, even if it was before
+KEEP: Final = "keep"
+
+TRANSITIONS: Final[dict[tuple[str, str], tuple[str, str]]] = {
+    (OPEN, HANDSHAKE_BEGUN): (HANDSHAKE, KEEP),
+    (HANDSHAKE, HANDSHAKE_DONE): (OPEN, KEEP),
+    (HANDSHAKE, HANDSHAKE_FAILED): (CLOSING, NOTHING),  # so that the peer learns why
+    (HANDSHAKE, CLOSE): (CLOSED, NOTHING),
+    (HANDSHAKE, ABORT): (CLOSED, NOTHING),
+    (HANDSHAKE, STOP): (CLOSED, NOTHING),
+    (HANDSHAKE, OUTPUT_FAILED): (HANDSHAKE, KEEP),
+    (HANDSHAKE, LOSE): (CLOSED, NOTHING),
+    (HANDSHAKE, BREAK): (CLOSED, NOTHING),
+    (OPEN, CLOSE): (CLOSING, NOTHING),
+    (OPEN, ABORT): (CLOSED, NOTHING),
+    (OPEN, FAIL): (CLOSING, OWE),
+    (OPEN, STOP): (CLOSING, OWE),
+    (OPEN, INPUT_ENDED): (CLOSING, OWE),
+    (OPEN, OUTPUT_FAILED): (BROKEN, KEEP),
+    (OPEN, LOSE): (CLOSED, OWE),
+    (OPEN, BREAK): (CLOSED, OWE),
+    (BROKEN, CLOSE): (CLOSING, NOTHING),
+    (BROKEN, ABORT): (CLOSED, NOTHING),
+    (BROKEN, FAIL): (CLOSING, OWE),
+    (BROKEN, STOP): (CLOSING, OWE),
+    (BROKEN, INPUT_ENDED): (CLOSING, OWE),
+    (BROKEN, LOSE): (CLOSED, OWE),
+    (BROKEN, BREAK): (CLOSED, OWE),
+    (CLOSING, CLOSE): (CLOSING, NOTHING),
+    (CLOSING, ABORT): (CLOSED, NOTHING),
+    (CLOSING, INPUT_ENDED): (CLOSING, KEEP),
+    (CLOSING, OUTPUT_ENDED): (CLOSING, KEEP),
+    (CLOSING, OUTPUT_FAILED): (CLOSING, KEEP),
+    (CLOSING, LOSE): (CLOSED, KEEP),
+    (CLOSING, BREAK): (CLOSED, KEEP),
+    (CLOSED, CLOSE): (CLOSED, NOTHING),
+    (CLOSED, ABORT): (CLOSED, NOTHING),
+}
+
+#: The states in which the application has the connection, and may still be told about its end.
+LIVE: Final = (OPEN, BROKEN)
+
+# Reasons for which nothing went wrong.
+END_OF_INPUT: Final = "end of input"
+STOPPED: Final = "stopped"
+
+
+class Lifecycle:
+    """The state of one connection, and what its handler and the log are still to be told."""
+
+    __slots__ = (
+        "_close_reason",
+        "_log_reason",
+        "callbacks_are_over",
+        "closing_from_other_thread",
+        "input_is_over",
+        "output_error",
+        "output_is_over",
+        "state",
+    )
+
+    def __init__(self) -> None:
+        #: One of ``STATES``.
+        self.state: str = OPEN
+        #: Whether the peer has finished sending.
+        self.input_is_over = False
+        #: Whether this side has finished sending.
+        self.output_is_over = False
+        #: The error with which sending has failed.
+        self.output_error: BaseException | None = None
+        #: Whether no callback is running or will run.
+        self.callbacks_are_over = False
+        #: Whether another native thread has closed or aborted the connection, which its own thread will do soon.
+        self.closing_from_other_thread = False
+        self._close_reason: Reason | None = None
+        self._log_reason: Reason | None = None
+
+    def handle(self, event: str, reason: Reason | None = None) -> bool:
+        """Go to the state that follows *event*.  Return whether the table has an entry for it.
+
+        :param reason: the reason that the handler is owed if the entry says so.
+        """
+        before = self.state
+        entry = TRANSITIONS.get((before, event))
+        if entry is None:
+            return False
+        self.state, debt = entry
+        if event is INPUT_ENDED:
+            self.input_is_over = True
+        elif event is OUTPUT_ENDED:
+            self.output_is_over = True
+        elif event is OUTPUT_FAILED and isinstance(reason, BaseException):
+            self.output_error = self.output_error or reason
+        if self.state is CLOSING and self.input_is_over and self.output_is_over:
+            self.state = CLOSED
+        if debt is not KEEP:
+            self._close_reason = reason if debt is OWE else None
+        if before in LIVE and self.state in (CLOSING, CLOSED):
+            self._log_reason = reason if debt is OWE else "aborted" if event is ABORT else "closed"
+        return True
+
+    def end_callbacks(self) -> bool:
+        """Note that no callback will run from now on.  Return whether that is new."""
+        is_new = not self.callbacks_are_over
+        self.callbacks_are_over = True
+        return is_new
+
+    def abandon(self) -> None:
+        """Go to CLOSED: the hub has gone, so no callback will run.  May be called on any native thread."""
+        self.state = CLOSED
+        self._close_reason = self._log_reason = None
+        self.callbacks_are_over = True
+
+    def is_open(self) -> bool:
+        """Return whether the application can write."""
+        return self.state is OPEN and not self.closing_from_other_thread and self.output_error is None
+
+    def is_established(self) -> bool:
+        """Return whether the application has the connection, which has not ended."""
+        return self.state in LIVE
+
+    def delivers_input(self) -> bool:
+        """Return whether input is delivered: this side has not ended the connection, nor learned of an end."""
+        return self.state in LIVE and not self.closing_from_other_thread
+
+    def is_live(self) -> bool:
+        """Return whether input is delivered, or will be after the handshake."""
+        return self.state is HANDSHAKE or self.delivers_input()
+
+    def is_gone(self) -> bool:
+        """Return whether the connection is closed, and its last callback is over."""
+        return self.state is CLOSED and self.callbacks_are_over
+
+    def owes_reason(self) -> bool:
+        """Return whether ``handle_close`` is to be called: the application did not end the connection."""
+        return self._close_reason is not None and not self.closing_from_other_thread
+
+    def take_close_reason(self) -> Reason | None:
+        """Return the reason for ``handle_close``, once; None if the application ended the connection."""
+        reason, self._close_reason = self._close_reason, None
+        return None if self.closing_from_other_thread else reason
+
+    def take_log_reason(self) -> Reason | None:
+        """Return the reason for the log, once; None if there is nothing to log."""
+        reason, self._log_reason = self._log_reason, None
+        return reason

@@ -1,0 +1,184 @@
+"""The output of a connection that its peer has not taken: the pieces, how many bytes wait, and when that is too much.
+
+This is pure: ``flush`` is given the calls that send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from ngi_gevent.core.checks import as_bytes, as_iterator
+
+__all__ = ["HIGH_WATER", "LOW_WATER", "OUTPUT_LIMIT", "Lines", "OutputQueue", "Piece"]
+
+Piece: TypeAlias = "bytes | memoryview"
+
+#: Bytes of pending output from which on answers are limited.  Input is still delivered until it has been answered with
+#: as much again.  Then none is delivered until less than the low-water mark is pending.  Output that is not an answer
+#: does not stop reading: two ends that each send a lot at once would wait for each other forever.  The kernel buffers
+#: some megabytes besides, so this bounds memory without costing throughput.
+HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
+
+#: Bytes of pending output at which one more write aborts the connection.  It is enough for any answer that is made in
+#: one piece rather than given to ``writelines``, and a peer that does not read cannot fill the memory.
+OUTPUT_LIMIT = 64 * 1024 * 1024
+
+#: Bytes up to which pieces are joined for one system call.  Larger pieces are sent together, without a copy.
+JOINED_SIZE = 64 * 1024
+
+#: Pieces that are sent together.
+PIECES_AT_ONCE = 16
+
+
+class Lines:
+    """An iterable given to ``writelines``, from which output is pulled.
+
+    It counts as pending output until it is exhausted, since a handler that answers everything with ``writelines`` must
+    not fill the memory either.  A list counts with its bytes, and any other iterable with ``ITERATOR_SIZE``.
+    """
+
+    __slots__ = ("_iterator", "size")
+
+    #: Bytes that an iterator counts for, whatever it will yield.
+    ITERATOR_SIZE = 4096
+
+    def __init__(self, data: Any) -> None:
+        self._iterator = as_iterator(data)
+        self.size = self.ITERATOR_SIZE
+        if isinstance(data, (list, tuple)):
+            self.size = max(self.size, sum(map(_size, data)))
+
+    def pull(self) -> bytes | None:
+        """Return the next bytes; None at the end.
+
+        :raises TypeError: the iterable yields something that is not bytes.
+        :raises Exception: whatever the iterable raises.
+        """
+        item = next(self._iterator, self)
+        return None if item is self else as_bytes(item)
+
+    def close(self) -> None:
+        """Close the iterator, if it can be closed: nothing more is pulled from it.  May block.
+
+        :raises Exception: whatever the iterator raises.
+        """
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def _size(data: object) -> int:
+    """Return how many bytes *data* has; 0 if it cannot be written."""
+    if isinstance(data, memoryview):
+        return data.nbytes
+    return len(data) if isinstance(data, (bytes, bytearray)) else 0
+
+
+class OutputQueue:
+    """The pending output of one connection."""
+
+    __slots__ = ("is_pausing", "limit", "pause_threshold", "pieces", "size")
+
+    def __init__(self, limit: int = OUTPUT_LIMIT) -> None:
+        #: Bytes at which one more write is too much.
+        self.limit = limit
+        #: Pieces to send next, in order.  Output behind an iterable is counted here, and waits elsewhere.
+        self.pieces: list[Piece] = []
+        #: Bytes of pending output, iterables included.
+        self.size = 0
+        #: Bytes of pending output above which no input is delivered; None as long as answers are not limited.
+        self.pause_threshold: int | None = None
+        #: Whether input waits until the peer takes output.
+        self.is_pausing = False
+
+    def append(self, data: bytes) -> None:
+        """Add *data*, and count it."""
+        self.pieces.append(data)
+        self.size += len(data)
+
+    def drop(self) -> None:
+        """Forget all of it."""
+        self.pieces.clear()
+        self.size = 0
+
+    def flush(self, send: Callable[[Piece], int], send_several: Callable[[list[Piece]], int]) -> None:
+        """Send as much as the kernel takes.  Never blocks.
+
+        :param send: sends one piece, and returns how many bytes were taken, as ``send`` of a non-blocking socket.
+        :param send_several: the same for several pieces, as ``sendmsg``.
+        :raises OSError: whatever they raise, except ``BlockingIOError``.
+        """
+        pieces = self.pieces
+        try:
+            while pieces:
+                if len(pieces) > 1:
+                    self._join_small_pieces()
+                sending = pieces[:PIECES_AT_ONCE]
+                sent = send(sending[0]) if len(sending) == 1 else send_several(sending)
+                if not self.remove(sent, sending):
+                    break
+        except BlockingIOError:
+            pass
+
+    def remove(self, sent: int, sending: list[Piece]) -> bool:
+        """Remove *sent* bytes, which were sent of the first pieces, *sending*.  Return whether that is all of these."""
+        pieces = self.pieces
+        self.size -= sent
+        for piece in sending:
+            if sent < len(piece):
+                pieces[0] = memoryview(piece)[sent:]
+                return False
+            sent -= len(piece)
+            del pieces[0]
+        return True
+
+    def _join_small_pieces(self) -> None:
+        """Join the first piece with those that follow, while they are small."""
+        pieces = self.pieces
+        size, count = len(pieces[0]), 1
+        while count < len(pieces) and size + len(pieces[count]) <= JOINED_SIZE:
+            size += len(pieces[count])
+            count += 1
+        if count > 1:
+            pieces[:count] = [b"".join(pieces[:count])]
+
+    # Back-pressure.
+
+    def is_over_limit(self) -> bool:
+        """Return whether one more write is too much."""
+        return self.size > self.limit
+
+    def limit_answers(self, more: int = 0) -> None:
+        """Note that input is delivered although much output is pending: only so much more may be written.
+
+        :param more: bytes of output that are pending elsewhere.
+        """
+        if self.pause_threshold is None:
+            self.pause_threshold = self.size + more + HIGH_WATER
+
+    def is_full(self, more: int = 0) -> bool:
+        """Return whether input must wait until the peer takes output; to ask counts as delivering input.
+
+        :param more: bytes of output that are pending elsewhere.
+        """
+        waiting = self.size + more
+        if waiting <= HIGH_WATER:
+            return False
+        self.limit_answers(more)
+        return self.exceeds_threshold(more)
+
+    def exceeds_threshold(self, more: int = 0) -> bool:
+        """Return whether input has been answered with as much as is allowed."""
+        return self.pause_threshold is not None and self.size + more > self.pause_threshold
+
+    def is_low(self) -> bool:
+        """Return whether so little is pending that input is delivered without limits again."""
+        return self.size <= LOW_WATER
+
+    def end_pause(self) -> bool:
+        """Stop limiting answers.  Return whether input was waiting."""
+        was_pausing = self.is_pausing
+        self.pause_threshold = None
+        self.is_pausing = False
+        return was_pausing

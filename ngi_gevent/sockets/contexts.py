@@ -1,0 +1,57 @@
+"""Checks of ``ssl.SSLContext``s, and the ``SSLObject``s that they make.
+
+This module is imported when a context is given, and not before.
+"""
+
+from __future__ import annotations
+
+import ssl
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from gevent.monkey import get_original
+
+if TYPE_CHECKING:
+    from ngi_gevent.sockets.tls import MakeSSLObject
+
+__all__ = ["for_client", "for_server"]
+
+
+def for_server(ssl_context: Any) -> MakeSSLObject:
+    """Return the function that makes an ``SSLObject`` for an accepted connection.
+
+    :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``.
+    :raises ValueError: it cannot be used for a server.
+    """
+    _check_context(ssl_context)
+    return _tried(partial(ssl_context.wrap_bio, server_side=True))
+
+
+def for_client(ssl_context: Any, server_hostname: str) -> MakeSSLObject:
+    """Return the function that makes an ``SSLObject`` for a connection to *server_hostname*; ``''`` for no name.
+
+    :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *server_hostname* is not text.
+    :raises ValueError: the context cannot be used for a client, or not with that name; or it needs a name.
+    """
+    _check_context(ssl_context)
+    if not isinstance(server_hostname, str):
+        raise TypeError(f"server_hostname is text; got {server_hostname!r}")
+    if ssl_context.check_hostname and not server_hostname:
+        # An SSLObject, unlike an SSLSocket, would check nothing then.
+        raise ValueError("server_hostname is missing, and this ssl_context is to check it (check_hostname)")
+    return _tried(partial(ssl_context.wrap_bio, server_hostname=server_hostname or None))
+
+
+def _check_context(ssl_context: Any) -> None:
+    # The original class is a base of the one that gevent puts in its place.
+    if not isinstance(ssl_context, get_original("ssl", "SSLContext")):
+        raise TypeError(f"ssl_context is an ssl.SSLContext, or None; got {ssl_context!r:.100}")
+
+
+def _tried(make: MakeSSLObject) -> MakeSSLObject:
+    """Return *make*, after a try: the ``ssl`` module knows best what a context can do, and which names there can be."""
+    try:
+        make(ssl.MemoryBIO(), ssl.MemoryBIO())
+    except (ssl.SSLError, ValueError, TypeError) as error:
+        raise ValueError(f"this ssl_context cannot be used so: {error}") from None
+    return make

@@ -1,0 +1,115 @@
+"""The TLS handshake of a connection, on the connection's greenlet, within a limit of time."""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gevent import Timeout
+
+from ngi_gevent.core import logs
+from ngi_gevent.core.lifecycle import HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED
+from ngi_gevent.sockets.plain import RECEIVE_SIZE
+
+if TYPE_CHECKING:
+    from ngi_gevent.sockets.stream import StreamConnection
+    from ngi_gevent.sockets.tls import TLSTransport
+
+__all__ = ["Handshake"]
+
+
+class Handshake:
+    """The handshake of one connection.
+
+    :param timeout: seconds for a handshake with a client; None for no limit.
+    :param failures: the rate limit of log entries for failed handshakes with clients.
+    """
+
+    __slots__ = ("_extension", "_failures", "_timeout", "_transport")
+
+    def __init__(
+        self, transport: TLSTransport, timeout: float | None = None, failures: logs.RateLimit | None = None
+    ) -> None:
+        self._transport = transport
+        self._timeout = timeout
+        self._failures = failures
+        self._extension: Timeout | None = None
+
+    def with_client(self, connection: StreamConnection, begin: Callable[[Any], object]) -> object:
+        """Shake hands, then return ``begin(connection)``.  A handshake that fails is logged, and that is all."""
+        reason: Any = None
+        try:
+            with Timeout(self._timeout):
+                connection.shake_hands()
+        except Timeout:
+            reason = f"it was not done after {self._timeout} seconds"
+        except OSError as error:
+            reason = error
+        if reason is None:
+            return begin(connection)
+        logs.connections.info(
+            "connection with %r: the TLS handshake failed: %s",
+            *(connection.peer_address, logs.format_reason(reason)),
+            limit=self._failures,
+        )
+        return None
+
+    def run(self, connection: StreamConnection) -> None:
+        """Shake hands.  Blocks the greenlet.
+
+        :raises OSError: the handshake failed, or the connection ended.
+        """
+        try:
+            self._shake_hands(connection)
+        except BaseException as error:
+            connection.end_callbacks()
+            # The peer may learn why TLS failed.
+            connection.handle(HANDSHAKE_FAILED if isinstance(error, ssl.SSLError) else LOSE)
+            raise
+        finally:
+            if self._extension is not None:
+                self._extension.close()
+        connection.handle(HANDSHAKE_DONE)
+
+    def _shake_hands(self, connection: StreamConnection) -> None:
+        latest = began = self._transport.now()
+        while not self._step(connection):
+            try:
+                connection.wait_for_input()
+            except Timeout as timeout:
+                self._extend(timeout, connection, stalled=latest - began > (timeout.seconds or 0.0))
+            try:
+                has_received = self._transport.receive_in_handshake(RECEIVE_SIZE)
+            except ssl.SSLEOFError:
+                _check_output(connection)
+                raise
+            if has_received:
+                latest = self._transport.now()
+            else:
+                _check_output(connection)
+
+    def _step(self, connection: StreamConnection) -> bool:
+        try:
+            return self._transport.shake_hands()
+        finally:
+            connection.handle_transport_events()
+
+    def _extend(self, timeout: Timeout, connection: StreamConnection, *, stalled: bool) -> None:
+        """Go on once more after *timeout*, if input that came in time may have been received only now, or not yet.
+
+        That is so after a stall of the whole process.
+        """
+        if not connection.is_live():  # it was stopped in the same turn
+            raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED) from None
+        if self._extension is not None or not (stalled or self._transport.has_input()):
+            raise timeout
+        self._extension = Timeout.start_new(timeout.seconds or 0.0)
+
+
+def _check_output(connection: StreamConnection) -> None:
+    """Raise the error of sending, if it has failed."""
+    error = connection._lifecycle.output_error
+    if error is not None:
+        raise error

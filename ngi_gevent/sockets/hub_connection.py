@@ -1,0 +1,155 @@
+"""A connection that belongs to a hub: how output and calls get there from greenlets, and from other native threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from ngi_gevent.core.checks import as_bytes
+from ngi_gevent.core.connection import BaseConnection
+from ngi_gevent.core.lifecycle import BREAK, OPEN
+from ngi_gevent.core.output import HIGH_WATER
+from ngi_gevent.core.threads import Flag
+from ngi_gevent.errors import LimitExceeded
+from ngi_gevent.interfaces import IConnection, documented_by
+from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
+from ngi_gevent.sockets.mailbox import this_thread
+
+if TYPE_CHECKING:
+    from ngi_gevent.core.output import Lines
+    from ngi_gevent.interfaces import Data
+    from ngi_gevent.sockets.sender import Sender
+
+__all__ = ["HubConnection"]
+
+
+@documented_by(IConnection)
+class HubConnection(BaseConnection):
+    """Output and calls of a connection.  Those of other native threads go through the hub's mailbox."""
+
+    __slots__ = ("_calls", "_dispatcher")
+
+    _output: Sender
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._dispatcher = Dispatcher.current()
+        self._calls = self._dispatcher.mailbox.calls  # of other threads, for any connection of this hub
+        self._dispatcher.acquire()
+
+    def write(self, data: Data) -> None:
+        if type(data) is not bytes:
+            data = as_bytes(data)
+        calls = self._calls
+        if this_thread.calls is not calls:
+            self._write_elsewhere(data)
+            return
+        if calls:
+            self._dispatcher.mailbox.make_calls()
+        if self._lifecycle.state is not OPEN:
+            raise self._closed_error()
+        output = self._output
+        if output.size:
+            self._take(data)
+        elif data:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
+            output.size = len(data)
+            output.pieces.append(data)
+            dispatcher = self._dispatcher
+            if dispatcher.is_dispatching:
+                dispatcher.unsent.append(output)
+            else:
+                dispatcher.send_later(output)
+
+    def _take(self, data: bytes) -> None:
+        if not (self._output.is_over_limit() and self._over_limit()):
+            self._output.take(data)
+
+    def _queue_lines(self, lines: Lines) -> None:
+        self._output.take_lines(lines)
+
+    def _waiting_for_peer(self) -> int:
+        if self._output.is_over_limit():
+            self._output.send_pending()
+        return self._output.size
+
+    # Waiting.
+
+    def is_full(self) -> bool:
+        elsewhere = self._dispatcher.mailbox.queued_output(self)
+        return self._lifecycle.output_error is None and self._output.is_full(elsewhere)
+
+    def is_ready_for_more(self) -> bool:
+        if self._output.size > HIGH_WATER and self.is_full():
+            self._output.send_pending()
+            while self.is_full() and self.hold(Flag()):
+                pass
+        return self._lifecycle.delivers_input()
+
+    def hold(self, flag: Flag) -> bool:
+        if not self._lifecycle.is_open() or not self.is_in_callback():
+            return False
+        self._output.held = flag
+        try:
+            flag.wait()
+        finally:
+            self._output.held = None
+        return True
+
+    def is_in_callback(self) -> bool:
+        greenlet = getcurrent()
+        return isinstance(greenlet, ConnectionGreenlet) and greenlet.is_callback and greenlet.connection is self
+
+    # Other threads.
+
+    def _is_elsewhere(self) -> bool:
+        return this_thread.calls is not self._calls
+
+    def _handed_over(self, call: Callable[..., object], *arguments: Any) -> bool:
+        mailbox = self._dispatcher.mailbox
+        if not self._is_elsewhere():
+            if self._calls:
+                mailbox.make_calls()
+            return False
+        posted = mailbox.post(call, *arguments)
+        if not posted:
+            self._hub_gone()
+        return posted
+
+    def _write_elsewhere(self, data: bytes) -> None:
+        if not self:
+            raise self._closed_error()
+        if data:
+            self._output_handed_over(self._take, data, len(data))
+
+    def _output_handed_over(self, take: Callable[[Any], None], output: Any, size: int) -> bool:
+        """Count the output at once: a busy hub must not let another thread fill the memory."""
+        if not self._is_elsewhere():
+            return self._handed_over(take, output)
+        mailbox, lifecycle = self._dispatcher.mailbox, self._lifecycle
+        with mailbox.lock:
+            queued = mailbox.queued_output(self)
+            waiting, limit = self._output.size + queued, self._output.limit
+            if waiting > limit and lifecycle.output_error is None:
+                lifecycle.output_error = LimitExceeded(
+                    f"{waiting} bytes of output wait, {queued} of them from other threads, for a peer"
+                    f" that does not read or a hub that is busy; output_limit is {limit}"
+                )
+                return self._handed_over(self.handle, BREAK, lifecycle.output_error)
+            if not mailbox.post_output(self, size, self._take_handed, take, output):
+                self._hub_gone()
+                raise self._closed_error()
+        return True
+
+    def _take_handed(self, take: Callable[[Any], None], output: Any) -> None:
+        if self._lifecycle.state is OPEN and self._lifecycle.output_error is None:
+            take(output)
+
+    def _hub_gone(self) -> None:
+        """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""
+        with self._dispatcher.mailbox.lock:
+            self._lifecycle.abandon()
+            callbacks, self._when_closed = self._when_closed, []
+        for callback in callbacks:
+            self._call_when_closed(callback)

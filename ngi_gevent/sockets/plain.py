@@ -1,0 +1,181 @@
+"""The transport without TLS: the calls of a gevent socket that never wait, and what the kernel knows about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from ngi_gevent.core import forks
+from ngi_gevent.core.lifecycle import END_OF_INPUT
+from ngi_gevent.core.output import Piece
+from ngi_gevent.sockets.network import Network, Socket
+
+__all__ = ["RECEIVE_SIZE", "PlainTransport", "Transport", "WrapCall"]
+
+#: Bytes to receive at a time.  That is enough for a stream not to be dominated by calls.  Allocating from 128 KiB on
+#: would map memory each time.
+RECEIVE_SIZE = 64 * 1024
+
+#: Takes one of the calls that receive or send, and returns the call to make instead.
+WrapCall = Callable[[Callable[[Any], Any]], Callable[[Any], Any]]
+
+
+class Transport(Protocol):
+    """The way of a connection's bytes to and from its peer.  Nothing in it blocks."""
+
+    #: Whether receiving or sending has left something to do: see ``take_events``.
+    has_events: bool
+
+    @property
+    def recv(self) -> Callable[[int], bytes]:
+        """Receives at most so many bytes, as ``recv`` of a non-blocking socket."""
+
+    @property
+    def send(self) -> Callable[[Piece], int]:
+        """Sends a piece, as ``send`` of a non-blocking socket."""
+
+    @property
+    def sendmsg(self) -> Callable[[list[Piece]], int]:
+        """Sends several pieces, as ``sendmsg`` of a non-blocking socket."""
+
+    @property
+    def ssl_object(self) -> Any:
+        """The ``ssl.SSLObject``; None without TLS."""
+
+    @property
+    def end_reason(self) -> Any:
+        """The reason for ``handle_close`` after ``recv`` returned ``b''``."""
+
+    def take_events(self) -> bool:
+        """Clear ``has_events``.  Return whether ``send`` is to be called, with an empty piece if nothing else."""
+
+    def has_buffered_input(self) -> bool:
+        """Return whether ``recv`` would return something though the socket does not become readable for it."""
+
+    def waits_for_input(self) -> bool:
+        """Return whether nothing can be sent until something is received, though the socket is writable."""
+
+    def make_last_words(self) -> bool:
+        """Make the message that ends the output, once.  Return True if ``send`` is to be called for it."""
+
+    def end_output(self) -> None:
+        """End the output for the peer.  Raises ``OSError``."""
+
+    def drop_output(self, some: bool) -> None:
+        """Note that output is dropped, if there is *some*: the peer must not take what it has for everything."""
+
+    def reset(self) -> None:
+        """Make ``close`` reset the connection."""
+
+    def close(self) -> None:
+        """Close the descriptor.  The peer sees the end, also if a forked child holds the descriptor."""
+
+    def wrap_calls(self, wrap: WrapCall) -> None:
+        """Replace the calls that receive and send ciphertext, or plaintext without TLS."""
+
+    def now(self) -> float:
+        """Return the time in seconds, on a clock that never goes back."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+    def getsockname(self) -> Any:
+        """Return the address of this side.  Raises ``OSError``."""
+
+    def queued_output(self) -> int:
+        """Return how many bytes the kernel has that the peer has not acknowledged; 0 after ``close``."""
+
+    def has_input(self) -> bool:
+        """Return whether the kernel has input, or the end of it."""
+
+    def is_broken(self) -> bool:
+        """Return whether the connection has an error."""
+
+    def is_of_this_process(self) -> bool:
+        """Return whether the connection belongs to this process, and not to its parent."""
+
+
+class PlainTransport:
+    """A gevent socket, without TLS."""
+
+    __slots__ = ("_children", "_generation", "_is_ended", "_network", "has_events", "recv", "send", "sendmsg", "socket")
+
+    ssl_object = None
+    end_reason = END_OF_INPUT
+
+    def __init__(self, network: Network, sock: Socket) -> None:
+        self._network = network
+        self.socket = sock
+        plain = network.plain(sock)
+        self.recv: Callable[[int], bytes] = plain.recv
+        self.send: Callable[[Piece], int] = plain.send
+        self.sendmsg: Callable[[list[Piece]], int] = plain.sendmsg
+        self.has_events = False
+        self._is_ended = False  # whether the peer sees the end of output without a shutdown
+        self._generation = forks.generation()
+        self._children = forks.children()  # those that cannot hold the descriptor
+
+    def take_events(self) -> bool:
+        return False
+
+    def has_buffered_input(self) -> bool:
+        return False
+
+    def waits_for_input(self) -> bool:
+        return False
+
+    def make_last_words(self) -> bool:
+        return False
+
+    def end_output(self) -> None:
+        self._is_ended = True
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def drop_output(self, some: bool) -> None:
+        """Dropped output needs no note: the end or reset of the socket says enough."""
+
+    def reset(self) -> None:
+        if self.is_of_this_process():
+            self._network.reset_on_close(self.socket)
+            # A child that holds the descriptor too would hide the reset, so the peer sees an end instead.
+            self._is_ended = self._children == forks.children()
+
+    def close(self) -> None:
+        if not self._is_ended and self.is_of_this_process():
+            with suppress(OSError):  # it may be broken
+                self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would hide the end
+        self.socket.close()
+        self.recv = self.send = self.sendmsg = _is_closed
+
+    def wrap_calls(self, wrap: WrapCall) -> None:
+        self.recv, self.send, self.sendmsg = wrap(self.recv), wrap(self.send), wrap(self.sendmsg)
+
+    def now(self) -> float:
+        return self._network.now()
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def getsockname(self) -> Any:
+        return self.socket.getsockname()
+
+    def queued_output(self) -> int:
+        return 0 if self.recv is _is_closed else self._network.queued_output(self.socket)
+
+    def has_input(self) -> bool:
+        return self._network.has_input(self.socket)
+
+    def is_broken(self) -> bool:
+        return self._network.is_broken(self.socket)
+
+    def is_of_this_process(self) -> bool:
+        return self._generation == forks.generation()
+
+
+def _is_closed(_: object) -> Any:
+    """Take the place of the calls of a closed socket, which must not reach a later one with the same descriptor."""
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -1,0 +1,246 @@
+"""The sender: the output of one connection on its way to the transport.
+
+It sends on the hub, without ever blocking: at the end of a batch, and when the kernel takes more.  It has a feeder
+while an iterable given to ``writelines`` is not exhausted, and a linger once the connection is closing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ngi_gevent.core.lifecycle import BREAK, CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_FAILED, Lifecycle
+from ngi_gevent.core.output import Lines, OutputQueue
+from ngi_gevent.sockets.feeder import Feeder
+
+if TYPE_CHECKING:
+    from ngi_gevent.core.threads import Flag
+    from ngi_gevent.interfaces import Reason
+    from ngi_gevent.sockets.dispatcher import Dispatcher
+    from ngi_gevent.sockets.linger import Linger
+    from ngi_gevent.sockets.plain import Transport
+
+__all__ = ["Sender"]
+
+WRITE = 2  # what gevent's io watchers watch for
+
+
+class Sending(Protocol):
+    """What a sender asks of its connection."""
+
+    _lifecycle: Lifecycle
+
+    def handle(self, event: str, reason: Reason | None = None) -> None:
+        """Feed the lifecycle an event, and do what a new state asks for."""
+
+    def wake(self) -> None:
+        """Let the greenlet handle events."""
+
+    def stop_reading(self) -> None:
+        """Do not let input wake the greenlet until it has handled events."""
+
+    def iterator_raised(self, error: BaseException) -> None:
+        """Report *error* to the handler, in its turn."""
+
+
+class Sender(OutputQueue):
+    """The output of one connection, on the thread of its hub."""
+
+    __slots__ = ("_connection", "_dispatcher", "_transport", "_write_watcher", "feeder", "held", "linger")
+
+    def __init__(self, connection: Sending, transport: Transport, dispatcher: Dispatcher, limit: int) -> None:
+        super().__init__(limit)
+        self._connection = connection
+        self._transport = transport
+        self._dispatcher = dispatcher
+        self._write_watcher: Any = None  # while the kernel takes no more output
+        #: Pulls from iterables, while one is not exhausted.
+        self.feeder: Feeder | None = None
+        #: Set when input is no longer held back, or the connection has an end to handle.
+        self.held: Flag | None = None
+        #: From CLOSING on.
+        self.linger: Linger | None = None
+
+    # Taking output.
+
+    def take(self, data: bytes) -> None:
+        """Send *data* after everything that was taken before."""
+        self.size += len(data)
+        if self.feeder is None:
+            self.queue(data)
+        else:
+            self.feeder.append(data)
+        self._pause_if_answered()
+
+    def take_lines(self, lines: Lines) -> None:
+        """Send the items of *lines*, which are counted already, after everything that was taken before."""
+        if self.feeder is None:
+            self.feeder = Feeder(self, self._connection, self._dispatcher, lines)
+        else:
+            self.feeder.append(lines)
+        self._pause_if_answered()
+
+    def queue(self, data: bytes) -> None:
+        """Send *data*, which is counted already, at the end of the batch, or after output that waits for the peer."""
+        if not self.pieces:
+            self._dispatcher.send_later(self)
+        self.pieces.append(data)
+
+    def _pause_if_answered(self) -> None:
+        """Read no more if the input that was read while much output was pending has been answered with much more."""
+        if self.exceeds_threshold():
+            self.is_pausing = True
+            if self._connection._lifecycle.is_established():
+                self._connection.stop_reading()
+
+    def send_later(self) -> None:
+        """Send, or see to what is to be done instead, at the end of the batch."""
+        self._dispatcher.send_later(self)
+
+    def check_pause(self) -> None:
+        """See whether so much less is pending that input can be delivered again."""
+        if self.pause_threshold is not None:
+            self._dispatcher.send_later(self)
+
+    # Sending.
+
+    def send_pending(self) -> None:
+        """Send as much as the kernel takes.  Called once a batch, and when the socket is writable."""
+        pieces, transport = self.pieces, self._transport
+        try:
+            if len(pieces) != 1:
+                self.flush(transport.send, transport.sendmsg)
+            else:  # as most turns have it
+                sent = transport.send(pieces[0])
+                if sent == self.size:
+                    pieces.clear()
+                    self.size = 0
+                else:
+                    self.remove(sent, pieces.copy())
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._fail(error)
+        if (
+            pieces
+            or self._write_watcher is not None
+            or self.feeder is not None
+            or self.pause_threshold is not None
+            or self.linger is not None
+        ):
+            self._after_send()
+
+    def _after_send(self) -> None:
+        """Start or end whatever depends on how much output is left."""
+        if self.pieces:
+            self._wait_for_peer()
+        else:
+            if self._write_watcher is not None:
+                self._stop_waiting_for_peer()
+                if self.linger is not None:
+                    self.linger.output_is_taken()
+            if self.feeder is not None and self.feeder.is_waiting:
+                self.feeder.on_drained()
+        if self.is_low():
+            if self.end_pause():
+                self._connection.wake()
+            if self.held is not None:
+                self.held.set()
+        if self.linger is not None and not self.pieces:
+            if not self.feeder:
+                self.end()
+            elif self._connection._lifecycle.input_is_over:
+                self.linger.check_for_break()
+
+    def _wait_for_peer(self) -> None:
+        """Go on sending when the kernel takes more; give a closing connection only so much time for it."""
+        if self._transport.waits_for_input():
+            # The peer wants another handshake first.  The kernel would take more, and reading must go on.
+            self._stop_waiting_for_peer()
+            if self.is_pausing:
+                self.is_pausing = False
+                self._connection.wake()
+        elif self._write_watcher is None:
+            self._write_watcher = self._dispatcher.loop.io(self._transport.fileno(), WRITE)
+            self._write_watcher.start(self.send_pending)
+        if self.linger is not None:
+            self.linger.expect_progress()
+
+    def _stop_waiting_for_peer(self) -> None:
+        if self._write_watcher is not None:
+            self._write_watcher.close()
+            self._write_watcher = None
+
+    def is_waiting_for_peer(self) -> bool:
+        """Return whether the kernel takes no more output."""
+        return self._write_watcher is not None
+
+    # What the feeder calls.
+
+    def feeder_is_done(self, feeder: Feeder) -> None:
+        """Go on without *feeder*, unless it was dropped before, and there may be another."""
+        if self.feeder is feeder:
+            self.feeder = None
+            self._dispatcher.send_later(self)
+
+    def iterator_raised(self, error: BaseException) -> None:
+        """Report *error* of an iterable to the handler, in its turn."""
+        self._connection.iterator_raised(error)
+
+    def is_pulling(self) -> bool:
+        """Return whether an iterable takes its time."""
+        return self.feeder is not None and not self.feeder.is_waiting
+
+    # The end.
+
+    def _fail(self, error: OSError) -> None:
+        """Drop output, since nothing can be sent.  Input that had arrived before is still read, and the end with it."""
+        self.drop()
+        if self._connection._lifecycle.output_error is None:
+            self.is_pausing = False
+            self._connection.handle(OUTPUT_FAILED, error)
+            self._connection.wake()
+
+    def interrupted(self, error: BaseException) -> None:
+        """Break it off: sending was interrupted, by Ctrl-C say, and how much was sent is unknown."""
+        self._connection.handle(BREAK, error)
+
+    def drop(self) -> None:
+        self._transport.drop_output(self.size > 0)
+        super().drop()
+        if self.feeder is not None:
+            self.feeder.drop()
+            self.feeder = None  # it ends soon, and must not take for dropped what is written until then
+
+    def end(self) -> None:
+        """End the output for the peer, since everything is sent, and wait for its end, for a moment."""
+        lifecycle = self._connection._lifecycle
+        if lifecycle.output_is_over or lifecycle.state is CLOSED:
+            return
+        if self._transport.make_last_words():
+            self.pieces.append(b"")
+            self.send_pending()  # which comes back here once that is sent
+            return
+        try:
+            self._transport.end_output()
+        except OSError:
+            self._connection.handle(LOSE)
+            return
+        self._connection.handle(OUTPUT_ENDED)
+        if self.linger is not None:
+            self.linger.wait_for_peer()
+
+    def end_now(self) -> None:
+        """Send what the kernel takes now, drop the rest, and end the output for the peer."""
+        self.send_pending()
+        self.drop()
+        self.end()
+
+    def close(self) -> None:
+        """Drop everything: the connection is closed."""
+        if self.linger is not None:
+            self.linger.close()
+            self.linger = None
+        try:
+            self.drop()
+        finally:  # there may be no memory
+            self._stop_waiting_for_peer()
