@@ -132,15 +132,17 @@ def test_input_is_delivered_after_sending_has_failed():
 def test_it_is_gone_when_closed_and_the_callbacks_are_over():
     life = after((ABORT, None))
     assert not life.is_gone()
-    assert life.end_callbacks()
+    assert not life.finishes()
+    life.callbacks_are_over = True
     assert life.is_gone()
-    assert not life.end_callbacks()
+    assert [life.finishes(), life.finishes()] == [True, False]
 
 
 def test_a_hub_that_has_gone_leaves_nothing_to_tell():
     life = after((INPUT_ENDED, END_OF_INPUT))
     life.abandon()
     assert life.is_gone()
+    assert not life.finishes()
     assert life.take_close_reason() is life.take_log_reason() is None
 
 

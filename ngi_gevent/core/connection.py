@@ -202,17 +202,18 @@ class BaseConnection:
     def handle(self, event: str, reason: Reason | None = None) -> None:
         """Feed the lifecycle an event, and do what a new state asks for."""
         lifecycle = self._lifecycle
-        before, is_last = lifecycle.state, lifecycle.callbacks_are_over
+        before = lifecycle.state
         if lifecycle.handle(event, reason) and lifecycle.state is not before:
             try:
                 self._enter(lifecycle.state)
             finally:
-                if is_last and lifecycle.is_gone():
+                if lifecycle.finishes():
                     self._finish()
 
     def end_callbacks(self) -> None:
         """Note that no callback will run from now on."""
-        if self._lifecycle.end_callbacks() and self._lifecycle.is_gone():
+        self._lifecycle.callbacks_are_over = True
+        if self._lifecycle.finishes():
             self._finish()
 
     def _closed_error(self) -> ConnectionClosed:

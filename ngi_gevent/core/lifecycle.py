@@ -130,6 +130,7 @@ class Lifecycle:
 
     __slots__ = (
         "_close_reason",
+        "_is_finished",
         "_log_reason",
         "callbacks_are_over",
         "closing_from_other_thread",
@@ -154,6 +155,7 @@ class Lifecycle:
         self.closing_from_other_thread = False
         self._close_reason: Reason | None = None
         self._log_reason: Reason | None = None
+        self._is_finished = False
 
     def handle(self, event: str, reason: Reason | None = None) -> bool:
         """Go to the state that follows *event*.  Return whether the table has an entry for it.
@@ -179,17 +181,18 @@ class Lifecycle:
             self._log_reason = reason if debt is OWE else "aborted" if event is ABORT else "closed"
         return True
 
-    def end_callbacks(self) -> bool:
-        """Note that no callback will run from now on.  Return whether that is new."""
-        is_new = not self.callbacks_are_over
-        self.callbacks_are_over = True
-        return is_new
+    def finishes(self) -> bool:
+        """Return True once, as soon as the connection is gone: whatever holds it must let go of it."""
+        if self._is_finished or not self.is_gone():
+            return False
+        self._is_finished = True
+        return True
 
     def abandon(self) -> None:
         """Go to CLOSED: the hub has gone, so no callback will run.  May be called on any native thread."""
         self.state = CLOSED
         self._close_reason = self._log_reason = None
-        self.callbacks_are_over = True
+        self.callbacks_are_over = self._is_finished = True
 
     def is_open(self) -> bool:
         """Return whether the application can write."""

@@ -155,6 +155,14 @@ class Network:
             return None
         return gevent_socket.socket(listening.family, listening.type, listening.proto, fileno=descriptor), address
 
+    def close(self, sock: Socket) -> None:
+        """Close the socket of a connection, at once.
+
+        A gevent socket would first wake greenlets that wait for it, in the next turn of the loop.  Nothing waits for
+        the socket of a connection, so that would only take a quarter of the time of a short connection.
+        """
+        _plain(sock).close()
+
     # Options.
 
     def allow_address_reuse(self, sock: Socket) -> None:

@@ -62,8 +62,11 @@ class Transport(Protocol):
     def make_last_words(self) -> bool:
         """Make the message that ends the output, once.  Return True if ``send`` is to be called for it."""
 
-    def end_output(self) -> None:
-        """End the output for the peer.  Raises ``OSError``."""
+    def end_output(self, *, closes: bool) -> None:
+        """End the output for the peer.  Raises ``OSError``.
+
+        :param closes: whether ``close`` follows at once, which ends it, too.
+        """
 
     def drop_output(self, some: bool) -> None:
         """Note that output is dropped, if there is *some*: the peer must not take what it has for everything."""
@@ -131,9 +134,11 @@ class PlainTransport:
     def make_last_words(self) -> bool:
         return False
 
-    def end_output(self) -> None:
+    def end_output(self, *, closes: bool) -> None:
+        # A child that holds the descriptor too would hide the close.
+        if not closes or self._children != forks.children():
+            self.socket.shutdown(socket.SHUT_WR)
         self._is_ended = True
-        self.socket.shutdown(socket.SHUT_WR)
 
     def drop_output(self, some: bool) -> None:
         """Dropped output needs no note: the end or reset of the socket says enough."""
@@ -148,7 +153,7 @@ class PlainTransport:
         if not self._is_ended and self.is_of_this_process():
             with suppress(OSError):  # it may be broken
                 self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would hide the end
-        self.socket.close()
+        self._network.close(self.socket)
         self.recv = self.send = self.sendmsg = _is_closed
 
     def wrap_calls(self, wrap: WrapCall) -> None:

@@ -170,6 +170,10 @@ class Sender(OutputQueue):
             self._write_watcher.close()
             self._write_watcher = None
 
+    def is_drained(self) -> bool:
+        """Return whether the kernel has everything, and nothing more comes from iterables."""
+        return not self.pieces and self.feeder is None
+
     def is_waiting_for_peer(self) -> bool:
         """Return whether the kernel takes no more output."""
         return self._write_watcher is not None
@@ -221,7 +225,7 @@ class Sender(OutputQueue):
             self.send_pending()  # which comes back here once that is sent
             return
         try:
-            self._transport.end_output()
+            self._transport.end_output(closes=lifecycle.input_is_over)
         except OSError:
             self._connection.handle(LOSE)
             return

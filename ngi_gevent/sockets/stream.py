@@ -311,12 +311,15 @@ class StreamConnection(HubConnection):
         super().handle(event, reason)
 
     def _enter(self, state: str) -> None:
-        if state is CLOSING:
+        lifecycle = self._lifecycle
+        if state is CLOSING and lifecycle.input_is_over and self._output.is_drained():
+            self._output.end()  # most connections end so: the peer has finished, and has everything
+        if state is CLOSING and lifecycle.state is CLOSING:
             self._output.linger = Linger(self, self._output, self._dispatcher.loop, self._transport)
             self._output.send_later()
             self.wake()
             self.stop_reading()
-            if not self._lifecycle.input_is_over:
+            if not lifecycle.input_is_over:
                 # A peer that is still sending may not take our output before we take its.
                 self.start_discarding()
         elif state is CLOSED:

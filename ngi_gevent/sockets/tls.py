@@ -230,8 +230,8 @@ class TLSTransport:
             self.ssl_object.unwrap()
         return True
 
-    def end_output(self) -> None:
-        self._plain.end_output()
+    def end_output(self, *, closes: bool) -> None:
+        self._plain.end_output(closes=closes)
 
     def drop_output(self, some: bool) -> None:
         if some or self._ciphertext:
