@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, Protocol
 
 from gevent import get_hub
@@ -88,6 +89,8 @@ class Dispatcher:
     def __init__(self, hub: Any) -> None:
         self.hub = hub
         self.loop = hub.loop
+        #: Switches to the hub from a greenlet that is not gevent's, so that gevent's own switch has nothing to add.
+        self.switch_to_hub: Callable[[], object] = partial(raw_greenlet.switch, hub)
         try:
             # It must not keep a loop running that has nothing else to wait for.
             self._turn = self.loop.prepare(ref=False)

@@ -56,6 +56,9 @@ __all__ = ["StreamConnection"]
 
 READ = 1  # what gevent's io watchers watch for
 
+#: Bytes of output from which on it is sent when the callback returns, and not at the end of the batch.
+SENT_AT_ONCE = 16 * 1024
+
 
 @documented_by(IConnection)
 class StreamConnection(HubConnection):
@@ -122,7 +125,7 @@ class StreamConnection(HubConnection):
     def _serve(self) -> None:
         """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
         batch = self._dispatcher.batch
-        switch_to_hub = self._dispatcher.hub.switch
+        switch_to_hub = self._dispatcher.switch_to_hub
         lifecycle, output, transport = self._lifecycle, self._output, self._transport
         receive = transport.recv
         while not self._events_pending or self._handle_events():
@@ -152,6 +155,10 @@ class StreamConnection(HubConnection):
                 output.limit_answers()
             if not lifecycle.closing_from_other_thread:
                 self._handler.handle_input(self, data)  # type: ignore[union-attr]
+            if output.size >= SENT_AT_ONCE:
+                # While it is in the processor's cache; and what is freed now is what the next receive gets.
+                data = b""
+                output.send_pending()
 
     def _receive_failed(self, error: OSError) -> None:
         """Handle an exception of ``recv``: there is no input, or the connection broke."""
