@@ -12,6 +12,7 @@ import pages
 import pytest
 
 import ngi_gevent
+from ngi_gevent.core.lifecycle import KEEP, STATES, TRANSITIONS
 
 PACKAGE = Path(ngi_gevent.__file__).parent
 PAGE = (pages.DOCS / "inside.md").read_text()
@@ -79,9 +80,16 @@ def listed() -> list[str]:
 
 
 def drawn() -> dict[str, float]:
-    """The height at which each module is drawn, by its name without the folder."""
+    """Return the height at which each module is drawn."""
     texts = ElementTree.parse(DRAWINGS / "files.svg").iter("{http://www.w3.org/2000/svg}text")
-    return {text.text or "": float(text.attrib["y"]) for text in texts if text.get("class") == "module"}
+    found = {}
+    for text in texts:
+        if text.get("class") == "module":
+            module = text.attrib["data-module"]
+            assert text.text == module.rpartition(".")[2], "the folder is the room that it is drawn in"
+            assert module not in found
+            found[module] = float(text.attrib["y"])
+    return found
 
 
 def rows(heights: dict[str, float]) -> dict[str, int]:
@@ -105,14 +113,9 @@ def test_imports_go_down_the_list():
     assert [f"{name} imports {other}" for name, other in imports() if place[name] > place[other]] == []
 
 
-#: Modules whose circles, which only type checkers see, are still to be cut.
-IN_CIRCLES = ["sockets.dispatcher", "sockets.feeder", "sockets.linger", "sockets.stream"]
-
-
 def test_imports_go_one_way_for_type_checkers_too():
-    """A module that is no longer in a circle leaves the list."""
     graph = {name: imported(file.read_text(), typing=True) - {name} for name, file in MODULES.items()}
-    assert circles(graph) == IN_CIRCLES
+    assert circles(graph) == []
 
 
 def test_a_circle_is_found():
@@ -120,29 +123,30 @@ def test_a_circle_is_found():
     assert circles(graph) == ["one", "three", "two"]
 
 
-def in_drawing(name: str) -> str:
-    """What the drawing calls a module."""
-    return name.rpartition(".")[2]
-
-
 def test_every_file_is_drawn():
-    """Those of testing are drawn in one, and folders are not drawn."""
+    """Testing is drawn a folder at a time, and folders are rooms."""
     folders = {"core", "sockets"}
-    names = [name for name in MODULES if not name.startswith("testing") and name not in folders]
-    assert sorted(drawn()) == sorted(map(in_drawing, names))
+    assert sorted(drawn()) == sorted(name for name in MODULES if not name.startswith("testing") and name not in folders)
 
 
 def test_imports_go_down_the_drawing():
     row = rows(drawn())
-    assert len(set(row.values())) == 6
-    both = [pair for pair in imports() if not any(name.startswith("testing") for name in pair)]
-    pairs = [
-        (name, other)
-        for name, other in ((in_drawing(a), in_drawing(b)) for a, b in both)
-        if {name, other} <= row.keys()
-    ]
-    assert len(pairs) > 50
+    assert len(set(row.values())) == 8
+    pairs = [pair for pair in imports() if row.keys() >= set(pair)]
+    assert len(pairs) > 100
     assert [f"{name} imports {other}" for name, other in pairs if row[name] > row[other]] == []
+
+
+def test_the_table_of_events_is_that_of_the_lifecycle():
+    header, *entries = re.findall(r"^\| (`[a-z ]+`|event) \| (.*\|.*\|.*) \|$", PAGE, re.MULTILINE)
+    assert header == ("event", " | ".join(STATES).upper())
+    shown = {}
+    for event, cells in entries:
+        for state, cell in zip(STATES, cells.split("|"), strict=True):
+            if cell.strip():
+                following, _, debt = cell.strip().partition(", ")
+                shown[state, event.strip("`")] = following.lower(), debt or KEEP
+    assert shown == TRANSITIONS
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What an address may be, checked before anything is done with it, and how it reads in a message."""
+"""Checks of addresses, which raise before an address is used, and addresses in error messages."""
 
 from __future__ import annotations
 
@@ -18,39 +18,43 @@ __all__ = [
     "with_address",
 ]
 
-#: A free port that only this machine can reach.
+#: The default address to listen on: a free port that only this machine can reach.
 LOOPBACK = ("127.0.0.1", 0)
 
 _FORMS = "(host, port), the path of a Unix socket as text, or an abstract name, which begins with a null byte"
 
-#: What was meant as a port, or a host and a port, and would become a file of that name.
+#: Text that was meant as a port, or as a host and a port.  As a path, it would create a file.
 _LIKE_A_PORT = re.compile(r"(?:[^/]*:)?\d+")
 
 
 def is_socket(address: object) -> bool:
-    """Whether *address* is a socket of the caller's: the standard library's, or gevent's (which is no subclass)."""
+    """Return whether *address* is a socket: the standard library's, or gevent's, which is not a subclass of it."""
     return isinstance(address, socket.socket) or (hasattr(address, "getsockname") and hasattr(address, "fileno"))
 
 
 def unix_path(address: object) -> str | bytes | None:
-    """The path, or the abstract name, that *address* is as a Unix socket, or None if it is something else."""
+    """Return the path or the abstract name of the Unix socket *address*; None if it is not a Unix socket's."""
     if isinstance(address, bytes):
         return address if is_abstract(address) else None
     return os.fspath(address) if isinstance(address, (str, os.PathLike)) else None
 
 
 def is_abstract(path: str | bytes) -> bool:
-    """Return whether *path* is a name in Linux's abstract namespace, which no file stands for."""
+    """Return whether *path* is a name in Linux's abstract namespace, which has no file."""
     return path[:1] in ("\0", b"\0")
 
 
 def check_connect_address(address: Any) -> None:
-    """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could connect to it."""
+    """Check an address to connect to.
+
+    :raises TypeError: *address* has the wrong type.
+    :raises ValueError: it cannot be an address.
+    """
     _check_peer_address(address, "connect to")
 
 
 def check_send_address(address: Any) -> None:
-    """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could send a datagram to it."""
+    """Check an address to send datagrams to.  Raises as ``check_connect_address``."""
     _check_peer_address(address, "send to")
 
 
@@ -64,9 +68,11 @@ def _check_peer_address(address: Any, purpose: str) -> None:
 
 
 def check_listen_address(address: Any, kind: int = socket.SOCK_STREAM) -> None:
-    """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could listen on it.
+    """Check an address to listen on.
 
-    *kind* is that of the sockets in question: for streams, or for datagrams.
+    :param kind: the kind of socket, ``SOCK_STREAM`` or ``SOCK_DGRAM``.
+    :raises TypeError: *address* has the wrong type.
+    :raises ValueError: it cannot be an address, or is a socket of another kind, or not bound.
     """
     if address is None:
         return
@@ -106,7 +112,7 @@ def _check_path(address: Any) -> None:
 
 
 def _check_host(address: tuple[Any, ...]) -> None:
-    # The four-part form is what an IPv6 socket calls its own address.
+    # An IPv6 socket returns its own address with four parts.
     if len(address) not in (2, 4):
         raise ValueError(f"an address is {_FORMS}; got {address!r}")
     host, port = address[:2]
@@ -119,9 +125,9 @@ def _check_host(address: tuple[Any, ...]) -> None:
     if "\0" in host:
         raise ValueError(f"the host of an address must not contain a null character; got {address!r}")
     if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"the port of an address is a whole number; got {port!r} in {address!r}")
+        raise TypeError(f"the port of an address must be an int; got {port!r} in {address!r}")
     if not 0 <= port <= 65535:
-        raise ValueError(f"the port of an address is from 0 to 65535; got {port!r} in {address!r}")
+        raise ValueError(f"the port of an address must be from 0 to 65535; got {port!r} in {address!r}")
 
 
 def with_address(error: OSError, address: Any) -> OSError:

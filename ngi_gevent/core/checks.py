@@ -89,9 +89,9 @@ def check_client_handler(handler: Any) -> None:
 def check_count(name: str, value: Any, least: int = 0) -> None:
     """Raise, naming the parameter *name*, unless *value* is an int from *least*."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number; got {value!r}")
+        raise TypeError(f"{name} must be an int; got {value!r}")
     if value < least:
-        raise ValueError(f"{name} is a whole number from {least}; got {value!r}")
+        raise ValueError(f"{name} must be an int >= {least}; got {value!r}")
 
 
 def check_max_connections(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What every listener for datagrams is, on sockets or in memory, and the checks of what it is given."""
+"""UDP listeners, on sockets or in memory, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -15,29 +15,36 @@ if TYPE_CHECKING:
 
 __all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
 
-#: Exceptions of one listener's handler that are logged in ``logs.RATE_PERIOD`` seconds.
+#: Log entries for exceptions of one listener's handler in ``logs.RATE_PERIOD`` seconds.
 MOST_RAISED = 10
 
-#: Bytes of the longest datagram that a listener takes: as many as UDP can say that there are.
+#: The default for ``buffer_size``: bytes of the longest datagram that a listener accepts, which is the limit of UDP.
 BUFFER_SIZE = 65535
 
 
 def check_datagram_handler(handler: Any) -> None:
-    """Raise ``TypeError``, naming *handler*, unless it can be called."""
+    """Check the handler of a UDP listener.
+
+    :raises TypeError: *handler* is not callable.
+    """
     if not callable(handler):
-        raise TypeError(f"a handler of datagrams is called with each of them; got {handler!r:.100}, which is not")
+        raise TypeError(f"the handler of a UDP listener must be callable; got {handler!r:.100}")
 
 
 def check_buffer_size(size: Any) -> None:
-    """Raise unless *size* is a whole number from 1."""
+    """Check a ``buffer_size`` in bytes.
+
+    :raises TypeError: *size* is not an int.
+    :raises ValueError: it is less than 1.
+    """
     check_count("buffer_size", size)
     if not size:
-        raise ValueError("buffer_size is a whole number from 1; got 0, which would take no datagram but an empty one")
+        raise ValueError("buffer_size must be an int >= 1; got 0, which would accept only empty datagrams")
 
 
 @documented_by(IUDPListener)
 class BaseDatagramListener:
-    """A listener for datagrams, its handler, and its end.  See ``IUDPListener`` for the contract."""
+    """The handler of a UDP listener, and its end.  See ``IUDPListener`` for the contract."""
 
     def __init__(self, owner: ListenerOwner, handler: IUDPHandler, buffer_size: int) -> None:
         self.address: Any = None
@@ -45,8 +52,8 @@ class BaseDatagramListener:
         self._handler = handler
         self._buffer_size = buffer_size
         self._open = False
-        self._long = logs.RateLimit(1)
-        self._raised = logs.RateLimit(MOST_RAISED)
+        self._too_long_limit = logs.RateLimit(1)
+        self._raised_limit = logs.RateLimit(MOST_RAISED)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.address!r}, {'open' if self._open else 'closed'}>"
@@ -69,27 +76,30 @@ class BaseDatagramListener:
         """Return None: it has no connections."""
 
     def _take(self, sender: Any, length: int, data: bytes | memoryview) -> None:
-        """Give a datagram of *length* bytes to the handler; *data* may be less, if it is longer than it may be."""
+        """Call the handler with a datagram of *length* bytes.  A longer one than ``buffer_size`` is dropped.
+
+        :param data: the datagram, or its beginning if it is too long.
+        """
         if length > self._buffer_size:
             logs.datagrams.warning(
                 "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d",
                 *(sender, length, self._buffer_size),
-                limit=self._long,
+                limit=self._too_long_limit,
             )
             return
         try:
             self._handler(sender, bytes(data))
         except BaseException as error:
-            self._owner.handler_raised(sender, "the handler of datagrams", error, self._raised)
+            self._owner.handler_raised(sender, "the handler of datagrams", error, self._raised_limit)
 
     def _check_open(self) -> None:
         if not self._open:
-            raise ListenerClosed(f"the listener for datagrams on {self.address!r} is closed, and sends nothing")
+            raise ListenerClosed(f"the UDP listener on {self.address!r} is closed")
 
     # What a kind of listener adds.
 
     def _check_send_address(self, address: Any) -> None:
-        """Raise ``TypeError`` or ``ValueError``, naming *address*, unless one could send a datagram to it."""
+        """Check *address*, or raise ``TypeError`` or ``ValueError``."""
         raise NotImplementedError
 
     def _send(self, address: Any, data: bytes) -> None:
@@ -97,5 +107,5 @@ class BaseDatagramListener:
         raise NotImplementedError
 
     def _stop_receiving(self) -> None:
-        """Receive no more datagrams, and free the address."""
+        """Stop receiving datagrams, and free the address."""
         raise NotImplementedError

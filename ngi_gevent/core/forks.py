@@ -1,7 +1,7 @@
-"""Forked processes: a child shares the connections of its parent, and must leave them alone.
+"""Forked processes: a child has copies of its parent's descriptors, and must not use their connections.
 
-A child has copies of the parent's descriptors.  To close one is harmless; but a ``shutdown``, a socket option or a
-message of TLS would reach the connection itself, and end it for the parent.
+A child can close its copy of a descriptor.  A ``shutdown``, a socket option or a message of TLS would reach the
+connection itself, and end it for the parent.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _generation = _children = 0
 
 
 def generation() -> int:
-    """Return how many forks led to this process, which tells it from its parent."""
+    """Return how many forks led to this process.  The number differs from the parent's."""
     return _generation
 
 
 def children() -> int:
-    """Return how often this process has forked: each child may hold the descriptors that were open then."""
+    """Return how often this process has forked.  Each child can hold the descriptors that were open then."""
     return _children
 
 

@@ -1,4 +1,4 @@
-"""What every listener is, on sockets or in memory: its connections, and the ways to close it."""
+"""Listeners, on sockets or in memory: their connections, and the ways to close them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["BaseListener", "ListenerOwner"]
 
 
 class ListenerOwner(Protocol):
-    """What a listener tells to the implementation that made it."""
+    """What a listener reports to the implementation that made it."""
 
     def forget(self, item: Any) -> None:
-        """Forget this listener: it is closed, and so is its last connection."""
+        """Forget *item*: the listener is closed, and its last connection is gone."""
 
     def handler_raised(self, peer: Any, where: str, error: BaseException, limit: logs.RateLimit | None = None) -> None:
         """Report an exception in a handler; *limit* limits the log entries."""
@@ -36,7 +36,7 @@ class BaseListener:
         self._owner = owner
         self._server = server
         self._accepting = False
-        self._connections: dict[BaseConnection, None] = {}  # all that are not gone, in the order they came
+        self._connections: dict[BaseConnection, None] = {}  # all that are not gone, in the order of their arrival
         self._when_empty: list[Callable[[], object]] = []
 
     def __repr__(self) -> str:
@@ -44,12 +44,12 @@ class BaseListener:
         return f"<{type(self).__name__} on {self.address!r}, {state}, connections: {len(self._connections)}>"
 
     def connections(self) -> Iterator[IServerConnection]:
-        # Copied at one go, since other threads may ask while connections come and go.
+        # Copied in one step, because connections come and go while other threads iterate.
         return iter([connection for connection in list(self._connections) if connection])
 
     def close(self, handler: Callable[[Any], object] | None = None) -> None:
         if handler is not None and not callable(handler):
-            raise TypeError(f"what close calls when the last connection is gone is callable; got {handler!r:.100}")
+            raise TypeError(f"the handler given to close must be callable; got {handler!r:.100}")
         was_accepting = self._accepting
         self._stop_listening(serve_queued=handler is not None)
         if handler is None:
@@ -63,7 +63,7 @@ class BaseListener:
         else:
             self._call_close_handler(handler)
         if was_accepting:
-            self._tell_closed()
+            self._log_closed()
 
     def stop(self) -> None:
         self.close()
@@ -74,13 +74,13 @@ class BaseListener:
             raise Deadlock("close_wait was called in a callback of one of the connections that it would wait for")
         if self._accepting:
             self._stop_listening(serve_queued=True)
-            self._tell_closed()
+            self._log_closed()
         self._wait_until_empty(timeout)
         left = list(self._connections)
         ended = sum(connection.has_unfinished_output() for connection in left)
         for connection in left:
             connection.stop()
-        self._wait_until_empty(0)  # only so that handlers hear of it before the caller, who may be about to exit
+        self._wait_until_empty(0)  # so that handle_close is called before the caller continues, and perhaps exits
         return ended
 
     def unsent_size(self) -> int | None:
@@ -88,7 +88,7 @@ class BaseListener:
         sizes = [size for connection in list(self._connections) if (size := connection.unsent_size()) is not None]
         return sum(sizes) if sizes else None
 
-    # What connections tell their owner.
+    # What connections report to their owner.
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
         self._owner.handler_raised(peer, where, error)
@@ -100,19 +100,22 @@ class BaseListener:
     # What a kind of listener adds.
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:
-        """Free the address; accept no more connections than those, if they are to be served, that wait for it now."""
+        """Stop accepting, and free the address.
+
+        :param serve_queued: whether to accept the connections that are in the kernel's queue now.
+        """
         raise NotImplementedError
 
     def _current_connection(self) -> BaseConnection | None:
-        """The connection in one of whose callbacks the caller is, if it is in one."""
+        """Return the connection in whose callback the caller is; None if it is not in a callback."""
         raise NotImplementedError
 
     def _wait_until_empty(self, timeout: float | None) -> None:
-        """Wait until there are no connections, or for *timeout* seconds."""
+        """Wait until there are no connections, for *timeout* seconds at most."""
         raise NotImplementedError
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
-        """Call something of the application's where it disturbs nobody."""
+        """Call the application's *callback*, soon, where it can block without delaying connections."""
         raise NotImplementedError
 
     def _stop_listening(self, *, serve_queued: bool = False) -> None:
@@ -121,10 +124,10 @@ class BaseListener:
             self._stop_accepting(serve_queued=serve_queued)
             self._check_empty()
 
-    def _tell_open(self) -> None:
+    def _log_opened(self) -> None:
         logs.listeners.info("listening on %r", self.address)
 
-    def _tell_closed(self) -> None:
+    def _log_closed(self) -> None:
         logs.listeners.info("no longer listening on %r", self.address)
 
     def _check_empty(self) -> None:

@@ -1,7 +1,7 @@
-"""Native threads: locks, and waiting for what happens on any thread.
+"""Native threads: locks, and flags that any thread can set and wait for.
 
-Under monkey-patching, the functions of ``threading`` and ``_thread`` are about greenlets.  Here the original ones are
-used, in every kind of program.
+Under monkey-patching, the functions of ``threading`` and ``_thread`` are about greenlets.  This module uses the
+original ones, in every program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ngi_gevent.errors import Deadlock
 
 __all__ = ["Flag", "allocate_lock", "get_hub_if_exists", "get_ident", "is_only_thread", "make_lock", "start_new_thread"]
 
-#: The message of an error for a wait that nothing can end.
+#: The message of the error for a wait that nothing can end.
 NOTHING_LEFT = "nothing can end this wait: no greenlet, timer or other thread is left; pass a timeout"
 
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
@@ -35,8 +35,8 @@ _locks: WeakSet[Any] = WeakSet()
 def make_lock() -> Any:
     """Return a lock for a few lines of code, for use in a ``with`` statement.
 
-    A thread can acquire it again, since Python may run a signal handler in between.  In a forked child it is free: the
-    thread that held it does not exist there.
+    A thread can acquire it again, since Python may run a signal handler in between.  In a forked child it is free,
+    because the thread that held it does not exist there.
     """
     lock = _new_lock()
     _locks.add(lock)
@@ -45,22 +45,22 @@ def make_lock() -> Any:
 
 def _free_locks() -> None:
     for lock in list(_locks):
-        lock._at_fork_reinit()  # as the standard library does it: there is no public method
+        lock._at_fork_reinit()  # no public method does this; the standard library calls it, too
 
 
 os.register_at_fork(after_in_child=_free_locks)
 
 
 def is_only_thread() -> bool:
-    """Whether the program has no other native thread than this one."""
+    """Return whether the calling thread is the only native thread of the program."""
     return len(sys._current_frames()) == 1
 
 
 class Flag:
-    """An event that is set once, by any thread, and waited for on any thread, with greenlets or without.
+    """An event that any thread can set, once, and that any thread can wait for.
 
-    Where the waiting thread has a hub, its greenlets go on meanwhile.  Where it has none, none is made for it (that is
-    what the private ``get_hub_if_exists`` is for): a thread that knows nothing of gevent would never clean it up.
+    If the waiting thread has a hub, its other greenlets run during the wait.  If it has none, no hub is made, because a
+    thread that does not use gevent would never destroy it.  The private ``get_hub_if_exists`` is needed for this.
     """
 
     def __init__(self) -> None:
@@ -69,20 +69,25 @@ class Flag:
         self._wakers: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
+        """Return whether it is set."""
         return self._set
 
     def set(self) -> None:
+        """Set it, and end all waits.  Never blocks.  Can be called on any thread."""
         with self._lock:
             self._set = True
-            # Called with the lock held, so that none is called after its wait is over.
+            # With the lock held, so that no waker is called after its wait is over.
             for wake in self._wakers:
                 wake()
 
     def wait(self, timeout: float | None = None, *, alone: bool = False) -> bool:
-        """Wait until it is set, or for *timeout* seconds.  Return True if it is set.
+        """Wait until it is set.  Return True if it is set.
 
+        Blocks the greenlet, or a thread that has no hub.
+
+        :param timeout: seconds to wait at most; None for no limit.
         :param alone: whether only this thread can set it.
-        :raises Deadlock: *alone*, there is no *timeout*, and nothing in this thread could set it any more.
+        :raises Deadlock: *alone*, there is no *timeout*, and nothing on this thread can set it any more.
         """
         hub = get_hub_if_exists()
         if hub is None:
@@ -91,54 +96,54 @@ class Flag:
             self._wait_natively(timeout)
             return self._set
         if alone:
-            self._wait_greenly(Event(), timeout)
+            self._wait_on_this_hub(Event(), timeout)
         else:
-            self._wait_for_thread(hub, timeout)
+            self._wait_for_any_thread(hub, timeout)
         return self._set
 
     def _wait_natively(self, timeout: float | None) -> None:
         locked = allocate_lock()
         locked.acquire()
-        if self._wake_by(locked.release):
+        if self._add_waker(locked.release):
             locked.acquire(timeout=-1 if timeout is None else timeout)
-            self._forget(locked.release)
+            self._remove_waker(locked.release)
 
-    def _wait_for_thread(self, hub: Any, timeout: float | None) -> None:
+    def _wait_for_any_thread(self, hub: Any, timeout: float | None) -> None:
         event = Event()
-        # Sending to it is the one thing that another thread may do to a loop; and it keeps the loop going meanwhile.
+        # Another thread can do nothing else to a loop than send to such a watcher, which also keeps the loop running.
         watcher = hub.loop.async_()
         watcher.start(event.set)
-        # No gevent.Timeout: one that expires in the moment of a Ctrl-C is raised in whatever the program does then.
+        # A gevent.Timeout that expires at the moment of a Ctrl-C would be raised later, anywhere in the program.
         timer = None if timeout is None else hub.loop.timer(timeout)
         try:
             if timer is not None:
                 timer.start(event.set, update=True)
-            if self._wake_by(watcher.send):
+            if self._add_waker(watcher.send):
                 try:
                     event.wait()
                 finally:
-                    self._forget(watcher.send)
+                    self._remove_waker(watcher.send)
         finally:
             watcher.close()
             if timer is not None:
                 timer.close()
 
-    def _wait_greenly(self, event: Event, timeout: float | None) -> None:
-        if self._wake_by(event.set):
+    def _wait_on_this_hub(self, event: Event, timeout: float | None) -> None:
+        if self._add_waker(event.set):
             try:
                 event.wait(timeout)
             except LoopExit:
                 raise Deadlock(NOTHING_LEFT) from None
             finally:
-                self._forget(event.set)
+                self._remove_waker(event.set)
 
-    def _wake_by(self, wake: Callable[[], object]) -> bool:
-        """Have *wake* called when this is set; whether it is not set yet."""
+    def _add_waker(self, wake: Callable[[], object]) -> bool:
+        """Call *wake* when the flag is set.  Return True if it is not set yet; otherwise *wake* is not called."""
         with self._lock:
             if not self._set:
                 self._wakers.append(wake)
             return not self._set
 
-    def _forget(self, wake: Callable[[], object]) -> None:
+    def _remove_waker(self, wake: Callable[[], object]) -> None:
         with self._lock:
             self._wakers.remove(wake)

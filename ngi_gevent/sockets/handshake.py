@@ -5,19 +5,44 @@ from __future__ import annotations
 import errno
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import Timeout
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.lifecycle import HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED
+from ngi_gevent.core.lifecycle import HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED, Lifecycle
 from ngi_gevent.sockets.plain import RECEIVE_SIZE
 
 if TYPE_CHECKING:
-    from ngi_gevent.sockets.stream import StreamConnection
+    from ngi_gevent.interfaces import Reason
     from ngi_gevent.sockets.tls import TLSTransport
 
 __all__ = ["Handshake"]
+
+
+class ShakingHands(Protocol):
+    """What a handshake asks of its connection."""
+
+    _lifecycle: Lifecycle
+    peer_address: Any
+
+    def shake_hands(self) -> None:
+        """Run the handshake on the calling greenlet.  Raises ``OSError``."""
+
+    def wait_for_input(self) -> None:
+        """Wait until there is input.  Raises ``OSError`` if the connection was stopped."""
+
+    def handle_transport_events(self) -> None:
+        """Send messages of TLS itself."""
+
+    def is_live(self) -> bool:
+        """Return whether the connection has not ended."""
+
+    def handle(self, event: str, reason: Reason | None = None) -> None:
+        """Feed the lifecycle an event, and do what a new state asks for."""
+
+    def end_callbacks(self) -> None:
+        """Note that no callback will run from now on."""
 
 
 class Handshake:
@@ -37,7 +62,7 @@ class Handshake:
         self._failures = failures
         self._extension: Timeout | None = None
 
-    def with_client(self, connection: StreamConnection, begin: Callable[[Any], object]) -> object:
+    def with_client(self, connection: ShakingHands, begin: Callable[[Any], object]) -> object:
         """Shake hands, then return ``begin(connection)``.  A handshake that fails is logged, and that is all."""
         reason: Any = None
         try:
@@ -56,7 +81,7 @@ class Handshake:
         )
         return None
 
-    def run(self, connection: StreamConnection) -> None:
+    def run(self, connection: ShakingHands) -> None:
         """Shake hands.  Blocks the greenlet.
 
         :raises OSError: the handshake failed, or the connection ended.
@@ -73,7 +98,7 @@ class Handshake:
                 self._extension.close()
         connection.handle(HANDSHAKE_DONE)
 
-    def _shake_hands(self, connection: StreamConnection) -> None:
+    def _shake_hands(self, connection: ShakingHands) -> None:
         latest = began = self._transport.now()
         while not self._step(connection):
             try:
@@ -90,13 +115,13 @@ class Handshake:
             else:
                 _check_output(connection)
 
-    def _step(self, connection: StreamConnection) -> bool:
+    def _step(self, connection: ShakingHands) -> bool:
         try:
             return self._transport.shake_hands()
         finally:
             connection.handle_transport_events()
 
-    def _extend(self, timeout: Timeout, connection: StreamConnection, *, stalled: bool) -> None:
+    def _extend(self, timeout: Timeout, connection: ShakingHands, *, stalled: bool) -> None:
         """Go on once more after *timeout*, if input that came in time may have been received only now, or not yet.
 
         That is so after a stall of the whole process.
@@ -108,7 +133,7 @@ class Handshake:
         self._extension = Timeout.start_new(timeout.seconds or 0.0)
 
 
-def _check_output(connection: StreamConnection) -> None:
+def _check_output(connection: ShakingHands) -> None:
     """Raise the error of sending, if it has failed."""
     error = connection._lifecycle.output_error
     if error is not None:

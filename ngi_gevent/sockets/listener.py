@@ -71,7 +71,7 @@ class StreamListener(BaseListener):
                 network.keep_alive(sock)
             sock.listen(backlog)
             self.address = sock.getsockname()
-            self._tell_open()
+            self._log_opened()
             self._acceptor = Acceptor(
                 network, sock, self._accepted, self._connections, max_connections, self._stop_listening
             )

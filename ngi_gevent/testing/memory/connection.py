@@ -1,4 +1,4 @@
-"""Connections in memory, in pairs: the other side receives the output of one side in its turn."""
+"""Connections in memory, in pairs: each side receives the output of the other in its turn."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "TextConnection", "unconnected"]
 
-#: Bytes that the network takes for a peer that does not read, like the buffers of a kernel.
+#: Bytes that the network accepts for a peer that does not read, like the buffers of a kernel.
 NETWORK_SIZE = 1024 * 1024
 
 
 class _Arriving(bytes):
-    """Input from ``test_input``, which the peer has not written."""
+    """Input from ``test_input``, which the peer did not write."""
 
 
 class _End:
-    """The end of the output of one side, and the reason that the other side gets."""
+    """The end of the output of one side, and the reason for the other side's ``handle_close``."""
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -60,9 +60,9 @@ class Connection(BaseConnection):
     For all other methods, see :class:`ngi_gevent.interfaces.IConnection`.
     """
 
-    # The wire holds the output of this side in order: bytes, iterators given to writelines, and at last an _End.
-    # The other side takes it from there, in its turn, if it can take input.
-    __slots__ = ("_begin", "_queued", "_reads", "_turns", "_wire", "peer")
+    # The wire holds the output of this side in order: bytes, iterables given to writelines, and finally an _End.
+    # The peer takes output from there in its turn, unless it is pausing.
+    __slots__ = ("_begin", "_is_receiving", "_turn_is_queued", "_turns", "_wire", "peer")
 
     #: The default handler of the peer.
     printing_handler: type[PrintingHandler] = PrintingHandler
@@ -94,8 +94,8 @@ class Connection(BaseConnection):
         self.peer = peer
         self._wire: deque[bytes | Lines | _End] = deque()
         self._begin: tuple[Callable[[Any], object], str] | None = None
-        self._queued = False
-        self._reads = True
+        self._turn_is_queued = False
+        self._is_receiving = True
 
     # The network's part, for tests.
 
@@ -107,20 +107,20 @@ class Connection(BaseConnection):
             self._take_turn()
 
     def test_close(self, reason: Reason = END_OF_INPUT) -> None:
-        """Have the end arrive, for *reason*, as if the peer had finished sending, or the connection had broken."""
+        """End the input for *reason*, as if the peer had finished sending, or the connection had broken."""
         if self._lifecycle.is_established():
             self.peer._wire.append(_End(reason))
             self._take_turn()
 
     def test_stop_reading(self) -> None:
-        """Stop taking input, as a peer that does not read: its input stays in the network."""
-        self._reads = False
+        """Stop receiving, as a peer that does not read.  Its input stays in the network."""
+        self._is_receiving = False
 
     def postpone(self, callback: Callable[[], object]) -> None:
         """Call *callback* in the next turn, before anything else of this connection.  For use in a callback."""
 
         def go_on(_: Connection) -> None:
-            self._queue_turn()  # for events that have come meanwhile
+            self._queue_turn()  # for events that came in between
             callback()
 
         self.start(go_on, "handle_input")
@@ -145,8 +145,11 @@ class Connection(BaseConnection):
         self._wire.append(item)
         self.peer._take_turn()
 
-    def _taken(self) -> bytes | _End | None:
-        """Return the peer's next input: all bytes up to an iterator or the end, in one piece; or the end."""
+    def _take_output(self) -> bytes | _End | None:
+        """Remove the peer's next input from the wire, and return it; None if there is none.
+
+        That is either everything up to an iterable or the end, in one piece, or the end itself.
+        """
         written = []
         while self._wire:
             head = self._wire[0]
@@ -161,25 +164,25 @@ class Connection(BaseConnection):
                 self._wire.popleft()
                 return head
             else:
-                pulled = self._pulled(head)
+                pulled = self._pull(head)
                 if pulled:
                     return pulled
         if self._waiting_for_peer() <= LOW_WATER:
             self._output.end_pause()
         return b"".join(written) or None
 
-    def _pulled(self, lines: Lines) -> bytes | None:
+    def _pull(self, lines: Lines) -> bytes | None:
         try:
             data = lines.pull()
         except BaseException as error:
             data = None
             self.iterator_raised(error)
         if not self._wire or self._wire[0] is not lines:
-            return None  # it aborted the connection, which also drops its items
+            return None  # it aborted the connection, which dropped it
         if data is None:
             self._wire.popleft()
             self._output.size -= lines.size
-            self._queue_turn()  # it may read again
+            self._queue_turn()  # so little may be pending now that it receives again
         return data
 
     def _exception_queued(self) -> None:
@@ -192,13 +195,13 @@ class Connection(BaseConnection):
         self._turns.run()
 
     def _queue_turn(self) -> None:
-        if not self._queued:
-            self._queued = True
+        if not self._turn_is_queued:
+            self._turn_is_queued = True
             self._turns.queue(self._turn)
 
     def _turn(self) -> None:
         """Handle the next event, and queue another turn if there can be more."""
-        self._queued = False
+        self._turn_is_queued = False
         self._turns.current = self
         if self._begin is not None:
             (begin, where), self._begin = self._begin, None
@@ -210,16 +213,16 @@ class Connection(BaseConnection):
         elif self._exceptions:
             self._report_exception(self._exceptions.pop(0))
             self._queue_turn()
-        elif self._reads and not self._output.exceeds_threshold():
+        elif self._is_receiving and not self._output.exceeds_threshold():
             self._take_input()
 
     def _take_input(self) -> None:
         peer = self.peer
-        taken = peer._taken()
+        taken = peer._take_output()
         if taken is not None and (self._wire or not peer._lifecycle.is_established()):
-            peer._queue_turn()  # it may read again, or be all delivered
+            peer._queue_turn()  # it may receive again, or all its output may be delivered
         if not self._lifecycle.is_established():
-            return  # an iterator of the peer's has ended it
+            return  # an iterable of the peer has ended it
         if isinstance(taken, _End):
             self.handle(INPUT_ENDED, taken.reason)
         elif taken is not None:
@@ -246,7 +249,7 @@ class Connection(BaseConnection):
         self._queue_turn()
 
     def stop(self) -> None:
-        """End it now.  Written pieces are with the network already; items that iterables would yield are not."""
+        """End it now.  The network has all written pieces already.  Iterables are dropped."""
         self.handle(STOP, STOPPED)
         if self._lifecycle.state is CLOSING:
             self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
@@ -254,7 +257,7 @@ class Connection(BaseConnection):
             self._turns.run()
 
     def hold(self, flag: Flag) -> bool:
-        return False  # a callback that waits would keep all others from being called
+        return False  # no other callback could run during the wait
 
     def is_in_callback(self) -> bool:
         return self._turns.greenlet is getcurrent()
@@ -279,7 +282,7 @@ class Connection(BaseConnection):
             self._put(_End(END_OF_INPUT))
 
     def _conclude(self) -> None:
-        """Report the end to the handler, discard input, and let go of the connection once everything is delivered."""
+        """Report the end to the handler, discard input, and finish once all output is delivered."""
         self._log_end()
         if self._handler is not None:
             self._report_end()
@@ -295,12 +298,12 @@ class Connection(BaseConnection):
         self._output.drop()
 
     def _lose_output(self, end: object) -> None:
-        """Drop output, since the peer takes no more.
+        """Drop output, because the peer does not accept more.
 
-        If the peer has aborted the connection, then output that was on its way could not be sent.  As on sockets, this
-        side is false from now on, though it has yet to receive what came before the end.
+        If the peer has aborted the connection, sending has failed.  As on sockets, this side is false from now on, and
+        still receives the input that came before the end.
 
-        :param end: the end that the peer sent, if this side has not received it.
+        :param end: the end that the peer sent; None if this side has received it.
         """
         if self._has_output() and isinstance(end, _End) and isinstance(end.reason, BaseException):
             self.handle(OUTPUT_FAILED, end.reason)
@@ -317,5 +320,5 @@ class TextConnection(Connection):
 
 
 def unconnected() -> Connection:
-    """Make one side of a connection, to be set up."""
+    """Return one side of a connection, which is not set up."""
     return Connection.__new__(Connection)

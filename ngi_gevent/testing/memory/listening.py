@@ -47,7 +47,7 @@ class Listener(BaseListener):
         self._queue: deque[Connection] = deque()  # server connections to be accepted
         self._output_limit = output_limit
         self._accepting = True
-        self._tell_open()
+        self._log_opened()
 
     @overload
     def connect(
