@@ -17,6 +17,7 @@ from ngi_gevent import (
     ConnectionClosed,
     LimitExceeded,
     Timeout,
+    blocking,
 )
 from ngi_gevent.blocking import input as input_module
 from ngi_gevent.sockets import linger
@@ -229,3 +230,16 @@ def test_a_line_without_end_fills_no_memory(stage, monkeypatch, read):
     with pytest.raises(LimitExceeded):
         read(input)
     output.close()
+
+
+def test_an_iterable_given_to_writelines_may_read_the_input_of_its_connection(tcp):
+    """It is pulled from on its own greenlet, and not in a callback that input would have to wait for."""
+
+    def shout(connection):
+        output, input = blocking.open(connection)
+        connection.writelines(line.upper() for line in input)
+
+    peer = tcp.peer(tcp.listen(shout))
+    peer.read()
+    peer.send(b"one\ntwo\n")
+    tcp.until(lambda: peer.received == b"ONE\nTWO\n")

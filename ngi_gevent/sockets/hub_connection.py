@@ -33,11 +33,11 @@ class HubConnection(BaseConnection):
 
     _output: Sender
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, dispatcher: Dispatcher, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._dispatcher = Dispatcher.current()
-        self._calls = self._dispatcher.mailbox.calls  # of other threads, for any connection of this hub
-        self._dispatcher.acquire()
+        self._dispatcher = dispatcher
+        self._calls = dispatcher.mailbox.calls  # of other threads, for any connection of this hub
+        dispatcher.acquire()
 
     def write(self, data: Data) -> None:
         if type(data) is not bytes:

@@ -78,8 +78,8 @@ class StreamConnection(HubConnection):
         output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         dispatcher = Dispatcher.current()
-        local_address = transport.getsockname()
-        super().__init__(owner, control, local_address, peer_address, Sender(self, transport, dispatcher, output_limit))
+        output = Sender(self, transport, dispatcher, output_limit)
+        super().__init__(dispatcher, owner, control, transport.getsockname(), peer_address, output)
         self._transport = transport
         self._handshake: Handshake | None = None  # until it is done
         self._read_watcher = dispatcher.loop.io(transport.fileno(), READ)
