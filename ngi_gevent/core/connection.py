@@ -279,8 +279,8 @@ class BaseConnection:
         """Return the bytes of output that the network did not take, if it can have them now."""
         raise NotImplementedError
 
-    def _exception_queued(self) -> None:
-        """Report an exception to the handler, in its turn."""
+    def wake(self) -> None:
+        """Let the connection see to more than input, in its turn: the application has something to learn."""
         raise NotImplementedError
 
     def _enter(self, state: str) -> None:
@@ -322,7 +322,7 @@ class BaseConnection:
             self._failed(ITERABLE, error)  # meant for the program, not for the handler
         elif self._lifecycle.delivers_input():
             self._exceptions.append(error)
-            self._exception_queued()
+            self.wake()
         else:
             self._owner.handler_raised(self.peer_address, ITERABLE, error)
 

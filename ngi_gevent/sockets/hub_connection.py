@@ -1,4 +1,4 @@
-"""A connection that belongs to a hub: how output and calls get there from greenlets, and from other native threads."""
+"""A connection that belongs to a hub: output and calls from its greenlets, and from other native threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from greenlet import getcurrent
 
 from ngi_gevent.core.checks import as_bytes
 from ngi_gevent.core.connection import BaseConnection
-from ngi_gevent.core.lifecycle import BREAK, OPEN
+from ngi_gevent.core.lifecycle import BREAK, CLOSING, OPEN, STOP, STOPPED
 from ngi_gevent.core.output import HIGH_WATER
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import LimitExceeded
@@ -76,6 +76,16 @@ class HubConnection(BaseConnection):
 
     # Waiting.
 
+    def _handler_set(self) -> None:
+        if not self._lifecycle.callbacks_are_over:
+            self.wake()
+        elif self._lifecycle.owes_reason():
+            self._dispatcher.spawn(self._report_end, self)
+
+    def has_unfinished_output(self) -> bool:
+        lifecycle = self._lifecycle
+        return lifecycle.is_established() or (lifecycle.state is CLOSING and not lifecycle.output_is_over)
+
     def is_full(self) -> bool:
         elsewhere = self._dispatcher.mailbox.queued_output(self)
         return self._lifecycle.output_error is None and self._output.is_full(elsewhere)
@@ -100,6 +110,17 @@ class HubConnection(BaseConnection):
     def is_in_callback(self) -> bool:
         greenlet = getcurrent()
         return isinstance(greenlet, ConnectionGreenlet) and greenlet.is_callback and greenlet.connection is self
+
+    # The end.
+
+    def stop(self) -> None:
+        self.handle(STOP, STOPPED)
+        if self._lifecycle.state is CLOSING and not self._lifecycle.output_is_over:
+            self._output.end_now()
+
+    def limit_delivery(self) -> None:
+        if self._output.linger is not None:
+            self._output.linger.limit_iterables()
 
     # Other threads.
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.core.lifecycle import BREAK, CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_FAILED, Lifecycle
+from ngi_gevent.core.lifecycle import BREAK, CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_FAILED
 from ngi_gevent.core.output import Lines, OutputQueue
 from ngi_gevent.sockets.feeder import Feeder
+from ngi_gevent.sockets.linger import Linger, Lingering
 
 if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
-    from ngi_gevent.interfaces import Reason
     from ngi_gevent.sockets.dispatcher import Dispatcher
-    from ngi_gevent.sockets.linger import Linger
     from ngi_gevent.sockets.plain import Transport
 
 __all__ = ["Sender"]
@@ -24,13 +23,8 @@ __all__ = ["Sender"]
 WRITE = 2  # what gevent's io watchers watch for
 
 
-class Sending(Protocol):
+class Sending(Lingering, Protocol):
     """What a sender asks of its connection."""
-
-    _lifecycle: Lifecycle
-
-    def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
 
     def wake(self) -> None:
         """Let the greenlet handle events."""
@@ -214,6 +208,11 @@ class Sender(OutputQueue):
         if self.feeder is not None:
             self.feeder.drop()
             self.feeder = None  # it ends soon, and must not take for dropped what is written until then
+
+    def begin_to_end(self) -> None:
+        """Send what is left, within the limits of a linger: the connection is closing."""
+        self.linger = Linger(self._connection, self, self._dispatcher.loop, self._transport)
+        self.send_later()
 
     def end(self) -> None:
         """End the output for the peer, since everything is sent, and wait for its end, for a moment."""

@@ -34,7 +34,6 @@ from ngi_gevent.core.lifecycle import (
     HANDSHAKE_BEGUN,
     INPUT_ENDED,
     LOSE,
-    STOP,
     STOPPED,
 )
 from ngi_gevent.core.output import HIGH_WATER, OUTPUT_LIMIT, OutputQueue
@@ -42,7 +41,6 @@ from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.hub_connection import HubConnection
 from ngi_gevent.sockets.idle import IdleTimer
-from ngi_gevent.sockets.linger import Linger
 from ngi_gevent.sockets.plain import RECEIVE_SIZE, Transport
 from ngi_gevent.sockets.sender import Sender
 
@@ -238,12 +236,6 @@ class StreamConnection(HubConnection):
             finally:
                 self.end_callbacks()
 
-    def _handler_set(self) -> None:
-        if not self._lifecycle.callbacks_are_over:
-            self.wake()
-        elif self._lifecycle.owes_reason():
-            self._dispatcher.spawn(self._report_end, self)
-
     # The handshake.
 
     def shake_hands_first(self, handshake: Handshake) -> None:
@@ -277,17 +269,10 @@ class StreamConnection(HubConnection):
         if self._lifecycle.state is not HANDSHAKE:
             raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED)
 
-    def _exception_queued(self) -> None:
-        self.wake()
-
     # Waiting.
 
     def unsent_size(self) -> int | None:
         return None if self._lifecycle.state is CLOSED else self._output.size + self._transport.queued_output()
-
-    def has_unfinished_output(self) -> bool:
-        lifecycle = self._lifecycle
-        return lifecycle.is_established() or (lifecycle.state is CLOSING and not lifecycle.output_is_over)
 
     def end_when_idle(self, seconds: float) -> None:
         """End it when nothing was received or sent for *seconds*.  Called once, before it runs."""
@@ -315,8 +300,7 @@ class StreamConnection(HubConnection):
         if state is CLOSING and lifecycle.input_is_over and self._output.is_drained():
             self._output.end()  # most connections end so: the peer has finished, and has everything
         if state is CLOSING and lifecycle.state is CLOSING:
-            self._output.linger = Linger(self, self._output, self._dispatcher.loop, self._transport)
-            self._output.send_later()
+            self._output.begin_to_end()
             self.wake()
             self.stop_reading()
             if not lifecycle.input_is_over:
@@ -329,15 +313,6 @@ class StreamConnection(HubConnection):
                 self._read_watcher.close()
                 self._transport.close()
                 self.wake()
-
-    def stop(self) -> None:
-        self.handle(STOP, STOPPED)
-        if self._lifecycle.state is CLOSING and not self._lifecycle.output_is_over:
-            self._output.end_now()
-
-    def limit_delivery(self) -> None:
-        if self._output.linger is not None:
-            self._output.linger.limit_iterables()
 
     # What the linger does with the connection.
 

@@ -185,7 +185,7 @@ class Connection(BaseConnection):
             self._queue_turn()  # so little may be pending now that it receives again
         return data
 
-    def _exception_queued(self) -> None:
+    def wake(self) -> None:
         self._queue_turn()
 
     # Callbacks.
