@@ -54,7 +54,8 @@ class HubConnection(BaseConnection):
         if output.size:
             self._take(data)
         elif data:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
-            output.size = len(data)
+            size = len(data)
+            output.size += size  # no call in between: a signal handler that writes may run in any call
             output.pieces.append(data)
             dispatcher = self._dispatcher
             if dispatcher.is_dispatching:

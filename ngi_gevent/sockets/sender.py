@@ -58,7 +58,8 @@ class Sender(OutputQueue):
 
     def take(self, data: bytes) -> None:
         """Send *data* after everything that was taken before."""
-        self.size += len(data)
+        size = len(data)
+        self.size += size  # no call in between: a signal handler that writes may run in any call
         if self.feeder is None:
             self.queue(data)
         else:
@@ -106,7 +107,7 @@ class Sender(OutputQueue):
             else:  # as most turns have it
                 sent = transport.send(pieces[0])
                 if sent == self.size:
-                    pieces.clear()
+                    del pieces[0]  # no call in between: a signal handler that writes may run in any call
                     self.size = 0
                 else:
                     self.remove(sent, pieces.copy())

@@ -132,7 +132,8 @@ class Connection(BaseConnection):
         if not self._lifecycle.is_open():
             raise self._closed_error()
         if data and not (self._output.is_over_limit() and self._over_limit()):
-            self._output.size += len(data)
+            size = len(data)
+            self._output.size += size  # no call in between: a signal handler that writes may run in any call
             self._put(data)
 
     def _queue_lines(self, lines: Lines) -> None:
