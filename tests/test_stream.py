@@ -158,10 +158,16 @@ def test_nagles_algorithm_is_off_and_keep_alive_on(tcp):
 def recorded_sends(connection):
     """What each system call for output of *connection* sends, as the lengths of its pieces."""
     sends = []
-    transport = connection._transport
-    send, send_pieces = transport.send, transport.sendmsg
-    transport.send = lambda data: sends.append([len(data)]) or send(data)
-    transport.sendmsg = lambda pieces: sends.append([len(piece) for piece in pieces]) or send_pieces(pieces)
+
+    def recorded(call):
+        def record(argument):
+            if not isinstance(argument, int):  # as that of recv is
+                sends.append([len(piece) for piece in (argument if isinstance(argument, list) else [argument])])
+            return call(argument)
+
+        return record
+
+    connection._transport.wrap_calls(recorded)
     return sends
 
 

@@ -172,6 +172,6 @@ class HubConnection(BaseConnection):
         """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""
         with self._dispatcher.mailbox.lock:
             self._lifecycle.abandon()
-            callbacks, self._when_closed = self._when_closed, []
+            callbacks, self._when_closed = self._when_closed, ()
         for callback in callbacks:
             self._call_when_closed(callback)

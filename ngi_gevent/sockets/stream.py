@@ -99,12 +99,12 @@ class StreamConnection(HubConnection):
         if self._handshake is not None:
             begin = partial(self._handshake.with_client, begin=begin)
         try:
-            greenlet = ConnectionGreenlet(lambda: self.run(begin, where), self._dispatcher.hub, self, context)
+            greenlet = ConnectionGreenlet(self.run, self._dispatcher.hub, self, context)
         except BaseException:
             self.end_callbacks()  # there is nothing to call them on
             self.abort()
             raise
-        greenlet.switch()
+        greenlet.switch(begin, where)
 
     def run(self, begin: Callable[[Any], object], where: str) -> None:
         """The body of the connection's greenlet: every callback is called in here."""
@@ -173,7 +173,7 @@ class StreamConnection(HubConnection):
         self._events_pending = False
         if self._handler is not None:
             while self._exceptions and self:
-                self._report_exception(self._exceptions.pop(0))
+                self._report_exception(self._take_exception())
         lifecycle = self._lifecycle
         if not lifecycle.is_established():
             return False
@@ -181,7 +181,7 @@ class StreamConnection(HubConnection):
             self.stop_reading()
             return True
         if not self._read_watcher.active:
-            self._read_watcher.start(self._dispatcher.ready.append, self)
+            self._read_watcher.start(self._dispatcher.has_input, self)
         if self._transport.has_buffered_input():
             self._dispatcher.wake(self)
         if lifecycle.output_error is not None:
@@ -260,7 +260,7 @@ class StreamConnection(HubConnection):
         """
         if self._lifecycle.state is HANDSHAKE:  # it may have been stopped before it began
             if not self._read_watcher.active:
-                self._read_watcher.start(self._dispatcher.ready.append, self)
+                self._read_watcher.start(self._dispatcher.has_input, self)
             self.waiting = True
             try:
                 self._dispatcher.hub.switch()

@@ -212,7 +212,7 @@ class Connection(BaseConnection):
         elif self._handler is None:
             pass
         elif self._exceptions:
-            self._report_exception(self._exceptions.pop(0))
+            self._report_exception(self._take_exception())
             self._queue_turn()
         elif self._is_receiving and not self._output.exceeds_threshold():
             self._take_input()
