@@ -67,10 +67,21 @@ def test_nothing_leads_back():
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_the_application_can_always_end_it_and_is_then_owed_nothing(state):
-    for event in CLOSE, ABORT:
-        assert TRANSITIONS[state, event][1] is NOTHING
+def test_the_application_can_always_end_it(state):
+    assert TRANSITIONS[state, CLOSE][0] in (CLOSING, CLOSED)
     assert TRANSITIONS[state, ABORT][0] is CLOSED
+
+
+@pytest.mark.parametrize(("before", "event"), TRANSITIONS)
+def test_a_reason_is_owed_for_an_end_that_the_application_did_not_make(before, event):
+    after, debt = TRANSITIONS[before, event]
+    ends = after in (CLOSING, CLOSED) and before not in (CLOSING, CLOSED)
+    if event in (CLOSE, ABORT):
+        assert debt is NOTHING
+    elif ends:
+        assert debt is (NOTHING if before is HANDSHAKE else OWE)
+    else:
+        assert debt is KEEP
 
 
 @pytest.mark.parametrize(
@@ -122,6 +133,13 @@ def test_another_thread_that_closes_is_believed_at_once():
     assert life.take_close_reason() is None
 
 
+def test_an_error_from_another_thread_refuses_output_at_once():
+    life = Lifecycle()
+    life.output_error = BREAKS
+    assert not life.is_open()
+    assert life.delivers_input()
+
+
 def test_input_is_delivered_after_sending_has_failed():
     life = after((OUTPUT_FAILED, BREAKS))
     assert life.output_error is BREAKS
@@ -129,7 +147,35 @@ def test_input_is_delivered_after_sending_has_failed():
     assert life.delivers_input()
 
 
+def test_sending_that_failed_in_the_handshake_has_failed_after_it():
+    life = after((HANDSHAKE_BEGUN, None), (OUTPUT_FAILED, BREAKS))
+    assert life.state is HANDSHAKE
+    life.handle(HANDSHAKE_DONE)
+    assert life.state is BROKEN
+    assert not life.is_open()
+    assert life.delivers_input()
+
+
+def test_the_first_error_of_sending_is_kept():
+    life = after((CLOSE, None), (OUTPUT_FAILED, BREAKS), (OUTPUT_FAILED, OSError()))
+    assert life.output_error is BREAKS
+    assert after((FAIL, BREAKS)).output_error is None  # which is not about sending
+
+
+def test_it_is_live_until_it_has_ended():
+    life = Lifecycle()
+    assert life.is_live()
+    life.handle(HANDSHAKE_BEGUN)
+    assert life.is_live()
+    assert not life.is_established()
+    life.handle(HANDSHAKE_FAILED)
+    assert not life.is_live()
+
+
 def test_it_is_gone_when_closed_and_the_callbacks_are_over():
+    life = Lifecycle()
+    life.callbacks_are_over = True
+    assert not life.is_gone()
     life = after((ABORT, None))
     assert not life.is_gone()
     assert not life.finishes()
@@ -149,7 +195,7 @@ def test_a_hub_that_has_gone_leaves_nothing_to_tell():
 @given(st.lists(events))
 def test_any_events(happened):
     life = Lifecycle()
-    told = logged = 0
+    logged = 0
     for event, reason in happened:
         before = life.state, life.input_is_over, life.output_is_over, life.output_error, life.owes_reason()
         entry = TRANSITIONS.get((life.state, event))
@@ -158,14 +204,19 @@ def test_any_events(happened):
             assert before == (life.state, life.input_is_over, life.output_is_over, life.output_error, before[4])
             continue
         state, debt = entry
-        assert life.state == (CLOSED if state == CLOSING and life.input_is_over and life.output_is_over else state)
+        if life.input_is_over and life.output_is_over:
+            state = CLOSED
+        elif state == OPEN and life.output_error:
+            state = BROKEN
+        assert life.state == state
         assert life.owes_reason() == (debt == OWE or (debt == KEEP and before[4]))
         assert life.is_open() == (life.state == OPEN)
         assert life.delivers_input() == life.is_established() == (life.state in (OPEN, BROKEN))
         assert not life.is_live() or life.state in (HANDSHAKE, OPEN, BROKEN)
         assert (life.state == BROKEN) <= (life.output_error is BREAKS)
+        assert not (life.input_is_over and life.output_is_over) or life.state == CLOSED
         logged += life.take_log_reason() is not None
-    told += life.take_close_reason() is not None
+    told = life.take_close_reason() is not None
     assert told <= logged <= 1
 
 

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ngi_gevent.core import output
 from ngi_gevent.core.output import HIGH_WATER, JOINED_SIZE, LOW_WATER, PIECES_AT_ONCE, Lines, OutputQueue
 
 
 class Kernel:
-    """Takes so many bytes in each call, and then no more."""
+    """Takes so many bytes in each call, and then no more.  Records the size of a piece, or of several."""
 
     def __init__(self, takes):
         self.takes = list(takes)
@@ -18,10 +19,14 @@ class Kernel:
         self.calls = []
 
     def send(self, data):
-        return self.sendmsg([data])
+        self.calls.append(len(data))
+        return self._take([data])
 
     def sendmsg(self, pieces):
         self.calls.append([len(piece) for piece in pieces])
+        return self._take(pieces)
+
+    def _take(self, pieces):
         if not self.takes:
             raise BlockingIOError
         data = b"".join(pieces)[: self.takes.pop(0)]
@@ -39,19 +44,23 @@ def left(queue):
     return b"".join(queue.pieces)
 
 
-sizes = st.one_of(st.integers(1, 40), st.sampled_from([JOINED_SIZE - 1, JOINED_SIZE, JOINED_SIZE + 1]))
-
-
-@given(st.lists(st.tuples(st.lists(sizes, max_size=30), st.lists(st.integers(1, 100_000), max_size=5))))
+@given(st.lists(st.tuples(st.binary(max_size=30), st.binary(max_size=5))))
 def test_output_leaves_whole_and_in_order(turns):
+    """Each turn is the sizes of what is written, and how much the kernel takes: bytes, since they are quickly made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output, "JOINED_SIZE", 64)  # so that some are not joined, without writing megabytes
+        leaves_whole_and_in_order(turns)
+
+
+def leaves_whole_and_in_order(turns):
     queue, written, taken, letter = OutputQueue(), b"", b"", 0
     for pieces, takes in turns:
         for size in pieces:
             letter += 1
-            piece = bytes([letter % 251]) * size
+            piece = bytes([letter % 251]) * (size % 80 + 1)
             queue.append(piece)
             written += piece
-        taken += flushed(queue, *takes).taken
+        taken += flushed(queue, *(size + 1 for size in takes)).taken
         assert taken + left(queue) == written
         assert queue.size == len(left(queue))
     flushed(queue, *[1_000_000] * 1000)
@@ -69,18 +78,36 @@ def test_small_pieces_leave_in_one_call_and_large_ones_uncopied():
     assert queue.pieces[0] is large
 
 
+def test_pieces_are_joined_up_to_a_size():
+    queue = OutputQueue()
+    for size in JOINED_SIZE - 9, 5, 4, 1:
+        queue.append(b"x" * size)
+    assert flushed(queue, 10**6).calls == [[JOINED_SIZE, 1]]
+
+
+def test_a_piece_that_was_sent_in_part_is_not_copied():
+    queue = OutputQueue()
+    queue.append(b"x" * JOINED_SIZE)
+    queue.append(b"y" * JOINED_SIZE)
+    assert flushed(queue, 1).calls == [[JOINED_SIZE, JOINED_SIZE]]  # a kernel that took a part takes no more
+    rest = queue.pieces[0]
+    assert isinstance(rest, memoryview)
+    assert flushed(queue).calls == [[JOINED_SIZE - 1, JOINED_SIZE]]
+    assert queue.pieces[0] is rest
+
+
 def test_not_all_pieces_are_sent_at_once():
     queue = OutputQueue()
     for _ in range(PIECES_AT_ONCE + 1):
         queue.append(b"x" * JOINED_SIZE)
-    assert [len(call) for call in flushed(queue, 10**7, 10**7).calls] == [PIECES_AT_ONCE, 1]
+    assert flushed(queue, 10**7, 10**7).calls == [[JOINED_SIZE] * PIECES_AT_ONCE, JOINED_SIZE]
 
 
 def test_a_piece_of_nothing_is_handed_to_the_kernel_too():
     """It stands for messages of TLS itself."""
     queue = OutputQueue()
     queue.pieces.append(b"")
-    assert flushed(queue, 10).calls == [[0]]
+    assert flushed(queue, 10).calls == [0]
     assert queue.pieces == []
 
 
@@ -103,6 +130,14 @@ def test_one_large_write_is_not_too_much_but_one_more_is():
     assert not queue.is_over_limit()
     queue.append(b"x")
     assert queue.is_over_limit()
+
+
+def test_answers_are_not_limited_before_the_high_water_mark():
+    queue = OutputQueue()
+    assert not queue.is_full()
+    queue.append(b"x" * HIGH_WATER)
+    assert not queue.is_full()
+    assert queue.pause_threshold is None
 
 
 def test_input_waits_once_it_was_answered_with_as_much_again():
@@ -135,6 +170,7 @@ def test_output_that_waits_elsewhere_counts():
 def test_iterables_count():
     assert Lines([b"x" * 5000, memoryview(b"y" * 1000).cast("H")]).size == 6000
     assert Lines(iter([b"x" * 5000])).size == Lines([]).size == Lines.ITERATOR_SIZE
+    assert Lines([None] * 5000).size == Lines.ITERATOR_SIZE  # which raises when they are pulled
 
 
 def test_an_iterable_is_closed_if_it_can_be():

@@ -1077,7 +1077,7 @@ def test_what_waits_works_over_tls(tcp):
     assert message.message(connect, listener.address, b"hello", lambda data: len(data) == 5, PATIENCE) == b"HELLO"
     output, input = blocking.open(listener.address, connect, PATIENCE)
     output.write(b"a line\n")
-    assert input.readline(PATIENCE) == b"A LINE\n"
+    assert input.readline(timeout=PATIENCE) == b"A LINE\n"
     output.close()
     input.close()
 
@@ -1090,7 +1090,7 @@ def test_every_implementation_speaks_tls(kind, no_socket_left):
         connect = functools.partial(implementation.connect, ssl_context=client_context(), timeout=PATIENCE)
         output, input = blocking.open(listener.address, connect, PATIENCE)
         output.write(b"hello\n")
-        assert input.readline(PATIENCE) == b"HELLO\n"
+        assert input.readline(timeout=PATIENCE) == b"HELLO\n"
         output.close()
         input.close()
         listener.close()

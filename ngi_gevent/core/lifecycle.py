@@ -6,14 +6,23 @@ A connection is in one state at a time:
 state      meaning
 =========  ====================================================================================
 HANDSHAKE  TLS is being agreed on.  The application does not have the connection yet.
-OPEN       Input is delivered, and output is taken.
+OPEN       Input is delivered, and output is taken.  Every connection begins here.
 BROKEN     Sending has failed.  Output is refused; input that had arrived is still delivered.
 CLOSING    Output that was taken is being delivered.  New output is refused, input is discarded.
 CLOSED     Nothing is sent or received.  Output that was not delivered is dropped.
 =========  ====================================================================================
 
 ``TRANSITIONS`` says for each state and event which state follows, and what the event does to the debt: the reason that
-``handle_close`` is to be called with.  An event without an entry changes nothing.
+``handle_close`` is to be called with.  An event without an entry changes nothing.  Two rules are not in the table:
+
+* Once input and output have both ended, CLOSING becomes CLOSED.
+* If sending has failed during the handshake, HANDSHAKE_DONE leads to BROKEN.
+
+Three things happen beside the events:
+
+* Another native thread closes or aborts the connection: see ``closing_from_other_thread``.
+* The hub ends: see ``abandon``.
+* The process forks.  In the child, the connection belongs to the parent, and every event counts as ABORT.
 
 This is pure: it knows neither sockets nor greenlets.  Connections on sockets and in memory feed one ``Lifecycle`` each,
 and do what a new state asks for.
@@ -67,18 +76,18 @@ HANDSHAKE_BEGUN: Final = "handshake begun"  # before the application has the con
 HANDSHAKE_DONE: Final = "handshake done"
 HANDSHAKE_FAILED: Final = "handshake failed"
 CLOSE: Final = "close"  # by the application
-ABORT: Final = "abort"  # by the application
-FAIL: Final = "fail"  # a handler raised, or a limit was reached; output is still delivered
-STOP: Final = "stop"  # the listener or the implementation was closed
+ABORT: Final = "abort"  # by the application; the connection is reset
+FAIL: Final = "fail"  # a handler raised, or the connection was idle for too long; output is still delivered
+STOP: Final = "stop"  # the listener or the implementation was closed; output that would have to wait is dropped
 INPUT_ENDED: Final = "input ended"  # the peer has finished sending
 OUTPUT_ENDED: Final = "output ended"  # everything is with the kernel, and the peer will see the end of it
 OUTPUT_FAILED: Final = "output failed"
 LOSE: Final = "lose"  # the connection broke, or nothing is left to wait for
-BREAK: Final = "break"  # this side gives up, and the peer must not take that for an orderly end
+BREAK: Final = "break"  # this side gives up, for example on a peer that takes no output; the connection is reset
 
 # What an event does to the debt.
 OWE: Final = "owe"  # the handler is owed the event's reason
-NOTHING: Final = "nothing"  # the application did it: the handler is owed nothing, even if it was before
+NOTHING: Final = "nothing"  # the application ended the connection, or never had it: whatever was owed is cancelled
 KEEP: Final = "keep"
 
 TRANSITIONS: Final[dict[tuple[str, str], tuple[str, str]]] = {
@@ -117,8 +126,8 @@ TRANSITIONS: Final[dict[tuple[str, str], tuple[str, str]]] = {
     (CLOSED, ABORT): (CLOSED, NOTHING),
 }
 
-#: The states in which the application has the connection, and may still be told about its end.
-LIVE: Final = (OPEN, BROKEN)
+#: The states in which the application has the connection, and input is delivered.
+ESTABLISHED: Final = (OPEN, BROKEN)
 
 # Reasons for which nothing went wrong.
 END_OF_INPUT: Final = "end of input"
@@ -147,11 +156,12 @@ class Lifecycle:
         self.input_is_over = False
         #: Whether this side has finished sending.
         self.output_is_over = False
-        #: The error with which sending has failed.
+        #: The error with which sending has failed.  In OPEN: BREAK follows, since another thread has written too much.
         self.output_error: BaseException | None = None
         #: Whether no callback is running or will run.
         self.callbacks_are_over = False
-        #: Whether another native thread has closed or aborted the connection, which its own thread will do soon.
+        #: Whether another native thread has closed or aborted the connection.  From then on, no callback is called and
+        #: no output is taken.  The connection's own thread handles the event soon.
         self.closing_from_other_thread = False
         self._close_reason: Reason | None = None
         self._log_reason: Reason | None = None
@@ -173,11 +183,13 @@ class Lifecycle:
             self.output_is_over = True
         elif event is OUTPUT_FAILED and isinstance(reason, BaseException):
             self.output_error = self.output_error or reason
-        if self.state is CLOSING and self.input_is_over and self.output_is_over:
+        if self.input_is_over and self.output_is_over:
             self.state = CLOSED
+        elif self.state is OPEN and self.output_error is not None:
+            self.state = BROKEN
         if debt is not KEEP:
             self._close_reason = reason if debt is OWE else None
-        if before in LIVE and self.state in (CLOSING, CLOSED):
+        if before in ESTABLISHED and self.state in (CLOSING, CLOSED):
             self._log_reason = reason if debt is OWE else "aborted" if event is ABORT else "closed"
         return True
 
@@ -199,12 +211,12 @@ class Lifecycle:
         return self.state is OPEN and not self.closing_from_other_thread and self.output_error is None
 
     def is_established(self) -> bool:
-        """Return whether the application has the connection, which has not ended."""
-        return self.state in LIVE
+        """Return whether the application has the connection, and its own thread knows of no end."""
+        return self.state in ESTABLISHED
 
     def delivers_input(self) -> bool:
         """Return whether input is delivered: this side has not ended the connection, nor learned of an end."""
-        return self.state in LIVE and not self.closing_from_other_thread
+        return self.state in ESTABLISHED and not self.closing_from_other_thread
 
     def is_live(self) -> bool:
         """Return whether input is delivered, or will be after the handshake."""

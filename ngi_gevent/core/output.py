@@ -113,8 +113,7 @@ class OutputQueue:
         pieces = self.pieces
         try:
             while pieces:
-                if len(pieces) > 1:
-                    self._join_small_pieces()
+                self._join_small_pieces()
                 sending = pieces[:PIECES_AT_ONCE]
                 sent = send(sending[0]) if len(sending) == 1 else send_several(sending)
                 if not self.remove(sent, sending):
