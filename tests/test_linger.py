@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import gevent
@@ -251,3 +252,17 @@ def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_c
     tcp.until(lambda: peer.ended)
     assert peer.ended == "end"
     assert peer.received.endswith(b"xthe last")
+
+
+def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_that_lingers(tcp):
+    listener = tcp.listen()
+    peers = [tcp.peer(listener) for _ in range(2)]
+    tcp.until(lambda: len(tcp.served) == 2)
+    tcp.served[1].connection.close()
+    other_thread = threading.Thread(target=tcp.served[1].connection.abort)
+    other_thread.start()
+    other_thread.join()  # without a turn: the call is made when the listener stops the first connection
+    listener.close()
+    tcp.until(lambda: all(served.gone for served in tcp.served))
+    assert [served.closed for served in tcp.served] == ["stopped", None]
+    del peers
