@@ -70,10 +70,7 @@ class Flushed(Protocol):
     """What a dispatcher asks of the sender of a connection."""
 
     def send_pending(self) -> None:
-        """Send as much as the kernel takes."""
-
-    def interrupted(self, error: BaseException) -> None:
-        """Go on after *error* came in the middle of sending."""
+        """Send as much as the kernel takes.  Raises what interrupts it, after it has ended the connection."""
 
 
 def current_connection() -> Any:
@@ -193,8 +190,7 @@ class Dispatcher:
                 sender = unsent.pop()
                 try:
                     sender.send_pending()
-                except BaseException as error:
-                    sender.interrupted(error)
+                except BaseException:
                     self._go_on_in_next_turn()
                     raise
 

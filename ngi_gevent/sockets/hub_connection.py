@@ -120,7 +120,8 @@ class HubConnection(BaseConnection):
             self._output.end_now()
 
     def limit_delivery(self) -> None:
-        if self._output.linger is not None:
+        # A call of another thread may have closed it since the owner looked.
+        if self._lifecycle.state is CLOSING and self._output.linger is not None:
             self._output.linger.limit_iterables()
 
     # Other threads.

@@ -102,27 +102,31 @@ class Sender(OutputQueue):
         """Send as much as the kernel takes.  Called once a batch, and when the socket is writable."""
         pieces, transport = self.pieces, self._transport
         try:
-            if len(pieces) != 1:
-                self.flush(transport.send, transport.sendmsg)
-            else:  # as most turns have it
-                sent = transport.send(pieces[0])
-                if sent == self.size:
-                    del pieces[0]  # no call in between: a signal handler that writes may run in any call
-                    self.size = 0
-                else:
-                    self.remove(sent, pieces.copy())
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._fail(error)
-        if (
-            pieces
-            or self._write_watcher is not None
-            or self.feeder is not None
-            or self.pause_threshold is not None
-            or self.linger is not None
-        ):
-            self._after_send()
+            try:
+                if len(pieces) != 1:
+                    self.flush(transport.send, transport.sendmsg)
+                else:  # as most turns have it
+                    sent = transport.send(pieces[0])
+                    if sent == self.size:
+                        del pieces[0]  # no call in between: a signal handler that writes may run in any call
+                        self.size = 0
+                    else:
+                        self.remove(sent, pieces.copy())
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._fail(error)
+            if (
+                pieces
+                or self._write_watcher is not None
+                or self.feeder is not None
+                or self.pause_threshold is not None
+                or self.linger is not None
+            ):
+                self._after_send()
+        except BaseException as error:  # such as Ctrl-C: how much was sent is unknown
+            self._connection.handle(BREAK, error)
+            raise
 
     def _after_send(self) -> None:
         """Start or end whatever depends on how much output is left."""
@@ -198,10 +202,6 @@ class Sender(OutputQueue):
             self.is_pausing = False
             self._connection.handle(OUTPUT_FAILED, error)
             self._connection.wake()
-
-    def interrupted(self, error: BaseException) -> None:
-        """Break it off: sending was interrupted, by Ctrl-C say, and how much was sent is unknown."""
-        self._connection.handle(BREAK, error)
 
     def drop(self) -> None:
         self._transport.drop_output(self.size > 0)

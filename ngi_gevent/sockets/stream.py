@@ -221,9 +221,10 @@ class StreamConnection(HubConnection):
             self._output.held.set()
 
     def stop_reading(self) -> None:
-        """Do not let input wake the greenlet until it has handled events."""
+        """Do not let input wake the greenlet until it has handled events.  The linger may still discard some."""
         self._events_pending = True
-        self._read_watcher.stop()
+        if self._lifecycle.state is not CLOSING:
+            self._read_watcher.stop()
 
     def _report_to_handler(self) -> None:
         """Report the end to the handler; if there is none, once it is set."""
@@ -302,7 +303,7 @@ class StreamConnection(HubConnection):
         if state is CLOSING and lifecycle.state is CLOSING:
             self._output.begin_to_end()
             self.wake()
-            self.stop_reading()
+            self._read_watcher.stop()
             if not lifecycle.input_is_over:
                 # A peer that is still sending may not take our output before we take its.
                 self.start_discarding()
