@@ -748,7 +748,7 @@ import socket, threading, time
 import ngi_gevent
 from ngi_gevent.sockets import threaded
 
-threaded.EXIT_PATIENCE = 1
+threaded.EXIT_PATIENCE = 0.2
 computing = threading.Event()
 
 class Compute:
