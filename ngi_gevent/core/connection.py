@@ -331,7 +331,7 @@ class BaseConnection:
             self._exceptions = (*self._exceptions, error)
             self.wake()
         else:
-            self._owner.handler_raised(self.peer_address, ITERABLE, error)
+            self._report(ITERABLE, error)
 
     def _log_end(self) -> None:
         """Log why the connection is no longer open, once."""
