@@ -1284,3 +1284,21 @@ def test_a_signal_handler_that_writes_in_the_middle_of_a_write_leaves_the_count_
     assert moment > 5
     tcp.until(lambda: client.data.count(b"signal\n") == moment)
     assert (connection._output.size, connection._output.pieces) == (0, [])
+
+
+def test_a_connection_that_ends_while_it_pauses_raises_nothing_on_the_hub(tcp, capfd):
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(bytes(20_000_000))
+            if len(self.data) > 1:
+                connection.close()
+                connection.abort()
+
+    peer = tcp.peer(tcp.listen(Server))
+    peer.send(b"1")
+    tcp.until(lambda: tcp.served and tcp.served[0].data)
+    peer.send(b"2")
+    tcp.until(lambda: tcp.served[0].gone)
+    gevent.sleep(0)
+    assert capfd.readouterr().err == ""

@@ -244,6 +244,7 @@ class Sender(OutputQueue):
         if self.linger is not None:
             self.linger.close()
             self.linger = None
+        self.end_pause()  # nothing is to be resumed
         try:
             self.drop()
         finally:  # there may be no memory
