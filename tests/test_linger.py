@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import gevent
 import gevent.socket
@@ -216,3 +218,46 @@ def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_c
     tcp.until(lambda: peer.ended)
     assert peer.ended == "end"
     assert peer.received.endswith(b"xthe last")
+
+
+@pytest.mark.parametrize("waits_for", ["the peer", "the end of a pause", "an iterable"])
+def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 1000)
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", 1000)
+    monkeypatch.setattr(linger, "DISCARD_SIZE", 1)
+    go_on = Event()
+
+    def lines():
+        yield b"first"
+        go_on.wait()
+
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            connection.writelines(lines() if waits_for == "an iterable" else [b"answer"])
+            connection.close()
+
+    peer = tcp.peer(tcp.listen(Server))
+    peer.send(b"x")
+    peer.read()
+    tcp.until(lambda: peer.received)
+    served = tcp.served.pop()
+    connection, served.connection = weakref.ref(served.connection), None
+    tcp.connections.clear()
+    if waits_for == "the peer":
+        tcp.until(lambda: peer.ended)
+        peer.close()
+    elif waits_for == "an iterable":
+        tcp.listeners[0].close()
+        go_on.set()
+        tcp.until(lambda: peer.ended)
+        peer.close()
+    else:
+        peer.send(b"more")
+        with gevent.Timeout(PATIENCE):
+            while connection()._output.linger._pause is None:
+                gevent.sleep(0.001)
+        connection().abort()
+    tcp.until(lambda: served.gone)
+    gevent.sleep(0)
+    gc.collect()
+    assert connection() is None
