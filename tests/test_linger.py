@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import gevent
 import gevent.socket
@@ -45,6 +47,9 @@ def test_a_peer_that_finishes_and_then_resets_is_noticed_while_an_iterator_waits
         while not (socket_stage.served and socket_stage.served[0].connection._lifecycle.input_is_over):
             gevent.sleep(0.001)
     served = socket_stage.served[0]
+    with gevent.Timeout(PATIENCE):
+        while served.connection.is_reading():  # otherwise the end of input would wake the loop again and again
+            gevent.sleep(0.001)
     assert not served.released
     peer.reset()
     socket_stage.until(lambda: served.released and served.gone)
@@ -119,6 +124,34 @@ def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(tc
         assert peer.recv(100) == b"413 too large"
     tcp.until(lambda: tcp.served[0].gone)
     assert tcp.served[0].closed is None
+
+
+@pytest.mark.parametrize(("size", "pause"), [(linger.DISCARD_SIZE, 1000), (1, 0.001)])
+def test_discarding_pauses_after_much_input_and_then_goes_on(tcp, monkeypatch, size, pause):
+    """The end is noticed only if what comes before it is discarded."""
+    monkeypatch.setattr(linger, "DISCARD_SIZE", size)
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", pause)
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 1000)
+    peer = tcp.peer(tcp.listen(Goodbye))
+    peer.send(b"x")
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    for _ in range(5):
+        peer.send(b"more")
+        gevent.sleep(0.001)
+    peer.finish()
+    tcp.until(lambda: tcp.served[0].gone)
+
+
+def test_a_peer_that_resets_ends_the_discarding(tcp, monkeypatch, capfd):
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 1000)
+    peer = tcp.peer(tcp.listen(Goodbye))
+    peer.send(b"x")
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    peer.reset()
+    tcp.until(lambda: tcp.served[0].gone)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp, monkeypatch):
@@ -266,3 +299,46 @@ def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_t
     tcp.until(lambda: all(served.gone for served in tcp.served))
     assert [served.closed for served in tcp.served] == ["stopped", None]
     del peers
+
+
+@pytest.mark.parametrize("waits_for", ["the peer", "the end of a pause", "an iterable"])
+def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 1000)
+    monkeypatch.setattr(linger, "DISCARD_PAUSE", 1000)
+    monkeypatch.setattr(linger, "DISCARD_SIZE", 1)
+    go_on = Event()
+
+    def lines():
+        yield b"first"
+        go_on.wait()
+
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            connection.writelines(lines() if waits_for == "an iterable" else [b"answer"])
+            connection.close()
+
+    peer = tcp.peer(tcp.listen(Server))
+    peer.send(b"x")
+    peer.read()
+    tcp.until(lambda: peer.received)
+    served = tcp.served.pop()
+    connection, served.connection = weakref.ref(served.connection), None
+    tcp.connections.clear()
+    if waits_for == "the peer":
+        tcp.until(lambda: peer.ended)
+        peer.close()
+    elif waits_for == "an iterable":
+        tcp.listeners[0].close()
+        go_on.set()
+        tcp.until(lambda: peer.ended)
+        peer.close()
+    else:
+        peer.send(b"more")
+        with gevent.Timeout(PATIENCE):
+            while connection()._output.linger._pause is None:
+                gevent.sleep(0.001)
+        connection().abort()
+    tcp.until(lambda: served.gone)
+    gevent.sleep(0)
+    gc.collect()
+    assert connection() is None

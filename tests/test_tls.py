@@ -28,6 +28,7 @@ from stages import PATIENCE, TLSSocket, Witness
 import ngi_gevent
 from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message
 from ngi_gevent.core import logs
+from ngi_gevent.sockets import handshake as handshake_module
 from ngi_gevent.sockets import tls as tls_module
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.network import Network
@@ -324,11 +325,76 @@ def test_no_handshake_is_over_time_because_of_a_stall(tls, info):
     assert info.records == []
 
 
+@pytest.fixture
+def extensions(monkeypatch):
+    """How often a handshake got more time."""
+    began = []
+
+    class Timeout(gevent.Timeout):
+        @classmethod
+        def start_new(cls, *arguments):
+            began.append(arguments)
+            return super().start_new(*arguments)
+
+    monkeypatch.setattr(handshake_module, "Timeout", Timeout)
+    return began
+
+
+def test_input_that_is_received_late_is_not_taken_for_late_input(tls, info, extensions):
+    """Handlers compute before the input of a handshake is received, in whatever order.
+
+    Nothing more has arrived when the timeout is due, since the client waits for an answer.
+    """
+
+    class Computing(Echo):
+        def handle_input(self, connection, data):
+            time.sleep(0.06)
+
+    listener = tls.listen(Computing, handshake_timeout=0.05)
+    others = [tls.client(listener) for _ in range(2)]
+    tls.until(lambda: len(tls.served) == 2)
+    sock = plain(tls, listener)
+    until(lambda: len(listener._connections) == 3)
+    for connection in [other.connection for other in others]:
+        connection.write(b"x")
+        connection._output.send_pending()
+        if connection is others[0].connection:
+            client = TLSSocket(sock, handshake=False)
+    until(lambda: extensions)
+    client.shake_hands()
+    tls.until(lambda: len(tls.served) == 3)
+    assert info.records == []
+
+
+def test_more_time_for_a_handshake_ends_with_it(tls, info, extensions):
+    listener = tls.listen(Echo, handshake_timeout=0.02)
+    sock = plain(tls, listener)
+    until(lambda: listener._connections)
+    client = TLSSocket(sock, handshake=False)
+    time.sleep(0.03)
+    client.shake_hands()
+    assert extensions == [(0.02,)]
+    gevent.sleep(0.04)
+    client.sendall(b"hello")
+    assert client.recv(100) == b"HELLO"
+    assert info.records == []
+
+
+def test_without_a_stall_a_handshake_gets_no_more_time(tls, info, extensions):
+    listener = tls.listen(handshake_timeout=0.05)
+    stranger = plain(tls, listener)
+    stranger.sendall(client_hello()[:1])
+    until(lambda: info.records)
+    assert "0.05 seconds" in failure_line(info)
+    assert extensions == []
+
+
 def test_a_handshake_that_is_stopped_when_its_time_is_over_is_no_error(tls, info):
     listener = tls.listen(handshake_timeout=0.05)
     plain(tls, listener)
     until(lambda: listener._connections)
-    time.sleep(0.1)
+    gevent.spawn(time.sleep, 0.1)
+    gevent.sleep(0.001)  # which ends in the same turn as the handshake's time, and before it
     listener.close()
     until(lambda: not listener._connections)
     assert "stopped" in failure_line(info)
