@@ -51,6 +51,7 @@ class TLSTransport:
         "_is_truncated",
         "_outgoing",
         "_plain",
+        "_refuses",
         "_stalled",
         "has_events",
         "ssl_object",
@@ -70,6 +71,7 @@ class TLSTransport:
         self._ciphertext: Piece = b""  # what the kernel has not taken
         self._encrypted = 0  # how many bytes of plaintext that is
         self._stalled = False  # whether output waits for input
+        self._refuses = False  # whether the handshake has failed
         self._close_sent = False  # whether the close_notify is sent, or must not be
 
     @property
@@ -95,7 +97,7 @@ class TLSTransport:
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError:
-            self._close_sent = True  # an alert says more
+            self._refuse()
             raise
         finally:
             self.has_events = True
@@ -111,15 +113,21 @@ class TLSTransport:
         except BlockingIOError:
             return False
         if not data:
-            self._close_sent = True
+            self._refuse()
             raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the connection in the TLS handshake")
         self._incoming.write(data)
         return True
+
+    def _refuse(self) -> None:
+        """Note that the handshake has failed: the alert is the last message, and input is not decrypted."""
+        self._close_sent = self._refuses = True
 
     # Input.
 
     def recv(self, size: int) -> bytes:
         """Return everything that one piece of ciphertext holds, as ``recv`` of a non-blocking socket."""
+        if self._refuses:
+            return self._plain.recv(size)  # to be discarded, so that the peer receives the alert
         if self._end is not None:
             return self._eof_or_error()
         if not self._incoming.pending:
