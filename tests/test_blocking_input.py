@@ -243,3 +243,24 @@ def test_an_iterable_given_to_writelines_may_read_the_input_of_its_connection(tc
     peer.read()
     peer.send(b"one\ntwo\n")
     tcp.until(lambda: peer.received == b"ONE\nTWO\n")
+
+
+def test_an_iterable_that_reads_the_input_of_its_connection_ends_with_it(tcp):
+    ended = []
+
+    def shout(connection):
+        output, input = blocking.open(connection)
+
+        def lines():
+            try:
+                yield from input
+            except ConnectionClosed as error:
+                ended.append(error)
+
+        connection.writelines(lines())
+        connection.close()
+
+    peer = tcp.peer(tcp.listen(shout))
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    assert (peer.ended, len(ended)) == ("end", 1)

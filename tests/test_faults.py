@@ -553,6 +553,32 @@ def test_ctrl_c_while_output_is_sent_breaks_that_connection_off(tcp, capfd):
     assert "KeyboardInterrupt" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("size", [1, 20_000])  # sent at the end of the turn, and when the callback returns
+def test_no_output_is_sent_twice_after_ctrl_c_while_it_was_sent(tcp, capfd, size):
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            transport = connection._transport
+            really_send = transport.send
+
+            def send(piece):
+                really_send(piece)
+                transport.send = really_send
+                raise KeyboardInterrupt
+
+            transport.send = send
+            connection.write(bytes(size))
+
+    peer = tcp.peer(tcp.listen(Server))
+    with pytest.raises(KeyboardInterrupt):
+        peer.send(b"x")
+        tcp.until(lambda: False)
+    tcp.until(lambda: tcp.served[0].gone)
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    assert (len(peer.received), peer.ended) == (size, "broken")
+    assert isinstance(tcp.served[0].closed, KeyboardInterrupt)
+
+
 def test_who_interrupts_a_script_is_heard_by_its_wait(tcp):
     """``KeyboardInterrupt`` in a handler of ``Inline``: ``wait`` raises it; the handler is told, once."""
 

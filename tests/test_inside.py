@@ -177,3 +177,27 @@ def test_drawings_are_on_the_page_and_readable_in_the_dark(drawing):
     colours = re.findall(r"(?:fill|stroke): ([^;]+);", style)
     assert colours
     assert [colour for colour in colours if not colour.startswith("var(--color-") and colour != "none"] == []
+
+
+def own_attributes(node: ast.ClassDef) -> set[str]:
+    """The attributes that the methods of a class assign to ``self``."""
+    assigned = [child for child in ast.walk(node) if isinstance(child, ast.Assign | ast.AnnAssign | ast.AugAssign)]
+    targets = [target for child in assigned for target in getattr(child, "targets", None) or [child.target]]
+    parts = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return {part.attr for part in parts if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "self"}
+
+
+def test_own_attributes_are_counted():
+    code = (
+        "class C:\n def m(self):\n  self.a = self.b, c.d = 1\n  self.e: int = 2\n  self.f += 3\n  self.g[0] = x.h = 4\n"
+    )
+    assert own_attributes(ast.parse(code).body[0]) == {"a", "b", "e", "f"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(("core.", "sockets.", "blocking."))])
+def test_files_and_classes_are_small(name):
+    """Each has one noun, and little state."""
+    code = MODULES[name].read_text()
+    assert code.count("\n") <= (350 if name.startswith("sockets.") else 400)
+    classes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ClassDef)]
+    assert [node.name for node in classes if len(own_attributes(node)) > 12] == []

@@ -23,7 +23,7 @@ import gevent.socket
 import pytest
 from certificates import client_context
 from gevent.event import Event
-from stages import Witness
+from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent.sockets import acceptor
@@ -344,6 +344,24 @@ def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(tcp):
                 left -= len(piece)
                 gevent.sleep(0.0175)
     assert tcp.served[0].chunks == [b"?", b"?"]
+
+
+def test_a_closed_connection_is_not_idle_while_its_output_is_delivered(tcp):
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            connection.write(bytes(12_000_000))
+            connection.close()
+
+    received = 0
+    with (
+        gevent.Timeout(PATIENCE),
+        gevent.socket.create_connection(tcp.listen(Answer, idle_timeout=0.02).address) as peer,
+    ):
+        peer.sendall(b"?")
+        gevent.sleep(0.06)
+        while data := peer.recv(65536):
+            received += len(data)
+    assert received == 12_000_000
 
 
 def test_a_connection_without_a_handler_is_idle_too(tcp):

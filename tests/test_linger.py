@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import weakref
 
@@ -174,6 +175,41 @@ def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp, monk
     assert received == 1_000_000
 
 
+@pytest.mark.parametrize("first", ["the closed connection", "the other"])
+def test_a_connection_that_another_handler_closes_in_the_turn_of_its_input_discards_it(tcp, monkeypatch, first):
+    """Its own handler is blocked, and the dispatcher must not take the linger's watcher for that of the greenlet."""
+
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            if data == b"block":
+                release.wait()
+            elif data == b"close":
+                blocked.connection.close()
+
+    release = Event()
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 2 * PATIENCE)  # the end of input is noticed only if it is received
+    listener = tcp.listen(Server)
+    with (
+        gevent.socket.create_connection(listener.address) as peer,
+        gevent.socket.create_connection(listener.address) as other,
+    ):
+        peer.sendall(b"block")
+        tcp.until(lambda: len(tcp.served) == 2 and any(served.data for served in tcp.served))
+        blocked = next(served for served in tcp.served if served.data)
+        gevent.sleep(0.001)  # a turn with no input, after which epoll reports the two in the order of their input
+        sending = [(peer, b"more"), (other, b"close")]
+        for sock, data in sending if first == "the closed connection" else reversed(sending):
+            sock.sendall(data)
+        tcp.until(lambda: not blocked.connection)
+        peer.shutdown(gevent.socket.SHUT_WR)
+        with gevent.Timeout(PATIENCE):
+            while blocked.connection._lifecycle.state != "closed":
+                gevent.sleep(0.001)
+        release.set()
+    tcp.until(lambda: blocked.gone)
+
+
 def test_no_memory_to_discard_input_with_ends_the_connection(tcp, capfd):
     """It would be met again with every turn of the loop."""
 
@@ -292,3 +328,17 @@ def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
     gevent.sleep(0)
     gc.collect()
     assert connection() is None
+
+
+def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_that_lingers(tcp):
+    listener = tcp.listen()
+    peers = [tcp.peer(listener) for _ in range(2)]
+    tcp.until(lambda: len(tcp.served) == 2)
+    tcp.served[1].connection.close()
+    other_thread = threading.Thread(target=tcp.served[1].connection.abort)
+    other_thread.start()
+    other_thread.join()  # without a turn: the call is made when the listener stops the first connection
+    listener.close()
+    tcp.until(lambda: all(served.gone for served in tcp.served))
+    assert [served.closed for served in tcp.served] == ["stopped", None]
+    del peers

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import socket
+import sys
 import time
 import weakref
 
@@ -17,7 +18,8 @@ from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking
-from ngi_gevent.sockets import hub_registry, linger
+from ngi_gevent.core import output as output_module
+from ngi_gevent.sockets import hub_connection, hub_registry, linger, sender
 from ngi_gevent.sockets.dispatcher import Dispatcher
 from ngi_gevent.sockets.network import Network
 
@@ -156,10 +158,16 @@ def test_nagles_algorithm_is_off_and_keep_alive_on(tcp):
 def recorded_sends(connection):
     """What each system call for output of *connection* sends, as the lengths of its pieces."""
     sends = []
-    transport = connection._transport
-    send, send_pieces = transport.send, transport.sendmsg
-    transport.send = lambda data: sends.append([len(data)]) or send(data)
-    transport.sendmsg = lambda pieces: sends.append([len(piece) for piece in pieces]) or send_pieces(pieces)
+
+    def recorded(call):
+        def record(argument):
+            if not isinstance(argument, int):  # as that of recv is
+                sends.append([len(piece) for piece in (argument if isinstance(argument, list) else [argument])])
+            return call(argument)
+
+        return record
+
+    connection._transport.wrap_calls(recorded)
     return sends
 
 
@@ -1242,3 +1250,55 @@ def test_what_a_peer_sent_just_before_it_was_reset_arrives_and_then_the_reset(tc
     tcp.until(lambda: tcp.served[0].closed)
     assert tcp.served[0].data == b"firstlast"
     assert isinstance(tcp.served[0].closed, ConnectionResetError)
+
+
+@pytest.mark.parametrize("before", [b"", b"x" * 1000])
+def test_a_signal_handler_that_writes_in_the_middle_of_a_write_leaves_the_count_right(tcp, before):
+    """Python runs signal handlers at calls, and a profiler is called there too, before each and after it."""
+    files = {module.__file__ for module in (hub_connection, sender, output_module)}
+    client, served = tcp.talk()
+    connection = served.connection
+
+    def write_at(moment):
+        def profile(frame, event, argument):
+            nonlocal count
+            count += frame.f_code.co_filename in files
+            if count == moment + 1:
+                sys.setprofile(None)
+                connection.write(b"signal\n")
+
+        count = 0
+        sys.setprofile(profile)
+        try:
+            if before:
+                connection.write(before)
+            connection.write(b"written\n")
+            tcp.until(lambda: client.data.count(b"written\n") == moment + 1)
+        finally:
+            sys.setprofile(None)
+        return count == moment + 1
+
+    moment = 0
+    while write_at(moment):
+        moment += 1
+    assert moment > 5
+    tcp.until(lambda: client.data.count(b"signal\n") == moment)
+    assert (connection._output.size, connection._output.pieces) == (0, [])
+
+
+def test_a_connection_that_ends_while_it_pauses_raises_nothing_on_the_hub(tcp, capfd):
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(bytes(20_000_000))
+            if len(self.data) > 1:
+                connection.close()
+                connection.abort()
+
+    peer = tcp.peer(tcp.listen(Server))
+    peer.send(b"1")
+    tcp.until(lambda: tcp.served and tcp.served[0].data)
+    peer.send(b"2")
+    tcp.until(lambda: tcp.served[0].gone)
+    gevent.sleep(0)
+    assert capfd.readouterr().err == ""

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -743,12 +744,36 @@ def test_join_waits_for_the_end_of_the_thread():
     assert not thread.is_alive()
 
 
+def test_close_does_not_wait_for_a_handler_that_computes():
+    computing, go_on, finished = threading.Event(), threading.Event(), []
+
+    class Compute:
+        def __init__(self, connection):
+            connection.set_handler(self)
+
+        def handle_input(self, connection, data):
+            computing.set()
+            go_on.wait(5)
+            finished.append(data)
+
+    implementation = Threaded()
+    listener = implementation.listener(None, Compute)
+    with socket.create_connection(listener.address) as client:
+        client.sendall(b"x")
+        assert computing.wait(PATIENCE)
+        implementation.close()
+        assert finished == []
+        go_on.set()
+        implementation.join(PATIENCE)
+        assert finished == [b"x"]
+
+
 COMPUTES_AT_EXIT = """
 import socket, threading, time
 import ngi_gevent
 from ngi_gevent.sockets import threaded
 
-threaded.EXIT_PATIENCE = 1
+threaded.EXIT_PATIENCE = 0.2
 computing = threading.Event()
 
 class Compute:

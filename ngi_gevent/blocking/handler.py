@@ -119,6 +119,10 @@ class Handler:
         self.reason = reason
         self.end()
 
+    def _application_ended(self, connection: Any) -> None:
+        """End the input, although output may still be pending: an iterable that reads it would wait forever."""
+        self.end()
+
     def _connection_gone(self) -> None:
         """Note that the connection is closed, by either side.  Called on the hub.  Never blocks."""
         self.gone = True

@@ -84,8 +84,9 @@ class BaseConnection:
         self._lifecycle = Lifecycle()
         self._output = output
         self._handler: IConnectionHandler | None = None
-        self._exceptions: list[BaseException] = []  # of iterables, for handle_exception
-        self._when_closed: list[Callable[[], object]] = []
+        # Tuples, since nearly all connections have none, and lists would cost each of them 112 bytes.
+        self._exceptions: tuple[BaseException, ...] = ()  # of iterables, for handle_exception
+        self._when_closed: tuple[Callable[[], object], ...] = ()
 
     def __bool__(self) -> bool:
         return self._lifecycle.is_open()
@@ -153,7 +154,7 @@ class BaseConnection:
         if self._lifecycle.is_gone():
             self._call_when_closed(callback)
         else:
-            self._when_closed.append(callback)
+            self._when_closed = (*self._when_closed, callback)
 
     # For those who wait for the connection.
 
@@ -279,8 +280,8 @@ class BaseConnection:
         """Return the bytes of output that the network did not take, if it can have them now."""
         raise NotImplementedError
 
-    def _exception_queued(self) -> None:
-        """Report an exception to the handler, in its turn."""
+    def wake(self) -> None:
+        """Let the connection see to more than input, in its turn: the application has something to learn."""
         raise NotImplementedError
 
     def _enter(self, state: str) -> None:
@@ -316,15 +317,21 @@ class BaseConnection:
         except BaseException as error:
             self._failed("handle_exception", error)
 
+    def _take_exception(self) -> BaseException:
+        """Return the first exception that is to be reported, once."""
+        exception, *others = self._exceptions
+        self._exceptions = tuple(others)
+        return exception
+
     def iterator_raised(self, error: BaseException) -> None:
         """Report *error*, which an iterable raised, perhaps while a callback is running, in its turn."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._failed(ITERABLE, error)  # meant for the program, not for the handler
         elif self._lifecycle.delivers_input():
-            self._exceptions.append(error)
-            self._exception_queued()
+            self._exceptions = (*self._exceptions, error)
+            self.wake()
         else:
-            self._owner.handler_raised(self.peer_address, ITERABLE, error)
+            self._report(ITERABLE, error)
 
     def _log_end(self) -> None:
         """Log why the connection is no longer open, once."""
@@ -339,7 +346,7 @@ class BaseConnection:
     def _report_end(self) -> None:
         """Report everything that is left to the handler of a connection that is no longer open."""
         while self._exceptions:
-            exception = self._exceptions.pop(0)
+            exception = self._take_exception()
             if self._lifecycle.owes_reason():
                 self._report_exception(exception)
             else:  # the application ended the connection, so no callback is called
@@ -365,7 +372,7 @@ class BaseConnection:
     def _finish(self) -> None:
         """Let go of a connection that is closed, and whose last callback is over."""
         self._owner.connection_gone(self)
-        callbacks, self._when_closed = self._when_closed, []
+        callbacks, self._when_closed = self._when_closed, ()
         for callback in callbacks:
             self._call_when_closed(callback)
 

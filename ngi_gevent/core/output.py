@@ -94,12 +94,13 @@ class OutputQueue:
 
     def append(self, data: bytes) -> None:
         """Add *data*, and count it."""
+        size = len(data)
+        self.size += size  # no call in between: a signal handler that writes may run in any call
         self.pieces.append(data)
-        self.size += len(data)
 
     def drop(self) -> None:
         """Forget all of it."""
-        self.pieces.clear()
+        del self.pieces[:]  # no call in between: a signal handler that writes may run in any call
         self.size = 0
 
     def flush(self, send: Callable[[Piece], int], send_several: Callable[[list[Piece]], int]) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from functools import partial
 from typing import Any, Protocol
 
 from gevent import get_hub
@@ -46,11 +45,12 @@ class ConnectionGreenlet(raw_greenlet):
     :ivar is_callback: whether nothing more happens on the connection before it returns.
     """
 
-    is_callback = True
+    __slots__ = ("connection", "is_callback")
 
     def __init__(self, run: Callable[..., object], hub: Any, connection: Any, context: Context | None = None) -> None:
         super().__init__(run, hub)
         self.connection = connection
+        self.is_callback = True
         self.gr_context = copy_context() if context is None else context.copy()
 
 
@@ -70,10 +70,7 @@ class Flushed(Protocol):
     """What a dispatcher asks of the sender of a connection."""
 
     def send_pending(self) -> None:
-        """Send as much as the kernel takes."""
-
-    def interrupted(self, error: BaseException) -> None:
-        """Go on after *error* came in the middle of sending."""
+        """Send as much as the kernel takes.  Raises what interrupts it, after it has ended the connection."""
 
 
 def current_connection() -> Any:
@@ -90,7 +87,7 @@ class Dispatcher:
         self.hub = hub
         self.loop = hub.loop
         #: Switches to the hub from a greenlet that is not gevent's, so that gevent's own switch has nothing to add.
-        self.switch_to_hub: Callable[[], object] = partial(raw_greenlet.switch, hub)
+        self.switch_to_hub: Callable[[], object] = raw_greenlet.switch.__get__(hub)
         try:
             # It must not keep a loop running that has nothing else to wait for.
             self._turn = self.loop.prepare(ref=False)
@@ -103,6 +100,8 @@ class Dispatcher:
         self.mailbox = Mailbox(hub)
         #: Connections whose greenlets have something to look at.
         self.ready: list[Dispatched] = []
+        #: Called by the watchers of connections, each with its connection.
+        self.has_input = self.ready.append
         #: Those of them whose greenlets take turns now.
         self.batch: list[Dispatched] = []
         #: Senders with output, or an end, to be seen to at the end of the batch.
@@ -191,8 +190,7 @@ class Dispatcher:
                 sender = unsent.pop()
                 try:
                     sender.send_pending()
-                except BaseException as error:
-                    sender.interrupted(error)
+                except BaseException:
                     self._go_on_in_next_turn()
                     raise
 

@@ -134,7 +134,8 @@ class Feeder:
                 self._remove(head)
             elif data:
                 self.pulled += 1
-                self._output.size += len(data)
+                size = len(data)
+                self._output.size += size  # no call in between: a signal handler that writes may run in any call
             else:
                 self._wait_for_all_before()
         if data:

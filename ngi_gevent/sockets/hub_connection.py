@@ -1,4 +1,4 @@
-"""A connection that belongs to a hub: how output and calls get there from greenlets, and from other native threads."""
+"""A connection that belongs to a hub: output and calls from its greenlets, and from other native threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from greenlet import getcurrent
 
 from ngi_gevent.core.checks import as_bytes
 from ngi_gevent.core.connection import BaseConnection
-from ngi_gevent.core.lifecycle import BREAK, OPEN
+from ngi_gevent.core.lifecycle import BREAK, CLOSING, OPEN, STOP, STOPPED
 from ngi_gevent.core.output import HIGH_WATER
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import LimitExceeded
@@ -54,7 +54,8 @@ class HubConnection(BaseConnection):
         if output.size:
             self._take(data)
         elif data:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
-            output.size = len(data)
+            size = len(data)
+            output.size += size  # no call in between: a signal handler that writes may run in any call
             output.pieces.append(data)
             dispatcher = self._dispatcher
             if dispatcher.is_dispatching:
@@ -75,6 +76,16 @@ class HubConnection(BaseConnection):
         return self._output.size
 
     # Waiting.
+
+    def _handler_set(self) -> None:
+        if not self._lifecycle.callbacks_are_over:
+            self.wake()
+        elif self._lifecycle.owes_reason():
+            self._dispatcher.spawn(self._report_end, self)
+
+    def has_unfinished_output(self) -> bool:
+        lifecycle = self._lifecycle
+        return lifecycle.is_established() or (lifecycle.state is CLOSING and not lifecycle.output_is_over)
 
     def is_full(self) -> bool:
         elsewhere = self._dispatcher.mailbox.queued_output(self)
@@ -100,6 +111,18 @@ class HubConnection(BaseConnection):
     def is_in_callback(self) -> bool:
         greenlet = getcurrent()
         return isinstance(greenlet, ConnectionGreenlet) and greenlet.is_callback and greenlet.connection is self
+
+    # The end.
+
+    def stop(self) -> None:
+        self.handle(STOP, STOPPED)
+        if self._lifecycle.state is CLOSING and not self._lifecycle.output_is_over:
+            self._output.end_now()
+
+    def limit_delivery(self) -> None:
+        # A call of another thread may have closed it since the owner looked.
+        if self._lifecycle.state is CLOSING and self._output.linger is not None:
+            self._output.linger.limit_iterables()
 
     # Other threads.
 
@@ -150,6 +173,6 @@ class HubConnection(BaseConnection):
         """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""
         with self._dispatcher.mailbox.lock:
             self._lifecycle.abandon()
-            callbacks, self._when_closed = self._when_closed, []
+            callbacks, self._when_closed = self._when_closed, ()
         for callback in callbacks:
             self._call_when_closed(callback)

@@ -116,6 +116,8 @@ class IdleTimer:
         return is_served and not self._output.is_waiting_for_peer()
 
     def _expire(self) -> None:
+        if not self._connection._lifecycle.is_established():
+            return  # it is closing, and the linger has its own limits
         reason = Timeout(f"nothing was received or sent for {self._seconds} seconds, the idle_timeout")
         # A peer that takes nothing must not take what it has for everything.
         breaks = self._output.is_waiting_for_peer() or self._output.is_pausing

@@ -155,10 +155,10 @@ class Implementation:
             none is accepted, and the kernel queues who connects; the logger ``ngi_gevent.listener`` tells.  The default
             is nine tenths of the descriptors that this process may have open, and 32 less than all at most: the rest is
             for what handlers open.
-        :param idle_timeout: seconds in which nothing was received from a peer, nor sent to it, after which its
-            connection is closed, with a :class:`~ngi_gevent.Timeout` as the reason.  The time that a callback or an
-            iterable takes does not count, since the peer waits for it; what other greenlets do for the peer is not
-            known here.  By default there is no limit: there are protocols in which silence is the rule.
+        :param idle_timeout: seconds without data before the connection is closed, with a
+            :class:`~ngi_gevent.Timeout` as the reason.  Time in which a callback or an iterable runs does not count,
+            even one that waits for this peer.  The work of other greenlets and threads does count.  By default there
+            is no limit: there are protocols in which silence is the rule.
         :param output_limit: bytes of output that may wait for one peer; one more write ends its connection, with
             :class:`~ngi_gevent.LimitExceeded` as the reason.
         :param reuse_port: whether other processes may listen on the same port, the kernel sharing out connections.

@@ -105,7 +105,7 @@ class Transport(Protocol):
 class PlainTransport:
     """A gevent socket, without TLS."""
 
-    __slots__ = ("_children", "_generation", "_is_ended", "_network", "has_events", "recv", "send", "sendmsg", "socket")
+    __slots__ = ("_children", "_generation", "_is_ended", "_network", "_wrap", "has_events", "recv", "send", "socket")
 
     ssl_object = None
     end_reason = END_OF_INPUT
@@ -116,11 +116,16 @@ class PlainTransport:
         plain = network.plain(sock)
         self.recv: Callable[[int], bytes] = plain.recv
         self.send: Callable[[Piece], int] = plain.send
-        self.sendmsg: Callable[[list[Piece]], int] = plain.sendmsg
         self.has_events = False
+        self._wrap: WrapCall | None = None
         self._is_ended = False  # whether the peer sees the end of output without a shutdown
         self._generation = forks.generation()
         self._children = forks.children()  # those that cannot hold the descriptor
+
+    def sendmsg(self, pieces: list[Piece]) -> int:
+        # Not kept, as recv and send are: most connections never need it, and each would pay 72 bytes for it.
+        call: Callable[[list[Piece]], int] = self._network.plain(self.socket).sendmsg
+        return call(pieces) if self._wrap is None else self._wrap(call)(pieces)
 
     def take_events(self) -> bool:
         return False
@@ -154,10 +159,12 @@ class PlainTransport:
             with suppress(OSError):  # it may be broken
                 self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would hide the end
         self._network.close(self.socket)
-        self.recv = self.send = self.sendmsg = _is_closed
+        self.recv = self.send = _is_closed
+        self._wrap = None  # it may hold the connection
 
     def wrap_calls(self, wrap: WrapCall) -> None:
-        self.recv, self.send, self.sendmsg = wrap(self.recv), wrap(self.send), wrap(self.sendmsg)
+        self._wrap = wrap
+        self.recv, self.send = wrap(self.recv), wrap(self.send)
 
     def now(self) -> float:
         return self._network.now()

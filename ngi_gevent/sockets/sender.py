@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.core.lifecycle import BREAK, CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_FAILED, Lifecycle
+from ngi_gevent.core.lifecycle import BREAK, CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_FAILED
 from ngi_gevent.core.output import Lines, OutputQueue
 from ngi_gevent.sockets.feeder import Feeder
+from ngi_gevent.sockets.linger import Linger, Lingering
 
 if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
-    from ngi_gevent.interfaces import Reason
     from ngi_gevent.sockets.dispatcher import Dispatcher
-    from ngi_gevent.sockets.linger import Linger
     from ngi_gevent.sockets.plain import Transport
 
 __all__ = ["Sender"]
@@ -24,13 +23,8 @@ __all__ = ["Sender"]
 WRITE = 2  # what gevent's io watchers watch for
 
 
-class Sending(Protocol):
+class Sending(Lingering, Protocol):
     """What a sender asks of its connection."""
-
-    _lifecycle: Lifecycle
-
-    def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
 
     def wake(self) -> None:
         """Let the greenlet handle events."""
@@ -64,7 +58,8 @@ class Sender(OutputQueue):
 
     def take(self, data: bytes) -> None:
         """Send *data* after everything that was taken before."""
-        self.size += len(data)
+        size = len(data)
+        self.size += size  # no call in between: a signal handler that writes may run in any call
         if self.feeder is None:
             self.queue(data)
         else:
@@ -107,27 +102,31 @@ class Sender(OutputQueue):
         """Send as much as the kernel takes.  Called once a batch, and when the socket is writable."""
         pieces, transport = self.pieces, self._transport
         try:
-            if len(pieces) != 1:
-                self.flush(transport.send, transport.sendmsg)
-            else:  # as most turns have it
-                sent = transport.send(pieces[0])
-                if sent == self.size:
-                    pieces.clear()
-                    self.size = 0
-                else:
-                    self.remove(sent, pieces.copy())
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._fail(error)
-        if (
-            pieces
-            or self._write_watcher is not None
-            or self.feeder is not None
-            or self.pause_threshold is not None
-            or self.linger is not None
-        ):
-            self._after_send()
+            try:
+                if len(pieces) != 1:
+                    self.flush(transport.send, transport.sendmsg)
+                else:  # as most turns have it
+                    sent = transport.send(pieces[0])
+                    if sent == self.size:
+                        del pieces[0]  # no call in between: a signal handler that writes may run in any call
+                        self.size = 0
+                    else:
+                        self.remove(sent, pieces.copy())
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._fail(error)
+            if (
+                pieces
+                or self._write_watcher is not None
+                or self.feeder is not None
+                or self.pause_threshold is not None
+                or self.linger is not None
+            ):
+                self._after_send()
+        except BaseException as error:  # such as Ctrl-C: how much was sent is unknown
+            self._connection.handle(BREAK, error)
+            raise
 
     def _after_send(self) -> None:
         """Start or end whatever depends on how much output is left."""
@@ -204,16 +203,17 @@ class Sender(OutputQueue):
             self._connection.handle(OUTPUT_FAILED, error)
             self._connection.wake()
 
-    def interrupted(self, error: BaseException) -> None:
-        """Break it off: sending was interrupted, by Ctrl-C say, and how much was sent is unknown."""
-        self._connection.handle(BREAK, error)
-
     def drop(self) -> None:
         self._transport.drop_output(self.size > 0)
         super().drop()
         if self.feeder is not None:
             self.feeder.drop()
             self.feeder = None  # it ends soon, and must not take for dropped what is written until then
+
+    def begin_to_end(self) -> None:
+        """Send what is left, within the limits of a linger: the connection is closing."""
+        self.linger = Linger(self._connection, self, self._dispatcher.loop, self._transport)
+        self.send_later()
 
     def end(self) -> None:
         """End the output for the peer, since everything is sent, and wait for its end, for a moment."""
@@ -244,6 +244,7 @@ class Sender(OutputQueue):
         if self.linger is not None:
             self.linger.close()
             self.linger = None
+        self.end_pause()  # nothing is to be resumed
         try:
             self.drop()
         finally:  # there may be no memory

@@ -34,7 +34,6 @@ from ngi_gevent.core.lifecycle import (
     HANDSHAKE_BEGUN,
     INPUT_ENDED,
     LOSE,
-    STOP,
     STOPPED,
 )
 from ngi_gevent.core.output import HIGH_WATER, OUTPUT_LIMIT, OutputQueue
@@ -42,7 +41,6 @@ from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.hub_connection import HubConnection
 from ngi_gevent.sockets.idle import IdleTimer
-from ngi_gevent.sockets.linger import Linger
 from ngi_gevent.sockets.plain import RECEIVE_SIZE, Transport
 from ngi_gevent.sockets.sender import Sender
 
@@ -101,12 +99,12 @@ class StreamConnection(HubConnection):
         if self._handshake is not None:
             begin = partial(self._handshake.with_client, begin=begin)
         try:
-            greenlet = ConnectionGreenlet(lambda: self.run(begin, where), self._dispatcher.hub, self, context)
+            greenlet = ConnectionGreenlet(self.run, self._dispatcher.hub, self, context)
         except BaseException:
             self.end_callbacks()  # there is nothing to call them on
             self.abort()
             raise
-        greenlet.switch()
+        greenlet.switch(begin, where)
 
     def run(self, begin: Callable[[Any], object], where: str) -> None:
         """The body of the connection's greenlet: every callback is called in here."""
@@ -175,7 +173,7 @@ class StreamConnection(HubConnection):
         self._events_pending = False
         if self._handler is not None:
             while self._exceptions and self:
-                self._report_exception(self._exceptions.pop(0))
+                self._report_exception(self._take_exception())
         lifecycle = self._lifecycle
         if not lifecycle.is_established():
             return False
@@ -183,7 +181,7 @@ class StreamConnection(HubConnection):
             self.stop_reading()
             return True
         if not self._read_watcher.active:
-            self._read_watcher.start(self._dispatcher.ready.append, self)
+            self._read_watcher.start(self._dispatcher.has_input, self)
         if self._transport.has_buffered_input():
             self._dispatcher.wake(self)
         if lifecycle.output_error is not None:
@@ -223,9 +221,10 @@ class StreamConnection(HubConnection):
             self._output.held.set()
 
     def stop_reading(self) -> None:
-        """Do not let input wake the greenlet until it has handled events."""
+        """Do not let input wake the greenlet until it has handled events.  The linger may still discard some."""
         self._events_pending = True
-        self._read_watcher.stop()
+        if self._lifecycle.state is not CLOSING:
+            self._read_watcher.stop()
 
     def _report_to_handler(self) -> None:
         """Report the end to the handler; if there is none, once it is set."""
@@ -237,12 +236,6 @@ class StreamConnection(HubConnection):
                     self._report_end()
             finally:
                 self.end_callbacks()
-
-    def _handler_set(self) -> None:
-        if not self._lifecycle.callbacks_are_over:
-            self.wake()
-        elif self._lifecycle.owes_reason():
-            self._dispatcher.spawn(self._report_end, self)
 
     # The handshake.
 
@@ -268,7 +261,7 @@ class StreamConnection(HubConnection):
         """
         if self._lifecycle.state is HANDSHAKE:  # it may have been stopped before it began
             if not self._read_watcher.active:
-                self._read_watcher.start(self._dispatcher.ready.append, self)
+                self._read_watcher.start(self._dispatcher.has_input, self)
             self.waiting = True
             try:
                 self._dispatcher.hub.switch()
@@ -277,17 +270,10 @@ class StreamConnection(HubConnection):
         if self._lifecycle.state is not HANDSHAKE:
             raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED)
 
-    def _exception_queued(self) -> None:
-        self.wake()
-
     # Waiting.
 
     def unsent_size(self) -> int | None:
         return None if self._lifecycle.state is CLOSED else self._output.size + self._transport.queued_output()
-
-    def has_unfinished_output(self) -> bool:
-        lifecycle = self._lifecycle
-        return lifecycle.is_established() or (lifecycle.state is CLOSING and not lifecycle.output_is_over)
 
     def end_when_idle(self, seconds: float) -> None:
         """End it when nothing was received or sent for *seconds*.  Called once, before it runs."""
@@ -315,10 +301,9 @@ class StreamConnection(HubConnection):
         if state is CLOSING and lifecycle.input_is_over and self._output.is_drained():
             self._output.end()  # most connections end so: the peer has finished, and has everything
         if state is CLOSING and lifecycle.state is CLOSING:
-            self._output.linger = Linger(self, self._output, self._dispatcher.loop, self._transport)
-            self._output.send_later()
+            self._output.begin_to_end()
             self.wake()
-            self.stop_reading()
+            self._read_watcher.stop()
             if not lifecycle.input_is_over:
                 # A peer that is still sending may not take our output before we take its.
                 self.start_discarding()
@@ -329,15 +314,6 @@ class StreamConnection(HubConnection):
                 self._read_watcher.close()
                 self._transport.close()
                 self.wake()
-
-    def stop(self) -> None:
-        self.handle(STOP, STOPPED)
-        if self._lifecycle.state is CLOSING and not self._lifecycle.output_is_over:
-            self._output.end_now()
-
-    def limit_delivery(self) -> None:
-        if self._output.linger is not None:
-            self._output.linger.limit_iterables()
 
     # What the linger does with the connection.
 

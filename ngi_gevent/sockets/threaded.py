@@ -105,7 +105,7 @@ class Threaded(Implementation):
     def close(self) -> None:
         registry = self._closes()
         if registry is not None:
-            registry.mailbox.call(self._stop_all, registry)
+            registry.mailbox.call_soon(self._stop_all, registry)
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -122,6 +122,7 @@ class Stage:
             peer.close()
         self.implementation.wait(PATIENCE)
         self.implementation.close()
+        self.implementation.wait(PATIENCE)
 
 
 class MemoryStage(Stage):

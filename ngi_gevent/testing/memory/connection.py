@@ -132,7 +132,8 @@ class Connection(BaseConnection):
         if not self._lifecycle.is_open():
             raise self._closed_error()
         if data and not (self._output.is_over_limit() and self._over_limit()):
-            self._output.size += len(data)
+            size = len(data)
+            self._output.size += size  # no call in between: a signal handler that writes may run in any call
             self._put(data)
 
     def _queue_lines(self, lines: Lines) -> None:
@@ -185,7 +186,7 @@ class Connection(BaseConnection):
             self._queue_turn()  # so little may be pending now that it receives again
         return data
 
-    def _exception_queued(self) -> None:
+    def wake(self) -> None:
         self._queue_turn()
 
     # Callbacks.
@@ -211,7 +212,7 @@ class Connection(BaseConnection):
         elif self._handler is None:
             pass
         elif self._exceptions:
-            self._report_exception(self._exceptions.pop(0))
+            self._report_exception(self._take_exception())
             self._queue_turn()
         elif self._is_receiving and not self._output.exceeds_threshold():
             self._take_input()

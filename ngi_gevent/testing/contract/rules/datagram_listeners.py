@@ -219,6 +219,7 @@ def test_a_closed_implementation_has_closed_its_datagram_listeners(stage):
     listener = stage.listen_udp(DatagramWitness(stage))
     stage.implementation.udp(listener.address, b"x")
     stage.implementation.close()
+    stage.implementation.wait(PATIENCE)  # for the thread of the listener, if it has one
     assert "closed" in repr(listener)
     with pytest.raises(ListenerClosed):
         listener.send(listener.address, b"x")
