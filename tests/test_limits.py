@@ -194,10 +194,10 @@ def test_a_silent_connection_is_closed_and_says_why(socket_stage):
 @pytest.mark.parametrize("kind", ["tcp", pytest.param("tls", marks=pytest.mark.slow)])
 def test_bytes_in_either_direction_keep_a_connection(request, kind):
     stage = request.getfixturevalue(kind)
-    peers = [talk_to_idle(stage, Witness, 0.15)[0], stage.peer(stage.listeners[0])]
+    peers = [talk_to_idle(stage, Witness, 0.4)[0], stage.peer(stage.listeners[0])]
     stage.until(lambda: len(stage.served) == 2)
     for _ in range(10):
-        gevent.sleep(0.02)
+        gevent.sleep(0.05)
         peers[0].send(b"i")
         stage.served[1].connection.write(b"o")
     assert [served.closed for served in stage.served] == [None, None]
@@ -216,10 +216,10 @@ def test_no_active_client_is_idle_after_a_stall(request, kind):
             if data == b"stall":
                 for peer in peers[1:]:
                     peer.socket.sendall(b"request")
-                time.sleep(0.12)
+                time.sleep(0.35)
             connection.write(b"answer")
 
-    listener = stage.listen(Server, idle_timeout=0.1)
+    listener = stage.listen(Server, idle_timeout=0.3)
     peers = [stage.peer(listener) for _ in range(3)]
     stage.until(lambda: len(stage.served) == 3)
     for peer in peers:

@@ -771,9 +771,10 @@ def test_close_does_not_wait_for_a_handler_that_computes():
 COMPUTES_AT_EXIT = """
 import socket, threading, time
 import ngi_gevent
-from ngi_gevent.sockets import threaded
+from ngi_gevent.sockets import linger, threaded
 
-threaded.EXIT_PATIENCE = 0.2
+threaded.EXIT_PATIENCE = 1
+linger.DRAIN_TIMEOUT = 0.05  # much less, or the connection would end in the same moment as the program
 computing = threading.Event()
 
 class Compute:
