@@ -63,14 +63,12 @@ class Implementation:
     """Connects and listens on the hub of the calling thread.
 
     Greenlets of that thread serve the connections whenever it waits on gevent: in ``wait()``, in ``gevent.sleep``, or
-    in anything that is monkey-patched.  Nothing keeps a program running by itself.  What handlers raise is logged, by
-    the logger ``ngi_gevent.connection``.  At the end of a ``with`` statement, it is closed, and what was written to
-    connections that were closed is delivered: the statement waits for as long as their peers take some of it within 30
-    seconds.
+    in a monkey-patched function.  It does not keep a program running.  The logger ``ngi_gevent.connection`` logs
+    exceptions in handlers.  The end of a ``with`` statement closes it, and waits until connections that the application
+    has closed are delivered, as long as their peers take some output every 30 seconds.
 
-    It may be used from several threads, each of which has its own hub.  The connections and listeners that it makes may
-    be used from any thread, while their hub runs.  After ``close()``, all that asks something of it raises
-    :class:`~ngi_gevent.ImplementationClosed`.
+    Several threads can use it, each with its own hub.  Its connections and listeners can be used on any thread while
+    their hub runs.  After ``close()``, other methods raise :class:`~ngi_gevent.ImplementationClosed`.
     """
 
     #: Called with the exceptions of handlers.
@@ -103,19 +101,21 @@ class Implementation:
         server_hostname: str | None = None,
         timeout: float | None = transport.CONNECT_TIMEOUT,
     ) -> None:
-        """Start to connect to *address* and return: *handler* is told what came of it.
+        """Start a connection attempt to *address*.
 
-        Never blocks.  *address* is ``(host, port)``, or the path or abstract name of a Unix socket
-        (:data:`~ngi_gevent.interfaces.PeerAddress`).  Raises ``TypeError`` or ``ValueError`` for what can be no
-        address, handler or option; all else is told to ``failed_connect``, on a greenlet of this connect's own.
+        Never blocks.  The attempt has its own greenlet, which calls ``connected`` or ``failed_connect`` of *handler*.
 
-        :param ssl_context: what to speak TLS with; any ``ssl.SSLContext`` for clients.  Where the handshake fails,
-            ``failed_connect`` gets the ``ssl.SSLError``: ``ssl.SSLCertVerificationError`` for a certificate that is not
-            trusted, or not that of the server.
-        :param server_hostname: the name to ask for, and to find in the certificate, if it is not the host of *address*;
-            ``''`` for none, which only a context allows that does not check it.
-        :param timeout: seconds for looking up the name, connecting, and the handshake, in all; None for no limit but
-            the system's.  Then ``failed_connect`` gets a :class:`~ngi_gevent.ConnectionTimeout`.
+        :param address: ``(host, port)``, or the path or abstract name of a Unix socket
+            (:data:`~ngi_gevent.interfaces.PeerAddress`).
+        :param ssl_context: any ``ssl.SSLContext`` for clients, to use TLS.  If the handshake fails, ``failed_connect``
+            gets the ``ssl.SSLError``; for a certificate that is not trusted, or belongs to another server, an
+            ``ssl.SSLCertVerificationError``.
+        :param server_hostname: the name to send, and to find in the certificate; by default, the host of *address*.
+            ``''`` sends no name, and needs a context that does not check it.
+        :param timeout: seconds for the look-up of the name, the connection and the handshake together; None for the
+            limits of the kernel only.  After that, ``failed_connect`` gets a :class:`~ngi_gevent.ConnectionTimeout`.
+        :raises TypeError: an argument has the wrong type.
+        :raises ValueError: an argument cannot be used.
         """
         check_connect_address(address)
         check_client_handler(handler)
@@ -140,33 +140,33 @@ class Implementation:
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = transport.HANDSHAKE_TIMEOUT,
     ) -> StreamListener:
-        """Listen on *address*, give every connection to *handler*, a server, and return at once.
+        """Listen on *address*, and call *handler*, a server, with each connection.
 
-        The server, and the handlers that it sets, are called on a greenlet for each connection, on the hub of the
-        calling thread; :class:`Threaded` has one of its own.  This waits only to look up the name of a host.
+        Blocks only to look up the name of a host.  Each connection has its own greenlet for the server and handlers, on
+        the hub of the calling thread.  With :class:`Threaded`, that is the hub of its own thread.
 
-        *address* is ``(host, port)``, where port 0 picks one; the path or abstract name of a Unix socket
-        (:data:`~ngi_gevent.interfaces.PeerAddress`); None for a free port on the loopback interface; or a bound socket,
-        which then belongs to the listener.  Raises ``TypeError`` or ``ValueError`` for what can be no address or
-        option, and ``OSError``, naming the address, where the system refuses it; nothing is left behind then.
-
-        :param backlog: connections that the kernel keeps until they are accepted.
-        :param max_connections: connections that there may be at a time, each until it is gone.  While there are so many
-            none is accepted, and the kernel queues who connects; the logger ``ngi_gevent.listener`` tells.  The default
-            is nine tenths of the descriptors that this process may have open, and 32 less than all at most: the rest is
-            for what handlers open.
+        :param address: ``(host, port)``, where port 0 picks one; the path or abstract name of a Unix socket
+            (:data:`~ngi_gevent.interfaces.PeerAddress`); None for a free port on the loopback interface; or a bound
+            socket, which then belongs to the listener.
+        :param backlog: connections that the kernel queues until they are accepted.
+        :param max_connections: open connections at which accepting pauses.  Until one of them is gone, the kernel
+            queues new ones, and the logger ``ngi_gevent.listener`` says so.  The default is 90% of the descriptors that
+            this process can open, and at most 32 fewer than all; handlers can open the rest.
         :param idle_timeout: seconds without data before the connection is closed, with a
             :class:`~ngi_gevent.Timeout` as the reason.  Time in which a callback or an iterable runs does not count,
             even one that waits for this peer.  The work of other greenlets and threads does count.  By default there
             is no limit: there are protocols in which silence is the rule.
-        :param output_limit: bytes of output that may wait for one peer; one more write ends its connection, with
-            :class:`~ngi_gevent.LimitExceeded` as the reason.
-        :param reuse_port: whether other processes may listen on the same port, the kernel sharing out connections.
-        :param keep_alive: whether the kernel looks, now and then, whether a silent peer is still there.
-        :param ssl_context: what to speak TLS with; any ``ssl.SSLContext`` for servers.  *handler* is called when the
-            handshake is done.  One that fails is a line in the log of ``ngi_gevent.connection``, of level INFO.  Until
-            then a connection is not among ``connections()``; closing the listener ends it, ``close_wait`` waits for it.
+        :param output_limit: bytes of output that can be pending for one peer.  One more write resets the connection,
+            with a :class:`~ngi_gevent.LimitExceeded` as the reason.
+        :param reuse_port: whether other processes can listen on the same port; the kernel then distributes connections.
+        :param keep_alive: whether the kernel probes silent peers.
+        :param ssl_context: any ``ssl.SSLContext`` for servers, to use TLS.  *handler* is called after the handshake.  A
+            failed one is a log entry of ``ngi_gevent.connection`` at level INFO.  During the handshake, a connection is
+            not among ``connections()``; closing the listener ends it, and ``close_wait`` waits for it.
         :param handshake_timeout: seconds for the handshake; None for no limit.
+        :raises TypeError: an argument has the wrong type.
+        :raises ValueError: an argument cannot be used.
+        :raises OSError: the kernel refuses the address, which the message names.
         """
         check_listen_address(address)
         check_server(handler)
@@ -198,13 +198,14 @@ class Implementation:
     def udp(self, address: PeerAddress, data: Data) -> None:
         """Send *data* to *address* as one datagram, from a socket that all datagrams of this implementation share.
 
-        To answer from the address that was asked, there is :meth:`ngi_gevent.interfaces.IUDPListener.send`.
+        Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until the kernel takes
+        the datagram.  After that, the datagram is dropped, with a warning.  To answer from the address that was asked,
+        and for Unix sockets, see :meth:`ngi_gevent.interfaces.IUDPListener.send`.
 
-        *address* is what it is for ``connect``.  Raises ``TypeError`` or ``ValueError`` for what can be no address or
-        data, and ``OSError``, naming the address, where the name is not found or the system refuses the datagram.
-        Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until the system takes
-        the datagram; then it is dropped, with a warning.  For Unix sockets, see
-        :meth:`ngi_gevent.interfaces.IUDPListener.send`.
+        :param address: as for ``connect``.
+        :raises TypeError: an argument has the wrong type.
+        :raises ValueError: *address* cannot be used.
+        :raises OSError: the name is not found, or the kernel refuses the datagram; the message names the address.
         """
         check_send_address(address)
         data = as_bytes(data)
@@ -212,17 +213,17 @@ class Implementation:
 
     @_on_its_hub
     def udp_listener(self, address: Address, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
-        """Receive datagrams on *address*, give each to *handler*, one at a time and in order, and return at once.
+        """Receive datagrams on *address*, and call *handler* with each, one at a time and in order.
 
-        *handler* is called on a greenlet of the listener's, on the hub of the calling thread; :class:`Threaded` has one
-        of its own.  This waits only to look up the name of a host.
+        Blocks only to look up the name of a host.  The listener has its own greenlet for *handler*, on the hub of the
+        calling thread.  With :class:`Threaded`, that is the hub of its own thread.
 
-        *address* is what it is for ``listener``; a bound socket is one for datagrams.  Raises ``TypeError`` or
-        ``ValueError`` for what can be no address, handler or buffer size, and ``OSError``, naming the address, where
-        the system refuses it; nothing is left behind then.
-
-        :param buffer_size: bytes of the longest datagram to take; a longer one is dropped, with a warning of the logger
-            ``ngi_gevent.datagram``.  The default takes the longest that UDP has; Unix sockets may send longer ones.
+        :param address: as for ``listener``, where a bound socket is one for datagrams.
+        :param buffer_size: bytes of the longest datagram.  A longer one is dropped, with a warning of the logger
+            ``ngi_gevent.datagram``.  The default takes the longest that UDP has; Unix sockets can send longer ones.
+        :raises TypeError: an argument has the wrong type.
+        :raises ValueError: an argument cannot be used.
+        :raises OSError: the kernel refuses the address, which the message names.
         """
         check_listen_address(address, SOCK_DGRAM)
         check_datagram_handler(handler)
@@ -253,11 +254,11 @@ class Implementation:
             raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
 
     def close(self) -> None:
-        """Close all listeners, end all connections, and give up all connects, never blocking; twice is harmless.
+        """Close all listeners, end all connections, and cancel all connection attempts.
 
-        Open connections end for the reason ``'stopped'``, and connects that are under way fail for it.  Connections
-        that the application has closed before finish delivering while their hub runs; ``wait()`` waits for that.  Any
-        other method called afterwards raises :class:`~ngi_gevent.ImplementationClosed`.
+        Never blocks.  Open connections end with the reason ``'stopped'``, and so do connection attempts.  Connections
+        that the application has closed before finish delivering while their hub runs; ``wait()`` waits for that.  After
+        that, other methods raise :class:`~ngi_gevent.ImplementationClosed`.  Closing again is harmless.
         """
         self._closed = True
         # Other threads add to it, and the garbage collector removes from it.  This copy is made in one step.
