@@ -746,9 +746,10 @@ def test_join_waits_for_the_end_of_the_thread():
 COMPUTES_AT_EXIT = """
 import socket, threading, time
 import ngi_gevent
-from ngi_gevent.sockets import threaded
+from ngi_gevent.sockets import linger, threaded
 
 threaded.EXIT_PATIENCE = 1
+linger.DRAIN_TIMEOUT = 0.1  # much less, or the connection would end in the same moment as the program
 computing = threading.Event()
 
 class Compute:
