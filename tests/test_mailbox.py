@@ -55,6 +55,16 @@ def test_a_call_that_raises_does_not_delay_those_after_it(monkeypatch):
     assert errors == [ZeroDivisionError]
 
 
+def test_many_calls_that_end_connections_are_made_one_after_the_other(tcp, capfd):
+    """Each of them sees to the calls that are left, which must not nest."""
+    client, served = tcp.talk()
+    other_thread = threading.Thread(target=lambda: [served.connection.close() for _ in range(1000)])
+    other_thread.start()
+    other_thread.join()  # without a turn, so that all calls are left
+    tcp.until(lambda: client.closed and served.gone)
+    assert (client.closed, served.closed, capfd.readouterr().err) == ("end of input", None, "")
+
+
 def test_iterators_of_other_threads_see_the_context_that_they_were_given_in(tcp):
     variable = contextvars.ContextVar("variable", default=b"none")
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import socket
 import sys
+import threading
 import time
 import weakref
 
@@ -1302,3 +1303,24 @@ def test_a_connection_that_ends_while_it_pauses_raises_nothing_on_the_hub(tcp, c
     tcp.until(lambda: tcp.served[0].gone)
     gevent.sleep(0)
     assert capfd.readouterr().err == ""
+
+
+def test_a_send_that_fails_when_another_thread_has_just_aborted_raises_nothing(tcp):
+    class Server(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(bytes(20_000_000))
+            connection.close()
+
+    peer = tcp.peer(tcp.listen(Server))
+    peer.send(b"x")
+    tcp.until(lambda: tcp.served and tcp.served[0].data)
+    connection = tcp.served[0].connection
+    gevent.sleep(0)
+    sender = connection._output
+    peer.reset()
+    other_thread = threading.Thread(target=connection.abort)
+    other_thread.start()
+    other_thread.join()  # without a turn: the call is made when the sender reports that it failed
+    sender.send_pending()
+    assert tcp.served[0].gone

@@ -19,7 +19,7 @@ from weakref import ref
 from gevent import sleep
 from gevent.event import Event
 from gevent.monkey import get_original
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 from ngi_gevent.core import forks
 from ngi_gevent.core.threads import Flag, make_lock
@@ -57,7 +57,19 @@ class Mailbox:
     :ivar lock: held while several methods must be called in one step.  A thread can acquire it again.
     """
 
-    __slots__ = ("_generation", "_hub", "_inside", "_life", "_open", "_output", "_returned", "_woken", "calls", "lock")
+    __slots__ = (
+        "_generation",
+        "_hub",
+        "_inside",
+        "_life",
+        "_making",
+        "_open",
+        "_output",
+        "_returned",
+        "_woken",
+        "calls",
+        "lock",
+    )
 
     def __init__(self, hub: Any) -> None:
         self.calls: deque[tuple[Context, Callable[..., object], tuple[Any, ...]]] = deque()
@@ -67,6 +79,7 @@ class Mailbox:
         life = _Life()
         self._life = ref(life)
         self._open = True
+        self._making: Any = None  # the greenlet that makes calls
         self._woken = False  # whether the loop is about to deliver
         self._output: dict[Any, int] = {}  # bytes of output in the calls for each connection
         self._inside = 0  # callers that wait for what they have called
@@ -149,11 +162,18 @@ class Mailbox:
 
     def make_calls(self) -> None:
         """Make the calls that are there now.  Called on the hub's thread."""
+        before, current = self._making, getcurrent()
+        if before is current:
+            return  # this is in one of these calls, and the others come after it
+        self._making = current
         calls = self.calls
-        for _ in range(len(calls)):
-            if calls:  # one of these calls may have made the others
-                context, call, arguments = calls.popleft()
-                context.run(call, *arguments)
+        try:
+            for _ in range(len(calls)):
+                if calls:  # another greenlet may have made the others
+                    context, call, arguments = calls.popleft()
+                    context.run(call, *arguments)
+        finally:
+            self._making = before
 
     def close(self) -> None:
         """Refuse calls from now on; make those that are left, and wait until all callers have their results.

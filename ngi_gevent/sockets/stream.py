@@ -217,7 +217,7 @@ class StreamConnection(HubConnection):
         self._events_pending = True
         if self.waiting:
             self._dispatcher.wake(self)
-        elif self._output.held is not None and not self._lifecycle.is_open():
+        elif not (self._lifecycle.is_open() or self._lifecycle.is_gone()) and self._output.held is not None:
             self._output.held.set()
 
     def stop_reading(self) -> None:
