@@ -334,7 +334,7 @@ def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(tcp):
 
     with gevent.socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)  # so that the rest waits at the server
-        peer.connect(tcp.listen(Answer, idle_timeout=0.15).address)
+        peer.connect(tcp.listen(Answer, idle_timeout=0.3).address)
         for _ in range(2):
             peer.sendall(b"?")
             left = 600_000
@@ -342,7 +342,7 @@ def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(tcp):
                 piece = peer.recv(min(left, 50_000))
                 assert piece
                 left -= len(piece)
-                gevent.sleep(0.0175)
+                gevent.sleep(0.035)
     assert tcp.served[0].chunks == [b"?", b"?"]
 
 
