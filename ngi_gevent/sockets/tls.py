@@ -47,6 +47,7 @@ class TLSTransport:
         "_close_sent",
         "_encrypted",
         "_end",
+        "_has_failed",
         "_incoming",
         "_is_truncated",
         "_outgoing",
@@ -66,6 +67,7 @@ class TLSTransport:
         self.ssl_object._sslsock = weakref.ref(self.ssl_object)
         self.has_events = False
         self._end: ssl.SSLError | bytes | None = None  # how input ended, once all input has been returned
+        self._has_failed = False  # whether the handshake has failed, so that input can only be discarded
         self._is_truncated = False  # whether input ended without the peer's close_notify
         self._ciphertext: Piece = b""  # what the kernel has not taken
         self._encrypted = 0  # how many bytes of plaintext that is
@@ -94,8 +96,10 @@ class TLSTransport:
             self.ssl_object.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        except ssl.SSLError:
+        except ssl.SSLError as error:
             self._close_sent = True  # an alert says more
+            self._has_failed = True
+            self._end = error
             raise
         finally:
             self.has_events = True
@@ -121,7 +125,7 @@ class TLSTransport:
     def recv(self, size: int) -> bytes:
         """Return everything that one piece of ciphertext holds, as ``recv`` of a non-blocking socket."""
         if self._end is not None:
-            return self._eof_or_error()
+            return self._plain.recv(size) if self._has_failed else self._eof_or_error()
         if not self._incoming.pending:
             data = self._plain.recv(size)
             if not data:
