@@ -108,6 +108,17 @@ def test_a_mailbox_that_is_closed_refuses_calls_but_those_inside_return():
         mailbox.call(print)
 
 
+def test_a_closed_mailbox_refuses_calls_before_its_hub_is_destroyed():
+    def serve():
+        mailbox = Dispatcher.current().mailbox
+        mailbox.close()
+        posted = mailbox.post(print), mailbox.call_soon(print)
+        gevent.get_hub().destroy(destroy_loop=True)
+        return posted
+
+    assert in_thread(serve) == (False, False)
+
+
 def test_a_mailbox_makes_the_calls_that_it_has_before_it_is_closed():
     mailboxes, made, go_on = Queue(), [], threading.Event()
 

@@ -279,6 +279,22 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     assert isinstance(served.closed, OSError)
 
 
+def test_room_for_output_is_not_watched_when_everything_is_sent(tcp):
+    """Otherwise it would wake the loop again and again."""
+    peer = tcp.peer(tcp.listen())
+    tcp.until(lambda: tcp.served)
+    connection = tcp.served[0].connection
+    connection.write(bytes(24_000_000))
+    with gevent.Timeout(PATIENCE):
+        while not connection._output.is_waiting_for_peer():
+            gevent.sleep(0.001)
+    peer.read()
+    tcp.until(lambda: len(peer.received) == 24_000_000)
+    with gevent.Timeout(PATIENCE):
+        while connection._output.is_waiting_for_peer():
+            gevent.sleep(0.001)
+
+
 def test_a_peer_that_takes_nothing_and_goes_on_sending_is_gone_when_all_is_delivered(tcp, tmp_path):
     """On a Unix socket, it can end the one direction only, so nothing tells that this is the end of both."""
 

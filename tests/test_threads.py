@@ -31,7 +31,7 @@ from ngi_gevent import (
     generator,
 )
 from ngi_gevent.core.threads import Flag
-from ngi_gevent.sockets import linger, mailbox
+from ngi_gevent.sockets import hub_registry, linger, mailbox
 from ngi_gevent.sockets.threaded import EXIT_PATIENCE
 
 
@@ -1006,3 +1006,27 @@ def test_a_flag_is_waited_for_with_greenlets_where_there_is_a_hub():
     timer.start()
     assert flag.wait(PATIENCE)
     timer.join()
+
+
+def test_waiting_for_a_closed_threaded_waits_for_its_callbacks(monkeypatch):
+    monkeypatch.setattr(hub_registry, "DRAIN_TIMEOUT", 0.001)  # after which everything is delivered
+    release, begun = threading.Event(), threading.Event()
+
+    class Server(ngi_gevent.testing.Recorder):
+        def handle_input(self, connection, data):
+            begun.set()
+            with gevent.Timeout(PATIENCE):
+                while not release.is_set():
+                    gevent.sleep(0.001)
+
+    implementation = ngi_gevent.Threaded()
+    listener = implementation.listener(None, Server)
+    client = blocking.connect(listener.address, implementation.connect, PATIENCE)
+    client.write(b"x")
+    assert begun.wait(PATIENCE)
+    implementation.close()
+    with pytest.raises(ngi_gevent.Timeout):
+        implementation.wait(0.05)
+    release.set()
+    implementation.wait(PATIENCE)
+    implementation.join(PATIENCE)

@@ -503,11 +503,29 @@ def test_a_stranger_who_goes_in_the_handshake(tls, info, said, end):
     assert tls.served == []
 
 
-def test_a_client_without_the_certificate_that_is_wanted_learns_why(tcp, info):
+def listen_for_certificates(stage):
+    """A listener that wants a certificate of each client."""
     context = new_server_context()
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=AUTHORITY.cert_pem.bytes().decode())
-    listener = tcp.listen(ssl_context=context)
+    return stage.listen(ssl_context=context)
+
+
+def test_a_client_that_sends_on_after_its_handshake_has_failed_learns_why(tcp):
+    """Its input is discarded, as that of any closing connection, although nothing can decrypt it."""
+    listener = listen_for_certificates(tcp)
+    client = TLSSocket(plain(tcp, listener))
+    for _ in range(5):
+        client.sendall(b"x" * 20_000)
+        gevent.sleep(0.001)
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+        client.recv(100)
+    client.close()
+    until(lambda: not listener._connections)
+
+
+def test_a_client_without_the_certificate_that_is_wanted_learns_why(tcp, info):
+    listener = listen_for_certificates(tcp)
 
     def ask():
         with dial(listener) as client:

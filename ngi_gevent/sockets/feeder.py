@@ -141,7 +141,7 @@ class Feeder:
         if data:
             self._output.queue(data)
             self._ahead += max(len(data), LEAST_AHEAD)
-            if self._ahead >= AHEAD and self._output.pieces:
+            if self._ahead >= AHEAD:
                 self._ahead = 0
                 self._wait_for_room()
 

@@ -1,0 +1,31 @@
+"""Checks of arguments that nothing else tries: handlers without code of their own, and coroutines that never run."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from ngi_gevent.core.checks import check_handler, check_returned
+
+
+class Handler:
+    """Its ``handle_input`` is no function."""
+
+    handle_input = functools.partial(print)
+
+
+def test_a_handler_can_have_any_callable():
+    check_handler(Handler())
+
+
+def test_a_coroutine_that_a_server_returns_is_closed():
+    """Otherwise Python warns that it was never awaited, which is not the mistake."""
+
+    async def serve(connection):
+        raise AssertionError("it must not run")
+
+    coroutine = serve(None)
+    with pytest.raises(TypeError, match=r"generator\.handler"):
+        check_returned(coroutine, "the server")
+    assert coroutine.cr_frame is None
