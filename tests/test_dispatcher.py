@@ -1,4 +1,4 @@
-"""The dispatcher, which needs an event loop of one kind."""
+"""The dispatcher: a cheap turn of the loop, which must be of one kind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import subprocess
 import sys
 
 import pytest
+
+import ngi_gevent
+from ngi_gevent.testing.contract.rules.common import Echo
+
+PACKAGE = os.path.dirname(ngi_gevent.__file__)
 
 PROGRAM = """
 import ngi_gevent
@@ -37,3 +42,26 @@ def test_on_libuv_the_first_use_says_which_loop_to_use():
     assert len(lines) == 4
     for line in lines:
         assert line.startswith("ngi_gevent needs gevent's default event loop, libev; got gevent.libuv.loop; ")
+
+
+def test_a_turn_with_one_ready_connection_makes_three_calls(tcp):
+    """Besides the handler's own.  Real servers mostly have such turns, and each call costs."""
+    peer = tcp.peer(tcp.listen(Echo))
+    peer.read()
+    peer.send(b"warm up\n")
+    tcp.until(lambda: peer.size == 8)
+    calls = []
+
+    def profile(frame, event, argument):
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(PACKAGE) and not file.startswith(f"{PACKAGE}/testing/"):
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        peer.send(b"message\n")
+        tcp.until(lambda: peer.size == 16)
+    finally:
+        sys.setprofile(None)
+    # The turns in which other greenlets of the test run have a call too, and nothing to dispatch.
+    assert [name for name in calls if name != "_dispatch"] == ["write", "send_pending"]
