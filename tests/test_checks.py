@@ -12,7 +12,7 @@ from ngi_gevent.core.checks import check_handler, check_returned
 class Handler:
     """Its ``handle_input`` is no function."""
 
-    handle_input = functools.partial(print)
+    handle_input = staticmethod(functools.partial(print))
 
 
 def test_a_handler_can_have_any_callable():
