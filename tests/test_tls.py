@@ -313,15 +313,15 @@ def test_a_byte_now_and_then_does_not_prolong_a_handshake(tls, info):
 
 def test_no_handshake_is_over_time_because_of_a_stall(tls, info):
     """The whole process stands still for longer than the handshake timeout after the clients have begun theirs."""
-    listener = tls.listen(Echo, handshake_timeout=0.15)
-    clients = [plain(tls, listener) for _ in range(20)]
-    until(lambda: len(listener._connections) == 20)
+    listener = tls.listen(Echo, handshake_timeout=0.4)
+    clients = [plain(tls, listener) for _ in range(10)]
+    until(lambda: len(listener._connections) == 10)
     secured = [TLSSocket(client, handshake=False) for client in clients]
-    time.sleep(0.2)
+    time.sleep(0.45)
     gevent.joinall([gevent.spawn(client.shake_hands) for client in secured], timeout=PATIENCE, raise_error=True)
     for client in secured:
         client.sendall(b"x")
-    tls.until(lambda: len(tls.served) == 20 and all(served.data for served in tls.served))
+    tls.until(lambda: len(tls.served) == 10 and all(served.data for served in tls.served))
     assert info.records == []
 
 
