@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
 
-__all__ = ["BaseConnection", "ConnectionOwner", "is_end_of"]
+__all__ = ["BaseConnection", "ConnectionOwner", "is_end_of", "unsent_size_of"]
 
 #: The place where an exception came from, for the log.
 ITERABLE = "an iterable given to writelines"
@@ -40,6 +40,12 @@ ITERABLE = "an iterable given to writelines"
 def is_end_of(connection: object, error: BaseException) -> bool:
     """Return whether *error* only says that *connection* had ended when the application wrote to it."""
     return isinstance(error, ConnectionClosed) and error.connection is connection
+
+
+def unsent_size_of(items: Iterable[Any]) -> int | None:
+    """Return how many bytes of output the peers of all *items* have not taken; None if no connection is left."""
+    sizes = [size for item in items if (size := item.unsent_size()) is not None]
+    return sum(sizes) if sizes else None
 
 
 class ConnectionOwner(Protocol):

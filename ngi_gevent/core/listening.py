@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.checks import check_timeout
-from ngi_gevent.core.connection import BaseConnection
+from ngi_gevent.core.connection import BaseConnection, unsent_size_of
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
 
@@ -85,8 +85,7 @@ class BaseListener:
 
     def unsent_size(self) -> int | None:
         """Return how many bytes of output the peers have not taken; None if no connection is left."""
-        sizes = [size for connection in list(self._connections) if (size := connection.unsent_size()) is not None]
-        return sum(sizes) if sizes else None
+        return unsent_size_of(list(self._connections))
 
     # What connections report to their owner.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.connection import BaseConnection
+from ngi_gevent.core.connection import BaseConnection, unsent_size_of
 
 __all__ = ["OnError", "Registry", "log_error"]
 
@@ -67,8 +67,7 @@ class Registry:
 
     def unsent_size(self) -> int | None:
         """Return how many bytes of output the peers have not taken; None if no connection is left."""
-        sizes = [size for item in list(self._items) if (size := item.unsent_size()) is not None]
-        return sum(sizes) if sizes else None
+        return unsent_size_of(list(self._items))
 
     def stop(self) -> None:
         """End everything without waiting, except connections that are closed already: they finish delivering."""
