@@ -200,6 +200,10 @@ class Lifecycle:
         self._is_finished = True
         return True
 
+    def resets(self, event: str) -> bool:
+        """Return whether *event* ends the connection in a way that the peer must not take for an orderly end."""
+        return event in (ABORT, BREAK) and self.state is not CLOSED
+
     def abandon(self) -> None:
         """Go to CLOSED: the hub has gone, so no callback will run.  May be called on any native thread."""
         self.state = CLOSED

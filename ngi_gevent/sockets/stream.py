@@ -27,7 +27,6 @@ from ngi_gevent.core.checks import check_returned
 from ngi_gevent.core.connection import ConnectionOwner
 from ngi_gevent.core.lifecycle import (
     ABORT,
-    BREAK,
     CLOSED,
     CLOSING,
     HANDSHAKE,
@@ -292,7 +291,7 @@ class StreamConnection(HubConnection):
                 self._dispatcher.mailbox.make_calls()
             if not self._transport.is_of_this_process():
                 event = ABORT  # the connection is the parent's: only close the descriptor
-            if event in (ABORT, BREAK) and self._lifecycle.state is not CLOSED:
+            if self._lifecycle.resets(event):
                 self._transport.reset()
         super().handle(event, reason)
 

@@ -13,8 +13,6 @@ from greenlet import getcurrent
 from ngi_gevent.core.checks import as_bytes, check_returned
 from ngi_gevent.core.connection import BaseConnection, ConnectionOwner
 from ngi_gevent.core.lifecycle import (
-    ABORT,
-    BREAK,
     CLOSED,
     CLOSING,
     END_OF_INPUT,
@@ -271,7 +269,7 @@ class Connection(BaseConnection):
         return any(not isinstance(item, _End) for item in self._wire)
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        resets = event in (ABORT, BREAK) and self._lifecycle.state is not CLOSED
+        resets = self._lifecycle.resets(event)
         super().handle(event, reason)
         if resets:
             self._drop_output()
