@@ -78,8 +78,6 @@ class Threaded(Implementation):
                 raise
             self.join(timeout)
             return
-        if not registry and not registry.mailbox.calls:
-            return
         empty = Flag()
         if registry.mailbox.call_soon(registry.set_when_empty, empty) and not empty.wait(timeout):
             registry.mailbox.call_soon(registry.forget_waker, empty.set)
@@ -114,9 +112,7 @@ class Threaded(Implementation):
 
     def end_at_exit(self) -> None:
         """Close, and wait a moment for the thread: an interpreter that ends in the same moment may crash."""
-        registry = self._closes()
-        if registry is not None:
-            registry.mailbox.call_soon(self._stop_all, registry)
+        self.close()
         if self._has_thread() and not self._ended.wait(EXIT_PATIENCE):
             self._interrupt()
 
