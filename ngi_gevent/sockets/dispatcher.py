@@ -22,12 +22,11 @@ from contextvars import Context, copy_context
 from typing import Any, Protocol
 
 from gevent import get_hub
-from gevent.monkey import get_original
 from greenlet import getcurrent
 from greenlet import greenlet as raw_greenlet
 
 from ngi_gevent.core import forks
-from ngi_gevent.sockets.mailbox import Mailbox
+from ngi_gevent.sockets.mailbox import Mailbox, this_thread
 
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
@@ -115,9 +114,9 @@ class Dispatcher:
     def current() -> Dispatcher:
         """Return the dispatcher of the calling thread's hub."""
         hub = get_hub()
-        dispatcher = getattr(_of_thread, "dispatcher", None)
+        dispatcher: Dispatcher | None = this_thread.dispatcher
         if dispatcher is None or dispatcher.hub is not hub or not dispatcher.is_of_this_process():
-            dispatcher = _of_thread.dispatcher = Dispatcher(hub)
+            dispatcher = this_thread.dispatcher = Dispatcher(hub)
         return dispatcher
 
     def is_of_this_process(self) -> bool:
@@ -197,7 +196,3 @@ class Dispatcher:
     def _go_on_in_next_turn(self) -> None:
         """Serve the other connections soon, though an exception of one goes to the hub."""
         self.loop.run_callback(self._dispatch)  # otherwise the loop would first wait for something else to happen
-
-
-# One native thread has one hub.  The original class, since patched threading.local knows greenlets, not threads.
-_of_thread = get_original("_thread", "_local")()

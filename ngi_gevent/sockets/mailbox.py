@@ -41,8 +41,9 @@ class _Life:
 
 # The original class: patched threading.local is about greenlets.
 class _ThisThread(get_original("_thread", "_local")):  # type: ignore[misc]
-    """What the calling native thread has: the calls in the mailbox of its hub, if it has one."""
+    """The dispatcher of the calling native thread's hub, and the calls in its mailbox, if it has a hub."""
 
+    dispatcher: Any = None
     calls: Any = None
     life: _Life | None = None
 
