@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "LOOPBACK",
+    "THIS_HOST",
     "check_connect_address",
     "check_listen_address",
     "check_send_address",
@@ -18,8 +19,11 @@ __all__ = [
     "with_address",
 ]
 
+#: The host to connect or send to if it is empty, as for the kernel.  A listener on an empty host is one on IPv4, too.
+THIS_HOST = "127.0.0.1"
+
 #: The default address to listen on: a free port that only this machine can reach.
-LOOPBACK = ("127.0.0.1", 0)
+LOOPBACK = (THIS_HOST, 0)
 
 _FORMS = "(host, port), the path of a Unix socket as text, or an abstract name, which begins with a null byte"
 

@@ -13,7 +13,7 @@ from gevent import Timeout, sleep
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import unix_path, with_address
+from ngi_gevent.core.address import THIS_HOST, unix_path, with_address
 from ngi_gevent.core.lifecycle import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
@@ -151,7 +151,7 @@ class Connector:
             host, port = self._address[:2]
             if len(self._address) == 4 and self._address[3]:
                 host = f"{host}%{self._address[3]}"
-            return self._connect_to_host(host, port)
+            return self._connect_to_host(host or THIS_HOST, port)
         sock = self._network.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
         pause = 0.001
         try:

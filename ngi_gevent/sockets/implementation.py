@@ -14,12 +14,12 @@ from greenlet import getcurrent
 from ngi_gevent.core.address import check_connect_address, check_listen_address, check_send_address
 from ngi_gevent.core.checks import (
     as_bytes,
+    as_idle_timeout,
+    as_timeout,
     check_client_handler,
     check_count,
-    check_idle_timeout,
     check_max_connections,
     check_server,
-    check_timeout,
 )
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
 from ngi_gevent.core.output import OUTPUT_LIMIT
@@ -111,7 +111,7 @@ class Implementation:
             gets the ``ssl.SSLError``; for a certificate that is not trusted, or belongs to another server, an
             ``ssl.SSLCertVerificationError``.
         :param server_hostname: the name to send, and to find in the certificate; by default, the host of *address*.
-            ``''`` sends no name, and needs a context that does not check it.
+            A trailing dot and a scope are left out.  ``''`` sends no name, and needs a context that does not check it.
         :param timeout: seconds for the look-up of the name, the connection and the handshake together; None for the
             limits of the kernel only.  After that, ``failed_connect`` gets a :class:`~ngi_gevent.ConnectionTimeout`.
         :raises TypeError: an argument has the wrong type.
@@ -122,6 +122,7 @@ class Implementation:
         make_connection = transport.client_factory(
             transport.host_of(address), ssl_context=ssl_context, server_hostname=server_hostname, timeout=timeout
         )
+        timeout = as_timeout(timeout)
         hub, registry = self._registry_here()
         registry.add(Connector(self._network, registry, hub, address, handler, timeout, make_connection))
 
@@ -172,7 +173,7 @@ class Implementation:
         check_server(handler)
         check_count("backlog", backlog)
         check_max_connections(max_connections)
-        check_idle_timeout(idle_timeout)
+        idle_timeout = as_idle_timeout(idle_timeout)
         check_count("output_limit", output_limit)
         make_connection = transport.server_factory(ssl_context, handshake_timeout)
         registry = self._registry_here()[1]
@@ -244,7 +245,7 @@ class Implementation:
         :raises Timeout: something is still outstanding after *timeout* seconds.
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         registry = self._on_hub.get(get_hub())
         if registry is None:
             return

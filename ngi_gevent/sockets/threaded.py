@@ -13,7 +13,7 @@ from gevent.event import Event
 from gevent.monkey import is_module_patched
 
 from ngi_gevent.core import forks
-from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.registry import log_error
 from ngi_gevent.core.threads import Flag, get_ident, make_lock, start_new_thread
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
@@ -67,7 +67,7 @@ class Threaded(Implementation):
         :raises Timeout: something is still outstanding after *timeout* seconds.
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         if self._is_on_its_thread():
             super().wait(timeout)
             return
@@ -93,7 +93,7 @@ class Threaded(Implementation):
         :raises Timeout: the thread still runs after *timeout* seconds.
         :raises Deadlock: called on that thread.
         """
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         if self._is_on_its_thread():
             raise Deadlock("join was called on the thread that it would wait for")
         start = self._start

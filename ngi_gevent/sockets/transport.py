@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import unix_path
-from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.sockets.plain import PlainTransport
 from ngi_gevent.sockets.stream import StreamConnection
 
@@ -55,7 +55,7 @@ def client_factory(
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option cannot be used, or not with the others.
     """
-    check_timeout(timeout)
+    as_timeout(timeout)
     if ssl_context is not None:
         # Not before: programs that import the package and patch ssl afterwards must not find it in use.
         from ngi_gevent.sockets import contexts
@@ -72,7 +72,7 @@ def server_factory(ssl_context: SSLContext | None, handshake_timeout: float | No
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option cannot be used.
     """
-    check_timeout(handshake_timeout, "handshake_timeout")
+    handshake_timeout = as_timeout(handshake_timeout, "handshake_timeout")
     if ssl_context is not None:
         from ngi_gevent.sockets import contexts
 

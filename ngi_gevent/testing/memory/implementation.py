@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core.checks import (
     as_bytes,
+    as_idle_timeout,
+    as_timeout,
     check_client_handler,
     check_count,
-    check_idle_timeout,
     check_max_connections,
     check_server,
-    check_timeout,
 )
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
 from ngi_gevent.core.output import OUTPUT_LIMIT
@@ -127,7 +127,7 @@ class Implementation:
         self._check_open()
         check_server(handler)
         check_max_connections(max_connections)
-        check_idle_timeout(idle_timeout)
+        as_idle_timeout(idle_timeout)
         check_count("output_limit", output_limit)
         check_count("backlog", backlog)
         transport.server_factory(ssl_context, handshake_timeout)
@@ -179,7 +179,7 @@ class Implementation:
 
         :raises Deadlock: this is called in a callback.
         """
-        check_timeout(timeout)
+        as_timeout(timeout)
         if self._turns.current is not None:
             raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
         if self._registry:

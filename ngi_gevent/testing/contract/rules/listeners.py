@@ -182,6 +182,18 @@ def test_a_wrong_timeout_is_refused(stage, timeout, error):
     assert stage.client(listener).connection
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 10**400])
+def test_a_timeout_of_infinity_or_of_years_is_no_limit(stage, timeout):
+    listener = stage.listen(idle_timeout=timeout, handshake_timeout=timeout)
+    client = Witness(stage)
+    listener.connect(client, timeout=timeout)
+    stage.until(lambda: client.connection)
+    client.connection.close()
+    assert listener.close_wait(timeout) == 0
+    stage.until(lambda: client.gone)
+    stage.implementation.wait(timeout)
+
+
 def test_a_listener_connects_to_itself(stage):
     listener = stage.listen(Echo)
     client = Witness(stage)
