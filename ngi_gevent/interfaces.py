@@ -46,6 +46,7 @@ __all__ = [
     "IServerConnection",
     "IUDPHandler",
     "IUDPListener",
+    "KeepAlive",
     "ListenOptions",
     "PeerAddress",
     "Reason",
@@ -75,12 +76,22 @@ class _Socket(Protocol):
     def getsockname(self) -> Any: ...
 
 
+#: Whether the kernel probes silent peers; or seconds of silence before the first probe, seconds between two probes, and
+#: how many remain without an answer before the connection breaks.
+KeepAlive: TypeAlias = "bool | tuple[int, int, int]"
+
+
 class ConnectOptions(TypedDict, total=False):
     """The options of each ``connect``; see :meth:`ngi_gevent.Implementation.connect`."""
 
     ssl_context: SSLContext | None
     server_hostname: str | None
     timeout: float | None
+    idle_timeout: float | None
+    output_limit: int
+    keep_alive: KeepAlive
+    linger_timeout: float | None
+    local_address: Any
 
 
 class ListenOptions(TypedDict, total=False):
@@ -91,7 +102,8 @@ class ListenOptions(TypedDict, total=False):
     idle_timeout: float | None
     output_limit: int
     reuse_port: bool
-    keep_alive: bool
+    keep_alive: KeepAlive
+    linger_timeout: float | None
     ssl_context: SSLContext | None
     handshake_timeout: float | None
 

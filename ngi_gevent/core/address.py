@@ -12,6 +12,7 @@ __all__ = [
     "THIS_HOST",
     "check_connect_address",
     "check_listen_address",
+    "check_local_address",
     "check_send_address",
     "is_abstract",
     "is_socket",
@@ -55,6 +56,20 @@ def check_connect_address(address: Any) -> None:
     :raises ValueError: it cannot be an address.
     """
     _check_peer_address(address, "connect to")
+
+
+def check_local_address(local_address: Any, address: Any) -> None:
+    """Check the address to connect from to *address*, or None.  Raises as ``check_connect_address``."""
+    if local_address is None:
+        return
+    if not isinstance(local_address, tuple):
+        raise TypeError(f"local_address is (host, port), or None; got {local_address!r}")
+    try:
+        _check_host(local_address)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"local_address: {error}") from None
+    if unix_path(address) is not None:
+        raise ValueError(f"local_address is for TCP, and {address!r} is a Unix socket; got {local_address!r}")
 
 
 def check_send_address(address: Any) -> None:

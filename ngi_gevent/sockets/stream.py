@@ -35,7 +35,7 @@ from ngi_gevent.core.lifecycle import (
     LOSE,
     STOPPED,
 )
-from ngi_gevent.core.output import HIGH_WATER, OUTPUT_LIMIT, OutputQueue
+from ngi_gevent.core.output import HIGH_WATER, OutputQueue
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.hub_connection import HubConnection
@@ -46,6 +46,7 @@ from ngi_gevent.sockets.sender import Sender
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.interfaces import IListener, Reason
     from ngi_gevent.sockets.handshake import Handshake
 
@@ -69,13 +70,13 @@ class StreamConnection(HubConnection):
     def __init__(
         self,
         transport: Transport,
+        options: ConnectionOptions,
         peer_address: Any,
         owner: ConnectionOwner,
         control: IListener | None = None,
-        output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         dispatcher = Dispatcher.current()
-        output = Sender(self, transport, dispatcher, output_limit)
+        output = Sender(self, transport, dispatcher, options)
         super().__init__(dispatcher, owner, control, transport.getsockname(), peer_address, output)
         self._transport = transport
         self._handshake: Handshake | None = None  # until it is done
@@ -83,6 +84,9 @@ class StreamConnection(HubConnection):
         #: Whether the greenlet may be switched to.
         self.waiting = False
         self._events_pending = True  # whether the greenlet has to handle something else than input
+        if options.idle_timeout is not None:
+            timer = IdleTimer(dispatcher.loop, options.idle_timeout, self, output, transport)
+            self.when_closed(timer.close)
 
     @property
     def ssl_object(self) -> Any:
@@ -273,11 +277,6 @@ class StreamConnection(HubConnection):
 
     def unsent_size(self) -> int | None:
         return None if self._lifecycle.state is CLOSED else self._output.size + self._transport.queued_output()
-
-    def end_when_idle(self, seconds: float) -> None:
-        """End it when nothing was received or sent for *seconds*.  Called once, before it runs."""
-        timer = IdleTimer(self._dispatcher.loop, seconds, self, self._output, self._transport)
-        self.when_closed(timer.close)
 
     def is_reading(self) -> bool:
         """Return whether input would be received at once."""
