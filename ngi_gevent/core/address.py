@@ -151,4 +151,5 @@ def _check_host(address: tuple[Any, ...]) -> None:
 
 def with_address(error: OSError, address: Any) -> OSError:
     """Return an error like *error* that names *address*."""
-    return type(error)(error.errno, f"{error.strerror or error}: {address!r}")
+    message = f"{error.strerror or error}: {address!r}"
+    return type(error)(message) if error.errno is None else type(error)(error.errno, message)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import sleep
 
 from ngi_gevent.core.address import THIS_HOST, unix_path, with_address
+from ngi_gevent.sockets.attempts import Attempts
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import KeepAlive
@@ -72,19 +73,13 @@ class Destination:
             raise
 
     def _connect_to_host(self) -> Socket:
-        """Return a socket connected to the first address of the host that accepts; raise the last one's error."""
+        """Return a socket that is connected to one of the host's addresses."""
         host, port = self.address[0] or THIS_HOST, self.address[1]
         if len(self.address) == 4 and self.address[3]:
             host = f"{host}%{self.address[3]}"
         candidates = self.network.resolve(host, port, socket.SOCK_STREAM)
         local = self._resolve_local_address()
-        for candidate in candidates:
-            try:
-                return self._connect_to(candidate, local)
-            except OSError:
-                if candidate is candidates[-1]:
-                    raise
-        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return Attempts(candidates, lambda candidate: self._connect_to(candidate, local)).first()
 
     def _connect_to(self, candidate: Resolved, local: list[Resolved] | None) -> Socket:
         family, kind, protocol, _, address = candidate

@@ -118,6 +118,8 @@ class Implementation:
         """Start a connection attempt to *address*.
 
         Never blocks.  The attempt has its own greenlet, which calls ``connected`` or ``failed_connect`` of *handler*.
+        If the host has several addresses, these share the time, IPv6 and IPv4 in turns (RFC 8305).  If all of them
+        fail, the reason is an ``OSError`` whose message lists them.
 
         :param address: ``(host, port)``, or the path or abstract name of a Unix socket
             (:data:`~ngi_gevent.interfaces.PeerAddress`).
