@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import time
+import weakref
 
 import gevent
 import pytest
@@ -180,6 +182,24 @@ def test_another_error_than_of_the_network_ends_all_attempts(peers, never, error
     with pytest.raises(error):
         Attempts([v6(1), v4(1)], peers.connect).first()
     assert peers.begun == [v6(1)]
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_attempts_that_failed_do_not_need_the_garbage_collector(error):
+    def connect(candidate):
+        raise error("refused")
+
+    failed = Attempts([v6(1), v4(1)], connect)
+    gone = weakref.ref(failed)
+    gc.disable()
+    try:
+        with pytest.raises(error):
+            failed.first()
+        gevent.sleep(0)
+        del failed
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # On sockets.

@@ -335,3 +335,47 @@ def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
     gevent.sleep(0)
     gc.collect()
     assert connection() is None
+
+
+class Clockwork:
+    """A connection, its output, its loop and its transport, for a linger whose time is moved by hand."""
+
+    linger_timeout = 20
+
+    def __init__(self):
+        self.time = 0
+        self.timers = []
+        self.events = []
+
+    def now(self):
+        return self.time
+
+    def queued_output(self):
+        return 0
+
+    def timer(self, seconds):
+        self.timers.append(seconds)
+        return self
+
+    def start(self, callback, update):
+        self.expire = callback
+
+    def close(self):
+        pass
+
+    def receive(self):
+        return b"x"
+
+    def handle(self, event):
+        self.events.append(event)
+
+
+def test_a_linger_takes_thirty_seconds_at_most_whatever_its_timeout():
+    works = Clockwork()
+    linger.Linger(works, works, works, works).wait_for_peer()
+    works.time = 20
+    works.expire()  # there is input
+    assert (works.timers, works.events) == ([20, 10], [])
+    works.time = 30
+    works.expire()
+    assert works.events == ["lose"]

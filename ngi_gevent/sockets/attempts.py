@@ -65,6 +65,9 @@ class Attempts:
             killall(list(self._running.values()), block=False)
             if self._connected is not None:
                 self._connected.close()
+            # Their tracebacks hold this object, which only the garbage collector would free.
+            self._failures.clear()
+            self._interrupt = None
 
     def _try(self, candidate: Resolved) -> None:
         """The body of the greenlet of one attempt."""

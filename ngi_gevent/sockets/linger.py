@@ -221,8 +221,11 @@ class Linger:
     def _wait_on(self) -> None:
         self._queued = self._transport.queued_output()
         self._arrived = False
+        left = self._until - self._transport.now()
+        if left <= 0:  # the kernel still delivers output, or this would have ended
+            left = DISCARD_TIMEOUT
         timeout = self._output.linger_timeout
-        self._start_timer(DISCARD_TIMEOUT if timeout is None else min(timeout, DISCARD_TIMEOUT), self._check_for_end)
+        self._start_timer(left if timeout is None else min(timeout, left), self._check_for_end)
 
     def _check_for_end(self) -> None:
         if not self._arrived and self._pause is None:
