@@ -10,6 +10,7 @@ import pytest
 from stages import PATIENCE, Witness, needs_ipv6
 
 import ngi_gevent
+from ngi_gevent.sockets.network import Network
 from ngi_gevent.testing.contract.rules.common import Echo
 
 
@@ -141,3 +142,28 @@ def test_a_connection_to_itself_is_refused(tcp):
     tcp.listeners.append(listener)
     with gevent.Timeout(PATIENCE):
         assert connected(tcp, address).connection
+
+
+class ResetsAtOnce(Network):
+    """A network whose peers reset each connection before its client looks at it."""
+
+    def __init__(self, listening):
+        self.listening = listening
+
+    def connect(self, sock, address):
+        super().connect(sock, address)
+        accepted = self.listening.accept()[0]
+        self.reset_on_close(accepted)
+        accepted.close()
+        with gevent.Timeout(PATIENCE):
+            while not self.is_broken(sock):
+                gevent.sleep(0.001)
+
+
+def test_a_peer_that_has_reset_the_connection_already_is_not_taken_for_itself(tcp):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        tcp.implementation._network = ResetsAtOnce(listening)
+        client = connected(tcp, listening.getsockname())
+    assert client.failed is None
+    tcp.until(lambda: client.closed)
+    assert isinstance(client.closed, OSError)

@@ -120,6 +120,7 @@ def as_timeout(timeout: Any, name: str = "a timeout") -> float | None:
 
 def as_idle_timeout(value: Any) -> float | None:
     """Return *value*, a positive number of seconds, or None for no limit.  Raises as ``as_timeout``, and for 0."""
-    if as_timeout(value, "idle_timeout") == 0:
+    timeout = as_timeout(value, "idle_timeout")
+    if timeout == 0:
         raise ValueError("idle_timeout is a number of seconds over 0; got 0")
-    return as_timeout(value)
+    return timeout

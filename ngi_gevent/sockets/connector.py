@@ -76,11 +76,8 @@ class Connector:
         except GreenletExit:
             self._fail(STOPPED)
         except Timeout:
-            self._fail(
-                ConnectionTimeout(
-                    f"there was no connection to {self._destination.address!r} after {self._timeout} seconds"
-                )
-            )
+            address = self._destination.address
+            self._fail(ConnectionTimeout(f"there was no connection to {address!r} after {self._timeout} seconds"))
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):  # such as Ctrl-C, which is not only for the handler

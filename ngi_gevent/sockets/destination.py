@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gevent import sleep
@@ -74,10 +73,7 @@ class Destination:
 
     def _connect_to_host(self) -> Socket:
         """Return a socket that is connected to one of the host's addresses."""
-        host, port = self.address[0] or THIS_HOST, self.address[1]
-        if len(self.address) == 4 and self.address[3]:
-            host = f"{host}%{self.address[3]}"
-        candidates = self.network.resolve(host, port, socket.SOCK_STREAM)
+        candidates = self.network.resolve(*_host_and_port(self.address, THIS_HOST), socket.SOCK_STREAM)
         local = self._resolve_local_address()
         return Attempts(candidates, lambda candidate: self._connect_to(candidate, local)).first()
 
@@ -102,18 +98,16 @@ class Destination:
         The kernel makes such a connection if no listener has the port, on this host, and the kernel picks the same port
         for the client.
         """
-        with suppress(OSError):  # the peer is gone already
-            if sock.getsockname() != sock.getpeername():
-                return
+        if sock.getsockname() == self.peer_of(sock):
             self.network.reset_on_close(sock)  # so that a server can have the port at once
-        raise OSError(errno.ECONNREFUSED, f"{os.strerror(errno.ECONNREFUSED)}, since the connection was to itself")
+            raise OSError(errno.ECONNREFUSED, f"{os.strerror(errno.ECONNREFUSED)}, since the connection was to itself")
 
     # The address of this side.
 
     def _resolve_local_address(self) -> list[Resolved] | None:
         if self._local_address is None:
             return None
-        host, port = self._local_address[0] or "0.0.0.0", self._local_address[1]
+        host, port = _host_and_port(self._local_address, "0.0.0.0")
         try:
             return self.network.resolve(host, port, socket.SOCK_STREAM, socket.AI_PASSIVE)
         except OSError as error:
@@ -133,3 +127,11 @@ class Destination:
 
     def _of_local_address(self, error: OSError) -> OSError:
         return type(error)(error.errno, f"{error.strerror or error} (local_address {self._local_address!r})")
+
+
+def _host_and_port(address: Any, default: str) -> tuple[str, int]:
+    """Return the host of *address*, *default* if it is empty, with its scope; and the port."""
+    host: str = address[0] or default
+    if len(address) == 4 and address[3]:
+        host = f"{host}%{address[3]}"
+    return host, address[1]

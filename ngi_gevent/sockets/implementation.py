@@ -181,12 +181,12 @@ class Implementation:
         :param output_limit: bytes of output that can be pending for one peer.  One more write resets the connection,
             with a :class:`~ngi_gevent.LimitExceeded` as the reason.
         :param reuse_port: whether other processes can listen on the same port; the kernel then distributes connections.
-        :param keep_alive: whether the kernel probes silent peers, and ends connections whose peer does not answer;
-            or ``(idle, interval, count)``: seconds of silence before the first probe, seconds between two probes, and
-            how many can remain without an answer.  With True, these are the kernel's, on Linux two hours, 75 and 9.
-        :param linger_timeout: seconds for which a closed connection, once it has delivered everything, waits for more
-            input from its peer, which it discards, or for the end.  It ends after 30 seconds at most; None waits for
-            these.  If it ends before a peer that is still sending, the peer can lose the last output.
+        :param keep_alive: whether the kernel probes silent peers over TCP, and ends connections without an answer; or
+            ``(idle, interval, count)``: seconds of silence before the first probe, seconds between two probes, and how
+            many remain without an answer.  With True, these are the kernel's, on Linux two hours, 75 and 9.
+        :param linger_timeout: seconds without input after which a closed connection ends that has delivered everything,
+            if its peer does not end it.  Input that arrives is discarded, for 30 seconds at most; None waits for all
+            of these.  A peer that is still sending when the connection ends can lose the last output.
         :param ssl_context: any ``ssl.SSLContext`` for servers, to use TLS.  *handler* is called after the handshake.  A
             failed one is a log entry of ``ngi_gevent.connection`` at level INFO.  During the handshake, a connection is
             not among ``connections()``; closing the listener ends it, and ``close_wait`` waits for it.
