@@ -22,10 +22,13 @@ def connected(stage, address, **options):
     return client
 
 
-def free_port():
+@pytest.fixture
+def port():
+    """A port that the kernel gives to no other socket."""
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", 0))
+        yield sock.getsockname()[1]
 
 
 def option(connection, name):
@@ -83,9 +86,8 @@ def test_a_client_that_is_closed_waits_for_its_peer_as_long_as_it_is_told(tcp):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
-def test_a_connection_can_come_from_an_address_of_choice(tcp, host):
+def test_a_connection_can_come_from_an_address_of_choice(tcp, port, host):
     listener = tcp.listen(Echo)
-    port = free_port()
     for _ in range(2):  # again, although the kernel remembers the connection
         client = connected(tcp, listener.address, local_address=(host, port))
         assert client.connection.local_address == ("127.0.0.1" if host == "localhost" else host, port)
@@ -131,9 +133,9 @@ def test_a_unix_socket_is_not_connected_to_from_a_port(tcp, tmp_path):
 # Itself.
 
 
-def test_a_connection_to_itself_is_refused(tcp):
+def test_a_connection_to_itself_is_refused(tcp, port):
     """The kernel makes one if nothing listens on a port, and it picks that port for the client."""
-    address = "127.0.0.1", free_port()
+    address = "127.0.0.1", port
     client = connected(tcp, address, local_address=address)
     assert isinstance(client.failed, ConnectionRefusedError)
     assert "itself" in str(client.failed)
