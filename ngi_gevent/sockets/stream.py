@@ -199,7 +199,6 @@ class StreamConnection(ReceivingConnection):
     def unsent_size(self) -> int | None:
         return None if self._lifecycle.state is CLOSED else self._output.size + self._transport.queued_output()
 
-
     # The end.
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
