@@ -164,6 +164,10 @@ class Handler:
 
     # For both files.
 
+    def is_in_callback(self) -> bool:
+        """Return whether the caller is in a callback of the connection."""
+        return self._bottom.is_in_callback()  # type: ignore[no-any-return]
+
     def wait_until(self, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until *condition* is true.  Return False after *deadline*.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,17 @@ from gevent.exceptions import ConcurrentObjectUseError
 from ngi_gevent.adapters import MAX_LINE
 from ngi_gevent.blocking.handler import File, Handler, deadline_after
 from ngi_gevent.core.lifecycle import END_OF_INPUT
+from ngi_gevent.core.threads import let_others_run
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
 
 __all__ = ["Input"]
+
+#: Seconds for which a greenlet reads, without waiting, before others run.  A peer that sends many short lines must not
+#: make other peers wait.
+SLICE = 0.00025
 
 #: Returns how many of the unread bytes a read takes, or None if it needs more bytes.
 _Count = Callable[[bytearray], "int | None"]
@@ -53,6 +59,7 @@ class Input(File):
         self._unread = bytearray()
         self._taken = 0  # pieces of input, from the handler
         self._reading = False
+        self._slice_ends = 0.0
         #: The exception for a line that is too long, if one was raised.
         self.limit_met: LimitExceeded | None = None
 
@@ -200,12 +207,24 @@ class Input(File):
             raise ConcurrentObjectUseError("another greenlet is reading from this input")
         self._reading = True
         try:
-            return self._handler.wait_until(lambda: self._has(count), deadline)
+            if self._has(count):
+                self._let_others_run()
+                return True
+            in_time = self._handler.wait_until(lambda: self._has(count), deadline)
+            self._slice_ends = time.monotonic() + SLICE
+            return in_time
         except LimitExceeded as error:
             self.limit_met = error
             raise
         finally:
             self._reading = False
+
+    def _let_others_run(self) -> None:
+        """Let other greenlets run if this one has read for long without waiting."""
+        if time.monotonic() > self._slice_ends:
+            if not self._handler.is_in_callback():
+                let_others_run()
+            self._slice_ends = time.monotonic() + SLICE
 
     def _has(self, count: _Count) -> bool:
         """Return whether there is enough to read, or no more will arrive; ask for more if not."""

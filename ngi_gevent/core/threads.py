@@ -12,14 +12,25 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
+from gevent import sleep
 from gevent._hub_local import get_hub_if_exists
 from gevent.event import Event
 from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
+from greenlet import getcurrent
 
 from ngi_gevent.errors import Deadlock
 
-__all__ = ["Flag", "allocate_lock", "get_hub_if_exists", "get_ident", "is_only_thread", "make_lock", "start_new_thread"]
+__all__ = [
+    "Flag",
+    "allocate_lock",
+    "get_hub_if_exists",
+    "get_ident",
+    "is_only_thread",
+    "let_others_run",
+    "make_lock",
+    "start_new_thread",
+]
 
 #: The message of the error for a wait that nothing can end.
 NOTHING_LEFT = "nothing can end this wait: no greenlet, timer or other thread is left; pass a timeout"
@@ -54,6 +65,13 @@ os.register_at_fork(after_in_child=_free_locks)
 def is_only_thread() -> bool:
     """Return whether the calling thread is the only native thread of the program."""
     return len(sys._current_frames()) == 1
+
+
+def let_others_run() -> None:
+    """Let the other greenlets of the calling thread run, if it has a hub and the caller is not on the hub itself."""
+    hub = get_hub_if_exists()
+    if hub is not None and getcurrent() is not hub:
+        sleep(0)
 
 
 class Flag:

@@ -63,12 +63,15 @@ class ConnectionGreenlet(raw_greenlet):
 class TurnTime:
     """The time that connections have in one turn of the loop.  A turn begins with the first question for the time."""
 
-    __slots__ = ("ends", "was_short")
+    __slots__ = ("_idle", "ends", "was_short")
 
     #: Return the time in seconds.
     now = staticmethod(Network.now)
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Any) -> None:
+        # Started, it makes the loop poll without waiting.  With a callback in its place, gevent would run many turns
+        # before it polls.
+        self._idle = loop.idle(ref=False)
         #: When this turn ends; 0 as long as nothing has asked.
         self.ends = 0.0
         #: Whether the turn has ended although connections were ready.
@@ -76,8 +79,14 @@ class TurnTime:
 
     def begin(self) -> None:
         """Begin another turn."""
+        if self.was_short:
+            self._idle.stop()
         self.ends = 0.0
         self.was_short = False
+
+    def end(self) -> None:
+        """End a turn that was short: let the loop go on with another one after everything else that has happened."""
+        self._idle.start(_do_nothing)
 
     def is_left(self) -> bool:
         """Return whether the turn goes on."""
@@ -148,7 +157,7 @@ class Dispatcher:
         #: Whether a batch is running, at whose end ``unsent`` is seen to.
         self.is_dispatching = False
         #: The time that this turn has.
-        self.time = TurnTime()
+        self.time = TurnTime(self.loop)
         self._users = 0
         self._generation = forks.generation()
 
@@ -176,6 +185,7 @@ class Dispatcher:
         self._users -= 1
         if not self._users:
             self._turn.stop()
+            self.time.begin()
 
     def wake(self, connection: Dispatched) -> None:
         """Let the greenlet of *connection* look at its events, soon."""
@@ -259,7 +269,7 @@ class Dispatcher:
                     self._go_on_in_next_turn()
                     raise
             if time.ends and time.was_short:
-                self._go_on_in_next_turn()
+                time.end()
                 break
 
     def _begin_turn(self) -> None:
@@ -270,5 +280,9 @@ class Dispatcher:
         self.time.begin()
 
     def _go_on_in_next_turn(self) -> None:
-        """Serve the other connections soon, after everything else that has happened."""
+        """Serve the other connections soon, though an exception of one goes to the hub."""
         self.loop.run_callback(self._dispatch)  # otherwise the loop would first wait for something else to happen
+
+
+def _do_nothing() -> None:
+    """The callback of a watcher that is only started to keep the loop from waiting."""
