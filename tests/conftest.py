@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
-from stages import STAGES, SocketStage, Stage, TCPStage, TLSStage
+from stages import STAGES, IPv6Stage, SocketStage, Stage, TCPStage, TLSStage, UnixStage, params
 
 from ngi_gevent.testing.contract import playing
 
 # Who is started in the background ignores Ctrl-C, and so would the programs of tests that are about it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each of the programs that tests start would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest_plugins = ["pytester"]
 
@@ -59,13 +62,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stages")
 
 
-@pytest.fixture(params=STAGES, ids=lambda kind: kind.name)
+# Outside of the contract, quick tests need only one family of addresses: above the transport nothing depends on it.
+KINDS = params(STAGES, slow=[IPv6Stage, UnixStage])
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
 def stage(request: pytest.FixtureRequest, folder: Path, no_socket_left: None) -> Iterator[Stage]:
     """A place to play on, for each implementation."""
     yield from playing(request.param, folder)
 
 
-@pytest.fixture(params=[kind for kind in STAGES if issubclass(kind, SocketStage)], ids=lambda kind: kind.name)
+@pytest.fixture(params=[kind for kind in KINDS if issubclass(kind.values[0], SocketStage)], ids=lambda kind: kind.name)
 def socket_stage(request: pytest.FixtureRequest, folder: Path, no_socket_left: None) -> Iterator[Stage]:
     """A place to play on, for each implementation with sockets: one where handlers may block."""
     yield from playing(request.param, folder)

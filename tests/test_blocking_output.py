@@ -105,16 +105,16 @@ def test_flush_waits_for_all_that_was_written(stage):
 
 def test_flush_does_not_answer_for_what_is_written_meanwhile(tcp):
     output, input, peer = talk(tcp)
-    output.write(bytes(MUCH // 2))
+    output.write(bytes(MUCH))
     flushing = gevent.spawn(output.flush)
     gevent.idle()
-    output.write(bytes(MUCH // 2))
+    output.write(bytes(MUCH))
     peer.read()
     flushing.get(timeout=PATIENCE)
     with pytest.raises(Timeout):
         output.flush(timeout=0)
     output.flush(PATIENCE)
-    tcp.until(lambda: peer.size == MUCH)
+    tcp.until(lambda: peer.size == 2 * MUCH)
 
 
 def test_flushes_that_time_out_cost_nothing(tcp):
