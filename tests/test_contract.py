@@ -21,7 +21,9 @@ stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES], slow=[WrappedMemoryS
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 
-@pytest.fixture(autouse=True)
-def quick_discards(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def quick_discards():
     """Closed connections discard megabytes of input in some of these tests, which are not about the pauses."""
-    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
+        yield
