@@ -281,13 +281,15 @@ def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_c
         yield b"the last"
 
     peer, gone = closed_with(tcp, trickle(), lambda: tcp.listeners[0].close())
-    assert gone.wait(PATIENCE)
     tcp.until(lambda: peer.ended)
+    peer.close()
+    assert gone.wait(PATIENCE)
     assert peer.ended == "end"
     assert peer.received.endswith(b"xthe last")
 
 
-def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_that_lingers(tcp):
+def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_that_lingers(tcp, monkeypatch):
+    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.01)  # the peers neither read nor close
     listener = tcp.listen()
     peers = [tcp.peer(listener) for _ in range(2)]
     tcp.until(lambda: len(tcp.served) == 2)
