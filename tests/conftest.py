@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 from collections import Counter
@@ -44,11 +43,6 @@ def open_sockets(others: Set[str] = frozenset()) -> set[str]:
         with contextlib.suppress(OSError):  # of the descriptor by which they were listed
             links.add(os.readlink(f"/proc/self/fd/{name}"))
     return {link for link in links if link.startswith("socket:")}
-
-
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector the tests themselves, which it would go through again and again."""
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
