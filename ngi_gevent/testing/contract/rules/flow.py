@@ -34,7 +34,7 @@ def test_drain_below_one_waits_for_iterables(stage):
     peer = stage.peer(stage.listen())
     stage.until(lambda: stage.served)
     connection = stage.served[0].connection
-    connection.writelines(b"x" * MEGABYTE for _ in range(16))
+    connection.writelines(b"x" * MEGABYTE for _ in range(MUCH // MEGABYTE))
     with pytest.raises(Timeout):
         connection.drain(timeout=0.01, below=1)
     peer.read()
