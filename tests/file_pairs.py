@@ -10,7 +10,7 @@ TEXT = b"one\ntwo words\n\nthe rest"
 LINES = [b"one\n", b"two words\n", b"\n", b"the rest"]
 
 #: More than the kernel buffers for a peer that does not read, and less than an output_limit.
-MUCH = 16 * 1024 * 1024
+MUCH = 8 * 1024 * 1024
 
 PIECE = 64 * 1024
 

@@ -11,7 +11,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from queue import Queue
 from typing import Any
 
@@ -31,12 +31,18 @@ __all__ = [
     "STAGES",
     "WRAPPED_STAGES",
     "DatagramWitness",
+    "IPv6Stage",
     "MemoryStage",
     "SocketStage",
     "Stage",
     "TCPStage",
+    "TLSStage",
+    "UnixStage",
     "Witness",
+    "WrappedMemoryStage",
+    "WrappedTCPStage",
     "needs_ipv6",
+    "params",
 ]
 
 
@@ -298,7 +304,7 @@ needs_ipv6 = pytest.mark.skipif(not IPV6, reason=NO_IPV6)
 
 STAGES: list[type[Stage]] = [MemoryStage, TCPStage, IPv6Stage, UnixStage, TLSStage, ThreadedStage]
 
-#: Those that are made of others, of which nothing but the contract need be tried.
+#: Stages that are made of others, of which only the contract need be tried.
 WRAPPED_STAGES: list[type[Stage]] = [
     WrappedMemoryStage,
     WrappedTCPStage,
@@ -307,3 +313,8 @@ WRAPPED_STAGES: list[type[Stage]] = [
     FaultlessMemoryStage,
     FaultlessTCPStage,
 ]
+
+
+def params(kinds: Iterable[type[Stage]], slow: Collection[type[Stage]]) -> list[Any]:
+    """The *kinds* as parameters of a fixture, those in *slow* with that mark."""
+    return [pytest.param(kind, marks=pytest.mark.slow if kind in slow else ()) for kind in kinds]

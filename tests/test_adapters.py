@@ -373,7 +373,7 @@ def test_records_that_come_together_are_answered_as_the_peer_takes_the_answers(s
     socket_stage.until(lambda: peer.size == count * 2000 or peer.ended)
     assert peer.ended is None
     served = socket_stage.served[0]
-    assert served.answered == count
+    socket_stage.until(lambda: served.answered == count)  # of another thread, the last callback may not have returned
     assert served.most_pending < 200_000
 
 

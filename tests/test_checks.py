@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 
 import pytest
 
-from ngi_gevent.core.checks import LONGEST_TIMEOUT, as_timeout, check_handler, check_returned
+from ngi_gevent.core.checks import DOES_NOT_RUN, LONGEST_TIMEOUT, as_timeout, check_handler, check_returned
 
 
 class Handler:
@@ -18,6 +19,10 @@ class Handler:
 
 def test_a_handler_can_have_any_callable():
     check_handler(Handler())
+
+
+def test_the_flags_are_those_of_inspect():
+    assert DOES_NOT_RUN == inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def test_a_coroutine_that_a_server_returns_is_closed():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from stages import STAGES, WRAPPED_STAGES
+from stages import STAGES, WRAPPED_STAGES, WrappedMemoryStage, WrappedTCPStage, params
 
-from ngi_gevent.sockets import linger
+from ngi_gevent.sockets import linger, probe
 from ngi_gevent.testing import contract
 from ngi_gevent.testing.contract.rules import *  # noqa: F403
 
@@ -16,11 +16,15 @@ def tmp_path(folder):
     return folder
 
 
-stage = contract.stages(*STAGES, *WRAPPED_STAGES)
+# Quick tests need only the faultless stages of those that wrap: Faulty is a WrappingImplementation.
+stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES], slow=[WrappedMemoryStage, WrappedTCPStage]))
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 
-@pytest.fixture(autouse=True)
-def quick_discards(monkeypatch):
-    """Closed connections discard megabytes of input in some of these tests, which are not about the pauses."""
-    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
+@pytest.fixture(scope="module", autouse=True)
+def short_pauses():
+    """The rules say what happens after the pauses of the library, not how long these are."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
+        monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.02)
+        yield

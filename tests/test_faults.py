@@ -76,7 +76,7 @@ def blocks_in_a_callback(served, connection):
 
 
 def has_output_pending(served, connection):
-    connection.write(b"x" * 24_000_000)
+    connection.write(b"x" * 8_000_000)
 
 
 def is_in_a_long_writelines(served, connection):
@@ -106,7 +106,7 @@ def is_in_a_blocking_writelines(served, connection):
 
 
 def is_closing(served, connection):
-    connection.write(b"x" * 24_000_000)
+    connection.write(b"x" * 8_000_000)
     connection.close()
 
 
@@ -243,11 +243,11 @@ def test_peers_that_never_read_cost_others_nothing(network):
 
     listener = network.listen(Count)
     bystander = Bystander(network, listener)
-    peers = [network.peer(listener) for _ in range(10)]
+    peers = [network.peer(listener) for _ in range(5)]
     for peer in peers:
         for _ in range(16):
             peer.send(b"x" * 1_000_000)
-    network.until(lambda: len(read()) == 10 and all(read()))
+    network.until(lambda: len(read()) == 5 and all(read()))
     before = None
     while before != read():  # as long as they are read from
         before = read()

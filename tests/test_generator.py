@@ -12,7 +12,7 @@ from stages import Witness
 from ngi_gevent import ConnectionFailed, adapters, blocking, generator, testing
 
 #: Bytes that no kernel takes for a peer that does not read.
-MUCH = 16 * 1024 * 1024
+MUCH = 8 * 1024 * 1024
 
 
 def test_a_generator_is_a_server(stage):

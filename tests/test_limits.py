@@ -236,7 +236,7 @@ def test_a_peer_that_takes_nothing_is_idle_though_it_has_sent_more(tcp):
 
     class Answer(Witness):
         def handle_input(self, connection, data):
-            connection.write(bytes(24_000_000))
+            connection.write(bytes(8_000_000))
 
     peer = tcp.peer(tcp.listen(Answer, idle_timeout=0.05))
     for _ in range(3):
@@ -307,7 +307,7 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
             if write == "writelines":
                 connection.writelines(b"x" * 65536 for _ in range(1000))
             else:
-                connection.write(b"x" * 24_000_000)
+                connection.write(b"x" * 8_000_000)
             if write == "write in a slow handler":
                 super().handle_input(connection, data)
 

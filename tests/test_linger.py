@@ -275,8 +275,9 @@ def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_c
         yield b"the last"
 
     peer, gone = closed_with(tcp, trickle(), lambda: tcp.listeners[0].close())
-    assert gone.wait(PATIENCE)
     tcp.until(lambda: peer.ended)
+    peer.close()
+    assert gone.wait(PATIENCE)
     assert peer.ended == "end"
     assert peer.received.endswith(b"xthe last")
 
@@ -290,9 +291,10 @@ def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_t
     other_thread.start()
     other_thread.join()  # without a turn: the call is made when the listener stops the first connection
     listener.close()
+    for peer in peers:
+        peer.close()
     tcp.until(lambda: all(served.gone for served in tcp.served))
     assert [served.closed for served in tcp.served] == ["stopped", None]
-    del peers
 
 
 @pytest.mark.parametrize("waits_for", ["the peer", "the end of a pause", "an iterable"])

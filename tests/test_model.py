@@ -44,6 +44,7 @@ from typing import Any
 import pytest
 from gevent.event import Event
 from greenlet import greenlet
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from stages import PATIENCE
@@ -734,4 +735,5 @@ class Lives(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_lives_of_connections(no_socket_left: None) -> None:
-    run_state_machine_as_test(Lives)
+    usual = Lives.TestCase.settings
+    run_state_machine_as_test(Lives, settings=settings(usual, max_examples=3 * usual.max_examples))

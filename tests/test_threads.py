@@ -582,6 +582,32 @@ def test_threaded_that_cannot_start_says_so_to_all_callers_and_the_next_call_tri
     assert descriptors() <= before
 
 
+COLLECTED_WHILE_GREENLET_CLEANS_UP = """
+import builtins, gc, time, gevent, ngi_gevent
+class Loop:
+    def __init__(self, *arguments, **options): raise MemoryError
+gevent.get_hub()
+gevent.config.loop = Loop
+gc.disable()
+imports = builtins.__import__
+def collecting(name, *arguments, **options):
+    if name == "gc": gc.collect()  # greenlet imports it to look for references to the main greenlet of a dead thread
+    return imports(name, *arguments, **options)
+builtins.__import__ = collecting
+for _ in range(20):
+    try: ngi_gevent.Threaded().wait()
+    except MemoryError: pass
+    time.sleep(0.001)  # the thread ends, and this one cleans up after it
+print("alive")
+"""
+
+
+def test_a_thread_that_could_not_start_leaves_nothing_to_the_collector_that_crashes_greenlet():
+    program = [sys.executable, "-c", COLLECTED_WHILE_GREENLET_CLEANS_UP]
+    answer = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "alive\n", "")
+
+
 OUT_OF_DESCRIPTORS = """
 import os, resource, threading, ngi_gevent
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

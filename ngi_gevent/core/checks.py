@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from types import CoroutineType, GeneratorType
 from typing import Any
@@ -25,8 +24,9 @@ __all__ = [
 #: depends on the thread, and no program waits that long.
 LONGEST_TIMEOUT = 10**8
 
-#: Marks the code of functions that only make a generator or a coroutine when they are called.
-DOES_NOT_RUN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+#: Flags of functions that only make a generator, a coroutine or an asynchronous generator when they are called.
+#: ``inspect`` has their names, but importing it takes a tenth of the time that importing this package takes.
+DOES_NOT_RUN = 0x20 | 0x80 | 0x200
 
 
 def as_bytes(data: Any) -> bytes:

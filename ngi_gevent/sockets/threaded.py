@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import threading
 from collections.abc import Callable
+from traceback import clear_frames
 from typing import TypeVar
 
 from gevent import get_hub
@@ -206,6 +207,10 @@ class Threaded(Implementation):
         except BaseException as error:
             if hub is not None:
                 hub.destroy(destroy_loop=True)
+                hub = None
+            # The frames keep the failed hub in a cycle, and the hub has the last reference to this thread's main
+            # greenlet.  greenlet 3.5 crashes if the collector finds the cycle while greenlet cleans up after it.
+            clear_frames(error.__traceback__)
             self._start_failed(start, error)
             return
         # A greenlet that raises SystemExit or KeyboardInterrupt would end this thread, and all that it serves, only.

@@ -42,7 +42,7 @@ def test_close_delivers_to_a_peer_that_sends_everything_before_it_reads(stage):
             connection.close()
 
     peer = stage.peer(stage.listen(Answer))
-    peer.send(b"y" * (MUCH // 2))  # discarded only so fast, and still more than a kernel takes
+    peer.send(b"y" * MUCH)  # discarded only so fast
     peer.read_when_sent()
     stage.until(lambda: peer.ended)
     assert (peer.ended, len(peer.received)) == ("end", MUCH)

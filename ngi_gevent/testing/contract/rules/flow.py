@@ -34,7 +34,7 @@ def test_drain_below_one_waits_for_iterables(stage):
     peer = stage.peer(stage.listen())
     stage.until(lambda: stage.served)
     connection = stage.served[0].connection
-    connection.writelines(b"x" * MEGABYTE for _ in range(16))
+    connection.writelines(b"x" * MEGABYTE for _ in range(MUCH // MEGABYTE))
     with pytest.raises(Timeout):
         connection.drain(timeout=0.01, below=1)
     peer.read()
@@ -197,14 +197,14 @@ def test_no_record_comes_after_an_end_from_this_side(stage, end):
 
 
 def test_records_wait_while_the_peer_takes_no_answers(stage):
-    """Each record is answered with a thousand times as much."""
+    """Each record is answered with five thousand times as much."""
 
     class Answer(RecordWitness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
-            connection.write(data * 1000)
+            connection.write(data * 5000)
 
-    count = 30_000
+    count = 2 * MUCH // 5000
     peer = stage.peer(stage.listen(Answer))
     peer.send(b"x" * count)
     stage.until(lambda: stage.served and stage.served[0].connection.output_pending)
@@ -213,7 +213,7 @@ def test_records_wait_while_the_peer_takes_no_answers(stage):
     assert 0 < len(stage.served[0].chunks) < count
     assert stage.served[0].connection.output_pending < MEGABYTE
     peer.read()
-    stage.until(lambda: peer.size == count * 1000)
+    stage.until(lambda: peer.size == count * 5000)
 
 
 def test_a_parser_that_raises_ends_the_connection(stage, caplog):

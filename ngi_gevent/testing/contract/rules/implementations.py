@@ -16,13 +16,14 @@ def test_a_server_must_be_callable(stage):
         stage.implementation.listener(stage.address(), object())
 
 
-@pytest.mark.parametrize("handler", [None, object(), Witness])
-def test_a_client_connect_handler_must_be_one(stage, handler):
+def test_a_client_connect_handler_must_be_one(stage):
     listener = stage.listen()
-    with pytest.raises(TypeError, match="client connect handler"):
-        stage.implementation.connect(listener.address, handler)
-    with pytest.raises(TypeError, match="client connect handler"):
-        listener.connect(handler) if handler is not None else stage.implementation.connect(listener.address, None)
+    for handler in None, object(), Witness:
+        with pytest.raises(TypeError, match="client connect handler"):
+            stage.implementation.connect(listener.address, handler)
+    for handler in object(), Witness:
+        with pytest.raises(TypeError, match="client connect handler"):
+            listener.connect(handler)
 
 
 def test_wait_waits_for_nothing_else_than_what_is_outstanding(stage):

@@ -170,15 +170,13 @@ def test_close_wait_in_a_callback_that_it_waits_for_says_so(stage, caplog):
     assert isinstance(served.closed, ngi_gevent.Deadlock)
 
 
-@pytest.mark.parametrize(
-    ("timeout", "error"), [(-1, ValueError), ("1", TypeError), (float("nan"), ValueError), (True, TypeError)]
-)
-def test_a_wrong_timeout_is_refused(stage, timeout, error):
+def test_a_wrong_timeout_is_refused(stage):
     listener = stage.listen()
-    with pytest.raises(error, match="timeout"):
-        listener.close_wait(timeout)
-    with pytest.raises(error, match="timeout"):
-        stage.implementation.wait(timeout)
+    for timeout, error in (-1, ValueError), ("1", TypeError), (float("nan"), ValueError), (True, TypeError):
+        with pytest.raises(error, match="timeout"):
+            listener.close_wait(timeout)
+        with pytest.raises(error, match="timeout"):
+            stage.implementation.wait(timeout)
     assert stage.client(listener).connection
 
 

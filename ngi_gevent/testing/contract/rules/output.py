@@ -29,20 +29,20 @@ def test_everything_like_bytes_can_be_written_and_mutable_data_is_copied(stage):
     assert client.data == b"bytes bytearray memoryview more lines ."
 
 
-@pytest.mark.parametrize("data", ["text", None, 7, [b"x"], object()])
-def test_write_takes_nothing_else(stage, data):
+def test_write_takes_nothing_else(stage):
     client, served = stage.talk()
-    with pytest.raises(TypeError, match="can be written"):
-        client.connection.write(data)
-    assert client.connection
+    for data in "text", None, 7, [b"x"], object():
+        with pytest.raises(TypeError, match="can be written"):
+            client.connection.write(data)
+        assert client.connection
 
 
-@pytest.mark.parametrize("data", ["text", b"bytes", bytearray(b"x"), memoryview(b"x"), None, 7])
-def test_writelines_takes_only_iterables(stage, data):
+def test_writelines_takes_only_iterables(stage):
     client, served = stage.talk()
-    with pytest.raises(TypeError, match="writelines"):
-        client.connection.writelines(data)
-    assert client.connection
+    for data in "text", b"bytes", bytearray(b"x"), memoryview(b"x"), None, 7:
+        with pytest.raises(TypeError, match="writelines"):
+            client.connection.writelines(data)
+        assert client.connection
 
 
 def test_empty_data_is_nothing(stage):
