@@ -20,8 +20,11 @@ __all__ = ["RECEIVE_SIZE", "PlainTransport", "Transport", "WrapCall"]
 #: would map memory each time.
 RECEIVE_SIZE = 64 * 1024
 
+#: Flag for sending.  Without it, a peer that has gone would end a program in which SIGPIPE has its default effect.
+NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))  # macOS has none
+
 #: Takes one of the calls that receive or send, and returns the call to make instead.
-WrapCall = Callable[[Callable[[Any], Any]], Callable[[Any], Any]]
+WrapCall = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Transport(Protocol):
@@ -34,13 +37,11 @@ class Transport(Protocol):
     def recv(self) -> Callable[[int], bytes]:
         """Receives at most so many bytes, as ``recv`` of a non-blocking socket."""
 
-    @property
-    def send(self) -> Callable[[Piece], int]:
-        """Sends a piece, as ``send`` of a non-blocking socket."""
+    def send(self, piece: Piece) -> int:
+        """Send a piece, as ``send`` of a non-blocking socket."""
 
-    @property
-    def sendmsg(self) -> Callable[[list[Piece]], int]:
-        """Sends several pieces, as ``sendmsg`` of a non-blocking socket."""
+    def sendmsg(self, pieces: list[Piece]) -> int:
+        """Send several pieces, as ``sendmsg`` of a non-blocking socket."""
 
     @property
     def ssl_object(self) -> Any:
@@ -105,7 +106,7 @@ class Transport(Protocol):
 class PlainTransport:
     """A gevent socket, without TLS."""
 
-    __slots__ = ("_children", "_generation", "_is_ended", "_network", "_wrap", "has_events", "recv", "send", "socket")
+    __slots__ = ("_children", "_generation", "_is_ended", "_network", "_send", "_wrap", "has_events", "recv", "socket")
 
     ssl_object = None
     end_reason = END_OF_INPUT
@@ -115,17 +116,20 @@ class PlainTransport:
         self.socket = sock
         plain = network.plain(sock)
         self.recv: Callable[[int], bytes] = plain.recv
-        self.send: Callable[[Piece], int] = plain.send
+        self._send: Callable[[Piece, int], int] = plain.send
         self.has_events = False
         self._wrap: WrapCall | None = None
         self._is_ended = False  # whether the peer sees the end of output without a shutdown
         self._generation = forks.generation()
         self._children = forks.children()  # those that cannot hold the descriptor
 
+    def send(self, piece: Piece) -> int:
+        return self._send(piece, NO_SIGNAL)
+
     def sendmsg(self, pieces: list[Piece]) -> int:
-        # Not kept, as recv and send are: most connections never need it, and each would pay 72 bytes for it.
-        call: Callable[[list[Piece]], int] = self._network.plain(self.socket).sendmsg
-        return call(pieces) if self._wrap is None else self._wrap(call)(pieces)
+        # Not kept, as recv and _send are: most connections never need it, and each would pay 72 bytes for it.
+        call: Callable[..., int] = self._network.plain(self.socket).sendmsg
+        return (call if self._wrap is None else self._wrap(call))(pieces, (), NO_SIGNAL)
 
     def take_events(self) -> bool:
         return False
@@ -159,12 +163,12 @@ class PlainTransport:
             with suppress(OSError):  # it may be broken
                 self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would hide the end
         self._network.close(self.socket)
-        self.recv = self.send = _is_closed
+        self.recv = self._send = _is_closed
         self._wrap = None  # it may hold the connection
 
     def wrap_calls(self, wrap: WrapCall) -> None:
         self._wrap = wrap
-        self.recv, self.send = wrap(self.recv), wrap(self.send)
+        self.recv, self._send = wrap(self.recv), wrap(self._send)
 
     def now(self) -> float:
         return self._network.now()
@@ -188,6 +192,6 @@ class PlainTransport:
         return self._generation == forks.generation()
 
 
-def _is_closed(_: object) -> Any:
+def _is_closed(*_: object) -> Any:
     """Take the place of the calls of a closed socket, which must not reach a later one with the same descriptor."""
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
