@@ -90,7 +90,12 @@ class BaseDatagramListener:
         try:
             self._handler(sender, bytes(data))
         except BaseException as error:
-            self._owner.handler_raised(sender, "the handler of datagrams", error, self._raised_limit)
+            self._owner.handler_raised(sender, "the handler", error, self._log_raised)
+
+    def _log_raised(self, sender: Any, where: str, error: BaseException) -> None:
+        logs.datagrams.error(
+            "a datagram from %r: %s raised an exception", sender, where, error=error, limit=self._raised_limit
+        )
 
     def _check_open(self) -> None:
         if not self._open:

@@ -23,8 +23,8 @@ class ListenerOwner(Protocol):
     def forget(self, item: Any) -> None:
         """Forget *item*: the listener is closed, and its last connection is gone."""
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException, limit: logs.RateLimit | None = None) -> None:
-        """Report an exception in a handler; *limit* limits the log entries."""
+    def handler_raised(self, peer: Any, where: str, error: BaseException, log: logs.LogRaised = ...) -> None:
+        """Report an exception in a handler, which *log* logs if nothing else takes it."""
 
 
 @documented_by(IListener)

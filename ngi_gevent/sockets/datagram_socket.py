@@ -110,8 +110,11 @@ class DatagramListener(BaseDatagramListener):
             except GreenletExit:  # the greenlet was killed in _wait
                 self.close()
             except BaseException as error:  # raised in _wait, by a gevent.Timeout that a handler left open, for example
-                self._owner.handler_raised(self.address, "receiving", error)
+                self._owner.handler_raised(self.address, "receiving", error, self._log_interrupted)
         self._owner.forget(self)
+
+    def _log_interrupted(self, address: Any, where: str, error: BaseException) -> None:
+        logs.datagrams.error("receiving datagrams on %r was interrupted, and goes on", address, error=error)
 
     def _wait(self) -> None:
         """Wait for a datagram.  Other greenlets get a turn even if there is one already."""

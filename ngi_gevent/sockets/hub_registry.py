@@ -12,7 +12,7 @@ from ngi_gevent.sockets.dispatcher import Dispatcher
 from ngi_gevent.sockets.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
 
 if TYPE_CHECKING:
-    from ngi_gevent.core.logs import RateLimit
+    from ngi_gevent.core.logs import LogRaised
     from ngi_gevent.sockets.network import Network
 
 __all__ = ["HubRegistry", "keep_first_error", "log_and_interrupt"]
@@ -30,7 +30,7 @@ class HubRegistry(Registry):
         self._network = network
         self.sender = DatagramSender(network)
         self.mailbox = Dispatcher.current().mailbox
-        self._kept: tuple[Any, str, BaseException] | None = None  # the error for the next wait
+        self._kept: tuple[Any, str, BaseException, LogRaised] | None = None  # the error for the next wait
         self._stopped = False
 
     def stop(self) -> None:
@@ -75,11 +75,11 @@ class HubRegistry(Registry):
             elif self._network.now() > deadline:
                 return
 
-    def keep(self, peer: Any, where: str, error: BaseException) -> bool:
+    def keep(self, peer: Any, where: str, error: BaseException, log: LogRaised) -> bool:
         """Keep *error* for ``wait`` to raise.  Return False if there is one already, or no wait can come any more."""
         if self._stopped or self._kept is not None:
             return False
-        self._kept = peer, where, error
+        self._kept = peer, where, error, log
         self.wake()
         return True
 
@@ -98,24 +98,20 @@ class HubRegistry(Registry):
             self._wakers.remove(wake)
 
 
-def log_and_interrupt(
-    registry: HubRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
-) -> None:
+def log_and_interrupt(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Log *error*.  One that must end the program, such as Ctrl-C, goes to the main greenlet, as always in gevent."""
-    log_error(registry, peer, where, error, limit)
+    log(peer, where, error)
     hub = get_hub_if_exists()
     if hub is not None and isinstance(error, hub.SYSTEM_ERROR):
         hub.handle_system_error(type(error), error, error.__traceback__)
 
 
-def keep_first_error(
-    registry: HubRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
-) -> None:
+def keep_first_error(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Keep *error* for ``wait`` if it is the first one, and log it otherwise.
 
     One that must end the program does not depend on a wait that may never come.
     """
     hub = get_hub_if_exists()
     ends_program = hub is not None and isinstance(error, hub.SYSTEM_ERROR)
-    if (ends_program and not registry.is_waited_for()) or not registry.keep(peer, where, error):
-        log_and_interrupt(registry, peer, where, error, limit)
+    if (ends_program and not registry.is_waited_for()) or not registry.keep(peer, where, error, log):
+        log_and_interrupt(registry, peer, where, error, log)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.core.registry import Registry, log_error
+from ngi_gevent.core.registry import Registry
 from ngi_gevent.core.threads import allocate_lock
 
 if TYPE_CHECKING:
     from ngi_gevent.core.connection import BaseConnection
     from ngi_gevent.core.datagram import BaseDatagramListener
-    from ngi_gevent.core.logs import RateLimit
+    from ngi_gevent.core.logs import LogRaised
     from ngi_gevent.core.registry import OnError
 
 __all__ = ["MemoryRegistry", "Turns"]
@@ -69,10 +69,8 @@ class MemoryRegistry(Registry):
         self.turns = turns
 
 
-def raise_interrupts(
-    registry: MemoryRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
-) -> None:
+def raise_interrupts(registry: MemoryRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Log *error*.  One that must end the program leaves the outermost call."""
-    log_error(registry, peer, where, error, limit)
+    log(peer, where, error)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         registry.turns.error = error
