@@ -104,6 +104,10 @@ class Base:
     def ssl_object(self) -> Any:
         return self.connection.ssl_object
 
+    @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        return self.connection.peer_credentials  # type: ignore[no-any-return]
+
     # The connection, to the handler.
 
     def set_handler(self, handler: IConnectionHandler) -> None:

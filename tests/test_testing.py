@@ -238,6 +238,9 @@ OPTIONS: ListenOptions = {
     "idle_timeout": 60,
     "output_limit": 1000,
     "reuse_port": True,
+    "dual_stack": False,
+    "mode": None,
+    "owner": None,
     "keep_alive": False,
     "ssl_context": server_context(),
     "handshake_timeout": None,
@@ -310,7 +313,7 @@ def test_implementations_do_not_share_addresses():
     with pytest.raises(OSError, match="'address'"):
         one.listener("address", Echo)
     with pytest.raises(TypeError, match="hashable"):
-        one.listener([], Echo)
+        one.listener({}, Echo)
     with pytest.raises(TypeError, match="hashable"):
         one.connect([], testing.Recorder())
 

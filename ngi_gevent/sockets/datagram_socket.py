@@ -19,7 +19,7 @@ from ngi_gevent.core.address import check_send_address, unix_path, with_address
 from ngi_gevent.core.datagram import BaseDatagramListener
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
-from ngi_gevent.sockets.binding import Binding, ipv4_first
+from ngi_gevent.sockets.binding import BindOptions, bind_one, ipv4_first
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
 
 if TYPE_CHECKING:
@@ -61,16 +61,27 @@ class DatagramListener(BaseDatagramListener):
     def __init__(
         self,
         network: Network,
-        owner: ListenerOwner,
+        registry: ListenerOwner,
         hub: Any,
         address: Any,
         handler: IUDPHandler,
         buffer_size: int,
+        *,
+        reuse_port: bool = False,
+        broadcast: bool = False,
+        mode: int | None = None,
+        owner: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(owner, handler, buffer_size)
+        super().__init__(registry, handler, buffer_size)
         self._hub = hub
         self._mailbox = Dispatcher.current().mailbox
-        self._binding = Binding(network, address, socket.SOCK_DGRAM)
+
+        def prepare(sock: Socket) -> None:
+            if broadcast:
+                network.allow_broadcast(sock)
+
+        options = BindOptions(socket.SOCK_DGRAM, prepare, reuse_port, mode=mode, owner=owner)
+        self._binding = bind_one(network, address, options)
         self._socket = self._binding.socket
         try:
             self.address = self._socket.getsockname()
@@ -78,8 +89,7 @@ class DatagramListener(BaseDatagramListener):
             self._watcher = hub.loop.io(self._socket.fileno(), READ)
             logs.datagrams.info("receiving datagrams on %r", self.address)
         except BaseException:
-            self._socket.close()
-            self._binding.remove_file()
+            self._binding.close()
             raise
         self._sender = _ListenerSender(network, self._socket, self._check_open)
         self._open = True
@@ -150,8 +160,7 @@ class DatagramListener(BaseDatagramListener):
 
     def _stop_receiving(self) -> None:
         self._watcher.close()
-        self._socket.close()
-        self._binding.remove_file()
+        self._binding.close()
         if self._waiting:
             self._hub.loop.run_callback(self._end)
             self._owner.forget(self)

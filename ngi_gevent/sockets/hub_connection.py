@@ -20,6 +20,7 @@ from ngi_gevent.sockets.mailbox import this_thread
 if TYPE_CHECKING:
     from ngi_gevent.core.output import Lines
     from ngi_gevent.interfaces import Data
+    from ngi_gevent.sockets.plain import Transport
     from ngi_gevent.sockets.sender import Sender
 
 __all__ = ["HubConnection"]
@@ -32,12 +33,17 @@ class HubConnection(BaseConnection):
     __slots__ = ("_calls", "_dispatcher")
 
     _output: Sender
+    _transport: Transport  # assigned by the class that receives
 
     def __init__(self, dispatcher: Dispatcher, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._dispatcher = dispatcher
         self._calls = dispatcher.mailbox.calls  # of other threads, for any connection of this hub
         dispatcher.acquire()
+
+    @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        return self._transport.peer_credentials
 
     def write(self, data: Data) -> None:
         if type(data) is not bytes:

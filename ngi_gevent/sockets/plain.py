@@ -48,6 +48,10 @@ class Transport(Protocol):
         """The ``ssl.SSLObject``; None without TLS."""
 
     @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        """The process, user and group of the peer; None if it is unknown."""
+
+    @property
     def end_reason(self) -> Any:
         """The reason for ``handle_close`` after ``recv`` returned ``b''``."""
 
@@ -106,7 +110,18 @@ class Transport(Protocol):
 class PlainTransport:
     """A gevent socket, without TLS."""
 
-    __slots__ = ("_children", "_generation", "_is_ended", "_network", "_send", "_wrap", "has_events", "recv", "socket")
+    __slots__ = (
+        "_children",
+        "_generation",
+        "_is_ended",
+        "_network",
+        "_send",
+        "_wrap",
+        "has_events",
+        "peer_credentials",
+        "recv",
+        "socket",
+    )
 
     ssl_object = None
     end_reason = END_OF_INPUT
@@ -118,6 +133,7 @@ class PlainTransport:
         self.recv: Callable[[int], bytes] = plain.recv
         self._send: Callable[[Piece, int], int] = plain.send
         self.has_events = False
+        self.peer_credentials = network.peer_credentials(sock)
         self._wrap: WrapCall | None = None
         self._is_ended = False  # whether the peer sees the end of output without a shutdown
         self._generation = forks.generation()

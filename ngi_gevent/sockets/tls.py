@@ -80,6 +80,10 @@ class TLSTransport:
         return self._plain.socket
 
     @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        return self._plain.peer_credentials
+
+    @property
     def end_reason(self) -> Any:
         if self._is_truncated:
             return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the connection without ending TLS")

@@ -9,16 +9,9 @@ from collections.abc import Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.checks import (
-    as_bytes,
-    check_client_handler,
-    check_count,
-    check_idle_timeout,
-    check_max_connections,
-    check_server,
-    check_timeout,
-)
-from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.core.checks import as_bytes, check_client_handler, check_server, check_timeout
+from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_datagram_options
+from ngi_gevent.core.listening import check_listen_options
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
 from ngi_gevent.sockets import transport
@@ -31,7 +24,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from ngi_gevent.interfaces import ConnectOptions, Data, IClientConnectHandler, IServer, IUDPHandler
+    from ngi_gevent.interfaces import (
+        ConnectOptions,
+        Data,
+        IClientConnectHandler,
+        IServer,
+        IUDPHandler,
+        UDPListenOptions,
+    )
     from ngi_gevent.testing.memory.connection import Connection
 
 __all__ = ["Implementation", "connect", "connectable", "default", "listener", "udp", "udp_listener", "wait"]
@@ -102,7 +102,7 @@ class Implementation:
 
     def listener(
         self,
-        address: Hashable,
+        address: Hashable | list[Any],
         handler: IServer,
         *,
         max_connections: int | None = None,
@@ -110,6 +110,9 @@ class Implementation:
         output_limit: int = OUTPUT_LIMIT,
         backlog: int = 0,
         reuse_port: bool = False,
+        dual_stack: bool = False,
+        mode: int | None = None,
+        owner: tuple[int, int] | None = None,
         keep_alive: bool = False,
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = None,
@@ -121,20 +124,18 @@ class Implementation:
         ``ssl_object`` of connections is None.  No time passes; ``connection.test_close(Timeout(...))`` plays an
         *idle_timeout*.
 
-        :param address: any hashable, or None for a new address.
+        :param address: any hashable, or None for a new address; or a list of these.
         :raises OSError: another listener has the address.
         """
         self._check_open()
         check_server(handler)
-        check_max_connections(max_connections)
-        check_idle_timeout(idle_timeout)
-        check_count("output_limit", output_limit)
-        check_count("backlog", backlog)
+        check_listen_options(backlog, max_connections, idle_timeout, output_limit, reuse_port, dual_stack, mode, owner)
         transport.server_factory(ssl_context, handshake_timeout)
-        address = self._free_address(address, self._listeners)
-        listener = self._listeners[address] = Listener(
-            self._listeners, self._connect_to, self._registry, address, handler, max_connections, output_limit
+        addresses = self._free_addresses(address, self._listeners)
+        listener = Listener(
+            self._listeners, self._connect_to, self._registry, addresses, handler, max_connections, output_limit
         )
+        self._listeners.update(dict.fromkeys(addresses, listener))
         self._registry.add(listener)
         return listener
 
@@ -151,18 +152,25 @@ class Implementation:
             self._datagram_sender = self._new_address()
         deliver(self._datagram_listeners, self._datagram_sender, address, data)
 
-    def udp_listener(self, address: Hashable, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
+    def udp_listener(
+        self,
+        address: Hashable,
+        handler: IUDPHandler,
+        buffer_size: int = BUFFER_SIZE,
+        **options: Unpack[UDPListenOptions],
+    ) -> DatagramListener:
         """Listen for datagrams on *address*, and pass each to *handler*.
 
         Listeners for connections have addresses apart, as with the ports of TCP and UDP.  A datagram longer than
-        *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.
+        *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.  The other options are those of
+        listeners on sockets.  They are checked, and have no effect in memory.
 
         :param address: any hashable, or None for a new address.
         :raises OSError: another listener for datagrams has the address.
         """
         self._check_open()
         check_datagram_handler(handler)
-        check_buffer_size(buffer_size)
+        check_datagram_options(buffer_size, **options)
         address = self._free_address(address, self._datagram_listeners)
         listener = DatagramListener(self._datagram_listeners, self._registry, address, handler, buffer_size)
         self._datagram_listeners[address] = listener
@@ -221,6 +229,14 @@ class Implementation:
 
     def _new_address(self) -> tuple[str, int]:
         return "in memory", next(self._numbers)
+
+    def _free_addresses(self, address: Hashable | list[Any], listeners: Container[Hashable]) -> tuple[Any, ...]:
+        """Return the addresses to listen on: those of a list, or *address* itself, as ``_free_address`` does."""
+        if not isinstance(address, list):
+            return (self._free_address(address, listeners),)
+        if not address:
+            raise ValueError("a list of addresses to listen on must not be empty; got []")
+        return tuple(self._free_address(each, listeners) for each in address)
 
     def _free_address(self, address: Hashable, listeners: Container[Hashable]) -> Hashable:
         """Return *address*, or a new one for None; raise unless none of *listeners* has it."""

@@ -34,13 +34,13 @@ class Listener(BaseListener):
         listeners: dict[Hashable, Listener],
         connect: Callable[..., None],
         owner: MemoryRegistry,
-        address: Hashable,
+        addresses: tuple[Any, ...],
         server: IServer,
         max_connections: int | None,
         output_limit: int,
     ) -> None:
         super().__init__(owner, server)
-        self.address = address
+        self.addresses = addresses
         self._listeners = listeners  # of its implementation, by address
         self._connect = connect  # connects a client to a listener of its implementation
         self._max_connections = max_connections
@@ -107,7 +107,8 @@ class Listener(BaseListener):
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:
         """Reset the queue in any case: its connections are there because ``max_connections`` is reached."""
-        del self._listeners[self.address]
+        for address in self.addresses:
+            self._listeners.pop(address, None)  # a list can have an address twice
         queue, self._queue = self._queue, deque()
         for server in queue:
             self._connections[server] = None
