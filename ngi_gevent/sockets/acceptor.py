@@ -146,7 +146,7 @@ class Acceptor(StreamServer):
                 self._system_refused(error)
             return None
         self._retry_after = FIRST_RETRY
-        if self._binding.is_shared:
+        if not self._binding.is_own:
             # Other processes with this socket, which have been woken too, accept the next connections.  Of 40, one of
             # four processes would take 23 or more, and takes 12.
             self._network.let_others_run()

@@ -53,14 +53,14 @@ class Binding:
     """A socket bound to an address, and its file if it is a Unix socket.
 
     :ivar socket: the socket.
-    :ivar is_shared: whether the caller of ``listener`` made it, so that other processes may have it, too.
+    :ivar is_own: whether this module bound it, and not the caller, who may share it with other processes.
     """
 
-    def __init__(self, network: Network, sock: Socket, *, is_shared: bool = False) -> None:
+    def __init__(self, network: Network, sock: Socket, *, is_own: bool = True) -> None:
         self._network = network
         self._file: tuple[str, os.stat_result] | None = None
         self.socket = sock
-        self.is_shared = is_shared
+        self.is_own = is_own
 
     def keep_file(self, path: str | bytes) -> None:
         """Note that the socket is bound to the file at *path*, which belongs to this binding."""
@@ -129,7 +129,7 @@ def _picked_port(address: Any, sock: Socket) -> int:
 def _bind(network: Network, address: Any, options: BindOptions, port: int = 0) -> Iterator[Binding]:
     """Bind sockets to *address*, one after the other.  *port* takes the place of port 0."""
     if is_socket(address):
-        binding = Binding(network, network.adopt(address), is_shared=True)
+        binding = Binding(network, network.adopt(address), is_own=False)
         with _closed_on_error(binding):
             options.prepare(binding.socket)
         yield binding
