@@ -536,7 +536,7 @@ def test_ctrl_c_while_output_is_sent_breaks_that_connection_off(tcp, capfd):
         raise KeyboardInterrupt
 
     def write_and_wait():
-        served.connection._transport._send = send
+        served.connection._transport.send = send
         served.connection.write(b"interrupted")
         tcp.served[1].connection.write(b"all well")
         tcp.until(lambda: False)
@@ -558,14 +558,14 @@ def test_no_output_is_sent_twice_after_ctrl_c_while_it_was_sent(tcp, capfd, size
     class Server(Witness):
         def handle_input(self, connection, data):
             transport = connection._transport
-            really_send = transport._send
+            really_send = transport.send
 
             def send(piece, flags):
                 really_send(piece, flags)
-                transport._send = really_send
+                transport.send = really_send
                 raise KeyboardInterrupt
 
-            transport._send = send
+            transport.send = send
             connection.write(bytes(size))
 
     peer = tcp.peer(tcp.listen(Server))

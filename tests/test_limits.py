@@ -403,7 +403,7 @@ def test_no_limit_costs_nothing(tcp):
     client, served = tcp.talk()
     transport = served.connection._transport
     assert transport.recv == transport.socket._sock.recv
-    assert transport._send == transport.socket._sock.send
+    assert transport.send == transport.socket._sock.send
 
 
 # What the system has no more of.

@@ -14,13 +14,14 @@ from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import Piece
 from ngi_gevent.sockets.network import Network, Socket
 
-__all__ = ["RECEIVE_SIZE", "PlainTransport", "Transport", "WrapCall"]
+__all__ = ["NO_SIGNAL", "RECEIVE_SIZE", "PlainTransport", "Transport", "WrapCall"]
 
 #: Bytes to receive at a time.  That is enough for a stream not to be dominated by calls.  Allocating from 128 KiB on
 #: would map memory each time.
 RECEIVE_SIZE = 64 * 1024
 
 #: Flag for sending.  Without it, a peer that has gone would end a program in which SIGPIPE has its default effect.
+#: Callers pass it, since a function around the socket's ``send`` would be one more call for each message.
 NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))  # macOS has none
 
 #: Takes one of the calls that receive or send, and returns the call to make instead.
@@ -37,8 +38,9 @@ class Transport(Protocol):
     def recv(self) -> Callable[[int], bytes]:
         """Receives at most so many bytes, as ``recv`` of a non-blocking socket."""
 
-    def send(self, piece: Piece) -> int:
-        """Send a piece, as ``send`` of a non-blocking socket."""
+    @property
+    def send(self) -> Callable[[Piece, int], int]:
+        """Sends a piece, as ``send`` of a non-blocking socket.  The second argument is always ``NO_SIGNAL``."""
 
     def sendmsg(self, pieces: list[Piece]) -> int:
         """Send several pieces, as ``sendmsg`` of a non-blocking socket."""
@@ -115,11 +117,11 @@ class PlainTransport:
         "_generation",
         "_is_ended",
         "_network",
-        "_send",
         "_wrap",
         "has_events",
         "peer_credentials",
         "recv",
+        "send",
         "socket",
     )
 
@@ -131,7 +133,7 @@ class PlainTransport:
         self.socket = sock
         plain = network.plain(sock)
         self.recv: Callable[[int], bytes] = plain.recv
-        self._send: Callable[[Piece, int], int] = plain.send
+        self.send: Callable[[Piece, int], int] = plain.send
         self.has_events = False
         self.peer_credentials = network.peer_credentials(sock)
         self._wrap: WrapCall | None = None
@@ -139,11 +141,8 @@ class PlainTransport:
         self._generation = forks.generation()
         self._children = forks.children()  # those that cannot hold the descriptor
 
-    def send(self, piece: Piece) -> int:
-        return self._send(piece, NO_SIGNAL)
-
     def sendmsg(self, pieces: list[Piece]) -> int:
-        # Not kept, as recv and _send are: most connections never need it, and each would pay 72 bytes for it.
+        # Not kept, as recv and send are: most connections never need it, and each would pay 72 bytes for it.
         call: Callable[..., int] = self._network.plain(self.socket).sendmsg
         return (call if self._wrap is None else self._wrap(call))(pieces, (), NO_SIGNAL)
 
@@ -179,12 +178,12 @@ class PlainTransport:
             with suppress(OSError):  # it may be broken
                 self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would hide the end
         self._network.close(self.socket)
-        self.recv = self._send = _is_closed
+        self.recv = self.send = _is_closed
         self._wrap = None  # it may hold the connection
 
     def wrap_calls(self, wrap: WrapCall) -> None:
         self._wrap = wrap
-        self.recv, self._send = wrap(self.recv), wrap(self._send)
+        self.recv, self.send = wrap(self.recv), wrap(self.send)
 
     def now(self) -> float:
         return self._network.now()

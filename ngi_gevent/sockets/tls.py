@@ -23,7 +23,7 @@ from typing import Any
 
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import Piece
-from ngi_gevent.sockets.plain import RECEIVE_SIZE, PlainTransport, WrapCall
+from ngi_gevent.sockets.plain import NO_SIGNAL, RECEIVE_SIZE, PlainTransport, WrapCall
 
 __all__ = ["OWN_LIMIT", "MakeSSLObject", "TLSTransport"]
 
@@ -176,7 +176,7 @@ class TLSTransport:
         if isinstance(self._end, ssl.SSLError):
             if not self._ciphertext:
                 with suppress(OSError):
-                    self._plain.send(self._outgoing.read())  # so that the peer may learn why
+                    self._plain.send(self._outgoing.read(), NO_SIGNAL)  # so that the peer may learn why
             raise self._end
         return self._end  # type: ignore[return-value]
 
@@ -191,7 +191,7 @@ class TLSTransport:
         self._stalled = False  # if it still is, sending will find that out
         return wants_to_send
 
-    def send(self, data: Piece) -> int:
+    def send(self, data: Piece, flags: int) -> int:
         """Return how many bytes of *data* were encrypted and sent, as ``send`` of a non-blocking socket.
 
         *data* begins with the bytes that were encrypted before, and that the kernel did not take.
@@ -200,7 +200,7 @@ class TLSTransport:
         while True:
             ciphertext = self._ciphertext or self._encrypted_next(data, sent)
             try:
-                taken = self._plain.send(ciphertext) if ciphertext else 0
+                taken = self._plain.send(ciphertext, NO_SIGNAL) if ciphertext else 0
             except BlockingIOError:
                 taken = 0
             if taken < len(ciphertext):
@@ -215,7 +215,9 @@ class TLSTransport:
                 return sent
 
     def sendmsg(self, pieces: list[Piece]) -> int:
-        return self.send(pieces[0])  # the small ones are joined already, and joining large ones again and again costs
+        return self.send(
+            pieces[0], NO_SIGNAL
+        )  # the small ones are joined already, and joining large ones again and again costs
 
     def _encrypted_next(self, data: Piece, start: int) -> bytes:
         """Return some of *data*, from *start* on, encrypted, behind messages of TLS itself."""
