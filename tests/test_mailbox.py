@@ -227,7 +227,7 @@ def test_a_thread_with_the_ident_of_one_that_has_ended_is_not_taken_for_it(monke
     for _ in range(20):
         ident = in_thread(listen)
         told = in_thread(close)
-        listeners[-1]._acceptor.close()
+        listeners[-1]._acceptors[0].close()
         if told is not None:
             assert told == (False, ImplementationClosed)
             return
