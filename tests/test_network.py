@@ -237,7 +237,8 @@ def test_another_network_can_take_its_place(tmp_path, no_socket_left):
     on_other_loop(lambda: converse(network, inet, **contexts))
     on_other_loop(lambda: send_and_answer(network, [inet, *unix]))
     never = {"accept"}  # of sockets; the network has one, too
-    rare = {"adopt", "check_room", "has_input", "is_broken", "fileno", "let_others_run", "set_dual_stack"}
+    rare = {"adopt", "check_room", "has_error", "has_input", "is_broken", "fileno", "peer_has_finished", "take_error"}
+    rare |= {"let_others_run", "set_dual_stack"}
     assert network.used - rare == (METHODS | OF_SOCKETS - never) - rare
 
 

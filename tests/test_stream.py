@@ -206,7 +206,7 @@ def test_pieces_of_all_sizes_are_sent_together_and_in_order(tcp, sizes):
         served.connection.write(piece)
     tcp.until(lambda: client.size == sum(sizes))
     assert client.data == b"".join(pieces)
-    assert len(sends[0]) > 2
+    assert max(map(len, sends)) > 1
 
 
 def test_a_reset_in_the_middle_of_an_answer_costs_no_log_line(socket_stage, caplog):

@@ -17,6 +17,7 @@ __all__ = [
     "check_handler",
     "check_idle_timeout",
     "check_max_connections",
+    "check_reason",
     "check_returned",
     "check_server",
     "check_timeout",
@@ -61,6 +62,12 @@ def check_handler(handler: Any) -> None:
         raise TypeError(
             f"handle_input is called, and a generator or coroutine function does nothing then; got {handler!r:.100}"
         )
+
+
+def check_reason(reason: Any) -> None:
+    """Raise ``TypeError`` unless *reason* is one for ``handle_close``."""
+    if not isinstance(reason, (str, BaseException)):
+        raise TypeError(f"a reason is text or an exception; got {reason!r:.100}")
 
 
 def check_returned(result: object, where: str) -> None:

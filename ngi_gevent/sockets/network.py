@@ -16,6 +16,7 @@ Stream sockets are gevent's, and others those of the standard library, also in a
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import resource
@@ -36,6 +37,9 @@ _make_socket: type[socket.socket] = get_original("socket", "socket")
 _getaddrinfo: Callable[..., list[Resolved]] = get_original("socket", "getaddrinfo")
 # The patched one waits on a hub.
 _poll: Callable[[], select.poll] = get_original("select", "poll")
+
+#: The event that a peer has finished sending; None on systems that do not have it.
+_FINISHED: int | None = getattr(select, "POLLRDHUP", None)
 
 #: One result of ``getaddrinfo``: family, kind, protocol, canonical name, and the address for that family.
 Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
@@ -263,11 +267,31 @@ class Network:
 
     def has_input(self, sock: Socket) -> bool:
         """Return whether *sock* has something to receive: input, the end of it, or an error."""
-        return _is_ready(sock, select.POLLIN)
+        return bool(_poll_for(sock, select.POLLIN))
 
     def is_broken(self, sock: Socket) -> bool:
         """Return whether the connection of *sock* has broken, or has ended in both directions."""
-        return _is_ready(sock, 0)
+        return bool(_poll_for(sock, 0))
+
+    def has_error(self, sock: Socket) -> bool:
+        """Return whether the connection of *sock* has broken."""
+        return bool(_poll_for(sock, 0) & select.POLLERR)
+
+    def take_error(self, sock: Any) -> OSError:
+        """Return the error with which the connection of *sock* has broken, once."""
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EPIPE
+        return OSError(code, os.strerror(code))
+
+    def peer_has_finished(self, sock: Socket) -> bool:
+        """Return whether the peer has finished sending, also if there is still input to receive."""
+        if _FINISHED is not None:
+            return bool(_poll_for(sock, _FINISHED))
+        try:  # which cannot see the end behind input
+            return not _plain(sock).recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
 
 def _plain(sock: Any) -> Any:
@@ -280,7 +304,9 @@ def _set(sock: Any, level: int, option: int, value: int | bytes = 1) -> None:
     sock.setsockopt(level, option, value)
 
 
-def _is_ready(sock: Socket, events: int) -> bool:
+def _poll_for(sock: Socket, events: int) -> int:
+    """Return which of *events* have happened, errors, and the end of both directions."""
     poll = _poll()
-    poll.register(sock.fileno(), events)  # poll also reports errors, and the end of both directions
-    return bool(poll.poll(0))
+    poll.register(sock.fileno(), events)
+    found = poll.poll(0)
+    return found[0][1] if found else 0
