@@ -12,7 +12,8 @@ from ngi_gevent.errors import (
     Timeout,
     UnexpectedResponse,
 )
-from ngi_gevent.sockets.implementation import Implementation, Inline
+from ngi_gevent.sockets.implementation import Implementation
+from ngi_gevent.sockets.inline import Inline
 from ngi_gevent.sockets.threaded import Threaded
 
 __all__ = [

@@ -16,7 +16,8 @@ dropped, as for any connection that breaks.
 
 **Reasons.**  The reason why a connection ended is text if nothing went wrong: ``'end of input'`` (the peer finished) or
 ``'stopped'`` (the listener was closed).  Otherwise it is an exception.  ``str(reason)`` is suitable for a log in both
-cases.  With TLS, an end that the peer did not announce is an ``ssl.SSLEOFError``, because data may be missing.
+cases.  With TLS, an end that the peer did not announce is an ``ssl.SSLEOFError``, because data may be missing.  If the
+context has ``ssl.OP_IGNORE_UNEXPECTED_EOF``, it is an ``'end of input'``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = [
     "IServerConnection",
     "IUDPHandler",
     "IUDPListener",
+    "KeepAlive",
     "ListenOptions",
     "PeerAddress",
     "Reason",
@@ -59,9 +61,9 @@ Data: TypeAlias = "bytes | bytearray | memoryview"
 Reason: TypeAlias = "str | BaseException"
 
 #: The addresses to connect or send to, on sockets: a host and a port, also in the form that an IPv6 socket has; or the
-#: path of a Unix socket, as text or a ``Path``.  On Linux, also the abstract name of a Unix socket, which begins with a
-#: null byte, as text or bytes.  It has no file, and every process in the same network namespace can connect to it.  A
-#: listener's ``address`` is bytes then.
+#: path of a Unix socket, as text or a ``Path``.  An empty host is this host, ``127.0.0.1``.  On Linux, also the
+#: abstract name of a Unix socket, which begins with a null byte, as text or bytes.  It has no file, and every process
+#: in the same network namespace can connect to it.  A listener's ``address`` is bytes then.
 PeerAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes | os.PathLike[str]"
 
 #: The addresses to listen on, on sockets; None is a free port on the loopback interface.
@@ -76,12 +78,22 @@ class _Socket(Protocol):
     def getsockname(self) -> Any: ...
 
 
+#: Whether the kernel probes silent peers; or seconds of silence before the first probe, seconds between two probes, and
+#: how many remain without an answer before the connection breaks.
+KeepAlive: TypeAlias = "bool | tuple[int, int, int]"
+
+
 class ConnectOptions(TypedDict, total=False):
     """The options of each ``connect``; see :meth:`ngi_gevent.Implementation.connect`."""
 
     ssl_context: SSLContext | None
     server_hostname: str | None
     timeout: float | None
+    idle_timeout: float | None
+    output_limit: int
+    keep_alive: KeepAlive
+    linger_timeout: float | None
+    local_address: Any
 
 
 class ListenOptions(TypedDict, total=False):
@@ -95,7 +107,8 @@ class ListenOptions(TypedDict, total=False):
     dual_stack: bool
     mode: int | None
     owner: tuple[int, int] | None
-    keep_alive: bool
+    keep_alive: KeepAlive
+    linger_timeout: float | None
     ssl_context: SSLContext | None
     handshake_timeout: float | None
 

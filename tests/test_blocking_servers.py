@@ -187,8 +187,7 @@ def test_a_function_may_leave_its_input_unread(socket_stage, monkeypatch):
     assert listener.close_wait(PATIENCE) == 0
 
 
-def test_a_listener_that_stops_ends_its_functions(socket_stage, monkeypatch):
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.01)  # the peers neither read nor close
+def test_a_listener_that_stops_ends_its_functions(socket_stage):
     began, over = [], []
 
     @blocking.server
@@ -201,7 +200,7 @@ def test_a_listener_that_stops_ends_its_functions(socket_stage, monkeypatch):
             over.append(True)
             socket_stage.happened()
 
-    listener = socket_stage.listen(serve)
+    listener = socket_stage.listen(serve, linger_timeout=0.01)
     for _ in range(3):
         socket_stage.peer(listener).send(b"x and unread")
     socket_stage.until(lambda: began == [b"x"] * 3)

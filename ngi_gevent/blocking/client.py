@@ -11,7 +11,7 @@ from ngi_gevent.blocking.handler import Handler
 from ngi_gevent.blocking.input import Input
 from ngi_gevent.blocking.output import Output
 from ngi_gevent.core.callbacks import is_end_of
-from ngi_gevent.core.checks import check_returned, check_timeout
+from ngi_gevent.core.checks import as_timeout, check_returned
 from ngi_gevent.core.threads import Flag, get_ident
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Timeout
 
@@ -55,7 +55,7 @@ def request(
     :raises BaseException: an exception that *handler* raised.  It is not logged.
     """
     _check_connect(connect)
-    check_timeout(timeout)
+    timeout = as_timeout(timeout)
     asked = _Request(_connected_method(handler))
     try:
         connect(address, asked)
@@ -92,7 +92,7 @@ def connect(
     :raises ConnectionTimeout: there was no connection in time.
     """
     _check_connect(connect)
-    check_timeout(timeout)
+    timeout = as_timeout(timeout)
     attempt = _Attempt()
     try:
         connect(address, attempt)
@@ -138,7 +138,7 @@ def open(
     """
     connection = address_or_connection
     if hasattr(connection, "set_handler"):
-        check_timeout(timeout)
+        as_timeout(timeout)
     else:
         connection = _connect(address_or_connection, connect, timeout)
     handler = Handler(connection)

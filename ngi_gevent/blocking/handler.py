@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import bottom
-from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionClosed, Timeout
 
@@ -30,7 +30,7 @@ def deadline_after(timeout: float | None) -> float | None:
     :raises TypeError: *timeout* is not a number.
     :raises ValueError: *timeout* is negative.
     """
-    check_timeout(timeout)
+    timeout = as_timeout(timeout)
     return None if timeout is None else time.monotonic() + timeout
 
 

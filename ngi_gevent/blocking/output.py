@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ngi_gevent.blocking.handler import File, Handler, deadline_after, left_until
-from ngi_gevent.core.checks import as_bytes, as_iterator, check_timeout
+from ngi_gevent.core.checks import as_bytes, as_iterator, as_timeout
 from ngi_gevent.core.output import LOW_WATER
 from ngi_gevent.errors import ConnectionClosed, Timeout
 
@@ -62,7 +62,7 @@ class Output(File):
         :raises TypeError: *data* is not bytes, a bytearray or a memoryview.
         """
         self._check_open()
-        check_timeout(timeout)
+        as_timeout(timeout)
         data = as_bytes(data)
         self._handler.connection.write(data)
         return len(data)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.callbacks import Callbacks, ConnectionOwner
-from ngi_gevent.core.checks import check_count, check_handler, check_reason, check_timeout
+from ngi_gevent.core.checks import as_timeout, check_count, check_handler, check_reason
 from ngi_gevent.core.lifecycle import (
     ABORT,
     BREAK,
@@ -120,7 +120,7 @@ class BaseConnection(Callbacks):
         return self._output.pending
 
     def drain(self, timeout: float | None = None, *, below: int = LOW_WATER) -> None:
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         check_count("below", below, least=1)
         flag = Flag()
         if not self._handed_over(self._add_drain, flag, below):

@@ -6,14 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.checks import (
-    check_count,
-    check_file_options,
-    check_flag,
-    check_idle_timeout,
-    check_max_connections,
-    check_timeout,
-)
+from ngi_gevent.core.checks import as_timeout, check_count, check_file_options, check_flag, check_max_connections
 from ngi_gevent.core.connection import BaseConnection, unsent_size_of
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
@@ -25,24 +18,15 @@ __all__ = ["BaseListener", "ListenerOwner", "check_listen_options"]
 
 
 def check_listen_options(
-    backlog: Any,
-    max_connections: Any,
-    idle_timeout: Any,
-    output_limit: Any,
-    reuse_port: Any,
-    dual_stack: Any,
-    mode: Any,
-    owner: Any,
+    backlog: Any, max_connections: Any, reuse_port: Any, dual_stack: Any, mode: Any, owner: Any
 ) -> None:
-    """Check the options of a listener, except those for TLS.
+    """Check the options of a listener, except those that its connections have.
 
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option has an invalid value.
     """
     check_count("backlog", backlog)
     check_max_connections(max_connections)
-    check_idle_timeout(idle_timeout)
-    check_count("output_limit", output_limit)
     check_flag("reuse_port", reuse_port)
     check_flag("dual_stack", dual_stack)
     check_file_options(mode, owner)
@@ -105,7 +89,7 @@ class BaseListener:
         self.close()
 
     def close_wait(self, timeout: float | None = None) -> int:
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         if self._current_connection() in self._connections:
             raise Deadlock("close_wait was called in a callback of one of the connections that it would wait for")
         if self._accepting:

@@ -1,4 +1,4 @@
-"""Implementations on gevent: connecting and listening on the hub of the calling thread."""
+"""The implementation on gevent: connecting and listening on the hub of the calling thread."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from ngi_gevent.core.address import (
     check_has_file,
     check_listen_address,
     check_listen_addresses,
+    check_local_address,
     check_send_address,
 )
-from ngi_gevent.core.checks import as_bytes, check_client_handler, check_server, check_timeout
+from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_datagram_options
 from ngi_gevent.core.listening import check_listen_options
+from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.acceptor import default_max_connections
 from ngi_gevent.sockets.connector import Connector
 from ngi_gevent.sockets.datagram_socket import DatagramListener
+from ngi_gevent.sockets.destination import Destination
 from ngi_gevent.sockets.dispatcher import current_connection
-from ngi_gevent.sockets.hub_registry import HubRegistry, keep_first_error, log_and_interrupt
+from ngi_gevent.sockets.hub_registry import HubRegistry, log_and_interrupt
 from ngi_gevent.sockets.listener import BACKLOG, StreamListener
 from ngi_gevent.sockets.network import Network
 
@@ -44,11 +47,12 @@ if TYPE_CHECKING:
         IClientConnectHandler,
         IServer,
         IUDPHandler,
+        KeepAlive,
         PeerAddress,
         UDPListenOptions,
     )
 
-__all__ = ["Implementation", "Inline"]
+__all__ = ["Implementation"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -107,10 +111,17 @@ class Implementation:
         ssl_context: SSLContext | None = None,
         server_hostname: str | None = None,
         timeout: float | None = transport.CONNECT_TIMEOUT,
+        idle_timeout: float | None = None,
+        output_limit: int = OUTPUT_LIMIT,
+        keep_alive: KeepAlive = True,
+        linger_timeout: float | None = LINGER_TIMEOUT,
+        local_address: tuple[str, int] | tuple[str, int, int, int] | None = None,
     ) -> None:
         """Start a connection attempt to *address*.
 
         Never blocks.  The attempt has its own greenlet, which calls ``connected`` or ``failed_connect`` of *handler*.
+        If the host has several addresses, these share the time, IPv6 and IPv4 in turns (RFC 8305).  If all of them
+        fail, the reason is an ``OSError`` whose message lists them.
 
         :param address: ``(host, port)``, or the path or abstract name of a Unix socket
             (:data:`~ngi_gevent.interfaces.PeerAddress`).
@@ -118,19 +129,24 @@ class Implementation:
             gets the ``ssl.SSLError``; for a certificate that is not trusted, or belongs to another server, an
             ``ssl.SSLCertVerificationError``.
         :param server_hostname: the name to send, and to find in the certificate; by default, the host of *address*.
-            ``''`` sends no name, and needs a context that does not check it.
+            A trailing dot and a scope are left out.  ``''`` sends no name, and needs a context that does not check it.
         :param timeout: seconds for the look-up of the name, the connection and the handshake together; None for the
             limits of the kernel only.  After that, ``failed_connect`` gets a :class:`~ngi_gevent.ConnectionTimeout`.
+        :param idle_timeout: as for ``listener``, and so are *output_limit*, *keep_alive* and *linger_timeout*.
+        :param local_address: ``(host, port)`` to connect from, on this host, where port 0 picks one; by default, the
+            kernel picks both.
         :raises TypeError: an argument has the wrong type.
         :raises ValueError: an argument cannot be used.
         """
         check_connect_address(address)
         check_client_handler(handler)
-        make_connection = transport.client_factory(
-            transport.host_of(address), ssl_context=ssl_context, server_hostname=server_hostname, timeout=timeout
-        )
+        check_local_address(local_address, address)
+        timeout = as_timeout(timeout)
+        options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
+        make_connection = transport.client_factory(transport.host_of(address), options, ssl_context, server_hostname)
         hub, registry = self._registry_here()
-        registry.add(Connector(self._network, registry, hub, address, handler, timeout, make_connection))
+        destination = Destination(self._network, address, local_address, keep_alive)
+        registry.add(Connector(registry, hub, destination, handler, timeout, make_connection))
 
     @_on_its_hub
     def listener(
@@ -146,7 +162,8 @@ class Implementation:
         dual_stack: bool = False,
         mode: int | None = None,
         owner: tuple[int, int] | None = None,
-        keep_alive: bool = True,
+        keep_alive: KeepAlive = True,
+        linger_timeout: float | None = LINGER_TIMEOUT,
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = transport.HANDSHAKE_TIMEOUT,
     ) -> StreamListener:
@@ -175,9 +192,13 @@ class Implementation:
             ``'::ffff:192.0.2.1'``.
         :param mode: the permissions of the file of a Unix socket, such as ``0o660``.  The default depends on the umask
             of the process.  Mode and owner are set before a client can connect.
-        :param owner: the user and group of that file, as a pair of ids, where -1 changes nothing.  The default are
-            those of the process.
-        :param keep_alive: whether the kernel probes silent peers.
+        :param owner: user and group of that file, as a pair of ids, where -1 changes nothing; default: the process's.
+        :param keep_alive: whether the kernel probes silent peers over TCP, and ends connections without an answer; or
+            ``(idle, interval, count)``: seconds of silence before the first probe, seconds between two probes, and how
+            many remain without an answer.  With True, these are the kernel's, on Linux two hours, 75 and 9.
+        :param linger_timeout: seconds without input after which a closed connection ends that has delivered everything,
+            if its peer does not end it.  Input that arrives is discarded, for 30 seconds at most; None waits for all
+            of these.  A peer that is still sending when the connection ends can lose the last output.
         :param ssl_context: any ``ssl.SSLContext`` for servers, to use TLS.  *handler* is called after the handshake.  A
             failed one is a log entry of ``ngi_gevent.connection`` at level INFO.  During the handshake, a connection is
             not among ``connections()``; closing the listener ends it, and ``close_wait`` waits for it.
@@ -186,10 +207,11 @@ class Implementation:
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
         """
-        check_listen_options(backlog, max_connections, idle_timeout, output_limit, reuse_port, dual_stack, mode, owner)
+        check_listen_options(backlog, max_connections, reuse_port, dual_stack, mode, owner)
         addresses = check_listen_addresses(address, dual_stack, mode, owner)
         check_server(handler)
-        make_connection = transport.server_factory(ssl_context, handshake_timeout)
+        options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
+        make_connection = transport.server_factory(options, ssl_context, handshake_timeout)
         registry = self._registry_here()[1]
         listener = StreamListener(
             self._network,
@@ -199,8 +221,6 @@ class Implementation:
             handler,
             backlog=backlog,
             max_connections=default_max_connections(self._network) if max_connections is None else max_connections,
-            idle_timeout=idle_timeout,
-            output_limit=output_limit,
             reuse_port=reuse_port,
             dual_stack=dual_stack,
             mode=mode,
@@ -249,8 +269,7 @@ class Implementation:
         :param reuse_port: whether other sockets can receive on the same port; the kernel then distributes datagrams, by
             the address of the sender.
         :param broadcast: whether the listener's ``send`` can send to broadcast addresses.
-        :param mode: as for ``listener``.
-        :param owner: as for ``listener``.
+        :param mode: as for ``listener``, and so is *owner*.
         :raises TypeError: an argument has the wrong type.
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
@@ -275,7 +294,7 @@ class Implementation:
         :raises Timeout: something is still outstanding after *timeout* seconds.
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         registry = self._on_hub.get(get_hub())
         if registry is None:
             return
@@ -328,15 +347,3 @@ class Implementation:
             registry = self._on_hub[hub] = self._make_registry()
             self._check_open()  # because a close() at the same time may not have found this hub
         return hub, registry
-
-
-class Inline(Implementation):
-    """Connects and listens on the hub of the calling thread, for scripts: ``wait`` raises the error of a handler.
-
-    Otherwise like :class:`Implementation`.  The first error since the last ``wait`` is kept for the next one, and not
-    logged.  Further errors are logged, and so is one that no ``wait`` came for before ``close``.  ``wait`` returns as
-    soon as there is an error, and leaves everything else as it is.  Ctrl-C in a handler is raised by a ``wait`` that
-    runs, and otherwise in the main greenlet.
-    """
-
-    _on_error = staticmethod(keep_first_error)

@@ -27,10 +27,13 @@ import termios
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from gevent import socket as gevent_socket
 from gevent.monkey import get_original
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import KeepAlive
 
 __all__ = ["Network", "Resolved", "Socket"]
 _make_socket: type[socket.socket] = get_original("socket", "socket")
@@ -47,6 +50,15 @@ Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
 _PEER_CREDENTIALS: int | None = getattr(socket, "SO_PEERCRED", None)  # only on Linux
 
 _CREDENTIALS = struct.Struct("iII")
+#: The families of TCP sockets; others refuse its options.
+_OF_TCP = socket.AF_INET, socket.AF_INET6
+
+#: The options of TCP for the three times of ``keep_alive``.  macOS has another name for the first.
+_KEEP_ALIVE = (
+    getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0)),
+    socket.TCP_KEEPINTVL,
+    socket.TCP_KEEPCNT,
+)
 
 _LINGER_FOR_NOTHING = struct.pack("ii", 1, 0)
 
@@ -227,13 +239,22 @@ class Network:
         _set(sock, socket.SOL_SOCKET, socket.SO_BROADCAST)
 
     def send_at_once(self, sock: Socket) -> None:
-        """Tell the kernel not to hold small output back in case more follows.  It never does for Unix sockets."""
-        if sock.family != socket.AF_UNIX:
+        """Tell the kernel not to hold small output back in case more follows.  It does so only for TCP."""
+        if sock.family in _OF_TCP:
             _set(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
-    def keep_alive(self, sock: Socket) -> None:
-        """Tell the kernel to probe silent peers."""
+    def keep_alive(self, sock: Socket, how: KeepAlive) -> None:
+        """Tell the kernel to probe silent peers, over TCP.
+
+        :param how: True for the times that the kernel has; False for no probes; or seconds of silence before the first
+            probe, seconds between two of them, and how many remain without an answer.
+        """
+        if how is False or sock.family not in _OF_TCP:
+            return
         _set(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if how is not True:
+            for option, value in zip(_KEEP_ALIVE, how, strict=True):
+                _set(sock, socket.IPPROTO_TCP, option, value)
 
     def reset_on_close(self, sock: Socket) -> None:
         """Make the close of *sock* reset its connection, and drop unsent output."""

@@ -15,6 +15,7 @@ from ngi_gevent.sockets.linger import Linger, Lingering
 from ngi_gevent.sockets.plain import NO_SIGNAL
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.core.threads import Flag
     from ngi_gevent.sockets.dispatcher import Dispatcher
     from ngi_gevent.sockets.plain import Transport
@@ -53,10 +54,13 @@ class Sender(OutputQueue):
         "held",
         "is_sending",
         "linger",
+        "linger_timeout",
     )
 
-    def __init__(self, connection: Sending, transport: Transport, dispatcher: Dispatcher, limit: int) -> None:
-        super().__init__(limit)
+    def __init__(
+        self, connection: Sending, transport: Transport, dispatcher: Dispatcher, options: ConnectionOptions
+    ) -> None:
+        super().__init__(options.output_limit)
         self._connection = connection
         self._transport = transport
         self._dispatcher = dispatcher
@@ -68,6 +72,7 @@ class Sender(OutputQueue):
         self.feeder: Feeder | None = None
         #: Set when input is no longer held back, or the connection has an end to handle.
         self.held: Flag | None = None
+        self.linger_timeout = options.linger_timeout
         #: From CLOSING on.
         self.linger: Linger | None = None
 

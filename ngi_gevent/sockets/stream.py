@@ -33,7 +33,7 @@ from ngi_gevent.core.lifecycle import (
     HANDSHAKE_BEGUN,
     STOPPED,
 )
-from ngi_gevent.core.output import HIGH_WATER, OUTPUT_LIMIT, OutputQueue
+from ngi_gevent.core.output import HIGH_WATER, OutputQueue
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.idle import IdleTimer
@@ -44,6 +44,7 @@ from ngi_gevent.sockets.sender import Sender
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.interfaces import IListener, Reason
     from ngi_gevent.sockets.handshake import Handshake
 
@@ -62,15 +63,18 @@ class StreamConnection(ReceivingConnection):
     def __init__(
         self,
         transport: Transport,
+        options: ConnectionOptions,
         peer_address: Any,
         owner: ConnectionOwner,
         control: IListener | None = None,
-        output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         dispatcher = Dispatcher.current()
-        output = Sender(self, transport, dispatcher, output_limit)
+        output = Sender(self, transport, dispatcher, options)
         super().__init__(dispatcher, transport, owner, control, transport.getsockname(), peer_address, output)
         self._handshake: Handshake | None = None  # until it is done
+        if options.idle_timeout is not None:
+            timer = IdleTimer(dispatcher.loop, options.idle_timeout, self, output, transport)
+            self.when_closed(timer.close)
 
     @property
     def ssl_object(self) -> Any:
@@ -194,11 +198,6 @@ class StreamConnection(ReceivingConnection):
 
     def unsent_size(self) -> int | None:
         return None if self._lifecycle.state is CLOSED else self._output.size + self._transport.queued_output()
-
-    def end_when_idle(self, seconds: float) -> None:
-        """End it when nothing was received or sent for *seconds*.  Called once, before it runs."""
-        timer = IdleTimer(self._dispatcher.loop, seconds, self, self._output, self._transport)
-        self.when_closed(timer.close)
 
     # The end.
 

@@ -36,6 +36,9 @@ ENCRYPT_SIZE = 64 * 1024
 #: Bytes of messages of TLS itself that may wait for a peer: the answers to two pieces of its input.
 OWN_LIMIT = 2 * RECEIVE_SIZE
 
+#: The option of a context that makes an end without a close_notify a plain end of input.  Only OpenSSL 3 has it.
+IGNORE_UNEXPECTED_EOF: int = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+
 MakeSSLObject = Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject]
 
 
@@ -140,6 +143,8 @@ class TLSTransport:
         if not self._incoming.pending:
             data = self._plain.recv(size)
             if not data:
+                if self.ssl_object.context.options & IGNORE_UNEXPECTED_EOF:
+                    self._end = data
                 return data
             self._incoming.write(data)
         pieces = self._records()

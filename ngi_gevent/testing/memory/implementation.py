@@ -9,9 +9,10 @@ from collections.abc import Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.checks import as_bytes, check_client_handler, check_server, check_timeout
+from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_datagram_options
 from ngi_gevent.core.listening import check_listen_options
+from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
 from ngi_gevent.sockets import transport
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         IClientConnectHandler,
         IServer,
         IUDPHandler,
+        KeepAlive,
         UDPListenOptions,
     )
     from ngi_gevent.testing.memory.connection import Connection
@@ -74,7 +76,8 @@ class Implementation:
         connection there, ``failed_connect('no such server')`` is called.  A client that reconnects from
         ``failed_connect`` is stopped after a thousand times: the outermost call raises :class:`~ngi_gevent.NGIError`.
 
-        The options are those for sockets.  They are checked, and have no effect in memory.
+        The options are those for sockets.  They are checked, and two have an effect in memory: *output_limit*, and
+        *local_address*, which is any hashable here.
         """
         self._connect_to(None, address, handler, None, **options)
 
@@ -84,20 +87,28 @@ class Implementation:
         address: Hashable,
         handler: IClientConnectHandler,
         client_address: Any,
-        **options: Unpack[ConnectOptions],
+        *,
+        ssl_context: SSLContext | None = None,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+        local_address: Hashable = None,
+        **options: Any,
     ) -> None:
         """Connect *handler* to *listener*, or to the one on *address* when its turn comes."""
-        transport.client_factory(HOST, **options)
+        as_timeout(timeout)
+        checked = ConnectionOptions.checked(**options)
+        transport.client_factory(HOST, checked, ssl_context, server_hostname)
+        check_hashable(local_address)
         self._check_open()
         check_client_handler(handler)
         check_hashable(address)
         if self._turns.running and getattr(handler, "waits", False):
             raise Deadlock("waiting in a callback for a connection in memory, which is made after the callback")
         if client_address is None:
-            client_address = self._new_address()
+            client_address = self._new_address() if local_address is None else local_address
         if not self._turns.running:
             self._failures.clear()
-        self._turns.queue(lambda: self._connect(listener, address, handler, client_address))
+        self._turns.queue(lambda: self._connect(listener, address, handler, client_address, checked.output_limit))
         self._turns.run()
 
     def listener(
@@ -113,7 +124,8 @@ class Implementation:
         dual_stack: bool = False,
         mode: int | None = None,
         owner: tuple[int, int] | None = None,
-        keep_alive: bool = False,
+        keep_alive: KeepAlive = True,
+        linger_timeout: float | None = LINGER_TIMEOUT,
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = None,
     ) -> Listener:
@@ -129,8 +141,9 @@ class Implementation:
         """
         self._check_open()
         check_server(handler)
-        check_listen_options(backlog, max_connections, idle_timeout, output_limit, reuse_port, dual_stack, mode, owner)
-        transport.server_factory(ssl_context, handshake_timeout)
+        check_listen_options(backlog, max_connections, reuse_port, dual_stack, mode, owner)
+        options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
+        transport.server_factory(options, ssl_context, handshake_timeout)
         addresses = self._free_addresses(address, self._listeners)
         listener = Listener(
             self._listeners, self._connect_to, self._registry, addresses, handler, max_connections, output_limit
@@ -187,7 +200,7 @@ class Implementation:
 
         :raises Deadlock: this is called in a callback.
         """
-        check_timeout(timeout)
+        as_timeout(timeout)
         if self._turns.current is not None:
             raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
         if self._registry:
@@ -199,11 +212,16 @@ class Implementation:
         self._registry.stop()
 
     def _connect(
-        self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any
+        self,
+        listener: Listener | None,
+        address: Hashable,
+        handler: IClientConnectHandler,
+        client_address: Any,
+        output_limit: int,
     ) -> None:
         listener = listener or self._listeners.get(address)
         prepared = self._connectable.get(address)
-        if listener is not None and listener.accept(handler, client_address):
+        if listener is not None and listener.accept(handler, client_address, output_limit):
             return
         if prepared:
             connection = prepared.popleft()
