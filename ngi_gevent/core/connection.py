@@ -132,7 +132,7 @@ class BaseConnection(Callbacks):
                 self._remove_drain(flag)
         if self._output.is_dropped:
             raise self.closed_error() from self._lifecycle.output_error
-        if not drained:
+        if not drained and not (self.output_pending < below and self._output.is_below(below)):
             raise Timeout(f"{self.output_pending} bytes of output are pending after {timeout} seconds")
 
     # The output can be replaced, so its methods are not handed over.

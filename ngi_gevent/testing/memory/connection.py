@@ -6,6 +6,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
@@ -220,7 +221,9 @@ class Connection(BaseConnection):
         elif self._exceptions:
             self._report_exception(self._take_exception())
             self._queue_turn()
-        elif not self._is_receiving or self._is_paused or self._output.exceeds_threshold():
+        elif self._is_paused:
+            self._look_for_break()
+        elif not self._is_receiving or self._output.exceeds_threshold():
             pass
         elif self._records:
             self._limit_answers()
@@ -234,7 +237,7 @@ class Connection(BaseConnection):
     def _take_input(self) -> None:
         peer = self.peer
         taken = peer._take_output()
-        if taken is not None and (self._wire or not peer._lifecycle.is_established()):
+        if taken is not None and (self._wire or peer._records or not peer._lifecycle.is_established()):
             peer._queue_turn()  # it may receive again, or all its output may be delivered
         if not self._lifecycle.is_established():
             return  # an iterable of the peer has ended it
@@ -243,6 +246,16 @@ class Connection(BaseConnection):
         elif taken is not None:
             self._limit_answers()
             self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
+
+    def _set_paused(self, paused: bool) -> None:
+        super()._set_paused(paused)
+        self._turns.run()
+
+    def _look_for_break(self) -> None:
+        """End the connection if the peer has aborted it, although it is paused."""
+        end = self.peer._wire[-1] if self.peer._wire else None
+        if isinstance(end, _End) and isinstance(end.reason, BaseException):
+            self.handle(LOSE, end.reason)
 
     def _discard_input(self) -> None:
         """Drop what follows the end of input, but learn that the connection has broken."""
@@ -276,7 +289,9 @@ class Connection(BaseConnection):
         """End it now.  The network has all written pieces already.  Iterables are dropped."""
         self.handle(STOP, STOPPED)
         if self._lifecycle.state is CLOSING:
+            dropped = [item for item in self._wire if isinstance(item, Lines)]
             self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
+            self._close_later(dropped)
             self.handle(LOSE)
             self._turns.run()
 
@@ -322,8 +337,21 @@ class Connection(BaseConnection):
             self.end_callbacks()
 
     def _drop_output(self) -> None:
+        dropped = [item for item in self._wire if isinstance(item, Lines)]
         self._wire.clear()
         self._output.drop()
+        self._close_later(dropped)
+
+    def _close_later(self, dropped: list[Lines]) -> None:
+        """Close iterables that are not exhausted, in turns of their own."""
+        for lines in dropped:
+            self._turns.queue(partial(self._close_lines, lines))
+
+    def _close_lines(self, lines: Lines) -> None:
+        try:
+            lines.close()
+        except BaseException as error:
+            self.iterator_raised(error)
 
     def _lose_output(self, end: object) -> None:
         """Drop output, because the peer does not accept more.
