@@ -339,6 +339,22 @@ def test_implementations_do_not_share_addresses():
         one.connect([], testing.Recorder())
 
 
+def test_one_listener_on_several_addresses():
+    implementation = testing.Implementation()
+    listener = implementation.listener(["one", None, ("two", 2)], Echo)
+    assert listener.addresses == ("one", listener.addresses[1], ("two", 2))
+    for address in listener.addresses:
+        client = testing.Recorder()
+        implementation.connect(address, client)
+        assert client.connection.peer_address == address
+    with pytest.raises(OSError, match="'three'"):
+        implementation.listener(["three", "three"], Echo)
+    with pytest.raises(OSError, match="'one'"):
+        implementation.listener(["three", "one"], Echo)
+    listener.close()
+    implementation.listener(list(listener.addresses), Echo)
+
+
 def test_the_module_has_a_default_implementation():
     listener = testing.listener("address of this test", Echo)
     client = testing.Recorder()

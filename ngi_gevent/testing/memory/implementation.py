@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter, deque
-from collections.abc import Container, Hashable
+from collections.abc import Collection, Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +221,7 @@ class Implementation:
     ) -> None:
         listener = listener or self._listeners.get(address)
         prepared = self._connectable.get(address)
-        if listener is not None and listener.accept(handler, client_address, output_limit):
+        if listener is not None and listener.accept(handler, address, client_address, output_limit):
             return
         if prepared:
             connection = prepared.popleft()
@@ -248,13 +248,16 @@ class Implementation:
     def _new_address(self) -> tuple[str, int]:
         return "in memory", next(self._numbers)
 
-    def _free_addresses(self, address: Hashable | list[Any], listeners: Container[Hashable]) -> tuple[Any, ...]:
+    def _free_addresses(self, address: Hashable | list[Any], listeners: Collection[Hashable]) -> tuple[Any, ...]:
         """Return the addresses to listen on: those of a list, or *address* itself, as ``_free_address`` does."""
         if not isinstance(address, list):
             return (self._free_address(address, listeners),)
         if not address:
             raise ValueError("a list of addresses to listen on must not be empty; got []")
-        return tuple(self._free_address(each, listeners) for each in address)
+        addresses: list[Hashable] = []
+        for each in address:
+            addresses.append(self._free_address(each, {*listeners, *addresses}))
+        return tuple(addresses)
 
     def _free_address(self, address: Hashable, listeners: Container[Hashable]) -> Hashable:
         """Return *address*, or a new one for None; raise unless none of *listeners* has it."""
