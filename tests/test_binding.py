@@ -189,11 +189,19 @@ def test_mode_and_owner_of_a_unix_socket_are_set_before_a_client_can_connect(tcp
         assert seen == [(0, errno.ECONNREFUSED if kind == "listener" else errno.EPROTOTYPE)]
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root can change every owner")
+class Refusing(Network):
+    """A network in which no file can change its owner."""
+
+    def change_file(self, path, mode, owner):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def test_an_owner_that_cannot_be_set_leaves_no_file(tcp, tmp_path):
-    with pytest.raises(PermissionError, match="socket"):
-        listen(tcp, tmp_path / "socket", owner=(0, 0))
-    assert not (tmp_path / "socket").exists()
+    tcp.implementation._network = Refusing()
+    for each in tcp.implementation.listener, tcp.implementation.udp_listener:
+        with pytest.raises(PermissionError, match="socket"):
+            each(tmp_path / "socket", print, owner=(0, 0))
+        assert not (tmp_path / "socket").exists()
 
 
 @pytest.mark.parametrize("options", [{"mode": 0o600}, {"owner": (-1, -1)}])
