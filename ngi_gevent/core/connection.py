@@ -307,10 +307,10 @@ class BaseConnection:
 
     def _report(self, where: str, error: BaseException) -> None:
         """Report that the application raised *error* in *where*."""
-        if is_end_of(self, error):
-            logs.connections.debug("connection with %r: %s wrote to it after its end", self.peer_address, where)
-        else:
+        if not is_end_of(self, error):
             self._owner.handler_raised(self.peer_address, where, error)
+        elif not self._lifecycle.is_gone():  # it is gone in a callback that goes on in a forked child
+            logs.connections.debug("connection with %r: %s wrote to it after its end", self.peer_address, where)
 
     def _report_exception(self, exception: BaseException) -> None:
         """Call ``handle_exception`` with the exception of an iterable.  A handler without it ends the connection."""

@@ -35,8 +35,8 @@ _locks: WeakSet[Any] = WeakSet()
 def make_lock() -> Any:
     """Return a lock for a few lines of code, for use in a ``with`` statement.
 
-    A thread can acquire it again, since Python may run a signal handler in between.  In a forked child it is free,
-    because the thread that held it does not exist there.
+    A thread can acquire it again, since Python may run a signal handler in between.  In a forked child it is free if
+    another thread held it, because that thread does not exist there.
     """
     lock = _new_lock()
     _locks.add(lock)
@@ -45,7 +45,8 @@ def make_lock() -> Any:
 
 def _free_locks() -> None:
     for lock in list(_locks):
-        lock._at_fork_reinit()  # no public method does this; the standard library calls it, too
+        if not lock._is_owned():  # by this thread: a signal handler may have forked in between
+            lock._at_fork_reinit()  # no public method does this; the standard library calls it, too
 
 
 os.register_at_fork(after_in_child=_free_locks)

@@ -12,8 +12,10 @@ Both cases log an entry when the pause begins, and another when it ends.
 from __future__ import annotations
 
 import errno
+import socket
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from gevent import get_hub
@@ -58,7 +60,8 @@ class Acceptor(StreamServer):
     """Accepts connections on *sock*, and calls ``accepted(sock, peer_address)`` on the hub with each of them.
 
     The caller closes the sockets, and adds their connections to *connections*.  The acceptor never lets that grow to
-    more than *max_connections*.  If *sock* is not a listening socket any more, it calls ``gave_up()``.
+    more than *max_connections*.  If *sock* is not a listening socket any more, it calls ``gave_up()``.  If *is_own*, no
+    other process accepts connections on *sock*.
     """
 
     def __init__(
@@ -69,8 +72,11 @@ class Acceptor(StreamServer):
         connections: Collection[object],
         max_connections: int,
         gave_up: Callable[[], None],
+        *,
+        is_own: bool,
     ) -> None:
         self._network = network
+        self._is_own = is_own
         self._connections = connections
         self._max_connections = max_connections
         self._gave_up = gave_up
@@ -98,7 +104,15 @@ class Acceptor(StreamServer):
         self._full.close()
         self._refused.close()
         self._keep_running.close()
+        if not self.closed:
+            self._close_socket()
         super().close()
+
+    def _close_socket(self) -> None:
+        if self._is_own:
+            with suppress(OSError):  # not all systems shut down listening sockets
+                self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would go on listening
+        self.socket.close()
 
     def close_taking_queued(self) -> list[tuple[Any, Any]]:
         """Close, and return the connections that were queued, as far as ``max_connections`` allows.
@@ -111,7 +125,7 @@ class Acceptor(StreamServer):
         while len(self._connections) + len(queued) < self._max_connections and (accepted := self.do_read()):
             queued.append(accepted)
         if not self.closed:
-            self.socket.close()
+            self._close_socket()
         self.close()
         return queued
 

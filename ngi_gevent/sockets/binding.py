@@ -22,13 +22,15 @@ class Binding:
     refuses the address, and leaves nothing open then.  A socket that the caller passes stays bound to its file.
 
     :ivar socket: the socket.  The listener closes it.
+    :ivar is_own: whether this has bound the socket, and not the caller, who may share it with other processes.
     """
 
     def __init__(self, network: Network, address: Any, kind: int, *, reuse_port: bool = False) -> None:
         self._network = network
         self._file: tuple[str, os.stat_result] | None = None
         self.socket: Socket
-        if is_socket(address):
+        self.is_own = not is_socket(address)
+        if not self.is_own:
             self.socket = network.adopt(address)
             return
         path = unix_path(address)

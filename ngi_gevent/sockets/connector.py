@@ -71,6 +71,10 @@ class Connector:
     def unsent_size(self) -> None:
         """Return None: there is no connection yet."""
 
+    def leave_to_parent(self) -> None:
+        """Give up, and call nothing, in a forked child."""
+        self._loop.run_callback(self._give_up)
+
     def _give_up(self) -> None:
         if self._connecting:
             self._greenlet.throw(GreenletExit)
@@ -78,6 +82,7 @@ class Connector:
     def _run(self) -> None:
         try:
             with self._time_limit():
+                self._check_process()
                 connection = self._connect()
         except GreenletExit:
             self._fail(STOPPED)
@@ -133,6 +138,7 @@ class Connector:
         except OSError as error:
             raise with_address(error, self._address) from None
         try:
+            self._check_process()
             connection = self._make_connection(self._network, sock, _peer_address(sock, self._address), self._owner)
         except BaseException:  # most likely, the peer is already gone
             sock.close()
@@ -188,8 +194,14 @@ class Connector:
             raise
         return sock
 
+    def _check_process(self) -> None:
+        if self._mailbox.is_of_parent:
+            raise GreenletExit
+
     def _fail(self, reason: Reason) -> None:
         self._connecting = False
+        if self._mailbox.is_of_parent:
+            return
         try:
             self._handler.failed_connect(reason)
         except BaseException as error:

@@ -26,7 +26,6 @@ from greenlet import getcurrent
 from ngi_gevent.core.checks import check_returned
 from ngi_gevent.core.connection import ConnectionOwner
 from ngi_gevent.core.lifecycle import (
-    ABORT,
     CLOSED,
     CLOSING,
     HANDSHAKE,
@@ -289,8 +288,6 @@ class StreamConnection(HubConnection):
         if not self._lifecycle.is_gone():  # after which the hub may have gone, too
             if self._calls:
                 self._dispatcher.mailbox.make_calls()
-            if not self._transport.is_of_this_process():
-                event = ABORT  # the connection is the parent's: only close the descriptor
             if self._lifecycle.resets(event):
                 self._transport.reset()
         super().handle(event, reason)
@@ -313,6 +310,11 @@ class StreamConnection(HubConnection):
                 self._read_watcher.close()
                 self._transport.close()
                 self.wake()
+
+    def leave_to_parent(self) -> None:
+        self._events_pending = True  # a callback that goes on in the child is the last one
+        super().leave_to_parent()
+        self._read_watcher.close()
 
     # What the linger does with the connection.
 

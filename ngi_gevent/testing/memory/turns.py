@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from greenlet import getcurrent
 
 from ngi_gevent.core.registry import Registry, log_error
-from ngi_gevent.core.threads import allocate_lock
+from ngi_gevent.core.threads import make_lock
 
 if TYPE_CHECKING:
     from ngi_gevent.core.connection import BaseConnection
@@ -25,7 +25,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._queue: deque[Callable[[], object]] = deque()
-        self._lock = allocate_lock()
+        self._lock = make_lock()
         #: Whether callbacks are being called.
         self.running = False
         #: The connection or listener for datagrams whose callback is running.
