@@ -11,6 +11,7 @@ from ngi_gevent.errors import (
     NGIError,
     Timeout,
     UnexpectedResponse,
+    WouldWait,
 )
 from ngi_gevent.sockets.implementation import Implementation, Inline
 from ngi_gevent.sockets.threaded import Threaded
@@ -29,6 +30,7 @@ __all__ = [
     "Threaded",
     "Timeout",
     "UnexpectedResponse",
+    "WouldWait",
     "connect",
     "listener",
     "udp",
