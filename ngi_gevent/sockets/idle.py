@@ -88,8 +88,6 @@ class IdleTimer:
 
     def _check(self) -> None:
         self._timer.close()
-        if self._connection._lifecycle.is_gone():
-            return  # in a forked child, where nothing has closed the timer
         if self._is_busy():
             self._latest = self._transport.now()
             self._start(self._seconds / CHECKS)

@@ -312,7 +312,6 @@ class StreamConnection(HubConnection):
                 self.wake()
 
     def leave_to_parent(self) -> None:
-        self._events_pending = True  # a callback that goes on in the child is the last one
         super().leave_to_parent()
         self._read_watcher.close()
 
