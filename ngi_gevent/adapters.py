@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Callable, Generator, Iterable
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ngi_gevent.core import logs
 from ngi_gevent.core.checks import as_bytes, as_iterator, check_count, check_handler
+from ngi_gevent.core.lifecycle import END_OF_INPUT
+from ngi_gevent.core.output import LOW_WATER
 from ngi_gevent.errors import LimitExceeded
 from ngi_gevent.generator import Handler
 from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
@@ -68,10 +69,6 @@ class Base:
     def __init__(self, connection: IConnection) -> None:
         self.connection: Any = connection
         self._handler: Any = None
-        below = bottom(connection)
-        # Returns whether to deliver another record of the same piece of input.  Connections of other implementations
-        # cannot make their callbacks wait for room.
-        self._is_ready_for_more: Callable[[], bool] = getattr(below, "is_ready_for_more", partial(bool, below))
 
     @classmethod
     def handler(
@@ -104,6 +101,10 @@ class Base:
     def ssl_object(self) -> Any:
         return self.connection.ssl_object
 
+    @property
+    def input_ended(self) -> bool:
+        return self.connection.input_ended  # type: ignore[no-any-return]
+
     # The connection, to the handler.
 
     def set_handler(self, handler: IConnectionHandler) -> None:
@@ -124,8 +125,30 @@ class Base:
     def writelines(self, data: Iterable[Data]) -> None:
         self.connection.writelines(data)
 
+    def write_eof(self) -> None:
+        self.connection.write_eof()
+
+    @property
+    def output_pending(self) -> int:
+        return self.connection.output_pending  # type: ignore[no-any-return]
+
+    def drain(self, timeout: float | None = None, *, below: int = LOW_WATER) -> None:
+        self.connection.drain(timeout, below=below)
+
+    def pause_reading(self) -> None:
+        self.connection.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.connection.resume_reading()
+
+    def while_open(self) -> AbstractContextManager[None]:
+        return self.connection.while_open()  # type: ignore[no-any-return]
+
     def close(self) -> None:
         self.connection.close()
+
+    def fail(self, reason: Reason) -> None:
+        self.connection.fail(reason)
 
     def abort(self) -> None:
         self.connection.abort()
@@ -138,6 +161,38 @@ class Base:
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Pass *data* on to the handler.  The connection below calls this, as it calls the other callbacks."""
         self._handler.handle_input(self, data)
+
+    def deliver(self, records: Iterable[Any]) -> None:
+        """Pass *records* on to the handler, each as a callback of its own, after this callback.
+
+        Adapters call this as the last statement of ``handle_input``, with a generator of the records in *data*, for
+        example.  Never blocks.  The connection pulls one record at a time, and delivers it to the handler that is set
+        then.  It stops while reading is paused or too much output is pending, lets other connections run in between,
+        and drops the rest when this side ends the connection.  Further input, and its end, come after the last record.
+        An exception that *records* raises is one of ``handle_input``.
+        """
+        self.deliver_for(self, iter(records))
+
+    def deliver_for(self, adapter: Any, records: Iterator[Any]) -> None:
+        """Deliver *records* for *adapter*, which is this one or one above."""
+        self.connection.deliver_for(adapter, records)
+
+    def pass_on(self, record: Any) -> None:
+        """Call the handler with *record*, one of those given to ``deliver``."""
+        self._handler.handle_input(self, record)
+
+    def has_eof_handler(self) -> bool:
+        """Return whether the handler, behind all adapters, has ``handle_eof``."""
+        behind_adapter = getattr(self._handler, "has_eof_handler", None)
+        return hasattr(self._handler, "handle_eof") if behind_adapter is None else behind_adapter()
+
+    def handle_eof(self, connection: Any) -> None:
+        """Call the handler's ``handle_eof``.  If it has none, end the connection."""
+        handle_eof = getattr(self._handler, "handle_eof", None)
+        if handle_eof is None:
+            self.fail(END_OF_INPUT)
+        else:
+            handle_eof(self)
 
     def handle_close(self, connection: Any, reason: Reason) -> None:
         """Call the handler's ``handle_close``, if it has one."""
@@ -158,20 +213,17 @@ class Base:
             raise exception
         handle_exception(self, exception)
 
-    def end(self, reason: Reason) -> None:
-        """End the connection because the peer broke the protocol.
 
-        Never waits for the peer.  Adapters call this in ``handle_input``.  All output is delivered.  The end is logged,
-        and ``handle_close`` is called with *reason* for all adapters of the connection, from the lowest up, and for the
-        handler.  If the connection has ended already, this does nothing.
-        """
-        if self.connection:
-            self.connection.close()
-            logs.connections.info("connection with %r ended: %s", self.peer_address, logs.format_reason(reason))
-            lowest = self
-            while isinstance(lowest.connection, Base):
-                lowest = lowest.connection
-            lowest.handle_close(lowest.connection, reason)
+class Within:
+    """Delivers the records of *adapter* within *call*, which calls a function with its arguments."""
+
+    def __init__(self, adapter: Any, call: Callable[..., object]) -> None:
+        self._adapter = adapter
+        self._call = call
+
+    def pass_on(self, record: Any) -> None:
+        """Call the adapter's handler with *record*."""
+        self._call(self._adapter.pass_on, record)
 
 
 class Lines(Base):
@@ -195,6 +247,20 @@ class Lines(Base):
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the lines that *data* completes."""
+        end = data.find(b"\n")
+        if end < 0:
+            self._begun += data
+            if len(self._begun) > self._max_line:
+                self._too_long()
+        elif end == len(data) - 1 and len(self._begun) + end <= self._max_line:
+            # As most requests arrive.
+            line = bytes(self._begun) + data[:-1]
+            self._begun.clear()
+            self.pass_on(line)
+        else:
+            self.deliver(self._lines(data))
+
+    def _lines(self, data: bytes) -> Iterator[bytes]:
         begun, max_line = self._begun, self._max_line
         for start in range(0, len(data), SPLIT_SIZE):
             *lines, rest = data[start : start + SPLIT_SIZE].split(b"\n")
@@ -206,9 +272,7 @@ class Lines(Base):
                 if len(line) > max_line:
                     self._too_long()
                     return
-                self._handler.handle_input(self, line)
-                if not self._is_ready_for_more():
-                    return
+                yield line
             begun += rest
             if len(begun) > max_line:
                 self._too_long()
@@ -216,7 +280,7 @@ class Lines(Base):
 
     def _too_long(self) -> None:
         self._begun.clear()
-        self.end(LimitExceeded(f"the peer sent a line of more than max_line, {self._max_line} bytes"))
+        self.fail(LimitExceeded(f"the peer sent a line of more than max_line, {self._max_line} bytes"))
 
 
 class Sized(Base):
@@ -263,11 +327,16 @@ class Sized(Base):
                 return
             data = bytes(self._begun)
             self._begun.clear()
-        self._begun += data[self._deliver(data) :]
+        if len(data) >= _LENGTH.size and _LENGTH.unpack_from(data)[0] == len(data) - _LENGTH.size <= self._max_size:
+            # As most requests arrive.
+            self._wanted = _LENGTH.size
+            self.pass_on(data[_LENGTH.size :])
+        else:
+            self.deliver(self._records(data))
 
-    def _deliver(self, data: bytes) -> int:
-        """Deliver the complete records in *data*.  Return how many bytes they have."""
+    def _records(self, data: bytes) -> Iterator[bytes]:
         done = 0
+        self._wanted = _LENGTH.size
         while len(data) - done >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(data, done)
             start = done + _LENGTH.size
@@ -275,19 +344,16 @@ class Sized(Base):
                 done = start
                 continue
             if size > self._max_size:
-                self.end(
+                self.fail(
                     LimitExceeded(f"the peer announced a record of {size} bytes, and max_size is {self._max_size}")
                 )
-                return len(data)
+                return
             if len(data) - start < size:
                 self._wanted = _LENGTH.size + size
-                return done
+                break
             done = start + size
-            self._handler.handle_input(self, data[start:done])
-            if not self._is_ready_for_more():
-                return len(data)
-        self._wanted = _LENGTH.size
-        return done
+            yield data[start:done]
+        self._begun += data[done:]
 
 
 def _framed(data: Any) -> bytes:

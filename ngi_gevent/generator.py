@@ -29,12 +29,15 @@ class Handler:
         self,
         function: GeneratorFunction,
         connection_adapter: Callable[[Any], IConnection] | None = None,
+        *,
+        eof: bool = False,
     ) -> None:
         if not callable(function):
             raise TypeError(f"a generator handler is made of a generator function; got {function!r:.100}")
         functools.update_wrapper(self, function)
         self._function: Callable[..., Generator[None, bytes, object]] = function
         self._connection_adapter = connection_adapter
+        self._eof = eof
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._function!r}>"
@@ -42,7 +45,7 @@ class Handler:
     def __get__(self, instance: object, owner: type | None = None) -> Handler:
         if instance is None:
             return self
-        return Handler(self._function.__get__(instance, owner), self._connection_adapter)
+        return Handler(self._function.__get__(instance, owner), self._connection_adapter, eof=self._eof)
 
     def __call__(self, connection: Any) -> _GeneratorHandler:
         """Run the generator for *connection* up to its first ``yield``, and make it the handler."""
@@ -51,7 +54,7 @@ class Handler:
         generator = self._function(connection)
         if not hasattr(generator, "send"):
             raise TypeError(f"a generator handler is made of a generator function; {self._function!r} is none")
-        return _GeneratorHandler(generator, connection)
+        return (_EOFGeneratorHandler if self._eof else _GeneratorHandler)(generator, connection)
 
     def connected(self, connection: Any) -> None:
         self(connection)
@@ -100,14 +103,29 @@ class _GeneratorHandler:
         return True
 
 
-@overload
-def handler(function: GeneratorFunction, connection_adapter: Callable[[Any], IConnection] | None = None) -> Handler: ...
+class _EOFGeneratorHandler(_GeneratorHandler):
+    """The same, for a generator that handles the end of input, and can write after it."""
+
+    def handle_eof(self, connection: Any) -> None:
+        self._resume(connection, self._generator.send, b"")
+
+
 @overload
 def handler(
-    function: None = None, connection_adapter: Callable[[Any], IConnection] | None = None
+    function: GeneratorFunction,
+    connection_adapter: Callable[[Any], IConnection] | None = None,
+    *,
+    eof: bool = False,
+) -> Handler: ...
+@overload
+def handler(
+    function: None = None, connection_adapter: Callable[[Any], IConnection] | None = None, *, eof: bool = False
 ) -> Callable[[GeneratorFunction], Handler]: ...
 def handler(
-    function: GeneratorFunction | None = None, connection_adapter: Callable[[Any], IConnection] | None = None
+    function: GeneratorFunction | None = None,
+    connection_adapter: Callable[[Any], IConnection] | None = None,
+    *,
+    eof: bool = False,
 ) -> Handler | Callable[[GeneratorFunction], Handler]:
     """Make a handler of a generator function that takes a connection.  A decorator for functions and methods.
 
@@ -126,8 +144,10 @@ def handler(
 
     :param function: the generator function; without it, this returns a decorator.
     :param connection_adapter: called with the connection; the generator gets the result instead.
+    :param eof: whether ``yield`` returns ``b''`` when the peer has finished sending.  The connection then stays open
+        for output until the generator returns.  By default, the end of input closes the connection.
     :raises TypeError: *function* is not callable.
     """
     if function is None:
-        return lambda function: Handler(function, connection_adapter)
-    return Handler(function, connection_adapter)
+        return lambda function: Handler(function, connection_adapter, eof=eof)
+    return Handler(function, connection_adapter, eof=eof)

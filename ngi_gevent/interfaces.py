@@ -16,7 +16,8 @@ dropped, as for any connection that breaks.
 
 **Reasons.**  The reason why a connection ended is text if nothing went wrong: ``'end of input'`` (the peer finished) or
 ``'stopped'`` (the listener was closed).  Otherwise it is an exception.  ``str(reason)`` is suitable for a log in both
-cases.  With TLS, an end that the peer did not announce is an ``ssl.SSLEOFError``, because data may be missing.
+cases.  With TLS, an end that the peer did not announce is an ``ssl.SSLEOFError``, because data may be missing.  If the
+context has ``ssl.OP_IGNORE_UNEXPECTED_EOF``, it is an ``'end of input'``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from ssl import SSLContext
     from types import TracebackType
 
@@ -45,6 +47,7 @@ __all__ = [
     "IServerConnection",
     "IUDPHandler",
     "IUDPListener",
+    "KeepAlive",
     "ListenOptions",
     "PeerAddress",
     "Reason",
@@ -57,9 +60,9 @@ Data: TypeAlias = "bytes | bytearray | memoryview"
 Reason: TypeAlias = "str | BaseException"
 
 #: The addresses to connect or send to, on sockets: a host and a port, also in the form that an IPv6 socket has; or the
-#: path of a Unix socket, as text or a ``Path``.  On Linux, also the abstract name of a Unix socket, which begins with a
-#: null byte, as text or bytes.  It has no file, and every process in the same network namespace can connect to it.  A
-#: listener's ``address`` is bytes then.
+#: path of a Unix socket, as text or a ``Path``.  An empty host is this host, ``127.0.0.1``.  On Linux, also the
+#: abstract name of a Unix socket, which begins with a null byte, as text or bytes.  It has no file, and every process
+#: in the same network namespace can connect to it.  A listener's ``address`` is bytes then.
 PeerAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes | os.PathLike[str]"
 
 #: The addresses to listen on, on sockets; None is a free port on the loopback interface.
@@ -74,12 +77,22 @@ class _Socket(Protocol):
     def getsockname(self) -> Any: ...
 
 
+#: Whether the kernel probes silent peers; or seconds of silence before the first probe, seconds between two probes, and
+#: how many remain without an answer before the connection breaks.
+KeepAlive: TypeAlias = "bool | tuple[int, int, int]"
+
+
 class ConnectOptions(TypedDict, total=False):
     """The options of each ``connect``; see :meth:`ngi_gevent.Implementation.connect`."""
 
     ssl_context: SSLContext | None
     server_hostname: str | None
     timeout: float | None
+    idle_timeout: float | None
+    output_limit: int
+    keep_alive: KeepAlive
+    linger_timeout: float | None
+    local_address: Any
 
 
 class ListenOptions(TypedDict, total=False):
@@ -90,7 +103,8 @@ class ListenOptions(TypedDict, total=False):
     idle_timeout: float | None
     output_limit: int
     reuse_port: bool
-    keep_alive: bool
+    keep_alive: KeepAlive
+    linger_timeout: float | None
     ssl_context: SSLContext | None
     handshake_timeout: float | None
 
@@ -98,7 +112,12 @@ class ListenOptions(TypedDict, total=False):
 class IConnectionHandler(Protocol):
     """The handler of one connection.  Written by the application, called by the implementation.
 
-    Two more methods are optional:
+    Three more methods are optional:
+
+    ``handle_eof(connection)``
+        The peer has finished sending, and all input has been delivered.  Called at most once.  The connection stays
+        open for output: close it, or call ``write_eof``, when you have written the answer.  Without this method, the
+        connection is closed once all output has been delivered, and ``handle_close`` gets ``'end of input'``.
 
     ``handle_close(connection, reason)``
         The connection ended, and the application did not close or abort it through this connection.  Called at most
@@ -109,7 +128,7 @@ class IConnectionHandler(Protocol):
         sent, and the connection stays open; the rest of that iterable is dropped.  Without this method, the connection
         is closed, and ``handle_close`` gets the exception.
 
-    If a callback raises, the exception is logged with its traceback.  If ``handle_input`` or ``handle_exception``
+    If a callback raises, the exception is logged with its traceback.  If another callback than ``handle_close``
     raises, the connection is also closed once all output has been delivered, and ``handle_close`` gets the exception as
     the reason.
 
@@ -198,16 +217,17 @@ def documented_by(interface: type) -> Callable[[_Class], _Class]:
 class IConnection(Protocol):
     """One end of a connection.  Made by an implementation, used by the application.
 
-    ========================  =========================  ===================  =========
-    state                     ``write``, ``writelines``  ``close()``          ``bool``
-    ========================  =========================  ===================  =========
-    open                      queue, and never block     -> closing           ``True``
-    closing: output drains    ``ConnectionClosed``       nothing              ``False``
-    closed                    ``ConnectionClosed``       nothing              ``False``
-    ========================  =========================  ===================  =========
+    ============================  =========================  ===================  =========
+    state                         ``write``, ``writelines``  ``close()``          ``bool``
+    ============================  =========================  ===================  =========
+    open                          queue, and never block     -> closing           ``True``
+    after ``write_eof()``         ``ConnectionClosed``       -> closing           ``True``
+    closing: output drains        ``ConnectionClosed``       nothing              ``False``
+    closed                        ``ConnectionClosed``       nothing              ``False``
+    ============================  =========================  ===================  =========
 
     While it is open, any callback can run.  After the application's own ``close()`` or ``abort()``, none does.  After
-    any other end, ``handle_close`` runs once, as the last one.  No method of a connection blocks.
+    any other end, ``handle_close`` runs once, as the last one.  Only ``drain`` blocks.
     """
 
     @property
@@ -262,11 +282,82 @@ class IConnection(Protocol):
         :raises ConnectionClosed: the connection is closing or closed.
         """
 
+    @property
+    def output_pending(self) -> int:
+        """Bytes that were written and are still waiting: neither the kernel nor the peer has taken them.
+
+        Output that an iterable has not yielded yet does not count.
+        """
+
+    def drain(self, timeout: float | None = None, *, below: int = ...) -> None:
+        """Wait until less than *below* bytes of output are pending.
+
+        Blocks the calling greenlet or native thread.  In a callback, this connection's input waits meanwhile, so two
+        ends that both do this and do not read need a *timeout*.  Can be called after ``close()``.  In memory, a
+        callback cannot wait.
+
+        :param timeout: seconds to wait; None for no limit.
+        :param below: bytes, at least 1; by default the low-water mark, 16 KiB.  With 1, this waits until the kernel has
+            all output, and until the iterables given to ``writelines`` are exhausted.
+        :raises Timeout: more was still pending after *timeout* seconds.  It stays pending.
+        :raises ConnectionClosed: output of this connection was dropped, now or earlier, because the connection broke or
+            was aborted, for example.
+        """
+
+    def write_eof(self) -> None:
+        """End the output: the peer sees the end of its input once it has received everything that was written.
+
+        Never blocks.  Input still arrives.  After this, ``write`` and ``writelines`` raise ``ConnectionClosed``.  Once
+        the input has ended, too, the connection closes by itself.  Calling this again, or after the connection has
+        ended, is harmless.  With TLS, this sends a close_notify, which a peer with TLS 1.2 may take for the end of both
+        directions.
+        """
+
+    @property
+    def input_ended(self) -> bool:
+        """Whether the peer has finished sending, and all its input has been delivered."""
+
+    def pause_reading(self) -> None:
+        """Hold back input, its end, and the records of adapters.
+
+        Never blocks.  The peer can send only as much as the kernel buffers.  This is a flag and not a count, and
+        ``set_handler`` does not change it.  A connection that breaks, is stopped, or exceeds a limit ends
+        nevertheless; a break is noticed within about a second.  If called on another thread, this takes effect soon.
+        """
+
+    def resume_reading(self) -> None:
+        """Deliver input again, after ``pause_reading``.  Never blocks."""
+
+    def while_open(self) -> AbstractContextManager[None]:
+        """Return a context manager that interrupts its block when the connection ends::
+
+            with connection.while_open():
+                value = queue.get()  # waits for long
+            connection.write(value)
+
+        The block is interrupted where it waits, within about a second after the connection broke, was ended on this
+        side, or, unless the handler has ``handle_eof``, after the peer finished sending.  Leaving the block then raises
+        ``ConnectionClosed``.  Over TCP, a peer that has gone and one that has finished sending look the same until
+        something is sent.
+
+        :raises ConnectionClosed: on entering, the connection has ended.
+        :raises RuntimeError: on entering, the caller is on another native thread than the connection.
+        """
+
     def close(self) -> None:
         """Close the connection once everything written has been delivered.
 
         Never blocks.  No further handler callback runs.  The peer receives all pending output before it sees the end
         of the stream.  Calling this again, or after the connection has ended, is harmless.
+        """
+
+    def fail(self, reason: Reason, /) -> None:
+        """Close the connection for *reason*, as if the application had not asked for it.
+
+        Never blocks.  All output is delivered, input that has arrived is dropped, and ``handle_close`` gets *reason*.
+        Adapters and limits use this.  If the connection has ended already, this does nothing.
+
+        :raises TypeError: *reason* is neither text nor an exception.
         """
 
     def abort(self) -> None:

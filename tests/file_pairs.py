@@ -15,7 +15,7 @@ MUCH = 16 * 1024 * 1024
 PIECE = 64 * 1024
 
 
-def talk(stage, adapter=lambda connection: connection):
+def talk(stage, adapter=lambda connection: connection, **options):
     """The output and input of a server connection, and its peer, which knows nothing of NGI."""
     opened = []
 
@@ -24,7 +24,7 @@ def talk(stage, adapter=lambda connection: connection):
         opened.append(blocking.open(adapter(connection)))
         stage.happened()
 
-    peer = stage.peer(stage.listen(serve))
+    peer = stage.peer(stage.listen(serve, **options))
     stage.until(lambda: opened)
     return (*opened.pop(), peer)
 

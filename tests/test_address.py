@@ -11,7 +11,7 @@ from pathlib import Path
 import gevent.socket
 import pytest
 from conftest import open_sockets
-from stages import PATIENCE, Witness, needs_ipv6
+from stages import PATIENCE, DatagramWitness, Witness, needs_ipv6
 
 import ngi_gevent
 from ngi_gevent import blocking
@@ -338,11 +338,13 @@ def test_a_numeric_host_is_not_looked_up(tcp, resolver, address):
     listener = tcp.implementation.listener(address, tcp.server())
     tcp.listeners.append(listener)
     client = Witness(tcp)
-    host = "127.0.0.1" if address[0] == "" else address[0]
-    tcp.implementation.connect((host, listener.address[1], *address[2:]), client)
+    tcp.implementation.connect((address[0], listener.address[1], *address[2:]), client)
     tcp.until(lambda: client.connection)
-    tcp.listeners.append(tcp.implementation.udp_listener(address, print))
-    tcp.implementation.udp((host, 9, *address[2:]), b"x")
+    receiving = tcp.implementation.udp_listener(address, witness := DatagramWitness(tcp))
+    tcp.listeners.append(receiving)
+    for send in tcp.implementation.udp, receiving.send:
+        send((address[0], receiving.address[1], *address[2:]), b"x")
+    tcp.until(lambda: witness.datagrams == [b"x", b"x"])
     assert resolver.asked == 0
 
 

@@ -20,7 +20,6 @@ from ngi_gevent import (
     blocking,
 )
 from ngi_gevent.blocking import input as input_module
-from ngi_gevent.sockets import linger
 
 
 @pytest.mark.parametrize("split", [len(TEXT), 1])
@@ -180,9 +179,8 @@ def test_iterating_stops_at_what_is_broken(stage):
 
 
 @pytest.mark.parametrize("end", ["stopped", "closed", "aborted"])
-def test_half_an_upload_is_not_taken_for_a_whole_one_when_this_side_ends_it(stage, monkeypatch, end):
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.01)  # the peer does not close its side
-    output, input, peer = talk(stage)
+def test_half_an_upload_is_not_taken_for_a_whole_one_when_this_side_ends_it(stage, end):
+    output, input, peer = talk(stage, linger_timeout=0.01)  # the peer does not close its side
     peer.send(b"xhalf of it")
     assert input.read(1, PATIENCE) == b"x"
     connection = stage.connections[0]

@@ -103,32 +103,6 @@ def test_flush_waits_for_all_that_was_written(stage):
     stage.until(lambda: peer.size == MUCH + 4)
 
 
-def test_flush_does_not_answer_for_what_is_written_meanwhile(tcp):
-    output, input, peer = talk(tcp)
-    output.write(bytes(MUCH // 2))
-    flushing = gevent.spawn(output.flush)
-    gevent.idle()
-    output.write(bytes(MUCH // 2))
-    peer.read()
-    flushing.get(timeout=PATIENCE)
-    with pytest.raises(Timeout):
-        output.flush(timeout=0)
-    output.flush(PATIENCE)
-    tcp.until(lambda: peer.size == MUCH)
-
-
-def test_flushes_that_time_out_cost_nothing(tcp):
-    """Each leaves a mark, which must not add up."""
-    output, input, peer = talk(tcp)
-    output.write(bytes(MUCH))
-    pending = []
-    for _ in range(100):
-        with pytest.raises(Timeout):
-            output.flush(timeout=0.001)
-        pending.append(tcp.connections[0]._output.size)
-    assert pending[-1] <= pending[9]
-
-
 @pytest.mark.parametrize("unread", [b"", b"unread\n"])
 @pytest.mark.parametrize("wait", [lambda output: output.flush(), lambda output: output.writelines([bytes(PIECE)] * 2)])
 def test_a_wait_for_a_peer_that_breaks_off_ends(stage, unread, wait):
@@ -152,15 +126,44 @@ def test_a_wait_for_a_peer_that_breaks_off_ends(stage, unread, wait):
         output.flush()
 
 
-def test_writing_to_an_ended_connection(stage):
+def test_a_peer_that_has_finished_is_still_written_to(stage):
     output, input, peer = talk(stage)
     peer.finish()
+    peer.read()
     assert input.read(timeout=PATIENCE) == b""
+    output.write(b"late ")
+    output.writelines([b"answer"], timeout=PATIENCE)
+    output.flush(PATIENCE)
+    output.close()
+    stage.until(lambda: peer.ended)
+    assert peer.received == b"late answer"
+
+
+def test_writing_to_an_ended_connection(stage):
+    output, input, peer = talk(stage)
+    stage.connections[0].close()
     for write in lambda: output.write(b"x"), lambda: output.writelines([b"x"]):
         with pytest.raises(ConnectionClosed):
             write()
     output.flush()  # everything that was written, which is nothing
     assert not output.closed
+
+
+def test_the_end_of_the_output_leaves_the_input_open(stage):
+    output, input, peer = talk(stage)
+    output.write(b"all")
+    output.write_eof()
+    output.write_eof()
+    with pytest.raises(ConnectionClosed):
+        output.write(b"more")
+    peer.read()
+    stage.until(lambda: peer.ended == "end")
+    assert peer.received == b"all"
+    peer.send(b"answer")
+    assert input.read(6, PATIENCE) == b"answer"
+    output.close()
+    with pytest.raises(ValueError, match="closed file"):
+        output.write_eof()
 
 
 def test_flush_goes_on_while_the_peer_finishes(socket_stage):
@@ -172,6 +175,7 @@ def test_flush_goes_on_while_the_peer_finishes(socket_stage):
     peer.finish()
     peer.read()
     flushing.get(timeout=PATIENCE)
+    output.close()
     socket_stage.until(lambda: peer.ended)
     assert len(peer.received) == MUCH
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 
-from ngi_gevent.core.checks import check_handler, check_returned
+from ngi_gevent.core.checks import LONGEST_TIMEOUT, as_timeout, check_handler, check_returned
 
 
 class Handler:
@@ -29,3 +30,10 @@ def test_a_coroutine_that_a_server_returns_is_closed():
     with pytest.raises(TypeError, match=r"generator\.handler"):
         check_returned(coroutine, "the server")
     assert coroutine.cr_frame is None
+
+
+@pytest.mark.parametrize("value", [None, math.inf, 10**400, LONGEST_TIMEOUT + 1])
+def test_infinity_and_years_are_no_timeout(value):
+    """Timers of the system and of libev would raise OverflowError for some of them, on some threads."""
+    assert as_timeout(value) is None
+    assert as_timeout(LONGEST_TIMEOUT) == LONGEST_TIMEOUT == 10**8

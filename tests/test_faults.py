@@ -23,6 +23,7 @@ from stages import PATIENCE, Witness
 
 import ngi_gevent
 from ngi_gevent import generator
+from ngi_gevent.core.options import LINGER_TIMEOUT
 from ngi_gevent.sockets.network import Network
 
 
@@ -453,7 +454,7 @@ class Handler:
         print("told", type(reason).__name__, reason, flush=True)
 
 def listening(implementation):
-    print(implementation.listener(("127.0.0.1", 0), Handler).address[1], flush=True)
+    print(implementation.listener(("127.0.0.1", 0), Handler, linger_timeout={linger}).address[1], flush=True)
 
 try:
     {serve}
@@ -469,14 +470,11 @@ SERVE = {
     "Threaded's wait": "implementation = ngi_gevent.Threaded(); listening(implementation); implementation.wait()",
 }
 
-#: The client of the program does not close its side.
-DO_NOT_DRAIN = "from ngi_gevent.sockets import linger; linger.DRAIN_TIMEOUT = 0.05"
 
-
-def interrupted(serve, message, first=""):
-    """What a program prints that is sent SIGINT while it has one client."""
+def interrupted(serve, message, first="", linger=LINGER_TIMEOUT):
+    """What a program prints that is sent SIGINT while it has one client, which does not close its side."""
     program = subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", first + PROGRAM.format(serve=serve)],
+        [sys.executable, "-X", "dev", "-W", "error", "-c", first + PROGRAM.format(serve=serve, linger=linger)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -500,7 +498,7 @@ def interrupted(serve, message, first=""):
 @pytest.mark.parametrize("kind", SERVE)
 def test_ctrl_c_ends_a_program_that_serves(kind):
     """The main thread gets its KeyboardInterrupt where it waits, and the program can end as it likes."""
-    code, out, err = interrupted(SERVE[kind], b"hello", DO_NOT_DRAIN)
+    code, out, err = interrupted(SERVE[kind], b"hello", linger=0.05)
     assert code == 0
     assert out.startswith("interrupted\n")
     # Where it comes while the hub itself runs, gevent prints where that was.

@@ -529,7 +529,9 @@ def test_a_child_that_waits_through_gevent_does_not_serve_its_parents_peers(kind
     seen, results, fresh, *in_parent, served, seen_in_parent = run(SERVING, kind)
     assert seen == []
     errors, others = results[:14], results[14:]
-    assert all("fork" in error or error.startswith("ListenerClosed: ") for error in errors)
+    kinds = ["ConnectionClosed"] * 12 + ["ImplementationClosed", "ListenerClosed"]
+    assert [error.split(":")[0] for error in errors] == kinds
+    assert all("fork" in errors[place] for place in (0, 6, 12))
     assert others == [0] * 5 + [None] * (len(others) - 5)
     assert fresh == "fresh"
     assert in_parent == ["in time", ["after"] * 3, "new", "hello"]

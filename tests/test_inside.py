@@ -138,14 +138,14 @@ def test_imports_go_down_the_drawing():
 
 
 def test_the_table_of_events_is_that_of_the_lifecycle():
-    header, *entries = re.findall(r"^\| (`[a-z ]+`|event) \| (.*\|.*\|.*) \|$", PAGE, re.MULTILINE)
-    assert header == ("event", " | ".join(STATES).upper())
+    header, *entries = re.findall(r"^\| (`[A-Za-z_ ]+`|event) \| (.*\|.*\|.*) \|$", PAGE, re.MULTILINE)
+    assert header == ("event", " | ".join(STATES).upper().replace("-", "_"))
     shown = {}
     for event, cells in entries:
         for state, cell in zip(STATES, cells.split("|"), strict=True):
             if cell.strip():
                 following, _, debt = cell.strip().partition(", ")
-                shown[state, event.strip("`")] = following.lower(), debt or KEEP
+                shown[state, event.strip("`")] = following.lower().replace("_", "-"), debt or KEEP
     assert shown == TRANSITIONS
 
 

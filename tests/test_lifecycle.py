@@ -19,7 +19,10 @@ from ngi_gevent.core.lifecycle import (
     CLOSED,
     CLOSING,
     END_OF_INPUT,
+    EOF_HANDLED,
+    EOF_RECEIVED,
     FAIL,
+    HALF_CLOSED,
     HANDSHAKE,
     HANDSHAKE_BEGUN,
     HANDSHAKE_DONE,
@@ -36,6 +39,7 @@ from ngi_gevent.core.lifecycle import (
     STOP,
     STOPPED,
     TRANSITIONS,
+    WRITE_EOF,
     Lifecycle,
 )
 
@@ -61,7 +65,7 @@ def test_the_table_names_states_and_debts_that_there_are():
 
 
 def test_nothing_leads_back():
-    order = {HANDSHAKE: 0, OPEN: 1, BROKEN: 2, CLOSING: 3, CLOSED: 4}
+    order = {state: place for place, state in enumerate(STATES)}
     back = {pair for pair, (state, _) in TRANSITIONS.items() if order[state] < order[pair[0]]}
     assert back == {(OPEN, HANDSHAKE_BEGUN)}
 
@@ -97,6 +101,15 @@ def test_a_reason_is_owed_for_an_end_that_the_application_did_not_make(before, e
         ([(OUTPUT_FAILED, BREAKS)], BROKEN, None),
         ([(OUTPUT_FAILED, BREAKS), (INPUT_ENDED, BREAKS)], CLOSING, BREAKS),
         ([(INPUT_ENDED, END_OF_INPUT), (OUTPUT_ENDED, None)], CLOSED, END_OF_INPUT),
+        ([(WRITE_EOF, None), (OUTPUT_ENDED, None)], HALF_CLOSED, None),
+        ([(WRITE_EOF, None), (OUTPUT_ENDED, None), (INPUT_ENDED, END_OF_INPUT)], CLOSED, END_OF_INPUT),
+        ([(WRITE_EOF, None), (INPUT_ENDED, END_OF_INPUT), (OUTPUT_ENDED, None)], CLOSED, END_OF_INPUT),
+        ([(WRITE_EOF, None), (OUTPUT_FAILED, BREAKS), (LOSE, BREAKS)], CLOSED, BREAKS),
+        ([(EOF_RECEIVED, None)], OPEN, None),
+        ([(EOF_RECEIVED, None), (FAIL, END_OF_INPUT)], CLOSING, END_OF_INPUT),
+        ([(EOF_RECEIVED, None), (WRITE_EOF, None), (OUTPUT_ENDED, None)], CLOSED, None),
+        ([(WRITE_EOF, None), (OUTPUT_ENDED, None), (EOF_RECEIVED, None)], HALF_CLOSED, None),
+        ([(WRITE_EOF, None), (OUTPUT_ENDED, None), (EOF_RECEIVED, None), (EOF_HANDLED, None)], CLOSED, None),
         ([(CLOSE, None), (OUTPUT_ENDED, None)], CLOSING, None),
         ([(CLOSE, None), (OUTPUT_ENDED, None), (INPUT_ENDED, END_OF_INPUT)], CLOSED, None),
         ([(INPUT_ENDED, END_OF_INPUT), (CLOSE, None)], CLOSING, None),
@@ -131,6 +144,14 @@ def test_another_thread_that_closes_is_believed_at_once():
     life.handle(INPUT_ENDED, END_OF_INPUT)
     assert not life.owes_reason()
     assert life.take_close_reason() is None
+
+
+def test_another_thread_that_ends_the_output_is_believed_at_once():
+    life = Lifecycle()
+    life.eof_from_other_thread = True
+    assert life.is_open()
+    assert life.delivers_input()
+    assert not life.takes_output()
 
 
 def test_an_error_from_another_thread_refuses_output_at_once():
@@ -204,17 +225,19 @@ def test_any_events(happened):
             assert before == (life.state, life.input_is_over, life.output_is_over, life.output_error, before[4])
             continue
         state, debt = entry
-        if life.input_is_over and life.output_is_over:
+        if life.input_is_over and life.output_is_over and event != EOF_RECEIVED:
             state = CLOSED
         elif state == OPEN and life.output_error:
             state = BROKEN
         assert life.state == state
         assert life.owes_reason() == (debt == OWE or (debt == KEEP and before[4]))
-        assert life.is_open() == (life.state == OPEN)
-        assert life.delivers_input() == life.is_established() == (life.state in (OPEN, BROKEN))
-        assert not life.is_live() or life.state in (HANDSHAKE, OPEN, BROKEN)
+        assert life.is_open() == (life.state in (OPEN, HALF_CLOSED))
+        assert life.takes_output() == (life.state == OPEN)
+        assert life.delivers_input() == life.is_established() == (life.state in (OPEN, HALF_CLOSED, BROKEN))
+        assert not life.is_live() or life.state in (HANDSHAKE, OPEN, HALF_CLOSED, BROKEN)
         assert (life.state == BROKEN) <= (life.output_error is BREAKS)
-        assert not (life.input_is_over and life.output_is_over) or life.state == CLOSED
+        if life.input_is_over and life.output_is_over and event != EOF_RECEIVED:
+            assert life.state == CLOSED
         logged += life.take_log_reason() is not None
     told = life.take_close_reason() is not None
     assert told <= logged <= 1

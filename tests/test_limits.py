@@ -415,7 +415,6 @@ import gevent, ngi_gevent
 from gevent.event import Event
 from ngi_gevent import testing
 from ngi_gevent.sockets import acceptor
-from ngi_gevent.sockets import linger
 
 class Echo(testing.Recorder):
     def handle_input(self, connection, data):
@@ -435,12 +434,11 @@ gevent.signal_handler(signal.SIGUSR1, resource.setrlimit, resource.RLIMIT_NOFILE
 options = json.loads(sys.argv[1])
 if "limit" in options:
     resource.setrlimit(resource.RLIMIT_NOFILE, (options["limit"], hard))
-linger.DRAIN_TIMEOUT = 0.05  # its clients stay
 acceptor.QUIET = options.get("quiet", acceptor.QUIET)
 acceptor.LAST_RETRY = options.get("last_retry", acceptor.LAST_RETRY)
 if "retry" in options:
     acceptor.FIRST_RETRY = acceptor.LAST_RETRY = options["retry"]
-listener = ngi_gevent.listener(("127.0.0.1", 0), Echo)
+listener = ngi_gevent.listener(("127.0.0.1", 0), Echo, linger_timeout=0.05)  # its clients stay
 if "limit" not in options:
     allow(10)
 used = -time.process_time()

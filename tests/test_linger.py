@@ -104,19 +104,17 @@ def send_until_refused(peer):
 def test_what_a_closed_connection_discards_is_bounded(tcp, monkeypatch):
     monkeypatch.setattr(linger, "DISCARD_SIZE", 65536)
     monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.02)
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
     monkeypatch.setattr(linger, "DISCARD_TIMEOUT", 0.1)
-    listener = tcp.listen(Goodbye)
+    listener = tcp.listen(Goodbye, linger_timeout=0.05)
     with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address) as peer:
         sent = send_until_refused(peer)
     tcp.until(lambda: tcp.served[0].gone)
     assert sent < 32_000_000  # most of it in the kernel's buffers
 
 
-def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(tcp, monkeypatch):
+def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(tcp):
     """It goes on for longer than a closed connection waits for input."""
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
-    listener = tcp.listen(Goodbye)
+    listener = tcp.listen(Goodbye, linger_timeout=0.05)
     with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address) as peer:
         for _ in range(10):
             peer.sendall(bytes(10_000))
@@ -132,8 +130,7 @@ def test_discarding_pauses_after_much_input_and_then_goes_on(tcp, monkeypatch, s
     """The end is noticed only if what comes before it is discarded."""
     monkeypatch.setattr(linger, "DISCARD_SIZE", size)
     monkeypatch.setattr(linger, "DISCARD_PAUSE", pause)
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 1000)
-    peer = tcp.peer(tcp.listen(Goodbye))
+    peer = tcp.peer(tcp.listen(Goodbye, linger_timeout=None))
     peer.send(b"x")
     peer.read()
     tcp.until(lambda: peer.ended)
@@ -144,9 +141,8 @@ def test_discarding_pauses_after_much_input_and_then_goes_on(tcp, monkeypatch, s
     tcp.until(lambda: tcp.served[0].gone)
 
 
-def test_a_peer_that_resets_ends_the_discarding(tcp, monkeypatch, capfd):
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 1000)
-    peer = tcp.peer(tcp.listen(Goodbye))
+def test_a_peer_that_resets_ends_the_discarding(tcp, capfd):
+    peer = tcp.peer(tcp.listen(Goodbye, linger_timeout=None))
     peer.send(b"x")
     peer.read()
     tcp.until(lambda: peer.ended)
@@ -155,7 +151,7 @@ def test_a_peer_that_resets_ends_the_discarding(tcp, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp, monkeypatch):
+def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp):
     """It takes nothing for longer than a closed connection waits for input."""
 
     class Answer(Witness):
@@ -163,11 +159,10 @@ def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp, monk
             connection.write(bytes(1_000_000))
             connection.close()
 
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)
     received = 0
     with gevent.Timeout(PATIENCE), gevent.socket.socket() as peer:
         peer.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, 65536)
-        peer.connect(tcp.listen(Answer).address)
+        peer.connect(tcp.listen(Answer, linger_timeout=0.05).address)
         for _ in range(12):
             peer.sendall(bytes(1000))
             gevent.sleep(0.01)
@@ -177,7 +172,7 @@ def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp, monk
 
 
 @pytest.mark.parametrize("first", ["the closed connection", "the other"])
-def test_a_connection_that_another_handler_closes_in_the_turn_of_its_input_discards_it(tcp, monkeypatch, first):
+def test_a_connection_that_another_handler_closes_in_the_turn_of_its_input_discards_it(tcp, first):
     """Its own handler is blocked, and the dispatcher must not take the linger's watcher for that of the greenlet."""
 
     class Server(Witness):
@@ -189,8 +184,7 @@ def test_a_connection_that_another_handler_closes_in_the_turn_of_its_input_disca
                 blocked.connection.close()
 
     release = Event()
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 2 * PATIENCE)  # the end of input is noticed only if it is received
-    listener = tcp.listen(Server)
+    listener = tcp.listen(Server, linger_timeout=None)
     with (
         gevent.socket.create_connection(listener.address) as peer,
         gevent.socket.create_connection(listener.address) as other,
@@ -304,7 +298,6 @@ def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_t
 
 @pytest.mark.parametrize("waits_for", ["the peer", "the end of a pause", "an iterable"])
 def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 1000)
     monkeypatch.setattr(linger, "DISCARD_PAUSE", 1000)
     monkeypatch.setattr(linger, "DISCARD_SIZE", 1)
     go_on = Event()
@@ -318,7 +311,7 @@ def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
             connection.writelines(lines() if waits_for == "an iterable" else [b"answer"])
             connection.close()
 
-    peer = tcp.peer(tcp.listen(Server))
+    peer = tcp.peer(tcp.listen(Server, linger_timeout=None))
     peer.send(b"x")
     peer.read()
     tcp.until(lambda: peer.received)
@@ -356,7 +349,7 @@ def test_the_end_of_a_with_statement_does_not_wait_for_a_peer_that_takes_nothing
 
     for module in linger, hub_registry:
         monkeypatch.setattr(module, "SEND_TIMEOUT", 0.05)
-    monkeypatch.setattr(hub_registry, "DRAIN_TIMEOUT", 0.01)
+    monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.01)
     served = Flag()
     with gevent.Timeout(PATIENCE), make() as implementation:
         sock = gevent.socket.create_connection(implementation.listener(None, serve).address)
@@ -365,3 +358,47 @@ def test_the_end_of_a_with_statement_does_not_wait_for_a_peer_that_takes_nothing
     with sock, pytest.raises(ConnectionResetError):
         while sock.recv(1 << 20):
             pass
+
+
+class Clockwork:
+    """A connection, its output, its loop and its transport, for a linger whose time is moved by hand."""
+
+    linger_timeout = 20
+
+    def __init__(self):
+        self.time = 0
+        self.timers = []
+        self.events = []
+
+    def now(self):
+        return self.time
+
+    def queued_output(self):
+        return 0
+
+    def timer(self, seconds):
+        self.timers.append(seconds)
+        return self
+
+    def start(self, callback, update):
+        self.expire = callback
+
+    def close(self):
+        pass
+
+    def receive(self):
+        return b"x"
+
+    def handle(self, event):
+        self.events.append(event)
+
+
+def test_a_linger_takes_thirty_seconds_at_most_whatever_its_timeout():
+    works = Clockwork()
+    linger.Linger(works, works, works, works).wait_for_peer()
+    works.time = 20
+    works.expire()  # there is input
+    assert (works.timers, works.events) == ([20, 10], [])
+    works.time = 30
+    works.expire()
+    assert works.events == ["lose"]

@@ -50,7 +50,6 @@ from stages import PATIENCE
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, testing
-from ngi_gevent.sockets import linger
 
 SIDES = CLIENT, SERVER = "client", "server"
 
@@ -487,8 +486,8 @@ class ImplementedWorld(World):
         self.listeners: list[Any] = []
 
     def make(self, client: Player, server: Player) -> None:
-        self.listeners.append(self.implementation.listener(None, server.connected))
-        self.listeners[-1].connect(client)
+        self.listeners.append(self.implementation.listener(None, server.connected, linger_timeout=None))
+        self.listeners[-1].connect(client, linger_timeout=None)  # time ends nothing here
 
     def stop(self, pair: int, way: Callable[..., None]) -> None:
         way(self.listeners[pair].close)
@@ -734,6 +733,5 @@ class Lives(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_lives_of_connections(monkeypatch: pytest.MonkeyPatch, no_socket_left: None) -> None:
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 600)  # time ends nothing here
+def test_lives_of_connections(no_socket_left: None) -> None:
     run_state_machine_as_test(Lives)

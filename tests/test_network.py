@@ -236,7 +236,7 @@ def test_another_network_can_take_its_place(tmp_path, no_socket_left):
     on_other_loop(lambda: converse(network, inet, **contexts))
     on_other_loop(lambda: send_and_answer(network, [inet, *unix]))
     never = {"accept"}  # of sockets; the network has one, too
-    rare = {"adopt", "check_room", "has_input", "is_broken", "fileno"}
+    rare = {"adopt", "check_room", "has_error", "has_input", "is_broken", "fileno", "peer_has_finished", "take_error"}
     assert network.used - rare == (METHODS | OF_SOCKETS - never) - rare
 
 

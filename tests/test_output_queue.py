@@ -168,7 +168,10 @@ def test_output_that_waits_elsewhere_counts():
 
 
 def test_iterables_count():
-    assert Lines([b"x" * 5000, memoryview(b"y" * 1000).cast("H")]).size == 6000
+    lines = Lines([b"x" * 5000, memoryview(b"y" * 1000).cast("H")])
+    assert lines.size == Lines.ITERATOR_SIZE + 6000
+    assert [lines.note_pulled(5000), lines.note_pulled(2000)] == [5000, 1000]  # which has grown since
+    assert lines.size == Lines.ITERATOR_SIZE
     assert Lines(iter([b"x" * 5000])).size == Lines([]).size == Lines.ITERATOR_SIZE
     assert Lines([None] * 5000).size == Lines.ITERATOR_SIZE  # which raises when they are pulled
 

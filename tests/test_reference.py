@@ -15,7 +15,8 @@ import pytest
 
 from ngi_gevent import adapters
 from ngi_gevent.core import datagram, logs, output
-from ngi_gevent.sockets import datagram_socket, linger, listener, transport
+from ngi_gevent.core.options import LINGER_TIMEOUT
+from ngi_gevent.sockets import attempts, datagram_socket, linger, listener, transport
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -109,6 +110,7 @@ def test_the_limits_are_what_they_are():
     assert amount(limits["backlog"]) == listener.BACKLOG
     assert amount(limits["output_limit"]) == output.OUTPUT_LIMIT
     assert amount(limits["handshake_timeout"]) == transport.HANDSHAKE_TIMEOUT
+    assert amount(limits["linger_timeout"]) == LINGER_TIMEOUT
     assert amount(limits["buffer_size"]) == datagram.BUFFER_SIZE
     assert amount(limits["max_line"]) == adapters.MAX_LINE
     assert amount(limits["size"]) == adapters.MAX_LINE
@@ -119,9 +121,9 @@ def test_the_limits_are_what_they_are():
     assert timeouts[1:] == ["none"]
     fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-11:]
     assert list(map(amount, fixed)) == [
-        *(output.HIGH_WATER, linger.SEND_TIMEOUT, linger.DRAIN_TIMEOUT, linger.DISCARD_TIMEOUT),
+        *(output.HIGH_WATER, linger.SEND_TIMEOUT, linger.DISCARD_TIMEOUT),
         *(linger.DISCARD_SIZE / linger.DISCARD_PAUSE, linger.CHECK_INTERVAL, linger.SEND_TIMEOUT),
-        datagram_socket.SEND_TIMEOUT,
+        *(1000 * attempts.STAGGER, datagram_socket.SEND_TIMEOUT),
         *(datagram.MOST_RAISED, transport.MOST_FAILED, 1),
     ]
     assert "in 10 seconds" in fixed[-1]

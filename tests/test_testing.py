@@ -373,6 +373,17 @@ def test_a_client_address_is_the_clients():
     assert next(listener.connections()).peer_address == "me"
 
 
+def test_a_local_address_is_the_clients():
+    implementation = testing.Implementation()
+    listener = implementation.listener("address", Echo)
+    client = testing.Recorder()
+    implementation.connect("address", client, local_address="me")
+    assert client.connection.local_address == "me"
+    assert next(listener.connections()).peer_address == "me"
+    with pytest.raises(TypeError, match="hashable"):
+        implementation.connect("address", client, local_address=[])
+
+
 OPTIONS: ListenOptions = {
     "backlog": 10,
     "max_connections": 10,
@@ -382,8 +393,18 @@ OPTIONS: ListenOptions = {
     "keep_alive": False,
     "ssl_context": server_context(),
     "handshake_timeout": None,
+    "linger_timeout": 0.5,
 }
-CONNECT_OPTIONS: ConnectOptions = {"ssl_context": client_context(), "server_hostname": "localhost", "timeout": 30}
+CONNECT_OPTIONS: ConnectOptions = {
+    "ssl_context": client_context(),
+    "server_hostname": "localhost",
+    "timeout": 30,
+    "idle_timeout": 60,
+    "output_limit": 1000,
+    "keep_alive": (60, 10, 3),
+    "linger_timeout": 0.5,
+    "local_address": ("127.0.0.1", 0),
+}
 
 
 @pytest.fixture(params=[testing.Implementation, ngi_gevent.Implementation])

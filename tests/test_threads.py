@@ -31,7 +31,7 @@ from ngi_gevent import (
     generator,
 )
 from ngi_gevent.core.threads import Flag
-from ngi_gevent.sockets import hub_registry, linger, mailbox
+from ngi_gevent.sockets import hub_registry, mailbox
 from ngi_gevent.sockets.threaded import EXIT_PATIENCE
 
 
@@ -169,15 +169,15 @@ def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
 
 
 @pytest.mark.parametrize(
-    "write",
+    ("write", "cost"),
     [
-        lambda connection: connection.write(bytes(65536)),
-        lambda connection: connection.writelines([bytes(65536)]),
-        lambda connection: connection.writelines([memoryview(bytearray(65536)).cast("I")]),
+        (lambda connection: connection.write(bytes(65536)), 65536),
+        (lambda connection: connection.writelines([bytes(65536)]), 65536 + 4096),
+        (lambda connection: connection.writelines([memoryview(bytearray(65536)).cast("I")]), 65536 + 4096),
     ],
     ids=["write", "a list of bytes", "a list of memoryviews"],
 )
-def test_output_limit_binds_other_threads_while_the_hub_is_busy(write):
+def test_output_limit_binds_other_threads_while_the_hub_is_busy(write, cost):
     """The handler keeps the hub's thread, so nothing of what another thread writes can be sent meanwhile."""
     busy, go_on = threading.Event(), threading.Event()
 
@@ -200,7 +200,7 @@ def test_output_limit_binds_other_threads_while_the_hub_is_busy(write):
         finally:
             go_on.set()
         served.wait_closed(PATIENCE)
-    assert writes == 1_000_000 // 65536 + 2  # the one that is over the limit, and the one that finds it exceeded
+    assert writes == 1_000_000 // cost + 2  # the one that is over the limit, and the one that finds it exceeded
     assert isinstance(served.closed, LimitExceeded)
     assert "from other threads" in str(served.closed)
 
@@ -403,9 +403,8 @@ def test_what_a_thread_wrote_goes_before_what_the_hubs_own_thread_does_next(sock
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, monkeypatch):
+def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end):
     """The hub is busy when it ends; input is there already."""
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peer does not close its side
 
     class Busy(Witness):
         def handle_input(self, connection, data):
@@ -418,7 +417,7 @@ def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, 
                 thread.join()
                 assert not other
 
-    peer = tcp.peer(tcp.listen(Busy))
+    peer = tcp.peer(tcp.listen(Busy, linger_timeout=0.05))
     tcp.until(lambda: tcp.served)
     first = tcp.client(tcp.listeners[0])
     tcp.until(lambda: len(tcp.served) == 2)
@@ -429,9 +428,8 @@ def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end, 
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_connection(tcp, end, monkeypatch):
+def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_connection(tcp, end):
     """Input for all of them came in one turn of the loop; whichever is first has the others ended."""
-    monkeypatch.setattr(linger, "DRAIN_TIMEOUT", 0.05)  # the peers do not close their sides
 
     class EndOthers(Witness):
         def handle_input(self, connection, data):
@@ -441,7 +439,7 @@ def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_conn
             thread.start()
             thread.join()
 
-    listener = tcp.listen(EndOthers)
+    listener = tcp.listen(EndOthers, linger_timeout=0.05)
     peers = [tcp.peer(listener) for _ in range(3)]
     tcp.until(lambda: len(tcp.served) == 3)
     for peer in peers:
@@ -771,10 +769,9 @@ def test_close_does_not_wait_for_a_handler_that_computes():
 COMPUTES_AT_EXIT = """
 import socket, threading, time
 import ngi_gevent
-from ngi_gevent.sockets import linger, threaded
+from ngi_gevent.sockets import threaded
 
 threaded.EXIT_PATIENCE = 1
-linger.DRAIN_TIMEOUT = 0.05  # much less, or the connection would end in the same moment as the program
 computing = threading.Event()
 
 class Compute:
@@ -790,7 +787,8 @@ class Compute:
         finally:
             print("interrupted" if time.monotonic() < end else "done", flush=True)
 
-listener = ngi_gevent.Threaded().listener(None, Compute)
+# It lingers for much less, or the connection would end in the same moment as the program.
+listener = ngi_gevent.Threaded().listener(None, Compute, linger_timeout=0.05)
 client = socket.create_connection(listener.address)
 client.sendall(b"x")
 assert computing.wait(20)
@@ -1009,7 +1007,7 @@ def test_a_flag_is_waited_for_with_greenlets_where_there_is_a_hub():
 
 
 def test_waiting_for_a_closed_threaded_waits_for_its_callbacks(monkeypatch):
-    monkeypatch.setattr(hub_registry, "DRAIN_TIMEOUT", 0.001)  # after which everything is delivered
+    monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.001)  # after which everything is delivered
     release, begun = threading.Event(), threading.Event()
 
     class Server(ngi_gevent.testing.Recorder):

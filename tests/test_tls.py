@@ -23,7 +23,7 @@ import pytest
 from certificates import AUTHORITY, certificate, client_context, new_client_context, new_server_context, server_context
 from gevent.event import Event
 from gevent.socket import wait_read
-from stages import PATIENCE, TLSSocket, Witness
+from stages import PATIENCE, TLSSocket, Witness, needs_ipv6
 
 import ngi_gevent
 from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message
@@ -614,6 +614,28 @@ def test_the_name_is_the_host_of_the_address(tls):
     assert client.connection.ssl_object.server_hostname == "127.0.0.1"
 
 
+class Resolver:
+    """Finds each name at the loopback address."""
+
+    def getaddrinfo(self, host, port, *arguments):
+        return socket.getaddrinfo("127.0.0.1", port, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("localhost.", "localhost"), pytest.param("::1%1", "::1", marks=needs_ipv6)]
+)
+@pytest.mark.parametrize("given", ["in the address", "as server_hostname"])
+def test_a_name_has_no_trailing_dot_and_no_scope_in_tls(tls, monkeypatch, host, name, given):
+    monkeypatch.setattr(gevent.get_hub(), "resolver", Resolver())
+    listener = tls.implementation.listener(("::1" if name == "::1" else "127.0.0.1", 0), tls.server())
+    tls.listeners.append(listener)
+    address = (host, listener.address[1]) if given == "in the address" else listener.address
+    client = Witness(tls)
+    tls.implementation.connect(address, client, server_hostname=None if given == "in the address" else host)
+    tls.until(lambda: client.connection or client.failed)
+    assert client.connection.ssl_object.server_hostname == name
+
+
 def test_a_server_that_speaks_no_tls_is_told(tls):
     listener = tls.listen(Echo, ssl_context=None)
     assert isinstance(failed(tls, listener.address), ssl.SSLError)
@@ -715,6 +737,16 @@ def test_an_end_that_the_peer_has_not_said_is_told(tls):
     assert served.data == b"hello"
     assert isinstance(served.closed, ssl.SSLEOFError)
     assert "without ending TLS" in str(served.closed)
+
+
+def test_a_context_can_allow_an_end_that_the_peer_has_not_said(tls):
+    context = new_server_context()
+    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
+    peer = tls.peer(tls.listen(ssl_context=context))
+    peer.send(b"hello")
+    peer._tasks.put(lambda: peer.socket._sock.shutdown(socket.SHUT_WR))
+    tls.until(lambda: tls.served and tls.served[0].closed)
+    assert tls.served[0].trace == [b"hello", ("close", "end of input")]
 
 
 def test_who_finishes_without_saying_so_still_gets_the_answer(tls):

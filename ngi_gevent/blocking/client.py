@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import ngi_gevent
-from ngi_gevent.adapters import Base, bottom
+from ngi_gevent.adapters import Base, Within, bottom
 from ngi_gevent.blocking.handler import Handler
 from ngi_gevent.blocking.input import Input
 from ngi_gevent.blocking.output import Output
-from ngi_gevent.core.checks import check_returned, check_timeout
-from ngi_gevent.core.connection import is_end_of
+from ngi_gevent.core.callbacks import is_end_of
+from ngi_gevent.core.checks import as_timeout, check_returned
 from ngi_gevent.core.threads import Flag, get_ident
 from ngi_gevent.errors import ConnectionFailed, ConnectionTimeout, Timeout
 
@@ -55,7 +55,7 @@ def request(
     :raises BaseException: an exception that *handler* raised.  It is not logged.
     """
     _check_connect(connect)
-    check_timeout(timeout)
+    timeout = as_timeout(timeout)
     asked = _Request(_connected_method(handler))
     try:
         connect(address, asked)
@@ -92,7 +92,7 @@ def connect(
     :raises ConnectionTimeout: there was no connection in time.
     """
     _check_connect(connect)
-    check_timeout(timeout)
+    timeout = as_timeout(timeout)
     attempt = _Attempt()
     try:
         connect(address, attempt)
@@ -138,7 +138,7 @@ def open(
     """
     connection = address_or_connection
     if hasattr(connection, "set_handler"):
-        check_timeout(timeout)
+        as_timeout(timeout)
     else:
         connection = _connect(address_or_connection, connect, timeout)
     handler = Handler(connection)
@@ -227,7 +227,7 @@ class _Request(_Attempt):
         try:
             check_returned(self._connected(watched), "the handler of the request")
         except BaseException as error:
-            watched.fail(error)
+            watched.handler_raised(error)
 
 
 class _WatchedConnection(Base):
@@ -238,16 +238,28 @@ class _WatchedConnection(Base):
         self._asked = asked
 
     def handle_input(self, connection: Any, data: bytes) -> None:
+        self._call(super().handle_input, connection, data)
+
+    def deliver_for(self, adapter: Any, records: Iterator[Any]) -> None:
+        super().deliver_for(Within(adapter, self._call), self._pulled(records))
+
+    def _pulled(self, records: Iterator[Any]) -> Iterator[Any]:
         try:
-            super().handle_input(connection, data)
-        except BaseException as error:
-            self.fail(error)
+            yield from records
+        except Exception as error:
+            self.handler_raised(error)
+
+    def handle_eof(self, connection: Any) -> None:
+        self._call(super().handle_eof, connection)
 
     def handle_exception(self, connection: Any, exception: BaseException) -> None:
+        self._call(super().handle_exception, connection, exception)
+
+    def _call(self, callback: Callable[..., object], *arguments: Any) -> None:
         try:
-            super().handle_exception(connection, exception)
+            callback(*arguments)
         except BaseException as error:
-            self.fail(error)
+            self.handler_raised(error)
 
     def handle_close(self, connection: Any, reason: Reason) -> None:
         self._asked.reason = reason
@@ -262,7 +274,7 @@ class _WatchedConnection(Base):
         except BaseException as error:
             self._asked.error = error
 
-    def fail(self, error: BaseException) -> None:
+    def handler_raised(self, error: BaseException) -> None:
         """End the connection because the handler raised *error*, as the implementation would have done."""
         if is_end_of(bottom(self), error):
             return

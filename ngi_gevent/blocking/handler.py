@@ -3,28 +3,25 @@
 **Input is held until a reader asks for it.**  The callback that delivers input returns when the reader wants more than
 has arrived.  So the handler holds at most one piece more than the reader has asked for.  The end of the connection is
 handled after all input that arrived before it, so a peer that sends a request and finishes still gets its answer.
-
-**Marks show how much output the peer has taken.**  A mark is an iterator, given to ``writelines`` of the connection.
-It yields an empty piece.  The connection pulls from it again when the peer has taken all output before the mark.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import bottom
-from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.threads import Flag
-from ngi_gevent.errors import ConnectionClosed
+from ngi_gevent.errors import ConnectionClosed, Timeout
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
 
-__all__ = ["File", "Handler", "Mark", "deadline_after"]
+__all__ = ["File", "Handler", "deadline_after", "left_until"]
 
 
 def deadline_after(timeout: float | None) -> float | None:
@@ -33,15 +30,13 @@ def deadline_after(timeout: float | None) -> float | None:
     :raises TypeError: *timeout* is not a number.
     :raises ValueError: *timeout* is negative.
     """
-    check_timeout(timeout)
+    timeout = as_timeout(timeout)
     return None if timeout is None else time.monotonic() + timeout
 
 
-class Mark:
-    """A place in the output."""
-
-    #: Whether the peer has taken all output before this place.
-    reached = False
+def left_until(deadline: float | None) -> float | None:
+    """Return how many seconds are left until *deadline*, or None for no limit."""
+    return None if deadline is None else max(0, deadline - time.monotonic())
 
 
 class Changes:
@@ -87,12 +82,12 @@ class Handler:
         self.arrived: deque[bytes] = deque()
         #: Whether no more input will arrive.
         self.ended = False
+        #: Whether the peer has finished sending, and all input has arrived.
+        self.finished = False
         #: Whether the application closed the output file.
         self.output_closed = False
         #: Why the connection ended, if the application did not end it.
         self.reason: Reason | None = None
-        #: Whether the connection is closed, and no more output will be delivered.
-        self.gone = False
         self._bottom = bottom(connection)
         self._received = 0  # pieces of input
         self._asked = 0  # pieces of input that the reader had taken when it asked for more
@@ -100,7 +95,9 @@ class Handler:
         self._flows = False  # whether input is delivered without being asked for
         self._changes = Changes()
         connection.set_handler(self)
-        connection.when_closed(self._connection_gone)
+        connection.when_closed(self.end)
+        if connection.input_ended and connection:  # an earlier handler has had the end of input
+            self.handle_eof(connection)
 
     # The callbacks.
 
@@ -115,17 +112,17 @@ class Handler:
         # own greenlet, and it must not wait once the connection has ended.  Then input simply queues up.
         self._changes.wait(lambda: self._flows or self._asked >= self._received, self._bottom.hold)
 
+    def handle_eof(self, connection: Any) -> None:
+        """End the input.  The connection stays open for output, until the output file is closed."""
+        self.finished = True
+        self.end()
+
     def handle_close(self, connection: Any, reason: Reason) -> None:
         self.reason = reason
         self.end()
 
     def _application_ended(self, connection: Any) -> None:
         """End the input, although output may still be pending: an iterable that reads it would wait forever."""
-        self.end()
-
-    def _connection_gone(self) -> None:
-        """Note that the connection is closed, by either side.  Called on the hub.  Never blocks."""
-        self.gone = True
         self.end()
 
     # For the input file.
@@ -156,40 +153,16 @@ class Handler:
 
         For the connection, each read is another record of its input.
         """
-        bottom = self._bottom
-        if not bottom.is_full():
-            return True
-        if bottom.is_in_callback():
-            bottom.is_ready_for_more()  # which blocks
-            return True
-        try:
-            mark = self.mark()
-        except ConnectionClosed:
-            return True
-        return self.wait_until(lambda: mark.reached or self.ended, deadline)
+        if self._bottom.is_full():
+            try:
+                self._bottom.drain(left_until(deadline))
+            except Timeout:
+                return False
+            except ConnectionClosed:
+                pass
+        return True
 
     # For both files.
-
-    @property
-    def is_adapted(self) -> bool:
-        """Whether the files use an adapter."""
-        return self._bottom is not self.connection
-
-    def mark(self) -> Mark:
-        """Mark this place in the output.  Never blocks.
-
-        :raises ConnectionClosed: the connection takes no more output.
-        """
-        mark = Mark()
-        # This bypasses adapters, for which an empty piece may have a meaning.
-        self._bottom.writelines(self._reach(mark))
-        return mark
-
-    def _reach(self, mark: Mark) -> Iterator[bytes]:
-        """Set *mark* when the connection pulls from this for the second time."""
-        yield b""
-        mark.reached = True
-        self._changes.announce()
 
     def wait_until(self, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until *condition* is true.  Return False after *deadline*.
@@ -198,8 +171,7 @@ class Handler:
         """
 
         def wait_for(flag: Flag) -> bool:
-            left = None if deadline is None else max(0, deadline - time.monotonic())
-            return self._bottom.wait_for(flag, left)  # type: ignore[no-any-return]
+            return self._bottom.wait_for(flag, left_until(deadline))  # type: ignore[no-any-return]
 
         return condition() or self._changes.wait(condition, wait_for)
 

@@ -188,6 +188,8 @@ class Input(File):
     def _check_clean_end(self) -> None:
         """Raise unless the input ended because the peer finished sending, or because the output was closed."""
         reason = self.reason
+        if self._handler.finished:
+            return
         if isinstance(reason, BaseException):
             raise reason
         if reason != END_OF_INPUT and not self._handler.output_closed:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ngi_gevent.blocking.handler import File, Handler, Mark, deadline_after
-from ngi_gevent.core.checks import as_bytes, as_iterator, check_timeout
+from ngi_gevent.blocking.handler import File, Handler, deadline_after, left_until
+from ngi_gevent.core.checks import as_bytes, as_iterator, as_timeout
 from ngi_gevent.core.output import LOW_WATER
 from ngi_gevent.errors import ConnectionClosed, Timeout
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Output"]
 
-#: Bytes that ``writelines`` lets the peer take before it goes on.  So few bytes alone never stop a connection from
-#: reading.  More could make two sides wait for each other, if both write here and read in another greenlet.
+#: Bytes that ``writelines`` writes before it waits until the peer has taken them.  So few bytes alone never stop a
+#: connection from reading.  More could make two sides wait for each other, if both write here and read in another
+#: greenlet.
 PART_SIZE = LOW_WATER
 
 
@@ -28,13 +29,11 @@ class Output(File):
 
     ``writelines`` and ``flush`` block the calling greenlet until the peer has taken output.  With a *timeout*, they
     raise :class:`~ngi_gevent.Timeout` after that many seconds; everything written stays written.  In a callback of the
-    connection, waiting raises :class:`~ngi_gevent.Deadlock`.
+    connection, its input waits, too.
     """
 
     def __init__(self, handler: Handler) -> None:
         super().__init__(handler)
-        self._flushed = True
-        self._mark: Mark | None = None  # after the last write, if a caller has waited for it
 
     def __enter__(self) -> Output:
         self._check_open()
@@ -63,10 +62,9 @@ class Output(File):
         :raises TypeError: *data* is not bytes, a bytearray or a memoryview.
         """
         self._check_open()
-        check_timeout(timeout)
+        as_timeout(timeout)
         data = as_bytes(data)
         self._handler.connection.write(data)
-        self._note_write()
         return len(data)
 
     def writelines(self, data: Iterable[Data], timeout: float | None = None) -> None:
@@ -85,10 +83,10 @@ class Output(File):
         deadline = deadline_after(timeout)
         ahead = 0
         for item in as_iterator(data):
-            ahead += self._queue(as_bytes(item))
+            ahead += self.write(item)
             if ahead >= PART_SIZE:
                 ahead = 0
-                self._wait_until_taken(deadline)
+                self._drain(deadline)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the kernel has all output, or, in memory, the peer.
@@ -98,7 +96,16 @@ class Output(File):
         :raises Timeout: the peer did not take the output in time.
         """
         self._check_open()
-        self._wait_until_taken(deadline_after(timeout))
+        self._drain(deadline_after(timeout))
+
+    def write_eof(self) -> None:
+        """End the output: the peer sees the end of its input once it has all of this output.
+
+        Never blocks.  Input can still be read.  After this, writing raises :class:`~ngi_gevent.ConnectionClosed`.
+        Calling this again, or after the connection has ended, is harmless.
+        """
+        self._check_open()
+        self._handler.connection.write_eof()
 
     def close(self) -> None:
         """Close the connection once all output has been delivered.
@@ -112,37 +119,13 @@ class Output(File):
             self._handler.connection.close()
             self._handler.end()
 
-    def _queue(self, data: bytes) -> int:
-        """Queue *data*, in parts if it is large.  Return how many bytes that is."""
-        connection = self._handler.connection
-        if len(data) > PART_SIZE and not self._handler.is_adapted:  # an adapter may make a record of each part
-            connection.writelines(_parts(data))
-        else:
-            connection.write(data)
-        self._note_write()
-        return len(data)
-
-    def _note_write(self) -> None:
-        self._flushed = False
-        self._mark = None
-
-    def _wait_until_taken(self, deadline: float | None) -> None:
-        if self._flushed:
-            return
+    def _drain(self, deadline: float | None) -> None:
         handler = self._handler
-        mark = self._mark = self._mark or handler.mark()
-        if not handler.wait_until(lambda: mark.reached or handler.gone, deadline):
-            raise Timeout("the peer had not taken all output in time")
-        if not mark.reached:
+        try:
+            handler.connection.drain(left_until(deadline), below=1)
+        except Timeout:
+            raise Timeout("the peer had not taken all output in time") from None
+        except ConnectionClosed as error:
             reason = handler.reason
-            cause = reason if isinstance(reason, BaseException) else None
+            cause = reason if isinstance(reason, BaseException) else error.__cause__
             raise ConnectionClosed("the connection ended before the peer had taken all output") from cause
-        if self._mark is mark:
-            self._flushed = True
-
-
-def _parts(data: bytes) -> Iterator[bytes]:
-    """Yield *data* in parts.  The empty piece before each part makes the connection pull it only when all is sent."""
-    for start in range(0, len(data), PART_SIZE):
-        yield b""
-        yield data[start : start + PART_SIZE]

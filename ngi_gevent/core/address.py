@@ -9,8 +9,10 @@ from typing import Any
 
 __all__ = [
     "LOOPBACK",
+    "THIS_HOST",
     "check_connect_address",
     "check_listen_address",
+    "check_local_address",
     "check_send_address",
     "is_abstract",
     "is_socket",
@@ -18,8 +20,11 @@ __all__ = [
     "with_address",
 ]
 
+#: The host to connect or send to if it is empty, as for the kernel.  A listener on an empty host is one on IPv4, too.
+THIS_HOST = "127.0.0.1"
+
 #: The default address to listen on: a free port that only this machine can reach.
-LOOPBACK = ("127.0.0.1", 0)
+LOOPBACK = (THIS_HOST, 0)
 
 _FORMS = "(host, port), the path of a Unix socket as text, or an abstract name, which begins with a null byte"
 
@@ -51,6 +56,20 @@ def check_connect_address(address: Any) -> None:
     :raises ValueError: it cannot be an address.
     """
     _check_peer_address(address, "connect to")
+
+
+def check_local_address(local_address: Any, address: Any) -> None:
+    """Check the address to connect from to *address*, or None.  Raises as ``check_connect_address``."""
+    if local_address is None:
+        return
+    if not isinstance(local_address, tuple):
+        raise TypeError(f"local_address is (host, port), or None; got {local_address!r}")
+    try:
+        _check_host(local_address)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"local_address: {error}") from None
+    if unix_path(address) is not None:
+        raise ValueError(f"local_address is for TCP, and {address!r} is a Unix socket; got {local_address!r}")
 
 
 def check_send_address(address: Any) -> None:
@@ -132,4 +151,5 @@ def _check_host(address: tuple[Any, ...]) -> None:
 
 def with_address(error: OSError, address: Any) -> OSError:
     """Return an error like *error* that names *address*."""
-    return type(error)(error.errno, f"{error.strerror or error}: {address!r}")
+    message = f"{error.strerror or error}: {address!r}"
+    return type(error)(message) if error.errno is None else type(error)(error.errno, message)

@@ -9,16 +9,21 @@ from typing import Any
 
 __all__ = [
     "as_bytes",
+    "as_idle_timeout",
     "as_iterator",
+    "as_timeout",
     "check_client_handler",
     "check_count",
     "check_handler",
-    "check_idle_timeout",
     "check_max_connections",
+    "check_reason",
     "check_returned",
     "check_server",
-    "check_timeout",
 ]
+
+#: Seconds, three years, beyond which a timeout is none.  Timers of the system and of libev fail at some point, which
+#: depends on the thread, and no program waits that long.
+LONGEST_TIMEOUT = 10**8
 
 #: Marks the code of functions that only make a generator or a coroutine when they are called.
 DOES_NOT_RUN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -61,6 +66,12 @@ def check_handler(handler: Any) -> None:
         )
 
 
+def check_reason(reason: Any) -> None:
+    """Raise ``TypeError`` unless *reason* is one for ``handle_close``."""
+    if not isinstance(reason, (str, BaseException)):
+        raise TypeError(f"a reason is text or an exception; got {reason!r:.100}")
+
+
 def check_returned(result: object, where: str) -> None:
     """Raise ``TypeError`` if the function that should have set a handler made a generator or a coroutine."""
     if isinstance(result, (GeneratorType, CoroutineType)):
@@ -100,18 +111,23 @@ def check_max_connections(value: Any) -> None:
         check_count("max_connections", value, least=1)
 
 
-def check_timeout(timeout: Any, name: str = "a timeout") -> None:
-    """Raise, naming the parameter *name*, unless *timeout* is a number of seconds, or None for no limit."""
+def as_timeout(timeout: Any, name: str = "a timeout") -> float | None:
+    """Return *timeout*, a number of seconds, or None for no limit: also for infinity, and for years.
+
+    Raises, naming the parameter *name*, unless it is a number of seconds, or None.
+    """
     if timeout is None:
-        return
+        return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"{name} is a number of seconds, or None; got {timeout!r}")
     if not timeout >= 0:
         raise ValueError(f"{name} is a number of seconds from 0; got {timeout!r}")
+    return None if timeout > LONGEST_TIMEOUT else timeout
 
 
-def check_idle_timeout(value: Any) -> None:
-    """Raise unless *value* is a positive number of seconds, or None for no limit."""
-    check_timeout(value, "idle_timeout")
-    if value == 0:
+def as_idle_timeout(value: Any) -> float | None:
+    """Return *value*, a positive number of seconds, or None for no limit.  Raises as ``as_timeout``, and for 0."""
+    timeout = as_timeout(value, "idle_timeout")
+    if timeout == 0:
         raise ValueError("idle_timeout is a number of seconds over 0; got 0")
+    return timeout

@@ -1,18 +1,18 @@
-"""A connection, on sockets or in memory: its handler, and the order of callbacks.
+"""A connection, on sockets or in memory: what the application calls.
 
-The state is in ``Lifecycle``, pending output in ``OutputQueue``.  Implementations add when input arrives, where output
-goes, and on which greenlet callbacks run.
+The callbacks are in ``Callbacks``, the state in ``Lifecycle``, pending output in ``OutputQueue``.  Implementations add
+when input arrives, where output goes, and on which greenlet callbacks run.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.checks import check_handler
+from ngi_gevent.core.callbacks import Callbacks, ConnectionOwner
+from ngi_gevent.core.checks import as_timeout, check_count, check_handler, check_reason
 from ngi_gevent.core.lifecycle import (
     ABORT,
     BREAK,
@@ -20,26 +20,20 @@ from ngi_gevent.core.lifecycle import (
     CLOSED,
     CLOSING,
     FAIL,
+    HALF_CLOSED,
     OPEN,
-    Lifecycle,
+    WRITE_EOF,
 )
-from ngi_gevent.core.output import Lines, OutputQueue
+from ngi_gevent.core.output import LOW_WATER, Lines, OutputQueue
+from ngi_gevent.core.threads import Flag
+from ngi_gevent.core.while_open import WhileOpen
 from ngi_gevent.errors import ConnectionClosed, Deadlock, LimitExceeded, Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
 
 if TYPE_CHECKING:
-    from ngi_gevent.core.threads import Flag
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
 
-__all__ = ["BaseConnection", "ConnectionOwner", "is_end_of", "unsent_size_of"]
-
-#: The place where an exception came from, for the log.
-ITERABLE = "an iterable given to writelines"
-
-
-def is_end_of(connection: object, error: BaseException) -> bool:
-    """Return whether *error* only says that *connection* had ended when the application wrote to it."""
-    return isinstance(error, ConnectionClosed) and error.connection is connection
+__all__ = ["BaseConnection", "unsent_size_of"]
 
 
 def unsent_size_of(items: Iterable[Any]) -> int | None:
@@ -48,32 +42,11 @@ def unsent_size_of(items: Iterable[Any]) -> int | None:
     return sum(sizes) if sizes else None
 
 
-class ConnectionOwner(Protocol):
-    """What a connection reports to its maker: the implementation, or the listener."""
-
-    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
-        """Report an exception in a callback of the application, on the connection with *peer*."""
-
-    def connection_gone(self, connection: BaseConnection) -> None:
-        """Forget *connection*: it is closed, and its last callback is over."""
-
-
 @documented_by(IConnection)
-class BaseConnection:
-    """The handler and the callbacks of a connection.  See ``IConnection`` for the contract."""
+class BaseConnection(Callbacks):
+    """A connection, as the application uses it.  See ``IConnection`` for the contract."""
 
-    __slots__ = (
-        "__weakref__",
-        "_exceptions",
-        "_handler",
-        "_lifecycle",
-        "_output",
-        "_owner",
-        "_when_closed",
-        "control",
-        "local_address",
-        "peer_address",
-    )
+    __slots__ = ("_blocks", "_is_paused", "_output", "control", "local_address")
 
     def __init__(
         self,
@@ -83,16 +56,12 @@ class BaseConnection:
         peer_address: Any,
         output: OutputQueue,
     ) -> None:
-        self._owner = owner
+        super().__init__(owner, peer_address)
         self.control: Any = control
         self.local_address = local_address
-        self.peer_address = peer_address
-        self._lifecycle = Lifecycle()
         self._output = output
-        self._handler: IConnectionHandler | None = None
-        # Tuples, since nearly all connections have none, and lists would cost each of them 112 bytes.
-        self._exceptions: tuple[BaseException, ...] = ()  # of iterables, for handle_exception
-        self._when_closed: tuple[Callable[[], object], ...] = ()
+        self._blocks: tuple[WhileOpen, ...] = ()  # to interrupt when the connection ends
+        self._is_paused = False  # whether the application holds input back
 
     def __bool__(self) -> bool:
         return self._lifecycle.is_open()
@@ -126,20 +95,63 @@ class BaseConnection:
         warnings.warn("setHandler is deprecated: use set_handler", DeprecationWarning, stacklevel=2)
         self.set_handler(handler)
 
+    @property
+    def input_ended(self) -> bool:
+        return self._lifecycle.input_is_over
+
     def writelines(self, data: Iterable[Data]) -> None:
         lines = Lines(data)
-        if not self:
-            raise self._closed_error()
+        if not self._lifecycle.takes_output():
+            raise self.closed_error()
         if not self._output_handed_over(self._take_lines, lines, lines.size):
             self._take_lines(lines)
 
     def _take_lines(self, lines: Lines) -> None:
         if self._lifecycle.state is OPEN and not self._over_limit():
-            self._output.size += lines.size
+            self._output.add_lines(lines)
             self._queue_lines(lines)
+
+    @property
+    def output_pending(self) -> int:
+        return self._output.pending
+
+    def drain(self, timeout: float | None = None, *, below: int = LOW_WATER) -> None:
+        timeout = as_timeout(timeout)
+        check_count("below", below, least=1)
+        flag = Flag()
+        if not self._handed_over(self._add_drain, flag, below):
+            self._add_drain(flag, below)
+        try:
+            drained = flag.is_set() or self._wait_for_drain(flag, timeout)
+        finally:
+            if not self._handed_over(self._remove_drain, flag):
+                self._remove_drain(flag)
+        if self._output.is_dropped:
+            raise self.closed_error() from self._lifecycle.output_error
+        if not drained and not (self.output_pending < below and self._output.is_below(below)):
+            raise Timeout(f"{self.output_pending} bytes of output are pending after {timeout} seconds")
+
+    # The output can be replaced, so its methods are not handed over.
+
+    def _add_drain(self, flag: Flag, below: int) -> None:
+        self._output.add_drain(flag, below)
+
+    def _remove_drain(self, flag: Flag) -> None:
+        self._output.remove_drain(flag)
+
+    def write_eof(self) -> None:
+        if self._lifecycle.takes_output():
+            self._lifecycle.eof_from_other_thread = self._is_elsewhere()
+            if not self._handed_over(self.handle, WRITE_EOF):
+                self.handle(WRITE_EOF)
 
     def close(self) -> None:
         self._end(CLOSE)
+
+    def fail(self, reason: Reason) -> None:
+        check_reason(reason)
+        if not self._handed_over(self.handle, FAIL, reason):
+            self.handle(FAIL, reason)
 
     def abort(self) -> None:
         self._end(ABORT)
@@ -149,6 +161,34 @@ class BaseConnection:
         self._lifecycle.closing_from_other_thread = self._is_elsewhere()
         if not self._handed_over(self.handle, event):
             self.handle(event)
+
+    def pause_reading(self) -> None:
+        if not self._handed_over(self._set_paused, True):
+            self._set_paused(True)
+
+    def resume_reading(self) -> None:
+        if not self._handed_over(self._set_paused, False):
+            self._set_paused(False)
+
+    def _set_paused(self, paused: bool) -> None:
+        if self._is_paused is not paused and self._lifecycle.is_established():
+            self._is_paused = paused
+            self.wake()
+
+    def while_open(self) -> WhileOpen:
+        return WhileOpen(self)
+
+    def enter_block(self, block: WhileOpen) -> None:
+        """Interrupt *block* when this connection ends."""
+        if self._is_elsewhere():
+            raise RuntimeError("while_open works on the thread of the connection's hub, and this is another thread")
+        if not self:
+            raise self.closed_error()
+        self._blocks = (*self._blocks, block)
+
+    def leave_block(self, block: WhileOpen) -> None:
+        """Forget *block*."""
+        self._blocks = tuple(other for other in self._blocks if other is not block)
 
     def when_closed(self, callback: Callable[[], object]) -> None:
         if not callable(callback):
@@ -187,14 +227,6 @@ class BaseConnection:
         """
         return False
 
-    def is_ready_for_more(self) -> bool:
-        """Return whether to deliver another record of the same piece of input.
-
-        Called in a callback, between two records.  Blocks while the connection is full.  In memory, where a callback
-        cannot wait, it never is.
-        """
-        return self._lifecycle.delivers_input()
-
     def wait_for(self, flag: Flag, timeout: float | None) -> bool:
         """Wait until something on this connection sets *flag*, or for *timeout* seconds.  Return True if it was set.
 
@@ -211,6 +243,10 @@ class BaseConnection:
         lifecycle = self._lifecycle
         before = lifecycle.state
         if lifecycle.handle(event, reason) and lifecycle.state is not before:
+            if not lifecycle.is_open():
+                self.interrupt_blocks()
+            if not lifecycle.is_established():
+                self._records = ()
             try:
                 self._enter(lifecycle.state)
             finally:
@@ -223,12 +259,28 @@ class BaseConnection:
         if self._lifecycle.finishes():
             self._finish()
 
-    def _closed_error(self) -> ConnectionClosed:
+    def closed_error(self) -> ConnectionClosed:
+        """Return the exception for the use of a connection that has ended."""
         lifecycle = self._lifecycle
-        state = CLOSING if lifecycle.state is OPEN else lifecycle.state
+        state = lifecycle.state
+        if state is OPEN:
+            state = HALF_CLOSED if lifecycle.eof_from_other_thread else CLOSING
         if lifecycle.output_error is not None:
             state = f"broken ({logs.format_reason(lifecycle.output_error)})"
         return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}", self)
+
+    def is_held_back(self) -> bool:
+        """Return whether no more input will be received, or not before the application resumes it."""
+        return self._is_paused or self._lifecycle.input_is_over
+
+    def has_blocks(self) -> bool:
+        """Return whether blocks are to be interrupted when the connection ends."""
+        return bool(self._blocks)
+
+    def interrupt_blocks(self) -> None:
+        """Interrupt those blocks."""
+        for block in self._blocks:
+            block.interrupt()
 
     def _over_limit(self) -> bool:
         """Return whether more output waits than is allowed.  That ends a connection whose peer does not take it."""
@@ -251,6 +303,10 @@ class BaseConnection:
     def _output_handed_over(self, take: Callable[[Any], None], output: Any, size: int) -> bool:
         """Return whether the caller is on another native thread.  Then *output*, of *size* bytes, is taken later."""
         return self._handed_over(take, output)
+
+    def _wait_for_drain(self, flag: Flag, timeout: float | None) -> bool:
+        """Wait for *flag*, which the output sets, for *timeout* seconds.  Return True if it was set."""
+        return self.wait_for(flag, timeout)
 
     def write(self, data: Data) -> None:
         raise NotImplementedError
@@ -286,104 +342,6 @@ class BaseConnection:
         """Return the bytes of output that the network did not take, if it can have them now."""
         raise NotImplementedError
 
-    def wake(self) -> None:
-        """Let the connection see to more than input, in its turn: the application has something to learn."""
-        raise NotImplementedError
-
     def _enter(self, state: str) -> None:
         """Do what *state*, which is new, asks for."""
         raise NotImplementedError
-
-    # The handler's callbacks.  Called where callbacks of this connection run, one at a time.
-
-    def _failed(self, where: str, error: BaseException) -> None:
-        """The application raised *error* in *where*: report it, and end this connection.
-
-        A callback that only wrote in vain ends it, too.  The rest of the piece of input is lost with that callback, and
-        an adapter in the middle of a record must not take the next piece for the beginning of one.
-        """
-        self.handle(FAIL, (is_end_of(self, error) and self._lifecycle.output_error) or error)
-        self._report(where, error)
-
-    def _report(self, where: str, error: BaseException) -> None:
-        """Report that the application raised *error* in *where*."""
-        if not is_end_of(self, error):
-            self._owner.handler_raised(self.peer_address, where, error)
-        elif not self._lifecycle.is_gone():  # it is gone in a callback that goes on in a forked child
-            logs.connections.debug("connection with %r: %s wrote to it after its end", self.peer_address, where)
-
-    def _report_exception(self, exception: BaseException) -> None:
-        """Call ``handle_exception`` with the exception of an iterable.  A handler without it ends the connection."""
-        handle_exception = getattr(self._handler, "handle_exception", None)
-        if handle_exception is None:
-            self._failed(ITERABLE, exception)
-            return
-        try:
-            handle_exception(self, exception)
-        except BaseException as error:
-            self._failed("handle_exception", error)
-
-    def _take_exception(self) -> BaseException:
-        """Return the first exception that is to be reported, once."""
-        exception, *others = self._exceptions
-        self._exceptions = tuple(others)
-        return exception
-
-    def iterator_raised(self, error: BaseException) -> None:
-        """Report *error*, which an iterable raised, perhaps while a callback is running, in its turn."""
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self._failed(ITERABLE, error)  # meant for the program, not for the handler
-        elif self._lifecycle.delivers_input():
-            self._exceptions = (*self._exceptions, error)
-            self.wake()
-        else:
-            self._report(ITERABLE, error)
-
-    def _log_end(self) -> None:
-        """Log why the connection is no longer open, once."""
-        reason = self._lifecycle.take_log_reason()
-        if reason is not None:
-            level = logging.INFO if isinstance(reason, (Timeout, LimitExceeded)) else logging.DEBUG
-            if logs.connections.is_enabled_for(level):
-                logs.connections.tell(
-                    level, "connection with %r ended: %s", self.peer_address, logs.format_reason(reason)
-                )
-
-    def _report_end(self) -> None:
-        """Report everything that is left to the handler of a connection that is no longer open."""
-        while self._exceptions:
-            exception = self._take_exception()
-            if self._lifecycle.owes_reason():
-                self._report_exception(exception)
-            else:  # the application ended the connection, so no callback is called
-                self._owner.handler_raised(self.peer_address, ITERABLE, exception)
-        self._report_close()
-
-    def _report_close(self) -> None:
-        """Call ``handle_close`` if the handler is owed a reason.
-
-        Otherwise the application ended the connection.  The contract has no callback for that, but a generator has to
-        be closed then, on a greenlet that may block.
-        """
-        reason = self._lifecycle.take_close_reason()
-        own_end = reason is None
-        callback = getattr(self._handler, "_application_ended" if own_end else "handle_close", None)
-        if callback is None:
-            return
-        try:
-            callback(self) if own_end else callback(self, reason)
-        except BaseException as error:
-            self._report("a generator that was closed" if own_end else "handle_close", error)
-
-    def _finish(self) -> None:
-        """Let go of a connection that is closed, and whose last callback is over."""
-        self._owner.connection_gone(self)
-        callbacks, self._when_closed = self._when_closed, ()
-        for callback in callbacks:
-            self._call_when_closed(callback)
-
-    def _call_when_closed(self, callback: Callable[[], object]) -> None:
-        try:
-            callback()
-        except BaseException as error:
-            self._owner.handler_raised(self.peer_address, "what was given to when_closed", error)

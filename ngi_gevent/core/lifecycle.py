@@ -2,25 +2,27 @@
 
 A connection is in one state at a time:
 
-=========  ====================================================================================
-state      meaning
-=========  ====================================================================================
-HANDSHAKE  TLS is being agreed on.  The application does not have the connection yet.
-OPEN       Input is delivered, and output is taken.  Every connection begins here.
-BROKEN     Sending has failed.  Output is refused; input that had arrived is still delivered.
-CLOSING    Output that was taken is being delivered.  New output is refused, input is discarded.
-CLOSED     Nothing is sent or received.  Output that was not delivered is dropped.
-=========  ====================================================================================
+===========  ==================================================================================
+state        meaning
+===========  ==================================================================================
+HANDSHAKE    TLS is being agreed on.  The application does not have the connection yet.
+OPEN         Input is delivered, and output is taken.  Every connection begins here.
+HALF_CLOSED  ``write_eof`` was called.  Output that was taken is being delivered, and so is input.
+BROKEN       Sending has failed.  Output is refused; input that had arrived is still delivered.
+CLOSING      Output that was taken is being delivered.  New output is refused, input is discarded.
+CLOSED       Nothing is sent or received.  Output that was not delivered is dropped.
+===========  ==================================================================================
 
 ``TRANSITIONS`` says for each state and event which state follows, and what the event does to the debt: the reason that
 ``handle_close`` is to be called with.  An event without an entry changes nothing.  Two rules are not in the table:
 
-* Once input and output have both ended, CLOSING becomes CLOSED.
+* Once input and output have both ended, the connection is CLOSED.  If it ends with EOF_RECEIVED, ``handle_eof`` is
+  called first, and EOF_HANDLED follows.
 * If sending has failed during the handshake, HANDSHAKE_DONE leads to BROKEN.
 
 Three things happen beside the events:
 
-* Another native thread closes or aborts the connection: see ``closing_from_other_thread``.
+* Another native thread ends the output or the connection: see ``eof_from_other_thread``, ``closing_from_other_thread``.
 * The hub ends: see ``abandon``.
 * The process forks: see ``abandon``, too.  In the child, the connection belongs to the parent.
 
@@ -43,7 +45,10 @@ __all__ = [
     "CLOSED",
     "CLOSING",
     "END_OF_INPUT",
+    "EOF_HANDLED",
+    "EOF_RECEIVED",
     "FAIL",
+    "HALF_CLOSED",
     "HANDSHAKE",
     "HANDSHAKE_BEGUN",
     "HANDSHAKE_DONE",
@@ -60,26 +65,31 @@ __all__ = [
     "STOP",
     "STOPPED",
     "TRANSITIONS",
+    "WRITE_EOF",
     "Lifecycle",
 ]
 
 # The states.
 HANDSHAKE: Final = "handshake"
 OPEN: Final = "open"
+HALF_CLOSED: Final = "half-closed"
 BROKEN: Final = "broken"
 CLOSING: Final = "closing"
 CLOSED: Final = "closed"
-STATES: Final = (HANDSHAKE, OPEN, BROKEN, CLOSING, CLOSED)
+STATES: Final = (HANDSHAKE, OPEN, HALF_CLOSED, BROKEN, CLOSING, CLOSED)
 
 # The events.
 HANDSHAKE_BEGUN: Final = "handshake begun"  # before the application has the connection
 HANDSHAKE_DONE: Final = "handshake done"
 HANDSHAKE_FAILED: Final = "handshake failed"
+WRITE_EOF: Final = "write_eof"  # by the application
 CLOSE: Final = "close"  # by the application
 ABORT: Final = "abort"  # by the application; the connection is reset
-FAIL: Final = "fail"  # a handler raised, or the connection was idle for too long; output is still delivered
+FAIL: Final = "fail"  # by the application, or a handler raised, or the connection was idle; output is delivered
 STOP: Final = "stop"  # the listener or the implementation was closed; output that would have to wait is dropped
-INPUT_ENDED: Final = "input ended"  # the peer has finished sending
+EOF_RECEIVED: Final = "EOF received"  # the peer has finished sending, and ``handle_eof`` is called
+EOF_HANDLED: Final = "EOF handled"  # ``handle_eof`` has returned
+INPUT_ENDED: Final = "input ended"  # the peer has finished sending, and the handler has no ``handle_eof``
 OUTPUT_ENDED: Final = "output ended"  # everything is with the kernel, and the peer will see the end of it
 OUTPUT_FAILED: Final = "output failed"
 LOSE: Final = "lose"  # the connection broke, or nothing is left to wait for
@@ -100,14 +110,27 @@ TRANSITIONS: Final[dict[tuple[str, str], tuple[str, str]]] = {
     (HANDSHAKE, OUTPUT_FAILED): (HANDSHAKE, KEEP),
     (HANDSHAKE, LOSE): (CLOSED, NOTHING),
     (HANDSHAKE, BREAK): (CLOSED, NOTHING),
+    (OPEN, WRITE_EOF): (HALF_CLOSED, KEEP),
     (OPEN, CLOSE): (CLOSING, NOTHING),
     (OPEN, ABORT): (CLOSED, NOTHING),
     (OPEN, FAIL): (CLOSING, OWE),
     (OPEN, STOP): (CLOSING, OWE),
+    (OPEN, EOF_RECEIVED): (OPEN, KEEP),
     (OPEN, INPUT_ENDED): (CLOSING, OWE),
     (OPEN, OUTPUT_FAILED): (BROKEN, KEEP),
     (OPEN, LOSE): (CLOSED, OWE),
     (OPEN, BREAK): (CLOSED, OWE),
+    (HALF_CLOSED, CLOSE): (CLOSING, NOTHING),
+    (HALF_CLOSED, ABORT): (CLOSED, NOTHING),
+    (HALF_CLOSED, FAIL): (CLOSING, OWE),
+    (HALF_CLOSED, STOP): (CLOSING, OWE),
+    (HALF_CLOSED, EOF_RECEIVED): (HALF_CLOSED, KEEP),
+    (HALF_CLOSED, EOF_HANDLED): (HALF_CLOSED, KEEP),
+    (HALF_CLOSED, INPUT_ENDED): (CLOSING, OWE),
+    (HALF_CLOSED, OUTPUT_ENDED): (HALF_CLOSED, KEEP),
+    (HALF_CLOSED, OUTPUT_FAILED): (BROKEN, KEEP),
+    (HALF_CLOSED, LOSE): (CLOSED, OWE),
+    (HALF_CLOSED, BREAK): (CLOSED, OWE),
     (BROKEN, CLOSE): (CLOSING, NOTHING),
     (BROKEN, ABORT): (CLOSED, NOTHING),
     (BROKEN, FAIL): (CLOSING, OWE),
@@ -127,7 +150,7 @@ TRANSITIONS: Final[dict[tuple[str, str], tuple[str, str]]] = {
 }
 
 #: The states in which the application has the connection, and input is delivered.
-ESTABLISHED: Final = (OPEN, BROKEN)
+ESTABLISHED: Final = (OPEN, HALF_CLOSED, BROKEN)
 
 # Reasons for which nothing went wrong.
 END_OF_INPUT: Final = "end of input"
@@ -143,6 +166,7 @@ class Lifecycle:
         "_log_reason",
         "callbacks_are_over",
         "closing_from_other_thread",
+        "eof_from_other_thread",
         "input_is_over",
         "output_error",
         "output_is_over",
@@ -163,6 +187,8 @@ class Lifecycle:
         #: Whether another native thread has closed or aborted the connection.  From then on, no callback is called and
         #: no output is taken.  The connection's own thread handles the event soon.
         self.closing_from_other_thread = False
+        #: Whether another native thread has called ``write_eof``.  From then on, no output is taken.
+        self.eof_from_other_thread = False
         self._close_reason: Reason | None = None
         self._log_reason: Reason | None = None
         self._is_finished = False
@@ -177,13 +203,13 @@ class Lifecycle:
         if entry is None:
             return False
         self.state, debt = entry
-        if event is INPUT_ENDED:
+        if event is INPUT_ENDED or event is EOF_RECEIVED:
             self.input_is_over = True
         elif event is OUTPUT_ENDED:
             self.output_is_over = True
         elif event is OUTPUT_FAILED and isinstance(reason, BaseException):
             self.output_error = self.output_error or reason
-        if self.input_is_over and self.output_is_over:
+        if self.input_is_over and self.output_is_over and event is not EOF_RECEIVED:
             self.state = CLOSED
         elif self.state is OPEN and self.output_error is not None:
             self.state = BROKEN
@@ -214,8 +240,13 @@ class Lifecycle:
         self.callbacks_are_over = self._is_finished = True
 
     def is_open(self) -> bool:
+        """Return whether neither side has ended the connection: whether it is true."""
+        is_open = self.state is OPEN or self.state is HALF_CLOSED
+        return is_open and not self.closing_from_other_thread and self.output_error is None
+
+    def takes_output(self) -> bool:
         """Return whether the application can write."""
-        return self.state is OPEN and not self.closing_from_other_thread and self.output_error is None
+        return self.state is OPEN and self.is_open() and not self.eof_from_other_thread
 
     def is_established(self) -> bool:
         """Return whether the application has the connection, and its own thread knows of no end."""

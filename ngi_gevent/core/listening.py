@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.connection import BaseConnection, unsent_size_of
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
@@ -69,7 +69,7 @@ class BaseListener:
         self.close()
 
     def close_wait(self, timeout: float | None = None) -> int:
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         if self._current_connection() in self._connections:
             raise Deadlock("close_wait was called in a callback of one of the connections that it would wait for")
         if self._accepting:

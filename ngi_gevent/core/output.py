@@ -6,9 +6,12 @@ This is pure: ``flush`` is given the calls that send.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ngi_gevent.core.checks import as_bytes, as_iterator
+
+if TYPE_CHECKING:
+    from ngi_gevent.core.threads import Flag
 
 __all__ = ["HIGH_WATER", "LOW_WATER", "OUTPUT_LIMIT", "Lines", "OutputQueue", "Piece"]
 
@@ -34,20 +37,30 @@ PIECES_AT_ONCE = 16
 class Lines:
     """An iterable given to ``writelines``, from which output is pulled.
 
-    It counts as pending output until it is exhausted, since a handler that answers everything with ``writelines`` must
-    not fill the memory either.  A list counts with its bytes, and any other iterable with ``ITERATOR_SIZE``.
+    It counts for output limits until it is exhausted, since a handler that answers everything with ``writelines`` must
+    not fill the memory either.  Each counts for ``ITERATOR_SIZE`` bytes, and a list also for the bytes in it.
     """
 
-    __slots__ = ("_iterator", "size")
+    __slots__ = ("_iterator", "known")
 
-    #: Bytes that an iterator counts for, whatever it will yield.
+    #: Bytes that an iterable counts for, whatever it will yield.
     ITERATOR_SIZE = 4096
 
     def __init__(self, data: Any) -> None:
         self._iterator = as_iterator(data)
-        self.size = self.ITERATOR_SIZE
-        if isinstance(data, (list, tuple)):
-            self.size = max(self.size, sum(map(_size, data)))
+        #: Bytes that will be pulled, as far as that is known.
+        self.known = sum(map(_size, data)) if isinstance(data, (list, tuple)) else 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that it counts for."""
+        return self.ITERATOR_SIZE + self.known
+
+    def note_pulled(self, size: int) -> int:
+        """Note that *size* bytes were pulled.  Return how many of these were counted before."""
+        size = min(size, self.known)
+        self.known -= size
+        return size
 
     def pull(self) -> bytes | None:
         """Return the next bytes; None at the end.
@@ -78,15 +91,33 @@ def _size(data: object) -> int:
 class OutputQueue:
     """The pending output of one connection."""
 
-    __slots__ = ("is_pausing", "limit", "pause_threshold", "pieces", "size")
+    __slots__ = (
+        "drains",
+        "is_dropped",
+        "is_pausing",
+        "iterables",
+        "limit",
+        "pause_threshold",
+        "pieces",
+        "room",
+        "size",
+    )
 
-    def __init__(self, limit: int = OUTPUT_LIMIT) -> None:
+    def __init__(self, limit: int = OUTPUT_LIMIT, room: int = 0) -> None:
         #: Bytes at which one more write is too much.
         self.limit = limit
         #: Pieces to send next, in order.  Output behind an iterable is counted here, and waits elsewhere.
         self.pieces: list[Piece] = []
         #: Bytes of pending output, iterables included.
         self.size = 0
+        #: Bytes of output that the network takes although the peer does not, if these are counted here, too.
+        self.room = room
+        #: Iterables that are not exhausted.
+        self.iterables = 0
+        #: Whether output was dropped that the application had written.
+        self.is_dropped = False
+        #: Flags of callers that wait until less than a number of bytes is pending.
+        self.drains: tuple[tuple[Flag, int], ...] = ()
         #: Bytes of pending output above which no input is delivered; None as long as answers are not limited.
         self.pause_threshold: int | None = None
         #: Whether input waits until the peer takes output.
@@ -98,10 +129,53 @@ class OutputQueue:
         self.size += size  # no call in between: a signal handler that writes may run in any call
         self.pieces.append(data)
 
+    def add_lines(self, lines: Lines) -> None:
+        """Count *lines*."""
+        self.size += lines.size
+        self.iterables += 1
+
+    def remove_lines(self, lines: Lines) -> None:
+        """Do not count *lines* any more: they are exhausted, or have failed."""
+        self.size -= lines.size
+        self.iterables -= 1
+
     def drop(self) -> None:
         """Forget all of it."""
+        self.is_dropped = self.is_dropped or self.size > 0
         del self.pieces[:]  # no call in between: a signal handler that writes may run in any call
-        self.size = 0
+        self.size = self.iterables = 0
+        self.wake_drains()
+
+    # Waiting.
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the peer.  What iterables will yield is not among these."""
+        return max(0, self.size - self.iterables * Lines.ITERATOR_SIZE - self.room)
+
+    def is_below(self, below: int) -> bool:
+        """Return whether less than *below* bytes are pending; for 1, also whether all iterables are exhausted."""
+        return self.pending < below and (below > 1 or not self.iterables)
+
+    def add_drain(self, flag: Flag, below: int) -> None:
+        """Set *flag* once less than *below* bytes are pending, or output was dropped."""
+        self.drains = (*self.drains, (flag, below))
+        self.wake_drains()
+
+    def remove_drain(self, flag: Flag) -> None:
+        """Forget *flag*."""
+        self.drains = tuple(drain for drain in self.drains if drain[0] is not flag)
+
+    def wake_drains(self) -> None:
+        """Set the flags for which little enough is pending."""
+        for flag, below in self.drains:
+            if self.is_dropped or self.is_below(below):
+                flag.set()
+
+    def leave_to_parent(self) -> None:
+        """Forget all of it, and wake no caller of ``drain``, in a forked child."""
+        del self.pieces[:]
+        self.size, self.is_dropped, self.drains = 0, True, ()
 
     def flush(self, send: Callable[[Piece], int], send_several: Callable[[list[Piece]], int]) -> None:
         """Send as much as the kernel takes.  Never blocks.

@@ -1,19 +1,15 @@
-"""Connection attempts: look up the name, connect a socket, and call the handler."""
+"""Connection attempts: connect a socket, make its connection, and call the handler."""
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gevent import Timeout, sleep
+from gevent import Timeout
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import unix_path, with_address
 from ngi_gevent.core.lifecycle import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
@@ -22,7 +18,7 @@ from ngi_gevent.sockets.stream import StreamConnection
 if TYPE_CHECKING:
     from ngi_gevent.core.registry import Registry
     from ngi_gevent.interfaces import IClientConnectHandler, Reason
-    from ngi_gevent.sockets.network import Network, Socket
+    from ngi_gevent.sockets.destination import Destination
     from ngi_gevent.sockets.transport import MakeConnection
 
 __all__ = ["Connector"]
@@ -36,17 +32,15 @@ class Connector:
 
     def __init__(
         self,
-        network: Network,
         owner: Registry,
         hub: Any,
-        address: Any,
+        destination: Destination,
         handler: IClientConnectHandler,
         timeout: float | None,
         make_connection: MakeConnection,
     ) -> None:
-        self._network = network
         self._owner = owner
-        self._address = address
+        self._destination = destination
         self._handler = handler
         self._timeout = timeout
         self._make_connection = make_connection
@@ -61,7 +55,7 @@ class Connector:
             connecting(self.stop)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} to {self._address!r}>"
+        return f"<{type(self).__name__} to {self._destination.address!r}>"
 
     def stop(self) -> None:
         """Give up, and call ``failed_connect`` with ``'stopped'``.  Can be called on any thread."""
@@ -87,11 +81,12 @@ class Connector:
         except GreenletExit:
             self._fail(STOPPED)
         except Timeout:
-            self._fail(ConnectionTimeout(f"there was no connection to {self._address!r} after {self._timeout} seconds"))
+            address = self._destination.address
+            self._fail(ConnectionTimeout(f"there was no connection to {address!r} after {self._timeout} seconds"))
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):  # such as Ctrl-C, which is not only for the handler
-                self._owner.handler_raised(self._address, "connecting", error)
+                self._owner.handler_raised(self._destination.address, "connecting", error)
         else:
             self._connecting = False
             self._greenlet.connection = connection
@@ -133,13 +128,11 @@ class Connector:
         :raises GreenletExit: the attempt was stopped.
         :raises OSError: the attempt failed.
         """
-        try:
-            sock = self._connect_socket()
-        except OSError as error:
-            raise with_address(error, self._address) from None
+        destination = self._destination
+        sock = destination.connect()
         try:
             self._check_process()
-            connection = self._make_connection(self._network, sock, _peer_address(sock, self._address), self._owner)
+            connection = self._make_connection(destination.network, sock, destination.peer_of(sock), self._owner)
         except BaseException:  # most likely, the peer is already gone
             sock.close()
             raise
@@ -149,50 +142,6 @@ class Connector:
             connection.run(StreamConnection.abort, "giving up")
             raise GreenletExit
         return connection
-
-    def _connect_socket(self) -> Socket:
-        """Return a socket that is connected to the address.  Blocks the greenlet; raises ``OSError``."""
-        path = unix_path(self._address)
-        if path is None:
-            host, port = self._address[:2]
-            if len(self._address) == 4 and self._address[3]:
-                host = f"{host}%{self._address[3]}"
-            return self._connect_to_host(host, port)
-        sock = self._network.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        pause = 0.001
-        try:
-            while True:
-                try:
-                    self._network.connect(sock, path)
-                    return sock
-                except BlockingIOError:
-                    # The listener's queue is full, and Unix sockets have no event for room in it.
-                    sleep(pause)
-                    pause = min(2 * pause, 0.1)
-        except BaseException:
-            sock.close()
-            raise
-
-    def _connect_to_host(self, host: str, port: int) -> Socket:
-        """Return a socket connected to the first address of *host* that accepts; raise the last one's error."""
-        candidates = self._network.resolve(host, port, socket.SOCK_STREAM)
-        for candidate in candidates:
-            try:
-                return self._connect_to_candidate(*candidate)
-            except OSError:
-                if candidate is candidates[-1]:
-                    raise
-        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-
-    def _connect_to_candidate(self, family: int, kind: int, protocol: int, _: str, address: Any) -> Socket:
-        sock = self._network.make_socket(family, kind, protocol)
-        try:
-            self._network.connect(sock, address)
-            self._network.send_at_once(sock)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
 
     def _check_process(self) -> None:
         if self._mailbox.is_of_parent:
@@ -205,13 +154,6 @@ class Connector:
         try:
             self._handler.failed_connect(reason)
         except BaseException as error:
-            self._owner.handler_raised(self._address, "failed_connect", error)
+            self._owner.handler_raised(self._destination.address, "failed_connect", error)
         self._owner.forget(self)
-        logs.connections.debug("connecting to %r failed: %s", self._address, logs.format_reason(reason))
-
-
-def _peer_address(sock: Any, address: Any) -> Any:
-    try:
-        return sock.getpeername()
-    except OSError:  # the peer is gone, as the connection will find out
-        return address
+        logs.connections.debug("connecting to %r failed: %s", self._destination.address, logs.format_reason(reason))

@@ -30,12 +30,16 @@ def for_server(ssl_context: Any) -> MakeSSLObject:
 def for_client(ssl_context: Any, server_hostname: str) -> MakeSSLObject:
     """Return the function that makes an ``SSLObject`` for a connection to *server_hostname*; ``''`` for no name.
 
+    A trailing dot (``host.``) and a scope (``fe80::1%eth0``) are not part of the name in TLS.
+
     :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *server_hostname* is not text.
     :raises ValueError: the context cannot be used for a client, or not with that name; or it needs a name.
     """
     _check_context(ssl_context)
     if not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname is text; got {server_hostname!r}")
+    # Certificates, and the extension of TLS that sends the name, have neither a scope nor the dot of the root.
+    server_hostname = server_hostname.partition("%")[0].removesuffix(".")
     if ssl_context.check_hostname and not server_hostname:
         # An SSLObject, unlike an SSLSocket, would check nothing then.
         raise ValueError("server_hostname is missing, and this ssl_context is to check it (check_hostname)")

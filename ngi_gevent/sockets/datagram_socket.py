@@ -15,7 +15,7 @@ from gevent import sleep
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import check_send_address, unix_path, with_address
+from ngi_gevent.core.address import THIS_HOST, check_send_address, unix_path, with_address
 from ngi_gevent.core.datagram import BaseDatagramListener
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
@@ -232,7 +232,7 @@ class _Sender:
         path = unix_path(address)
         if path is not None:
             return [(socket.AF_UNIX, path)]
-        host, port = address[:2]
+        host, port = address[0] or THIS_HOST, address[1]
         if _is_numeric(socket.AF_INET, host):
             return [(socket.AF_INET, (host, port))]
         if _is_numeric(socket.AF_INET6, host):

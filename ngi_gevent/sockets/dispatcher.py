@@ -27,6 +27,7 @@ from greenlet import greenlet as raw_greenlet
 
 from ngi_gevent.core import forks
 from ngi_gevent.sockets.mailbox import Mailbox, this_thread
+from ngi_gevent.sockets.network import Network
 
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
@@ -34,6 +35,12 @@ __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 #: Connections that run before what they wrote is sent.  All of them would be fewer switches; but with a thousand, the
 #: first are no longer in the processor's cache when their output is sent, which costs more.
 BATCH_SIZE = 128
+
+#: Seconds after which a turn ends although connections are ready, so that timers, accepts and signals are handled.
+TURN = 0.005
+
+#: Seconds in which every connection that is ready can deliver some of its records.
+ALL_SLICES = 0.025
 
 
 class ConnectionGreenlet(raw_greenlet):
@@ -51,6 +58,41 @@ class ConnectionGreenlet(raw_greenlet):
         self.connection = connection
         self.is_callback = True
         self.gr_context = copy_context() if context is None else context.copy()
+
+
+class TurnTime:
+    """The time that connections have in one turn of the loop.  A turn begins with the first question for the time."""
+
+    __slots__ = ("ends", "was_short")
+
+    #: Return the time in seconds.
+    now = staticmethod(Network.now)
+
+    def __init__(self) -> None:
+        #: When this turn ends; 0 as long as nothing has asked.
+        self.ends = 0.0
+        #: Whether the turn has ended although connections were ready.
+        self.was_short = False
+
+    def begin(self) -> None:
+        """Begin another turn."""
+        self.ends = 0.0
+        self.was_short = False
+
+    def is_left(self) -> bool:
+        """Return whether the turn goes on."""
+        now = self.now()
+        if not self.ends:
+            self.ends = now + TURN
+        self.was_short = self.was_short or now > self.ends
+        return not self.was_short
+
+    def end_of_slice(self, others: int) -> float:
+        """Return until when one connection can deliver records, if *others* are behind it."""
+        now = self.now()
+        if not self.ends:
+            self.ends = now + TURN
+        return now + ALL_SLICES / (ALL_SLICES / TURN + others)
 
 
 class Dispatched(Protocol):
@@ -99,14 +141,14 @@ class Dispatcher:
         self.mailbox = Mailbox(hub)
         #: Connections whose greenlets have something to look at.
         self.ready: list[Dispatched] = []
-        #: Called by the watchers of connections, each with its connection.
-        self.has_input = self.ready.append
         #: Those of them whose greenlets take turns now.
         self.batch: list[Dispatched] = []
         #: Senders with output, or an end, to be seen to at the end of the batch.
         self.unsent: list[Flushed] = []
         #: Whether a batch is running, at whose end ``unsent`` is seen to.
         self.is_dispatching = False
+        #: The time that this turn has.
+        self.time = TurnTime()
         self._users = 0
         forks.add(self)
 
@@ -146,6 +188,27 @@ class Dispatcher:
         if not self.is_dispatching:
             self.loop.run_callback(self._dispatch)
 
+    def end_of_slice(self) -> float:
+        """Return until when one connection can deliver records, so that those behind it do not wait long."""
+        return self.time.end_of_slice(len(self.ready) + len(self.batch))
+
+    def postpone(self, connection: Dispatched) -> None:
+        """Let *connection* go on behind those that are ready now: its slice is over."""
+        self.wake(connection)
+        self.is_in_time()
+
+    def is_in_time(self) -> bool:
+        """Return whether another connection can run in this turn.  If not, the batch ends here.
+
+        Called between two connections.  Asking for the time costs little beside a callback, but not nothing, so a turn
+        with one connection does not.
+        """
+        if self.time.is_left():
+            return True
+        self.ready[:0] = reversed(self.batch)
+        del self.batch[:]
+        return False
+
     def send_later(self, sender: Flushed) -> None:
         """Call *sender* at the end of this batch, or soon if there is none."""
         unsent = self.unsent
@@ -167,9 +230,12 @@ class Dispatcher:
         the sending.
         """
         ready, batch, unsent = self.ready, self.batch, self.unsent
+        time = self.time
+        if time.ends:
+            self._begin_turn()
         while ready or batch or unsent:
             if len(ready) > 1 or batch:
-                batch += ready[:BATCH_SIZE]
+                batch += ready[BATCH_SIZE - 1 :: -1] if len(ready) > BATCH_SIZE else ready[::-1]
                 del ready[:BATCH_SIZE]
                 connection = batch.pop()
             elif ready:
@@ -197,7 +263,17 @@ class Dispatcher:
                 except BaseException:
                     self._go_on_in_next_turn()
                     raise
+            if time.ends and time.was_short:
+                self._go_on_in_next_turn()
+                break
+
+    def _begin_turn(self) -> None:
+        """Begin a turn, after one in which there was a question for the time."""
+        if self.time.was_short:
+            # Those that were left have become ready once more since, because their watchers are started.
+            self.ready[:] = dict.fromkeys(self.ready)
+        self.time.begin()
 
     def _go_on_in_next_turn(self) -> None:
-        """Serve the other connections soon, though an exception of one goes to the hub."""
+        """Serve the other connections soon, after everything else that has happened."""
         self.loop.run_callback(self._dispatch)  # otherwise the loop would first wait for something else to happen

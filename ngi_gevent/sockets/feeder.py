@@ -37,8 +37,11 @@ class Fed(Protocol):
     def queue(self, data: bytes) -> None:
         """Send *data*, which is counted already, at the end of the batch, or after output that waits for the peer."""
 
+    def remove_lines(self, lines: Lines) -> None:
+        """Do not count *lines* any more."""
+
     def check_pause(self) -> None:
-        """See whether so much less is pending that input can be delivered again."""
+        """See whether so much less is pending that something that waits can go on."""
 
     def feeder_is_done(self, feeder: Feeder) -> None:
         """Go on without *feeder*, unless it was dropped before."""
@@ -142,7 +145,7 @@ class Feeder:
                 self._remove(head)
             elif data:
                 self.pulled += 1
-                size = len(data)
+                size = len(data) - head.note_pulled(len(data))
                 self._output.size += size  # no call in between: a signal handler that writes may run in any call
             else:
                 self._wait_for_all_before()
@@ -184,5 +187,5 @@ class Feeder:
     def _remove(self, lines: Lines) -> None:
         """Go on behind *lines*, which are the first, and will not yield more."""
         self._behind.popleft()
-        self._output.size -= lines.size
+        self._output.remove_lines(lines)
         self._output.check_pause()

@@ -10,7 +10,6 @@ from greenlet import getcurrent
 from ngi_gevent.core.checks import as_bytes
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.lifecycle import BREAK, CLOSING, OPEN, STOP, STOPPED
-from ngi_gevent.core.output import HIGH_WATER
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded
 from ngi_gevent.interfaces import IConnection, documented_by
@@ -49,7 +48,7 @@ class HubConnection(BaseConnection):
         if calls:
             self._dispatcher.mailbox.make_calls()
         if self._lifecycle.state is not OPEN:
-            raise self._closed_error()
+            raise self.closed_error()
         output = self._output
         if output.size:
             self._take(data)
@@ -71,11 +70,20 @@ class HubConnection(BaseConnection):
         self._output.take_lines(lines)
 
     def _waiting_for_peer(self) -> int:
-        if self._output.is_over_limit():
+        if self._output.is_over_limit() and not self._output.is_sending:
             self._output.send_pending()
         return self._output.size
 
     # Waiting.
+
+    @property
+    def output_pending(self) -> int:
+        return self._output.pending + self._dispatcher.mailbox.queued_output(self)
+
+    def _wait_for_drain(self, flag: Flag, timeout: float | None) -> bool:
+        if not self._is_elsewhere():
+            return flag.wait(timeout, alone=True)
+        return self._dispatcher.mailbox.wait_for(flag, timeout)
 
     def _handler_set(self) -> None:
         if not self._lifecycle.callbacks_are_over:
@@ -90,13 +98,6 @@ class HubConnection(BaseConnection):
     def is_full(self) -> bool:
         elsewhere = self._dispatcher.mailbox.queued_output(self)
         return self._lifecycle.output_error is None and self._output.is_full(elsewhere)
-
-    def is_ready_for_more(self) -> bool:
-        if self._output.size > HIGH_WATER and self.is_full():
-            self._output.send_pending()
-            while self.is_full() and self.hold(Flag()):
-                pass
-        return self._lifecycle.delivers_input()
 
     def hold(self, flag: Flag) -> bool:
         if not self._lifecycle.is_open() or not self.is_in_callback():
@@ -141,14 +142,14 @@ class HubConnection(BaseConnection):
 
     def wait_for(self, flag: Flag, timeout: float | None) -> bool:
         if self.is_of_parent():
-            raise self._closed_error()
+            raise self.closed_error()
         return super().wait_for(flag, timeout)
 
-    def _closed_error(self) -> ConnectionClosed:
+    def closed_error(self) -> ConnectionClosed:
         if self.is_of_parent():
             message = f"the connection to {self.peer_address!r} belongs to the process that this one was forked from"
             return ConnectionClosed(message, self)
-        return super()._closed_error()
+        return super().closed_error()
 
     # Other threads.
 
@@ -167,8 +168,8 @@ class HubConnection(BaseConnection):
         return posted
 
     def _write_elsewhere(self, data: bytes) -> None:
-        if not self:
-            raise self._closed_error()
+        if not self._lifecycle.takes_output():
+            raise self.closed_error()
         if data:
             self._output_handed_over(self._take, data, len(data))
 
@@ -188,17 +189,21 @@ class HubConnection(BaseConnection):
                 return self._handed_over(self.handle, BREAK, lifecycle.output_error)
             if not mailbox.post_output(self, size, self._take_handed, take, output):
                 self._hub_gone()
-                raise self._closed_error()
+                raise self.closed_error()
         return True
 
     def _take_handed(self, take: Callable[[Any], None], output: Any) -> None:
         if self._lifecycle.state is OPEN and self._lifecycle.output_error is None:
             take(output)
+        else:
+            self._output.is_dropped = True
 
     def _hub_gone(self) -> None:
         """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""
         with self._dispatcher.mailbox.lock:
             self._lifecycle.abandon()
+            self._output.is_dropped = self._output.is_dropped or self._output.size > 0
+            self._output.wake_drains()
             callbacks, self._when_closed = self._when_closed, ()
         for callback in callbacks:
             self._call_when_closed(callback)

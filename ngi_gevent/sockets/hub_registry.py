@@ -10,7 +10,7 @@ from ngi_gevent.core.registry import OnError, Registry, log_error
 from ngi_gevent.core.threads import Flag, get_hub_if_exists
 from ngi_gevent.sockets.datagram_socket import DatagramSender
 from ngi_gevent.sockets.dispatcher import Dispatcher
-from ngi_gevent.sockets.linger import DRAIN_TIMEOUT, SEND_TIMEOUT
+from ngi_gevent.sockets.linger import CHECK_INTERVAL, SEND_TIMEOUT
 
 if TYPE_CHECKING:
     from ngi_gevent.core.logs import RateLimit
@@ -76,7 +76,7 @@ class HubRegistry(Registry):
         Callbacks that still run are not waited for.  A closed connection that has one is noticed within a second.
         """
         left, deadline = self.unsent_size(), self._network.now() + SEND_TIMEOUT
-        while not self.wait(DRAIN_TIMEOUT):
+        while not self.wait(CHECK_INTERVAL):
             before, left = left, self.unsent_size()
             if left is None:
                 return

@@ -30,6 +30,9 @@ class Timed(Protocol):
     def is_reading(self) -> bool:
         """Return whether input would be received at once."""
 
+    def is_held_back(self) -> bool:
+        """Return whether no more input will be received, or not before the application resumes it."""
+
     def handle(self, event: str, reason: Reason | None = None) -> None:
         """Feed the lifecycle an event, and do what a new state asks for."""
 
@@ -49,8 +52,8 @@ class TimedOutput(Protocol):
 class IdleTimer:
     """Ends a connection, on the hub, when nothing was received or sent for *seconds*.
 
-    The time in which the application is busy with the connection does not count, since the peer waits then.  There is
-    one timer for a connection, which system calls do not touch: when it is due, it checks how long ago the last was.
+    Only time counts in which the peer owes something: input that is wanted, or taking output.  There is one timer for a
+    connection, which system calls do not touch: when it is due, it checks how long ago the last was.
     """
 
     __slots__ = ("_connection", "_latest", "_loop", "_output", "_queued", "_seconds", "_timer", "_transport")
@@ -99,21 +102,27 @@ class IdleTimer:
             self._expire()
 
     def _is_busy(self) -> bool:
-        """Return whether the peer waits, takes output that was sent long ago, or has sent something in time.
+        """Return whether the peer owes nothing, takes output that was sent long ago, or has sent something in time.
 
         After a stall of the whole process, input that came in time may not have been received.
         """
         before, self._queued = self._queued, self._transport.queued_output()
-        if self._peer_waits() or self._queued != before:
+        if not self._peer_owes() or self._queued != before:
             return True
         return self._connection.is_reading() and self._transport.has_input()
 
-    def _peer_waits(self) -> bool:
-        """Return whether a callback or an iterable takes its time, or a handshake goes on, which has its own limit."""
-        if self._connection._lifecycle.state is HANDSHAKE:
+    def _peer_owes(self) -> bool:
+        """Return whether the peer is to take output, or to send input.
+
+        It is to send input unless a callback or an iterable takes its time, input has ended, or the application holds
+        it back.  A handshake has its own limit.
+        """
+        connection, output = self._connection, self._output
+        if connection._lifecycle.state is HANDSHAKE:
+            return False
+        if output.is_waiting_for_peer() or self._queued:
             return True
-        is_served = self._output.is_pulling() or not self._connection.waiting
-        return is_served and not self._output.is_waiting_for_peer()
+        return connection.waiting and not output.is_pulling() and not connection.is_held_back()
 
     def _expire(self) -> None:
         if not self._connection._lifecycle.is_established():

@@ -11,23 +11,24 @@ from weakref import WeakKeyDictionary
 from gevent import get_hub
 from greenlet import getcurrent
 
-from ngi_gevent.core.address import check_connect_address, check_listen_address, check_send_address
+from ngi_gevent.core.address import check_connect_address, check_listen_address, check_local_address, check_send_address
 from ngi_gevent.core.checks import (
     as_bytes,
+    as_timeout,
     check_client_handler,
     check_count,
-    check_idle_timeout,
     check_max_connections,
     check_server,
-    check_timeout,
 )
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.acceptor import default_max_connections
 from ngi_gevent.sockets.connector import Connector
 from ngi_gevent.sockets.datagram_socket import DatagramListener
+from ngi_gevent.sockets.destination import Destination
 from ngi_gevent.sockets.dispatcher import current_connection
 from ngi_gevent.sockets.hub_registry import HubRegistry, keep_first_error, log_and_interrupt
 from ngi_gevent.sockets.listener import BACKLOG, StreamListener
@@ -39,7 +40,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ngi_gevent.core.registry import OnError
-    from ngi_gevent.interfaces import Address, Data, IClientConnectHandler, IServer, IUDPHandler, PeerAddress
+    from ngi_gevent.interfaces import (
+        Address,
+        Data,
+        IClientConnectHandler,
+        IServer,
+        IUDPHandler,
+        KeepAlive,
+        PeerAddress,
+    )
 
 __all__ = ["Implementation", "Inline"]
 
@@ -100,10 +109,17 @@ class Implementation:
         ssl_context: SSLContext | None = None,
         server_hostname: str | None = None,
         timeout: float | None = transport.CONNECT_TIMEOUT,
+        idle_timeout: float | None = None,
+        output_limit: int = OUTPUT_LIMIT,
+        keep_alive: KeepAlive = True,
+        linger_timeout: float | None = LINGER_TIMEOUT,
+        local_address: tuple[str, int] | tuple[str, int, int, int] | None = None,
     ) -> None:
         """Start a connection attempt to *address*.
 
         Never blocks.  The attempt has its own greenlet, which calls ``connected`` or ``failed_connect`` of *handler*.
+        If the host has several addresses, these share the time, IPv6 and IPv4 in turns (RFC 8305).  If all of them
+        fail, the reason is an ``OSError`` whose message lists them.
 
         :param address: ``(host, port)``, or the path or abstract name of a Unix socket
             (:data:`~ngi_gevent.interfaces.PeerAddress`).
@@ -111,19 +127,24 @@ class Implementation:
             gets the ``ssl.SSLError``; for a certificate that is not trusted, or belongs to another server, an
             ``ssl.SSLCertVerificationError``.
         :param server_hostname: the name to send, and to find in the certificate; by default, the host of *address*.
-            ``''`` sends no name, and needs a context that does not check it.
+            A trailing dot and a scope are left out.  ``''`` sends no name, and needs a context that does not check it.
         :param timeout: seconds for the look-up of the name, the connection and the handshake together; None for the
             limits of the kernel only.  After that, ``failed_connect`` gets a :class:`~ngi_gevent.ConnectionTimeout`.
+        :param idle_timeout: as for ``listener``, and so are *output_limit*, *keep_alive* and *linger_timeout*.
+        :param local_address: ``(host, port)`` to connect from, on this host, where port 0 picks one; by default, the
+            kernel picks both.
         :raises TypeError: an argument has the wrong type.
         :raises ValueError: an argument cannot be used.
         """
         check_connect_address(address)
         check_client_handler(handler)
-        make_connection = transport.client_factory(
-            transport.host_of(address), ssl_context=ssl_context, server_hostname=server_hostname, timeout=timeout
-        )
+        check_local_address(local_address, address)
+        timeout = as_timeout(timeout)
+        options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
+        make_connection = transport.client_factory(transport.host_of(address), options, ssl_context, server_hostname)
         hub, registry = self._registry_here()
-        registry.add(Connector(self._network, registry, hub, address, handler, timeout, make_connection))
+        destination = Destination(self._network, address, local_address, keep_alive)
+        registry.add(Connector(registry, hub, destination, handler, timeout, make_connection))
 
     @_on_its_hub
     def listener(
@@ -136,7 +157,8 @@ class Implementation:
         idle_timeout: float | None = None,
         output_limit: int = OUTPUT_LIMIT,
         reuse_port: bool = False,
-        keep_alive: bool = True,
+        keep_alive: KeepAlive = True,
+        linger_timeout: float | None = LINGER_TIMEOUT,
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = transport.HANDSHAKE_TIMEOUT,
     ) -> StreamListener:
@@ -159,7 +181,12 @@ class Implementation:
         :param output_limit: bytes of output that can be pending for one peer.  One more write resets the connection,
             with a :class:`~ngi_gevent.LimitExceeded` as the reason.
         :param reuse_port: whether other processes can listen on the same port; the kernel then distributes connections.
-        :param keep_alive: whether the kernel probes silent peers.
+        :param keep_alive: whether the kernel probes silent peers over TCP, and ends connections without an answer; or
+            ``(idle, interval, count)``: seconds of silence before the first probe, seconds between two probes, and how
+            many remain without an answer.  With True, these are the kernel's, on Linux two hours, 75 and 9.
+        :param linger_timeout: seconds without input after which a closed connection ends that has delivered everything,
+            if its peer does not end it.  Input that arrives is discarded, for 30 seconds at most; None waits for all
+            of these.  A peer that is still sending when the connection ends can lose the last output.
         :param ssl_context: any ``ssl.SSLContext`` for servers, to use TLS.  *handler* is called after the handshake.  A
             failed one is a log entry of ``ngi_gevent.connection`` at level INFO.  During the handshake, a connection is
             not among ``connections()``; closing the listener ends it, and ``close_wait`` waits for it.
@@ -172,9 +199,8 @@ class Implementation:
         check_server(handler)
         check_count("backlog", backlog)
         check_max_connections(max_connections)
-        check_idle_timeout(idle_timeout)
-        check_count("output_limit", output_limit)
-        make_connection = transport.server_factory(ssl_context, handshake_timeout)
+        options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
+        make_connection = transport.server_factory(options, ssl_context, handshake_timeout)
         registry = self._registry_here()[1]
         listener = StreamListener(
             self._network,
@@ -184,8 +210,6 @@ class Implementation:
             handler,
             backlog=backlog,
             max_connections=default_max_connections(self._network) if max_connections is None else max_connections,
-            idle_timeout=idle_timeout,
-            output_limit=output_limit,
             reuse_port=reuse_port,
             keep_alive=keep_alive,
             make_connection=make_connection,
@@ -244,7 +268,7 @@ class Implementation:
         :raises Timeout: something is still outstanding after *timeout* seconds.
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         registry = self._on_hub.get(get_hub())
         if registry is None:
             return

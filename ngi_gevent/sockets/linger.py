@@ -6,8 +6,8 @@ leaves OPEN discards its input while output is pending, then ends its own side, 
 Each of these is bounded.  Input is discarded at ``DISCARD_SIZE`` bytes every ``DISCARD_PAUSE`` seconds, so that a peer
 which sends on cannot keep the processor busy.  Output is pending for as long as the peer takes some of it within
 ``SEND_TIMEOUT`` seconds.  An iterable can take any time, but once the owner is closed, it must yield something within
-``SEND_TIMEOUT`` seconds.  After the last of the output, the connection waits until nothing has arrived for
-``DRAIN_TIMEOUT`` seconds, and ``DISCARD_TIMEOUT`` seconds at most.
+``SEND_TIMEOUT`` seconds.  After the last of the output, the connection waits until nothing has arrived for as many
+seconds as the option ``linger_timeout`` says, and ``DISCARD_TIMEOUT`` seconds at most.
 """
 
 from __future__ import annotations
@@ -24,15 +24,12 @@ if TYPE_CHECKING:
     from ngi_gevent.sockets.feeder import Feeder
     from ngi_gevent.sockets.plain import Transport
 
-__all__ = ["DRAIN_TIMEOUT", "SEND_TIMEOUT", "Linger"]
+__all__ = ["CHECK_INTERVAL", "SEND_TIMEOUT", "Linger"]
 
 #: Seconds for which the peer of a closing connection may take nothing before the connection is reset.
 SEND_TIMEOUT = 30.0
 
-#: Seconds for which a closed connection, everything delivered, waits for input or for its end.
-DRAIN_TIMEOUT = 1.0
-
-#: Seconds for which such a connection discards what a peer goes on sending.
+#: Seconds for which a closed connection, everything delivered, discards what a peer goes on sending.
 DISCARD_TIMEOUT = 30.0
 
 #: Bytes that are discarded before the peer has to wait, and for how many seconds: 16 MiB/s, which a large upload that
@@ -68,6 +65,7 @@ class LastOutput(Protocol):
     pieces: list[Piece]
     size: int
     feeder: Feeder | None
+    linger_timeout: float | None
 
     def send_later(self) -> None:
         """Send, or see to what is to be done instead, at the end of the batch."""
@@ -223,7 +221,11 @@ class Linger:
     def _wait_on(self) -> None:
         self._queued = self._transport.queued_output()
         self._arrived = False
-        self._start_timer(DRAIN_TIMEOUT, self._check_for_end)
+        left = self._until - self._transport.now()
+        if left <= 0:  # the kernel still delivers output, or this would have ended
+            left = DISCARD_TIMEOUT
+        timeout = self._output.linger_timeout
+        self._start_timer(left if timeout is None else min(timeout, left), self._check_for_end)
 
     def _check_for_end(self) -> None:
         if not self._arrived and self._pause is None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ngi_gevent.core.connection import BaseConnection
-    from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer
+    from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer, KeepAlive
     from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.stream import StreamConnection
     from ngi_gevent.sockets.transport import MakeConnection
@@ -47,10 +47,8 @@ class StreamListener(BaseListener):
         *,
         backlog: int,
         max_connections: int,
-        idle_timeout: float | None,
-        output_limit: int,
         reuse_port: bool,
-        keep_alive: bool,
+        keep_alive: KeepAlive,
         make_connection: MakeConnection,
     ) -> None:
         super().__init__(owner, server)
@@ -59,16 +57,13 @@ class StreamListener(BaseListener):
         self._hub = get_hub()
         self._mailbox = Dispatcher.current().mailbox
         self._context = copy_context()
-        self._idle_timeout = idle_timeout
-        self._output_limit = output_limit
         self._make_connection = make_connection
         self._binding = Binding(network, address, socket.SOCK_STREAM, reuse_port=reuse_port)
         sock = self._binding.socket
         try:
             # Accepted sockets inherit these options, which saves two system calls for each.
             network.send_at_once(sock)
-            if keep_alive:
-                network.keep_alive(sock)
+            network.keep_alive(sock, keep_alive)
             sock.listen(backlog)
             self.address = sock.getsockname()
             self._log_opened()
@@ -125,15 +120,13 @@ class StreamListener(BaseListener):
     def _connection(self, sock: Socket, peer_address: Any) -> StreamConnection | None:
         """Return a connection on *sock*, or None if the peer is already gone."""
         try:
-            connection = self._make_connection(self._network, sock, peer_address, self, self, self._output_limit)
+            connection = self._make_connection(self._network, sock, peer_address, self, self)
         except OSError:
             sock.close()
             return None
         except BaseException:
             sock.close()
             raise
-        if self._idle_timeout is not None:
-            connection.end_when_idle(self._idle_timeout)
         self._connections[connection] = None
         return connection
 

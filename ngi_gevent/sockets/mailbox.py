@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from math import inf
 from typing import Any, TypeVar
 from weakref import ref
 
@@ -24,6 +25,7 @@ from greenlet import getcurrent, greenlet
 from ngi_gevent.core import forks
 from ngi_gevent.core.threads import Flag, make_lock
 from ngi_gevent.errors import ImplementationClosed
+from ngi_gevent.sockets.network import Network
 
 __all__ = ["Mailbox", "this_thread"]
 
@@ -154,8 +156,8 @@ class Mailbox:
         with self.lock:
             posted = self.post(self._start, run)
             self._inside += posted
-        while posted and not done.wait(LOOK_AFTER) and self._loop() is not None:
-            pass
+        if posted:
+            self.wait_for(done)
         if errors:
             raise errors[0]
         if not results:
@@ -163,6 +165,19 @@ class Mailbox:
                 raise ImplementationClosed("this was made before a fork, and belongs to the parent process")
             raise ImplementationClosed("the thread that must do this has ended with its implementation")
         return results[0]
+
+    def wait_for(self, flag: Flag, timeout: float | None = None) -> bool:
+        """Wait on another thread until the hub's thread sets *flag*.  Return False if it did not.
+
+        That is so if the time is up, or the hub has gone.
+
+        :param timeout: seconds to wait at most; None for no limit.
+        """
+        until = inf if timeout is None else Network.now() + timeout
+        while not flag.wait(min(LOOK_AFTER, max(0.0, until - Network.now()))):
+            if self._loop() is None or Network.now() >= until:
+                return flag.is_set()
+        return True
 
     def make_calls(self) -> None:
         """Make the calls that are there now.  Called on the hub's thread."""

@@ -16,6 +16,7 @@ Stream sockets are gevent's, and others those of the standard library, also in a
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import resource
@@ -26,10 +27,13 @@ import termios
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from gevent import socket as gevent_socket
 from gevent.monkey import get_original
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import KeepAlive
 
 __all__ = ["Network", "Resolved", "Socket"]
 _make_socket: type[socket.socket] = get_original("socket", "socket")
@@ -37,8 +41,21 @@ _getaddrinfo: Callable[..., list[Resolved]] = get_original("socket", "getaddrinf
 # The patched one waits on a hub.
 _poll: Callable[[], select.poll] = get_original("select", "poll")
 
+#: The event that a peer has finished sending; None on systems that do not have it.
+_FINISHED: int | None = getattr(select, "POLLRDHUP", None)
+
 #: One result of ``getaddrinfo``: family, kind, protocol, canonical name, and the address for that family.
 Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
+
+#: The families of TCP sockets; others refuse its options.
+_OF_TCP = socket.AF_INET, socket.AF_INET6
+
+#: The options of TCP for the three times of ``keep_alive``.  macOS has another name for the first.
+_KEEP_ALIVE = (
+    getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0)),
+    socket.TCP_KEEPINTVL,
+    socket.TCP_KEEPCNT,
+)
 
 _LINGER_FOR_NOTHING = struct.pack("ii", 1, 0)
 
@@ -174,13 +191,22 @@ class Network:
         _set(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT)
 
     def send_at_once(self, sock: Socket) -> None:
-        """Tell the kernel not to hold small output back in case more follows.  It never does for Unix sockets."""
-        if sock.family != socket.AF_UNIX:
+        """Tell the kernel not to hold small output back in case more follows.  It does so only for TCP."""
+        if sock.family in _OF_TCP:
             _set(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
-    def keep_alive(self, sock: Socket) -> None:
-        """Tell the kernel to probe silent peers."""
+    def keep_alive(self, sock: Socket, how: KeepAlive) -> None:
+        """Tell the kernel to probe silent peers, over TCP.
+
+        :param how: True for the times that the kernel has; False for no probes; or seconds of silence before the first
+            probe, seconds between two of them, and how many remain without an answer.
+        """
+        if how is False or sock.family not in _OF_TCP:
+            return
         _set(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if how is not True:
+            for option, value in zip(_KEEP_ALIVE, how, strict=True):
+                _set(sock, socket.IPPROTO_TCP, option, value)
 
     def reset_on_close(self, sock: Socket) -> None:
         """Make the close of *sock* reset its connection, and drop unsent output."""
@@ -206,11 +232,31 @@ class Network:
 
     def has_input(self, sock: Socket) -> bool:
         """Return whether *sock* has something to receive: input, the end of it, or an error."""
-        return _is_ready(sock, select.POLLIN)
+        return bool(_poll_for(sock, select.POLLIN))
 
     def is_broken(self, sock: Socket) -> bool:
         """Return whether the connection of *sock* has broken, or has ended in both directions."""
-        return _is_ready(sock, 0)
+        return bool(_poll_for(sock, 0))
+
+    def has_error(self, sock: Socket) -> bool:
+        """Return whether the connection of *sock* has broken."""
+        return bool(_poll_for(sock, 0) & select.POLLERR)
+
+    def take_error(self, sock: Any) -> OSError:
+        """Return the error with which the connection of *sock* has broken, once."""
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EPIPE
+        return OSError(code, os.strerror(code))
+
+    def peer_has_finished(self, sock: Socket) -> bool:
+        """Return whether the peer has finished sending, also if there is still input to receive."""
+        if _FINISHED is not None:
+            return bool(_poll_for(sock, _FINISHED))
+        try:  # which cannot see the end behind input
+            return not _plain(sock).recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
 
 def _plain(sock: Any) -> Any:
@@ -223,7 +269,9 @@ def _set(sock: Any, level: int, option: int, value: int | bytes = 1) -> None:
     sock.setsockopt(level, option, value)
 
 
-def _is_ready(sock: Socket, events: int) -> bool:
+def _poll_for(sock: Socket, events: int) -> int:
+    """Return which of *events* have happened, errors, and the end of both directions."""
     poll = _poll()
-    poll.register(sock.fileno(), events)  # poll also reports errors, and the end of both directions
-    return bool(poll.poll(0))
+    poll.register(sock.fileno(), events)
+    found = poll.poll(0)
+    return found[0][1] if found else 0

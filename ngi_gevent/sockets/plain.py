@@ -99,7 +99,16 @@ class Transport(Protocol):
         """Return whether the kernel has input, or the end of it."""
 
     def is_broken(self) -> bool:
+        """Return whether the connection has an error, or has ended in both directions."""
+
+    def has_error(self) -> bool:
         """Return whether the connection has an error."""
+
+    def take_error(self) -> OSError:
+        """Return that error, once."""
+
+    def peer_has_finished(self) -> bool:
+        """Return whether the peer has finished sending, also if there is still input to receive."""
 
 
 class PlainTransport:
@@ -185,6 +194,15 @@ class PlainTransport:
 
     def is_broken(self) -> bool:
         return self._network.is_broken(self.socket)
+
+    def has_error(self) -> bool:
+        return self._network.has_error(self.socket)
+
+    def take_error(self) -> OSError:
+        return self._network.take_error(self.socket)
+
+    def peer_has_finished(self) -> bool:
+        return self._network.peer_has_finished(self.socket)
 
 
 def _is_closed(_: object) -> Any:

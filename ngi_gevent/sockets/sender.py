@@ -14,6 +14,7 @@ from ngi_gevent.sockets.feeder import Feeder
 from ngi_gevent.sockets.linger import Linger, Lingering
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.core.threads import Flag
     from ngi_gevent.sockets.dispatcher import Dispatcher
     from ngi_gevent.sockets.plain import Transport
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Sender"]
 
 WRITE = 2  # what gevent's io watchers watch for
+
+#: Bytes of pending output from which on it is sent although the callback runs on.
+GATHERED = 64 * 1024
 
 
 class Sending(Lingering, Protocol):
@@ -39,31 +43,50 @@ class Sending(Lingering, Protocol):
 class Sender(OutputQueue):
     """The output of one connection, on the thread of its hub."""
 
-    __slots__ = ("_connection", "_dispatcher", "_transport", "_write_watcher", "feeder", "held", "linger")
+    __slots__ = (
+        "_connection",
+        "_dispatcher",
+        "_is_ending",
+        "_transport",
+        "_write_watcher",
+        "feeder",
+        "held",
+        "is_sending",
+        "linger",
+        "linger_timeout",
+    )
 
-    def __init__(self, connection: Sending, transport: Transport, dispatcher: Dispatcher, limit: int) -> None:
-        super().__init__(limit)
+    def __init__(
+        self, connection: Sending, transport: Transport, dispatcher: Dispatcher, options: ConnectionOptions
+    ) -> None:
+        super().__init__(options.output_limit)
         self._connection = connection
         self._transport = transport
         self._dispatcher = dispatcher
         self._write_watcher: Any = None  # while the kernel takes no more output
+        self._is_ending = False  # whether the output ends once everything is sent
+        #: Whether it is sending, so that a signal handler that writes must not.
+        self.is_sending = False
         #: Pulls from iterables, while one is not exhausted.
         self.feeder: Feeder | None = None
         #: Set when input is no longer held back, or the connection has an end to handle.
         self.held: Flag | None = None
+        self.linger_timeout = options.linger_timeout
         #: From CLOSING on.
         self.linger: Linger | None = None
 
     # Taking output.
 
     def take(self, data: bytes) -> None:
-        """Send *data* after everything that was taken before."""
+        """Send *data* after everything that was taken before; soon, or now if much has gathered."""
         size = len(data)
         self.size += size  # no call in between: a signal handler that writes may run in any call
         if self.feeder is None:
             self.queue(data)
         else:
             self.feeder.append(data)
+        if self.size >= GATHERED and self._write_watcher is None and not self.is_sending:
+            self.send_pending()
         self._pause_if_answered()
 
     def take_lines(self, lines: Lines) -> None:
@@ -92,8 +115,8 @@ class Sender(OutputQueue):
         self._dispatcher.send_later(self)
 
     def check_pause(self) -> None:
-        """See whether so much less is pending that input can be delivered again."""
-        if self.pause_threshold is not None:
+        """See whether so much less is pending that something that waits can go on."""
+        if self.pause_threshold is not None or self.drains:
             self._dispatcher.send_later(self)
 
     # Sending.
@@ -101,6 +124,7 @@ class Sender(OutputQueue):
     def send_pending(self) -> None:
         """Send as much as the kernel takes.  Called once a batch, and when the socket is writable."""
         pieces, transport = self.pieces, self._transport
+        self.is_sending = True
         try:
             try:
                 if len(pieces) != 1:
@@ -121,10 +145,13 @@ class Sender(OutputQueue):
                 or self._write_watcher is not None
                 or self.feeder is not None
                 or self.pause_threshold is not None
-                or self.linger is not None
+                or self._is_ending
+                or self.drains
             ):
                 self._after_send()
+            self.is_sending = False
         except BaseException as error:  # such as Ctrl-C: how much was sent is unknown
+            self.is_sending = False
             self._connection.handle(BREAK, error)
             raise
 
@@ -144,10 +171,12 @@ class Sender(OutputQueue):
                 self._connection.wake()
             if self.held is not None:
                 self.held.set()
-        if self.linger is not None and not self.pieces:
+        if self.drains:
+            self.wake_drains()
+        if self._is_ending and not self.pieces:
             if not self.feeder:
                 self.end()
-            elif self._connection._lifecycle.input_is_over:
+            elif self.linger is not None and self._connection._lifecycle.input_is_over:
                 self.linger.check_for_break()
 
     def _wait_for_peer(self) -> None:
@@ -210,10 +239,18 @@ class Sender(OutputQueue):
             self.feeder.drop()
             self.feeder = None  # it ends soon, and must not take for dropped what is written until then
 
-    def begin_to_end(self) -> None:
-        """Send what is left, within the limits of a linger: the connection is closing."""
-        self.linger = Linger(self._connection, self, self._dispatcher.loop, self._transport)
+    def finish(self) -> None:
+        """Send what is left, then end the output for the peer."""
+        self._is_ending = True
         self.send_later()
+
+    def begin_to_end(self) -> None:
+        """Finish within the limits of a linger: the connection is closing."""
+        self.linger = Linger(self._connection, self, self._dispatcher.loop, self._transport)
+        if self._connection._lifecycle.output_is_over:
+            self.linger.wait_for_peer()
+        else:
+            self.finish()
 
     def end(self) -> None:
         """End the output for the peer, since everything is sent, and wait for its end, for a moment."""
@@ -223,6 +260,8 @@ class Sender(OutputQueue):
         if self._transport.make_last_words():
             self.pieces.append(b"")
             self.send_pending()  # which comes back here once that is sent
+            if self._transport.has_buffered_input():
+                self._connection.wake()
             return
         try:
             self._transport.end_output(closes=lifecycle.input_is_over)
@@ -242,7 +281,7 @@ class Sender(OutputQueue):
     def leave_to_parent(self) -> None:
         """Send nothing from now on, and close the descriptor, in a forked child."""
         self._transport.leave_to_parent()
-        super().drop()
+        super().leave_to_parent()
         if self.feeder is not None:
             self.feeder.leave_to_parent()
         if self.linger is not None:

@@ -2,8 +2,7 @@
 
 Three things act on a connection.  They share one native thread, so each runs until it blocks:
 
-* its **greenlet** (``run``) receives and calls the handler.  In between it waits in one single place, where only the
-  dispatcher and ``wake`` resume it.  ``_events_pending`` says that there is something else to handle than input;
+* its **greenlet** (``run``) receives and calls the handler;
 * the **sender** sends pending output, on the hub, without ever blocking;
 * the **feeder** of the sender, a second greenlet that exists only while an iterable given to ``writelines`` is not
   exhausted, pulls from it, and holds what was written behind it.
@@ -23,65 +22,58 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
+from ngi_gevent.core.callbacks import ConnectionOwner
 from ngi_gevent.core.checks import check_returned
-from ngi_gevent.core.connection import ConnectionOwner
 from ngi_gevent.core.lifecycle import (
     CLOSED,
     CLOSING,
+    HALF_CLOSED,
     HANDSHAKE,
     HANDSHAKE_BEGUN,
-    INPUT_ENDED,
-    LOSE,
     STOPPED,
 )
-from ngi_gevent.core.output import HIGH_WATER, OUTPUT_LIMIT, OutputQueue
+from ngi_gevent.core.output import HIGH_WATER, OutputQueue
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
-from ngi_gevent.sockets.hub_connection import HubConnection
 from ngi_gevent.sockets.idle import IdleTimer
 from ngi_gevent.sockets.plain import RECEIVE_SIZE, Transport
+from ngi_gevent.sockets.receiving import ReceivingConnection
 from ngi_gevent.sockets.sender import Sender
 
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.interfaces import IListener, Reason
     from ngi_gevent.sockets.handshake import Handshake
 
 __all__ = ["StreamConnection"]
-
-READ = 1  # what gevent's io watchers watch for
 
 #: Bytes of output from which on it is sent when the callback returns, and not at the end of the batch.
 SENT_AT_ONCE = 16 * 1024
 
 
 @documented_by(IConnection)
-class StreamConnection(HubConnection):
+class StreamConnection(ReceivingConnection):
     """A connection on a gevent socket.  Everything in it runs on the thread of its hub."""
 
-    __slots__ = ("_events_pending", "_handshake", "_read_watcher", "_transport", "resume", "waiting")
-
-    #: Switches to the greenlet.
-    resume: Callable[[], object]
+    __slots__ = ("_handshake",)
 
     def __init__(
         self,
         transport: Transport,
+        options: ConnectionOptions,
         peer_address: Any,
         owner: ConnectionOwner,
         control: IListener | None = None,
-        output_limit: int = OUTPUT_LIMIT,
     ) -> None:
         dispatcher = Dispatcher.current()
-        output = Sender(self, transport, dispatcher, output_limit)
-        super().__init__(dispatcher, owner, control, transport.getsockname(), peer_address, output)
-        self._transport = transport
+        output = Sender(self, transport, dispatcher, options)
+        super().__init__(dispatcher, transport, owner, control, transport.getsockname(), peer_address, output)
         self._handshake: Handshake | None = None  # until it is done
-        self._read_watcher = dispatcher.loop.io(transport.fileno(), READ)
-        #: Whether the greenlet may be switched to.
-        self.waiting = False
-        self._events_pending = True  # whether the greenlet has to handle something else than input
+        if options.idle_timeout is not None:
+            timer = IdleTimer(dispatcher.loop, options.idle_timeout, self, output, transport)
+            self.when_closed(timer.close)
 
     @property
     def ssl_object(self) -> Any:
@@ -121,12 +113,13 @@ class StreamConnection(HubConnection):
     def _serve(self) -> None:
         """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
         batch = self._dispatcher.batch
+        is_in_time = self._dispatcher.is_in_time
         switch_to_hub = self._dispatcher.switch_to_hub
         lifecycle, output, transport = self._lifecycle, self._output, self._transport
         receive = transport.recv
         while not self._events_pending or self._handle_events():
             self.waiting = True
-            while batch:
+            while batch and (len(batch) & 7 or is_in_time()):  # the time is asked for seldom
                 following = batch.pop()
                 if following.waiting:
                     following.resume()
@@ -145,7 +138,7 @@ class StreamConnection(HubConnection):
             if transport.has_events:
                 self.handle_transport_events()
             if not data:
-                self.handle(INPUT_ENDED, lifecycle.output_error or transport.end_reason)
+                self._input_ended(transport.end_reason)
                 continue
             if output.size > HIGH_WATER:
                 output.limit_answers()
@@ -155,74 +148,6 @@ class StreamConnection(HubConnection):
                 # While it is in the processor's cache; and what is freed now is what the next receive gets.
                 data = b""
                 output.send_pending()
-
-    def _receive_failed(self, error: OSError) -> None:
-        """Handle an exception of ``recv``: there is no input, or the connection broke."""
-        if self._transport.has_events:
-            self.handle_transport_events()
-        output_error = self._lifecycle.output_error
-        if not isinstance(error, BlockingIOError):
-            self.handle(LOSE, error)
-        elif output_error is not None:
-            self.handle(LOSE, output_error)
-
-    def _handle_events(self) -> bool:
-        """Handle everything but input.  Return whether the connection still delivers input."""
-        self._events_pending = False
-        if self._handler is not None:
-            while self._exceptions and self:
-                self._report_exception(self._take_exception())
-        lifecycle = self._lifecycle
-        if not lifecycle.is_established():
-            return False
-        if self._handler is None or self._output.is_pausing:
-            self.stop_reading()
-            return True
-        if not self._read_watcher.active:
-            self._read_watcher.start(self._dispatcher.has_input, self)
-        if self._transport.has_buffered_input():
-            self._dispatcher.wake(self)
-        if lifecycle.output_error is not None:
-            # Nothing more may come to wake the greenlet, so it looks again after each piece.
-            self._events_pending = True
-            self._receive_rest()
-            self._dispatcher.wake(self)  # not before: a handler that blocks would use that up
-        return lifecycle.is_established()
-
-    def _receive_rest(self) -> None:
-        """Deliver the next piece of input that had arrived before sending failed, or the end."""
-        try:
-            data = self._transport.recv(RECEIVE_SIZE)
-        except OSError as error:
-            self._receive_failed(error)
-            return
-        if not data:
-            self.handle(INPUT_ENDED, self._lifecycle.output_error)
-        elif not self._lifecycle.closing_from_other_thread:
-            self._handler.handle_input(self, data)  # type: ignore[union-attr]
-
-    def handle_transport_events(self) -> None:
-        """Send messages of TLS itself, and look at input that the socket does not become readable for."""
-        self._events_pending = True
-        if self._transport.take_events() and not self._lifecycle.output_is_over:
-            if self._output.pieces:
-                self._output.send_later()
-            else:
-                self._output.queue(b"")
-
-    def wake(self) -> None:
-        """Let the greenlet handle events, at once or when it is back from the handler."""
-        self._events_pending = True
-        if self.waiting:
-            self._dispatcher.wake(self)
-        elif not (self._lifecycle.is_open() or self._lifecycle.is_gone()) and self._output.held is not None:
-            self._output.held.set()
-
-    def stop_reading(self) -> None:
-        """Do not let input wake the greenlet until it has handled events.  The linger may still discard some."""
-        self._events_pending = True
-        if self._lifecycle.state is not CLOSING:
-            self._read_watcher.stop()
 
     def _report_to_handler(self) -> None:
         """Report the end to the handler; if there is none, once it is set."""
@@ -259,7 +184,7 @@ class StreamConnection(HubConnection):
         """
         if self._lifecycle.state is HANDSHAKE:  # it may have been stopped before it began
             if not self._read_watcher.active:
-                self._read_watcher.start(self._dispatcher.has_input, self)
+                self._read_watcher.start(self._dispatcher.ready.append, self)
             self.waiting = True
             try:
                 self._dispatcher.hub.switch()
@@ -273,15 +198,6 @@ class StreamConnection(HubConnection):
     def unsent_size(self) -> int | None:
         return None if self._lifecycle.state is CLOSED else self._output.size + self._transport.queued_output()
 
-    def end_when_idle(self, seconds: float) -> None:
-        """End it when nothing was received or sent for *seconds*.  Called once, before it runs."""
-        timer = IdleTimer(self._dispatcher.loop, seconds, self, self._output, self._transport)
-        self.when_closed(timer.close)
-
-    def is_reading(self) -> bool:
-        """Return whether input would be received at once."""
-        return bool(self._read_watcher.active)
-
     # The end.
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
@@ -294,6 +210,8 @@ class StreamConnection(HubConnection):
 
     def _enter(self, state: str) -> None:
         lifecycle = self._lifecycle
+        if state is HALF_CLOSED:
+            self._output.finish()
         if state is CLOSING and lifecycle.input_is_over and self._output.is_drained():
             self._output.end()  # most connections end so: the peer has finished, and has everything
         if state is CLOSING and lifecycle.state is CLOSING:
@@ -308,31 +226,11 @@ class StreamConnection(HubConnection):
                 self._output.close()
             finally:  # there may be no memory
                 self._read_watcher.close()
+                if self._probe is not None:
+                    self._probe.close()
+                    self._probe = None
                 self._transport.close()
                 self.wake()
-
-    def leave_to_parent(self) -> None:
-        super().leave_to_parent()
-        self._read_watcher.close()
-
-    # What the linger does with the connection.
-
-    def receive(self) -> bytes:
-        """Return some input, as ``recv`` of a non-blocking socket."""
-        try:
-            return self._transport.recv(RECEIVE_SIZE)
-        finally:
-            if self._transport.has_events:
-                self.handle_transport_events()
-
-    def start_discarding(self) -> None:
-        """Let the linger discard input when there is some."""
-        if self._output.linger is not None:
-            self._read_watcher.start(self._output.linger.discard_input)
-
-    def stop_discarding(self) -> None:
-        """Leave input to the kernel."""
-        self._read_watcher.stop()
 
     def _finish(self) -> None:
         self._dispatcher.release()
@@ -341,7 +239,9 @@ class StreamConnection(HubConnection):
             self._handler = None
         self.resume = _is_gone
         self._lifecycle.output_error = None
+        is_dropped = self._output.is_dropped
         self._output = OutputQueue(self._output.limit)  # type: ignore[assignment]
+        self._output.is_dropped = is_dropped
         super()._finish()
 
 

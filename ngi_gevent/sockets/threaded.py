@@ -13,20 +13,20 @@ from gevent.event import Event
 from gevent.monkey import is_module_patched
 
 from ngi_gevent.core import forks
-from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.core.checks import as_timeout
+from ngi_gevent.core.options import LINGER_TIMEOUT
 from ngi_gevent.core.registry import log_error
 from ngi_gevent.core.threads import Flag, get_ident, make_lock, start_new_thread
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.interfaces import documented_by
 from ngi_gevent.sockets.hub_registry import HubRegistry
 from ngi_gevent.sockets.implementation import Implementation
-from ngi_gevent.sockets.linger import DRAIN_TIMEOUT
 
 __all__ = ["Threaded"]
 
 #: Seconds that a program which ends gives the thread to end in order: more than a peer that does not close its side
 #: takes, since an interpreter that ends in the same moment as a thread may crash.
-EXIT_PATIENCE = DRAIN_TIMEOUT + 1.0
+EXIT_PATIENCE = LINGER_TIMEOUT + 1.0
 
 #: Seconds in which a thread that runs no handler answers.
 IDLE_PATIENCE = 0.1
@@ -67,7 +67,7 @@ class Threaded(Implementation):
         :raises Timeout: something is still outstanding after *timeout* seconds.
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         if self._is_on_its_thread():
             super().wait(timeout)
             return
@@ -93,7 +93,7 @@ class Threaded(Implementation):
         :raises Timeout: the thread still runs after *timeout* seconds.
         :raises Deadlock: called on that thread.
         """
-        check_timeout(timeout)
+        timeout = as_timeout(timeout)
         if self._is_on_its_thread():
             raise Deadlock("join was called on the thread that it would wait for")
         start = self._start

@@ -36,6 +36,9 @@ ENCRYPT_SIZE = 64 * 1024
 #: Bytes of messages of TLS itself that may wait for a peer: the answers to two pieces of its input.
 OWN_LIMIT = 2 * RECEIVE_SIZE
 
+#: The option of a context that makes an end without a close_notify a plain end of input.  Only OpenSSL 3 has it.
+IGNORE_UNEXPECTED_EOF: int = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+
 MakeSSLObject = Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject]
 
 
@@ -45,10 +48,10 @@ class TLSTransport:
     __slots__ = (
         "_ciphertext",
         "_close_sent",
+        "_decrypted",
         "_encrypted",
         "_end",
         "_incoming",
-        "_is_truncated",
         "_outgoing",
         "_plain",
         "_refuses",
@@ -67,7 +70,7 @@ class TLSTransport:
         self.ssl_object._sslsock = weakref.ref(self.ssl_object)
         self.has_events = False
         self._end: ssl.SSLError | bytes | None = None  # how input ended, once all input has been returned
-        self._is_truncated = False  # whether input ended without the peer's close_notify
+        self._decrypted = b""  # input that was decrypted before it was asked for
         self._ciphertext: Piece = b""  # what the kernel has not taken
         self._encrypted = 0  # how many bytes of plaintext that is
         self._stalled = False  # whether output waits for input
@@ -81,7 +84,7 @@ class TLSTransport:
 
     @property
     def end_reason(self) -> Any:
-        if self._is_truncated:
+        if self._end is None:  # the peer sent no close_notify
             return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the connection without ending TLS")
         return END_OF_INPUT
 
@@ -128,12 +131,16 @@ class TLSTransport:
         """Return everything that one piece of ciphertext holds, as ``recv`` of a non-blocking socket."""
         if self._refuses:
             return self._plain.recv(size)  # to be discarded, so that the peer receives the alert
+        if self._decrypted:
+            data, self._decrypted = self._decrypted, b""
+            return data
         if self._end is not None:
             return self._eof_or_error()
         if not self._incoming.pending:
             data = self._plain.recv(size)
             if not data:
-                self._is_truncated = True
+                if self.ssl_object.context.options & IGNORE_UNEXPECTED_EOF:
+                    self._end = data
                 return data
             self._incoming.write(data)
         pieces = self._records()
@@ -164,7 +171,9 @@ class TLSTransport:
                     break
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLError as error:  # also the end, where this side has ended before
+        except ssl.SSLZeroReturnError:  # the end, if this side has ended before
+            self._end = b""
+        except ssl.SSLError as error:
             self._end = error
         return pieces
 
@@ -177,7 +186,7 @@ class TLSTransport:
         return self._end  # type: ignore[return-value]
 
     def has_buffered_input(self) -> bool:
-        return self._end is not None or bool(self._incoming.pending)
+        return self._end is not None or bool(self._incoming.pending or self._decrypted)
 
     # Output.
 
@@ -233,7 +242,8 @@ class TLSTransport:
             return False
         self._close_sent = True
         if self._incoming.pending and self._end is None:
-            self._records()  # otherwise unwrap takes it for an error, after which no more input can be discarded
+            # Otherwise unwrap takes it for an error, after which nothing more can be received.
+            self._decrypted = b"".join(self._records())
         with suppress(ssl.SSLError):  # it says that the peer has not ended yet
             self.ssl_object.unwrap()
         return True
@@ -279,3 +289,12 @@ class TLSTransport:
 
     def is_broken(self) -> bool:
         return self._plain.is_broken()
+
+    def has_error(self) -> bool:
+        return self._plain.has_error()
+
+    def take_error(self) -> OSError:
+        return self._plain.take_error()
+
+    def peer_has_finished(self) -> bool:
+        return self._plain.peer_has_finished()

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import unix_path
-from ngi_gevent.core.checks import check_timeout
+from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.sockets.plain import PlainTransport
 from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.tls import MakeSSLObject
 
@@ -38,62 +39,65 @@ HANDSHAKE_TIMEOUT = 10.0
 #: Failed handshakes with clients of one listener that are logged in ``logs.RATE_PERIOD`` seconds.
 MOST_FAILED = 10
 
-#: Called with the network, a socket, the address of the peer, the owner, and for servers with the listener and the
-#: output limit.
+#: Called with the network, a socket, the address of the peer, the owner, and for servers with the listener.
 MakeConnection: TypeAlias = Callable[..., StreamConnection]
 
 
 def client_factory(
-    host: str,
-    *,
-    ssl_context: SSLContext | None = None,
-    server_hostname: str | None = None,
-    timeout: float | None = CONNECT_TIMEOUT,
+    host: str, options: ConnectionOptions, ssl_context: SSLContext | None, server_hostname: str | None
 ) -> MakeConnection:
     """Return the function that makes connections to *host*.
 
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option cannot be used, or not with the others.
     """
-    check_timeout(timeout)
     if ssl_context is not None:
         # Not before: programs that import the package and patch ssl afterwards must not find it in use.
         from ngi_gevent.sockets import contexts
 
-        return _tls_connections(contexts.for_client(ssl_context, host if server_hostname is None else server_hostname))
+        name = host if server_hostname is None else server_hostname
+        return _tls_connections(contexts.for_client(ssl_context, name), options)
     if server_hostname is not None:
         raise ValueError(f"server_hostname is for TLS, and there is no ssl_context; got {server_hostname!r}")
-    return _plain_connection
+    return _plain_connections(options)
 
 
-def server_factory(ssl_context: SSLContext | None, handshake_timeout: float | None) -> MakeConnection:
+def server_factory(
+    options: ConnectionOptions, ssl_context: SSLContext | None, handshake_timeout: float | None
+) -> MakeConnection:
     """Return the function that makes connections of accepted sockets.
 
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option cannot be used.
     """
-    check_timeout(handshake_timeout, "handshake_timeout")
+    handshake_timeout = as_timeout(handshake_timeout, "handshake_timeout")
     if ssl_context is not None:
         from ngi_gevent.sockets import contexts
 
         failures = logs.RateLimit(MOST_FAILED)
-        return _tls_connections(contexts.for_server(ssl_context), handshake_timeout, failures)
-    return _plain_connection
+        return _tls_connections(contexts.for_server(ssl_context), options, handshake_timeout, failures)
+    return _plain_connections(options)
 
 
-def _plain_connection(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
-    return StreamConnection(PlainTransport(network, sock), *arguments)
+def _plain_connections(options: ConnectionOptions) -> MakeConnection:
+    def make_connection(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
+        return StreamConnection(PlainTransport(network, sock), options, *arguments)
+
+    return make_connection
 
 
 def _tls_connections(
-    make: MakeSSLObject, timeout: float | None = None, failures: logs.RateLimit | None = None
+    make: MakeSSLObject,
+    options: ConnectionOptions,
+    timeout: float | None = None,
+    failures: logs.RateLimit | None = None,
 ) -> MakeConnection:
     from ngi_gevent.sockets.handshake import Handshake
     from ngi_gevent.sockets.tls import TLSTransport
 
     def make_connection(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
         transport = TLSTransport(PlainTransport(network, sock), make)
-        connection = StreamConnection(transport, *arguments)
+        connection = StreamConnection(transport, options, *arguments)
         connection.shake_hands_first(Handshake(transport, timeout, failures))
         return connection
 

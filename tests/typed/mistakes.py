@@ -127,8 +127,9 @@ def wherever(implementation: IImplementation, listener: IListener) -> None:
     implementation.listener(None, Right, timeout=10)  # type: ignore[call-arg]
     implementation.connect(None, Client(), time_out=1)  # type: ignore[call-arg]
     implementation.connect(None, Client(), timeout="1")  # type: ignore[arg-type]
+    implementation.connect(None, Client(), keep_alive=(60, 10))  # type: ignore[arg-type]
     listener.connect(Client(), time_out=1)  # type: ignore[call-arg]
-    listener.connect(Client(), idle_timeout=1)  # type: ignore[call-arg]
+    listener.connect(Client(), max_connections=1)  # type: ignore[call-arg]
 
 
 def closing(listener: IListener) -> None:

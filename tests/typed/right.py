@@ -122,7 +122,8 @@ def listeners(tls: ssl.SSLContext) -> None:
 
 def clients(tls: ssl.SSLContext) -> None:
     ngi_gevent.connect(ADDRESS, Client(), ssl_context=tls, timeout=None)
-    ngi_gevent.connect("/run/echo", Client())
+    ngi_gevent.connect("/run/echo", Client(), idle_timeout=60, output_limit=1000, keep_alive=False, linger_timeout=None)
+    ngi_gevent.connect(ADDRESS, Client(), keep_alive=(60, 10, 3), local_address=("127.0.0.1", 0))
     ngi_gevent.connect(ngi_gevent.listener(None, Echo).address, testing.Recorder())
     ngi_gevent.wait(10)
 
@@ -145,7 +146,7 @@ def serve(implementation: IImplementation, tls: ssl.SSLContext) -> IListener:
     implementation.connect(listener.address, Client(), ssl_context=tls, server_hostname="localhost", timeout=3)
     listener.connect(Client(), ssl_context=tls, server_hostname="localhost", timeout=None)
     listen: ListenOptions = {"idle_timeout": 60}
-    connect: ConnectOptions = {"timeout": 3}
+    connect: ConnectOptions = {"timeout": 3, "keep_alive": (60, 10, 3), "linger_timeout": 5}
     implementation.connect(implementation.listener(None, Echo, **listen).address, Client(), **connect)
     implementation.udp_listener(None, print, buffer_size=10)
     with implementation as entered:

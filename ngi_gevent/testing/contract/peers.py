@@ -21,6 +21,7 @@ class MemoryPeer(Witness):
 
     def __init__(self, stage: Any, listener: Any) -> None:
         super().__init__(stage)
+        self._has_eof = False
         listener.connect(self)
 
     def connected(self, connection: Any) -> None:
@@ -32,14 +33,21 @@ class MemoryPeer(Witness):
 
     @property
     def ended(self) -> str | None:
-        return None if self.closed is None else "end" if self.closed == "end of input" else "broken"
+        if self.closed is None:
+            return "end" if self._has_eof else None
+        return "end" if self.closed == "end of input" else "broken"
+
+    def handle_eof(self, connection: Any) -> None:
+        """Stay open for output, as a plain socket does."""
+        self._has_eof = True
+        self._wake()
 
     def send(self, data: bytes) -> None:
         # Not as pending output, which would keep the connection from reading: a plain peer reads all the same.
         bottom(self.connection).peer.test_input(data)
 
     def finish(self) -> None:
-        bottom(self.connection).peer.test_close()
+        self.connection.write_eof()
 
     def read_when_sent(self) -> None:
         self.read()

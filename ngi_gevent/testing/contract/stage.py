@@ -51,6 +51,7 @@ class Stage:
         self.peers: list[Any] = []
         #: The witnesses of server connections, in the order of their connections.
         self.served: list[Any] = []
+        self._echoed: Witness | None = None  # the client of a conversation, for ``settle``
 
     def make(self) -> Any:
         """Make an implementation."""
@@ -112,6 +113,17 @@ class Stage:
         self.until(lambda: self.served)
         return client, self.served[-1]
 
+    def settle(self) -> None:
+        """Wait until everything that has begun has had its effect, because a conversation takes longer."""
+        if self._echoed is None:
+            self.listeners.append(self.implementation.listener(self.address(), _Echo))
+            self._echoed = self.client(self.listeners[-1])
+        echoed = self._echoed
+        for _ in range(3):
+            before = echoed.size
+            echoed.connection.write(b"?")
+            self.until(lambda before=before: echoed.size > before)  # type: ignore[misc]
+
     def clear(self) -> None:
         """End everything, and check that it ends."""
         for listener in self.listeners:
@@ -164,6 +176,16 @@ class SocketStage(Stage):
     def peer(self, listener: Any) -> SocketPeer:
         self.peers.append(SocketPeer(self, listener.address))
         return self.peers[-1]  # type: ignore[no-any-return]
+
+
+class _Echo:
+    """Sends everything back."""
+
+    def __init__(self, connection: Any) -> None:
+        connection.set_handler(self)
+
+    def handle_input(self, connection: Any, data: bytes) -> None:
+        connection.write(data)
 
 
 def playing(kind: type[Stage], tmp_path: object) -> Iterator[Stage]:

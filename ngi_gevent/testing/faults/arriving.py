@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
@@ -19,7 +19,7 @@ class Arriving:
     """The input of *connection*, which gets the faults of *plan*.
 
     :param next_cut: returns where the peer ended a burst after a position in the input, or None if that is unknown.
-    :param deliver: passes a piece to the handler.
+    :param deliver: passes pieces on to the handler, one at a time.
     :param end: stops reading, or ends the connection, as *plan* says.
     """
 
@@ -28,7 +28,7 @@ class Arriving:
         connection: Any,
         plan: Input,
         next_cut: Callable[[int], int | None],
-        deliver: Callable[[bytes], object],
+        deliver: Callable[[Iterator[bytes]], object],
         end: Callable[[Input], None],
     ) -> None:
         self._connection = connection
@@ -48,6 +48,9 @@ class Arriving:
         self._go_on()
 
     def _go_on(self) -> None:
+        self._deliver(self._pieces_due())
+
+    def _pieces_due(self) -> Iterator[bytes]:
         delays = self._plan.delays
         while self._position != self._over_at and self._connection and (size := self._next_size()):
             if delays and not self._delayed:
@@ -60,7 +63,7 @@ class Arriving:
             self._position += size
             piece = bytes(self._arrived[:size])
             del self._arrived[:size]
-            self._deliver(piece)
+            yield piece
             if self._position == self._over_at and self._connection:
                 self._end(self._plan)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.adapters import bottom
+from ngi_gevent.adapters import Within, bottom
 from ngi_gevent.core.lifecycle import END_OF_INPUT, STOPPED
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.testing.faults.arriving import Arriving
@@ -39,6 +39,7 @@ class FaultyConnection(WrappingConnection):
         self._bursts = Bursts(connection)
         self._arriving: Arriving | None = None  # once the faults are known
         self._aborted = False
+        self._eof_handled = False
 
     # Output.
 
@@ -62,15 +63,19 @@ class FaultyConnection(WrappingConnection):
             self._link.faults = self._links.take_faults()
         faults = self._link.faults
         if faults == NO_FAULTS:
-            self._deliver(data)
+            self.pass_on(data)
             return
         if self._arriving is None:
             plan = faults.client if self._control is None else faults.server
-            self._arriving = Arriving(connection, plan, self._next_cut, self._deliver, self._end_input)
+            self._arriving = Arriving(connection, plan, self._next_cut, super().deliver, self._end_input)
         self._arriving.add(data)
 
-    def _deliver(self, data: bytes) -> None:
-        self.run_callback(self._handler.handle_input, self, data)
+    def pass_on(self, record: Any) -> None:
+        self.run_callback(super().pass_on, record)
+
+    def deliver_for(self, adapter: Any, records: Iterator[Any]) -> None:
+        within = adapter if adapter is self else Within(adapter, self.run_callback)
+        super().deliver_for(within, records)
 
     def _next_cut(self, position: int) -> int | None:
         other = self._link.other(self)
@@ -85,9 +90,17 @@ class FaultyConnection(WrappingConnection):
             reason = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             if self._link.other(self) is None:
                 self.connection.abort()  # the other side does not get the reason from the link
+        elif self.has_eof_handler():
+            self.handle_eof(self.connection)
+            return
         self._link.reason = reason
         self.connection.close()
         super().handle_close(self.connection, reason)
+
+    def handle_eof(self, connection: Any) -> None:
+        if not self._eof_handled:
+            self._eof_handled = True
+            self.run_callback(super().handle_eof, connection)
 
     def _stop_reading(self) -> None:
         connection = bottom(self)

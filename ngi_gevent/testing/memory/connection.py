@@ -6,18 +6,21 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
+from ngi_gevent.core.callbacks import ConnectionOwner
 from ngi_gevent.core.checks import as_bytes, check_returned
-from ngi_gevent.core.connection import BaseConnection, ConnectionOwner
+from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.lifecycle import (
     CLOSED,
     CLOSING,
     END_OF_INPUT,
-    INPUT_ENDED,
+    HALF_CLOSED,
     LOSE,
+    OUTPUT_ENDED,
     OUTPUT_FAILED,
     STOP,
     STOPPED,
@@ -88,7 +91,7 @@ class Connection(BaseConnection):
         control: IListener | None = None,
         output_limit: int = OUTPUT_LIMIT,
     ) -> None:
-        super().__init__(owner, control, address, peer_address, OutputQueue(output_limit))
+        super().__init__(owner, control, address, peer_address, OutputQueue(output_limit, room=NETWORK_SIZE))
         self._turns = turns
         self.peer = peer
         self._wire: deque[bytes | Lines | _End] = deque()
@@ -128,8 +131,8 @@ class Connection(BaseConnection):
 
     def write(self, data: Data, /) -> None:
         data = as_bytes(data)
-        if not self._lifecycle.is_open():
-            raise self._closed_error()
+        if not self._lifecycle.takes_output():
+            raise self.closed_error()
         if data and not (self._output.is_over_limit() and self._over_limit()):
             size = len(data)
             self._output.size += size  # no call in between: a signal handler that writes may run in any call
@@ -162,6 +165,8 @@ class Connection(BaseConnection):
                 break
             elif isinstance(head, _End):
                 self._wire.popleft()
+                if self._lifecycle.state is HALF_CLOSED:
+                    self.handle(OUTPUT_ENDED)
                 return head
             else:
                 pulled = self._pull(head)
@@ -169,6 +174,7 @@ class Connection(BaseConnection):
                     return pulled
         if self._waiting_for_peer() <= LOW_WATER:
             self._output.end_pause()
+        self._output.wake_drains()
         return b"".join(written) or None
 
     def _pull(self, lines: Lines) -> bytes | None:
@@ -181,8 +187,11 @@ class Connection(BaseConnection):
             return None  # it aborted the connection, which dropped it
         if data is None:
             self._wire.popleft()
-            self._output.size -= lines.size
+            self._output.remove_lines(lines)
+            self._output.wake_drains()
             self._queue_turn()  # so little may be pending now that it receives again
+        else:
+            self._output.size -= lines.note_pulled(len(data))
         return data
 
     def wake(self) -> None:
@@ -213,22 +222,51 @@ class Connection(BaseConnection):
         elif self._exceptions:
             self._report_exception(self._take_exception())
             self._queue_turn()
-        elif self._is_receiving and not self._output.exceeds_threshold():
+        elif self._is_paused:
+            self._look_for_break()
+        elif not self._is_receiving or self._output.exceeds_threshold():
+            pass
+        elif self._records:
+            self._limit_answers()
+            self._call("handle_input", self._deliver_record)
+            self._queue_turn()
+        elif self._lifecycle.input_is_over:
+            self._discard_input()
+        else:
             self._take_input()
 
     def _take_input(self) -> None:
         peer = self.peer
         taken = peer._take_output()
-        if taken is not None and (self._wire or not peer._lifecycle.is_established()):
+        if taken is not None and (self._wire or peer._records or not peer._lifecycle.is_established()):
             peer._queue_turn()  # it may receive again, or all its output may be delivered
         if not self._lifecycle.is_established():
             return  # an iterable of the peer has ended it
         if isinstance(taken, _End):
-            self.handle(INPUT_ENDED, taken.reason)
+            self._input_ended(taken.reason)
         elif taken is not None:
-            if self._waiting_for_peer() > HIGH_WATER:
-                self._output.limit_answers()
+            self._limit_answers()
             self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
+
+    def _set_paused(self, paused: bool) -> None:
+        super()._set_paused(paused)
+        self._turns.run()
+
+    def _look_for_break(self) -> None:
+        """End the connection if the peer has aborted it, although it is paused."""
+        end = self.peer._wire[-1] if self.peer._wire else None
+        if isinstance(end, _End) and isinstance(end.reason, BaseException):
+            self.handle(LOSE, end.reason)
+
+    def _discard_input(self) -> None:
+        """Drop what follows the end of input, but learn that the connection has broken."""
+        taken = self.peer._take_output()
+        if isinstance(taken, _End) and isinstance(taken.reason, BaseException):
+            self.handle(LOSE, taken.reason)
+
+    def _limit_answers(self) -> None:
+        if self._waiting_for_peer() > HIGH_WATER:
+            self._output.limit_answers()
 
     def _call(self, where: str, callback: Callable[..., object], *arguments: Any) -> None:
         try:
@@ -252,7 +290,9 @@ class Connection(BaseConnection):
         """End it now.  The network has all written pieces already.  Iterables are dropped."""
         self.handle(STOP, STOPPED)
         if self._lifecycle.state is CLOSING:
+            dropped = [item for item in self._wire if isinstance(item, Lines)]
             self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
+            self._close_later(dropped)
             self.handle(LOSE)
             self._turns.run()
 
@@ -283,8 +323,12 @@ class Connection(BaseConnection):
 
     def _enter(self, state: str) -> None:
         self._queue_turn()
-        if state is CLOSING:
+        if state is HALF_CLOSED or (state is CLOSING and not self._has_ended()):
             self._put(_End(END_OF_INPUT))
+
+    def _has_ended(self) -> bool:
+        """Return whether the peer has received the end of the output, or will receive it."""
+        return self._lifecycle.output_is_over or bool(self._wire and isinstance(self._wire[-1], _End))
 
     def _conclude(self) -> None:
         """Report the end to the handler, discard input, and finish once all output is delivered."""
@@ -299,8 +343,21 @@ class Connection(BaseConnection):
             self.end_callbacks()
 
     def _drop_output(self) -> None:
+        dropped = [item for item in self._wire if isinstance(item, Lines)]
         self._wire.clear()
         self._output.drop()
+        self._close_later(dropped)
+
+    def _close_later(self, dropped: list[Lines]) -> None:
+        """Close iterables that are not exhausted, in turns of their own."""
+        for lines in dropped:
+            self._turns.queue(partial(self._close_lines, lines))
+
+    def _close_lines(self, lines: Lines) -> None:
+        try:
+            lines.close()
+        except BaseException as error:
+            self.iterator_raised(error)
 
     def _lose_output(self, end: object) -> None:
         """Drop output, because the peer does not accept more.
@@ -312,6 +369,8 @@ class Connection(BaseConnection):
         """
         if self._has_output() and isinstance(end, _End) and isinstance(end.reason, BaseException):
             self.handle(OUTPUT_FAILED, end.reason)
+        elif self._has_output() and self._lifecycle.input_is_over and self.is_live():
+            self.handle(LOSE, BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))  # it had no end to wait for
         self._drop_output()
         self._queue_turn()
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core.checks import (
     as_bytes,
+    as_timeout,
     check_client_handler,
     check_count,
-    check_idle_timeout,
     check_max_connections,
     check_server,
-    check_timeout,
 )
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout, WouldWait
 from ngi_gevent.sockets import transport
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from ngi_gevent.core.registry import OnError
-    from ngi_gevent.interfaces import ConnectOptions, Data, IClientConnectHandler, IServer, IUDPHandler
+    from ngi_gevent.interfaces import ConnectOptions, Data, IClientConnectHandler, IServer, IUDPHandler, KeepAlive
     from ngi_gevent.testing.memory.connection import Connection
 
 __all__ = ["Implementation", "connect", "connectable", "default", "listener", "udp", "udp_listener", "wait"]
@@ -78,7 +78,8 @@ class Implementation:
         connection there, ``failed_connect('no such server')`` is called.  A client that reconnects from
         ``failed_connect`` is stopped after a thousand times: the outermost call raises :class:`~ngi_gevent.NGIError`.
 
-        The options are those for sockets.  They are checked, and have no effect in memory.
+        The options are those for sockets.  They are checked, and two have an effect in memory: *output_limit*, and
+        *local_address*, which is any hashable here.
         """
         self._connect_to(None, address, handler, None, **options)
 
@@ -88,20 +89,28 @@ class Implementation:
         address: Hashable,
         handler: IClientConnectHandler,
         client_address: Any,
-        **options: Unpack[ConnectOptions],
+        *,
+        ssl_context: SSLContext | None = None,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+        local_address: Hashable = None,
+        **options: Any,
     ) -> None:
         """Connect *handler* to *listener*, or to the one on *address* when its turn comes."""
-        transport.client_factory(HOST, **options)
+        as_timeout(timeout)
+        checked = ConnectionOptions.checked(**options)
+        transport.client_factory(HOST, checked, ssl_context, server_hostname)
+        check_hashable(local_address)
         self._check_open()
         check_client_handler(handler)
         check_hashable(address)
         if self._turns.running and getattr(handler, "waits", False):
             raise WouldWait(CANNOT_WAIT)
         if client_address is None:
-            client_address = self._new_address()
+            client_address = self._new_address() if local_address is None else local_address
         if not self._turns.running:
             self._failures.clear()
-        self._turns.queue(lambda: self._connect(listener, address, handler, client_address))
+        self._turns.queue(lambda: self._connect(listener, address, handler, client_address, checked.output_limit))
         self._turns.run()
 
     def listener(
@@ -114,7 +123,8 @@ class Implementation:
         output_limit: int = OUTPUT_LIMIT,
         backlog: int = 0,
         reuse_port: bool = False,
-        keep_alive: bool = False,
+        keep_alive: KeepAlive = True,
+        linger_timeout: float | None = LINGER_TIMEOUT,
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = None,
     ) -> Listener:
@@ -131,10 +141,9 @@ class Implementation:
         self._check_open()
         check_server(handler)
         check_max_connections(max_connections)
-        check_idle_timeout(idle_timeout)
-        check_count("output_limit", output_limit)
+        options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
         check_count("backlog", backlog)
-        transport.server_factory(ssl_context, handshake_timeout)
+        transport.server_factory(options, ssl_context, handshake_timeout)
         address = self._free_address(address, self._listeners)
         listener = self._listeners[address] = Listener(
             self._listeners, self._connect_to, self._registry, address, handler, max_connections, output_limit
@@ -183,7 +192,7 @@ class Implementation:
 
         :raises Deadlock: this is called in a callback.
         """
-        check_timeout(timeout)
+        as_timeout(timeout)
         if self._turns.current is not None:
             raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
         if self._registry:
@@ -195,11 +204,16 @@ class Implementation:
         self._registry.stop()
 
     def _connect(
-        self, listener: Listener | None, address: Hashable, handler: IClientConnectHandler, client_address: Any
+        self,
+        listener: Listener | None,
+        address: Hashable,
+        handler: IClientConnectHandler,
+        client_address: Any,
+        output_limit: int,
     ) -> None:
         listener = listener or self._listeners.get(address)
         prepared = self._connectable.get(address)
-        if listener is not None and listener.accept(handler, client_address):
+        if listener is not None and listener.accept(handler, client_address, output_limit):
             return
         if prepared:
             connection = prepared.popleft()

@@ -78,7 +78,7 @@ class Listener(BaseListener):
             raise ConnectionFailed(client.failed)
         return client.connection  # type: ignore[no-any-return]
 
-    def accept(self, handler: IClientConnectHandler, client_address: Any) -> bool:
+    def accept(self, handler: IClientConnectHandler, client_address: Any, output_limit: int) -> bool:
         """Connect *handler* to the server, and return whether this listener still accepts.
 
         The client's side is connected at once, as with a kernel, even if the server's side waits to be accepted.
@@ -87,7 +87,7 @@ class Listener(BaseListener):
             server, client = unconnected(), unconnected()
             turns = self._owner.turns
             server._set_up(turns, self, client, self.address, client_address, self, self._output_limit)
-            client._set_up(turns, self._owner, server, client_address, self.address)
+            client._set_up(turns, self._owner, server, client_address, self.address, output_limit=output_limit)
             self._queue.append(server)
             self._accept_queued()
             self._owner.add(client)

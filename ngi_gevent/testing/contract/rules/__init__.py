@@ -10,6 +10,8 @@ from ngi_gevent.testing.contract.rules.datagram_listeners import *
 from ngi_gevent.testing.contract.rules.datagrams import *
 from ngi_gevent.testing.contract.rules.ends import *
 from ngi_gevent.testing.contract.rules.failing_handlers import *
+from ngi_gevent.testing.contract.rules.flow import *
+from ngi_gevent.testing.contract.rules.half_close import *
 from ngi_gevent.testing.contract.rules.handlers import *
 from ngi_gevent.testing.contract.rules.implementations import *
 from ngi_gevent.testing.contract.rules.iterators import *

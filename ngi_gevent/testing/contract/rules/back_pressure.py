@@ -61,15 +61,16 @@ def test_output_that_nobody_takes_ends_the_connection_at_its_limit(stage):
         served.connection.write(b"x")
 
 
-def test_output_limit_counts_writelines_too(stage):
-    stage.peer(stage.listen(output_limit=MEGABYTE))
-    stage.until(lambda: stage.served)
-    served = stage.served[0]
+def test_a_client_has_an_output_limit_which_counts_writelines_too(stage):
+    client = Witness(stage)
+    listener = stage.listen(lambda connection: None)  # which reads nothing
+    stage.implementation.connect(listener.address, client, output_limit=MEGABYTE)
+    stage.until(lambda: client.connection is not None)
     with contextlib.suppress(ConnectionClosed):
         for _ in range(MUCH // 65536):
-            served.connection.writelines([b"x" * 65536])
-    stage.until(lambda: served.closed)
-    assert isinstance(served.closed, LimitExceeded)
+            client.connection.writelines([b"x" * 65536])
+    stage.until(lambda: client.closed)
+    assert isinstance(client.closed, LimitExceeded)
 
 
 def test_two_who_write_before_they_read_get_all_of_it(stage):

@@ -182,6 +182,18 @@ def test_a_wrong_timeout_is_refused(stage, timeout, error):
     assert stage.client(listener).connection
 
 
+def test_a_timeout_of_infinity_or_of_years_is_no_limit(stage):
+    for timeout in float("inf"), 10**400:
+        listener = stage.listen(idle_timeout=timeout, handshake_timeout=timeout)
+        client = Witness(stage)
+        listener.connect(client, timeout=timeout)
+        stage.until(lambda client=client: client.connection)
+        client.connection.close()
+        assert listener.close_wait(timeout) == 0
+        stage.until(lambda client=client: client.gone)
+        stage.implementation.wait(timeout)
+
+
 def test_a_listener_connects_to_itself(stage):
     listener = stage.listen(Echo)
     client = Witness(stage)
@@ -192,22 +204,28 @@ def test_a_listener_connects_to_itself(stage):
 
 
 def test_the_same_options_are_taken_everywhere(stage):
-    options = {"backlog": 5, "max_connections": 5, "idle_timeout": 100, "output_limit": 100_000}
-    listener = stage.listen(Echo, **options, keep_alive=False, reuse_port=False, handshake_timeout=5)
+    of_both = {"idle_timeout": 100, "output_limit": 100_000, "keep_alive": (60, 10, 3), "linger_timeout": 2.5}
+    of_listener = {"backlog": 5, "max_connections": 5, "reuse_port": False, "handshake_timeout": 5}
+    listener = stage.listen(Echo, **of_listener, **of_both)
     client = Witness(stage)
-    stage.implementation.connect(listener.address, client, timeout=20)
+    stage.implementation.connect(listener.address, client, timeout=20, local_address=None, **of_both)
     stage.until(lambda: client.connection)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("backlog", -1), ("output_limit", -1), ("max_connections", 0), ("idle_timeout", 0), ("idle_timeout", -1)],
-)
-def test_an_impossible_option_is_refused(stage, option, value):
-    with pytest.raises(ValueError, match=option):
-        stage.listen(**{option: value})
-    with pytest.raises(TypeError, match=option):
-        stage.listen(**{option: "many"})
+IMPOSSIBLE = [("backlog", -1), ("output_limit", -1), ("max_connections", 0), ("idle_timeout", 0), ("idle_timeout", -1)]
+IMPOSSIBLE += [("linger_timeout", -1)]
+IMPOSSIBLE += [("keep_alive", value) for value in [(), (60, 10), (0, 10, 3), (60, 40_000, 3), (60, 10, 128)]]
+
+
+def test_an_impossible_option_is_refused(stage):
+    connect = functools.partial(stage.implementation.connect, stage.listen().address, Witness(stage))
+    for option, value in IMPOSSIBLE:
+        of_listener = option in ("backlog", "max_connections")
+        for use in (stage.listen,) if of_listener else (stage.listen, connect):
+            with pytest.raises(ValueError, match=option):
+                use(**{option: value})
+            with pytest.raises(TypeError, match=option):
+                use(**{option: "many"})
     with pytest.raises(TypeError):
         stage.listen(no_such_option=1)
 

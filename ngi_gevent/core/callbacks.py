@@ -1,0 +1,216 @@
+"""The callbacks of a connection, on sockets or in memory: one at a time, in order, and none after the end.
+
+Implementations call these methods on the greenlet, or in the turn, where callbacks of the connection run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ngi_gevent.core import logs
+from ngi_gevent.core.lifecycle import END_OF_INPUT, EOF_HANDLED, EOF_RECEIVED, FAIL, INPUT_ENDED, Lifecycle
+from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import IConnectionHandler, Reason
+
+__all__ = ["Callbacks", "ConnectionOwner", "Delivering", "is_end_of"]
+
+#: The place where an exception came from, for the log.
+ITERABLE = "an iterable given to writelines"
+
+
+def is_end_of(connection: object, error: BaseException) -> bool:
+    """Return whether *error* only says that *connection* had ended when the application wrote to it."""
+    return isinstance(error, ConnectionClosed) and error.connection is connection
+
+
+class Delivering(Protocol):
+    """What a connection asks of an adapter whose records it delivers."""
+
+    def pass_on(self, record: Any) -> None:
+        """Call the adapter's handler with *record*."""
+
+
+class ConnectionOwner(Protocol):
+    """What a connection reports to its maker: the implementation, or the listener."""
+
+    def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
+        """Report an exception in a callback of the application, on the connection with *peer*."""
+
+    def connection_gone(self, connection: Any) -> None:
+        """Forget *connection*: it is closed, and its last callback is over."""
+
+
+class Callbacks:
+    """The handler of a connection, and whatever is still to be reported to it."""
+
+    __slots__ = (
+        "__weakref__",
+        "_exceptions",
+        "_handler",
+        "_lifecycle",
+        "_owner",
+        "_records",
+        "_when_closed",
+        "peer_address",
+    )
+
+    def __init__(self, owner: ConnectionOwner, peer_address: Any) -> None:
+        self._owner = owner
+        self.peer_address = peer_address
+        self._lifecycle = Lifecycle()
+        self._handler: IConnectionHandler | None = None
+        # Tuples, since nearly all connections have none, and lists would cost each of them 112 bytes.
+        self._exceptions: tuple[BaseException, ...] = ()  # of iterables, for handle_exception
+        self._when_closed: tuple[Callable[[], object], ...] = ()
+        #: Records that adapters have for their handlers.  The last are delivered first: they are parts of those before.
+        self._records: tuple[tuple[Delivering, Iterator[Any]], ...] = ()
+
+    # What a connection adds.
+
+    def handle(self, event: str, reason: Reason | None = None) -> None:
+        """Feed the lifecycle an event, and do what a new state asks for."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """Let the connection see to more than input, in its turn: the application has something to learn."""
+        raise NotImplementedError
+
+    def has_eof_handler(self) -> bool:
+        """Return whether the handler, behind all adapters, has ``handle_eof``."""
+        handler = self._handler
+        behind_adapter = getattr(handler, "has_eof_handler", None)
+        return hasattr(handler, "handle_eof") if behind_adapter is None else behind_adapter()
+
+    # Records.
+
+    def deliver_for(self, adapter: Delivering, records: Iterator[Any]) -> None:
+        """Deliver *records* of *adapter* after this callback, each as a callback of its own.
+
+        They are pulled one at a time.  Further input, and its end, wait until the last one has been delivered.  This
+        side's end drops the rest.
+        """
+        self._records = (*self._records, (adapter, records))
+        self.wake()
+
+    def _deliver_record(self) -> None:
+        """Deliver the next record, if there is one."""
+        entry = self._records[-1]
+        adapter, records = entry
+        for record in records:
+            adapter.pass_on(record)
+            return
+        self._records = tuple(other for other in self._records if other is not entry)
+
+    # The handler's callbacks.  Called where callbacks of this connection run, one at a time.
+
+    def _failed(self, where: str, error: BaseException) -> None:
+        """The application raised *error* in *where*: report it, and end this connection.
+
+        A callback that only wrote in vain ends it, too.  The rest of the piece of input is lost with that callback, and
+        an adapter in the middle of a record must not take the next piece for the beginning of one.
+        """
+        self.handle(FAIL, (is_end_of(self, error) and self._lifecycle.output_error) or error)
+        self._report(where, error)
+
+    def _report(self, where: str, error: BaseException) -> None:
+        """Report that the application raised *error* in *where*."""
+        if not is_end_of(self, error):
+            self._owner.handler_raised(self.peer_address, where, error)
+        elif not self._lifecycle.is_gone():  # it is gone in a callback that goes on in a forked child
+            logs.connections.debug("connection with %r: %s wrote to it after its end", self.peer_address, where)
+
+    def _input_ended(self, reason: Reason) -> None:
+        """Handle the end of input: call ``handle_eof`` if the handler has it, and otherwise end the connection."""
+        lifecycle = self._lifecycle
+        handle_eof = None if lifecycle.output_error is not None else getattr(self._handler, "handle_eof", None)
+        if handle_eof is None or reason != END_OF_INPUT:
+            self.handle(INPUT_ENDED, lifecycle.output_error or reason)
+            return
+        self.handle(EOF_RECEIVED)
+        if not lifecycle.closing_from_other_thread:
+            try:
+                handle_eof(self)
+            except BaseException as error:
+                self._failed("handle_eof", error)
+        if lifecycle.output_is_over:
+            self.handle(EOF_HANDLED)
+
+    def _report_exception(self, exception: BaseException) -> None:
+        """Call ``handle_exception`` with the exception of an iterable.  A handler without it ends the connection."""
+        handle_exception = getattr(self._handler, "handle_exception", None)
+        if handle_exception is None:
+            self._failed(ITERABLE, exception)
+            return
+        try:
+            handle_exception(self, exception)
+        except BaseException as error:
+            self._failed("handle_exception", error)
+
+    def _take_exception(self) -> BaseException:
+        """Return the first exception that is to be reported, once."""
+        exception, *others = self._exceptions
+        self._exceptions = tuple(others)
+        return exception
+
+    def iterator_raised(self, error: BaseException) -> None:
+        """Report *error*, which an iterable raised, perhaps while a callback is running, in its turn."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._failed(ITERABLE, error)  # meant for the program, not for the handler
+        elif self._lifecycle.delivers_input():
+            self._exceptions = (*self._exceptions, error)
+            self.wake()
+        else:
+            self._report(ITERABLE, error)
+
+    def _log_end(self) -> None:
+        """Log why the connection is no longer open, once."""
+        reason = self._lifecycle.take_log_reason()
+        if reason is not None:
+            level = logging.INFO if isinstance(reason, (Timeout, LimitExceeded)) else logging.DEBUG
+            if logs.connections.is_enabled_for(level):
+                logs.connections.tell(
+                    level, "connection with %r ended: %s", self.peer_address, logs.format_reason(reason)
+                )
+
+    def _report_end(self) -> None:
+        """Report everything that is left to the handler of a connection that is no longer open."""
+        while self._exceptions:
+            exception = self._take_exception()
+            if self._lifecycle.owes_reason():
+                self._report_exception(exception)
+            else:  # the application ended the connection, so no callback is called
+                self._owner.handler_raised(self.peer_address, ITERABLE, exception)
+        self._report_close()
+
+    def _report_close(self) -> None:
+        """Call ``handle_close`` if the handler is owed a reason.
+
+        Otherwise the application ended the connection.  The contract has no callback for that, but a generator has to
+        be closed then, on a greenlet that may block.
+        """
+        reason = self._lifecycle.take_close_reason()
+        own_end = reason is None
+        callback = getattr(self._handler, "_application_ended" if own_end else "handle_close", None)
+        if callback is None:
+            return
+        try:
+            callback(self) if own_end else callback(self, reason)
+        except BaseException as error:
+            self._report("a generator that was closed" if own_end else "handle_close", error)
+
+    def _finish(self) -> None:
+        """Let go of a connection that is closed, and whose last callback is over."""
+        self._owner.connection_gone(self)
+        callbacks, self._when_closed = self._when_closed, ()
+        for callback in callbacks:
+            self._call_when_closed(callback)
+
+    def _call_when_closed(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except BaseException as error:
+            self._owner.handler_raised(self.peer_address, "what was given to when_closed", error)

@@ -1,0 +1,66 @@
+"""``while_open``: a block of code that is interrupted when its connection ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gevent import get_hub
+from greenlet import getcurrent
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ngi_gevent.errors import ConnectionClosed
+
+__all__ = ["Interruption", "WhileOpen"]
+
+
+class Interruption(BaseException):
+    """Interrupts a block.  It is not an ``Exception``, so that code which handles those does not stop it."""
+
+
+class Interrupting(Protocol):
+    """What a block asks of its connection."""
+
+    def enter_block(self, block: WhileOpen) -> None:
+        """Interrupt *block* when the connection ends.  Raises what ``while_open`` raises."""
+
+    def leave_block(self, block: WhileOpen) -> None:
+        """Forget *block*."""
+
+    def closed_error(self) -> ConnectionClosed:
+        """Return the exception for the use of a connection that has ended."""
+
+
+class WhileOpen:
+    """One ``with`` block.  Used on the thread of the connection's hub."""
+
+    def __init__(self, connection: Interrupting) -> None:
+        self._connection = connection
+        self._greenlet: Any = None  # in the block
+        self._callback: Any = None  # once it is to be interrupted
+        self._interruption: Interruption | None = None
+
+    def __enter__(self) -> None:
+        self._connection.enter_block(self)
+        self._greenlet = getcurrent()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection.leave_block(self)
+        self._greenlet = None
+        if self._callback is not None:
+            self._callback.stop()
+        if error is not None and error is self._interruption:
+            raise self._connection.closed_error() from None
+
+    def interrupt(self) -> None:
+        """Interrupt the block when its greenlet waits.  Never blocks."""
+        if self._callback is None:
+            self._callback = get_hub().loop.run_callback(self._throw)
+
+    def _throw(self) -> None:
+        if self._greenlet is not None:
+            self._interruption = Interruption()
+            self._greenlet.throw(self._interruption)

@@ -1,0 +1,83 @@
+"""Looking for the end of a connection that is not read.
+
+The watcher of such a connection is stopped, so it does not report that the connection has broken, or that the peer has
+finished.  A connection is not read once its input has ended, while the application pauses it, and while a callback runs
+that waits in ``while_open``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ngi_gevent.core.lifecycle import LOSE, Lifecycle
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Reason
+    from ngi_gevent.sockets.plain import Transport
+
+__all__ = ["PROBE_INTERVAL", "Probe"]
+
+#: Seconds between two looks.
+PROBE_INTERVAL = 1.0
+
+
+class Probed(Protocol):
+    """What a probe asks of its connection."""
+
+    _lifecycle: Lifecycle
+
+    def is_held_back(self) -> bool:
+        """Return whether no more input will be received, or not before the application resumes it."""
+
+    def has_blocks(self) -> bool:
+        """Return whether blocks are to be interrupted when the connection ends."""
+
+    def has_eof_handler(self) -> bool:
+        """Return whether the handler has ``handle_eof``."""
+
+    def interrupt_blocks(self) -> None:
+        """Interrupt those blocks."""
+
+    def handle(self, event: str, reason: Reason | None = None) -> None:
+        """Feed the lifecycle an event, and do what a new state asks for."""
+
+
+class Probe:
+    """Looks every second, on the hub, for as long as *connection* is not read."""
+
+    __slots__ = ("_connection", "_loop", "_timer", "_transport")
+
+    def __init__(self, connection: Probed, transport: Transport, loop: Any) -> None:
+        self._connection = connection
+        self._transport = transport
+        self._loop = loop
+        self._timer: Any = None
+
+    def start(self) -> None:
+        """Begin to look, unless that has begun."""
+        if self._timer is None:
+            self._timer = self._loop.timer(PROBE_INTERVAL, PROBE_INTERVAL)
+            self._timer.start(self._check, update=True)
+
+    def close(self) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def _check(self) -> None:
+        connection = self._connection
+        if not connection._lifecycle.is_established() or not (connection.is_held_back() or connection.has_blocks()):
+            self.close()
+        elif self._has_broken():
+            if connection.is_held_back():
+                connection.handle(LOSE, self._transport.take_error())
+            else:
+                connection.interrupt_blocks()  # the error is reported behind the input before it
+        elif not connection.has_eof_handler() and self._transport.peer_has_finished():
+            connection.interrupt_blocks()
+
+    def _has_broken(self) -> bool:
+        # Once this side has ended, too, the end of both directions is in order.
+        ended_in_order = self._connection._lifecycle.output_is_over
+        return self._transport.has_error() or (self._transport.is_broken() and not ended_in_order)

@@ -1,0 +1,195 @@
+"""The input of a connection on a gevent socket: when it is received, when it is held back, and how its end is noticed.
+
+Input is received, and delivered, on the connection's greenlet.  In between, the greenlet waits in one single place,
+where only the dispatcher and ``wake`` resume it.  ``_events_pending`` says that there is something else to handle than
+input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ngi_gevent.core.lifecycle import CLOSING, LOSE
+from ngi_gevent.core.output import HIGH_WATER
+from ngi_gevent.interfaces import IConnection, documented_by
+from ngi_gevent.sockets.hub_connection import HubConnection
+from ngi_gevent.sockets.plain import RECEIVE_SIZE, Transport
+from ngi_gevent.sockets.probe import Probe
+
+if TYPE_CHECKING:
+    from ngi_gevent.core.while_open import WhileOpen
+    from ngi_gevent.interfaces import Reason
+    from ngi_gevent.sockets.dispatcher import Dispatcher
+
+__all__ = ["ReceivingConnection"]
+
+READ = 1  # what gevent's io watchers watch for
+
+
+@documented_by(IConnection)
+class ReceivingConnection(HubConnection):
+    """Input of a connection, everything but the loop that receives it."""
+
+    __slots__ = ("_events_pending", "_probe", "_read_watcher", "_transport", "resume", "waiting")
+
+    #: Switches to the greenlet.
+    resume: Callable[[], object]
+
+    def __init__(self, dispatcher: Dispatcher, transport: Transport, *arguments: Any) -> None:
+        super().__init__(dispatcher, *arguments)
+        self._transport = transport
+        self._read_watcher = dispatcher.loop.io(transport.fileno(), READ)
+        #: Whether the greenlet may be switched to.
+        self.waiting = False
+        self._events_pending = True  # whether the greenlet has to handle something else than input
+        self._probe: Probe | None = None  # while it may not be read
+
+    def _input_ended(self, reason: Reason) -> None:
+        self.stop_reading()  # the socket is readable from now on
+        super()._input_ended(reason)
+        self._start_probe()
+
+    def _receive_failed(self, error: OSError) -> None:
+        """Handle an exception of ``recv``: there is no input, or the connection broke."""
+        if self._transport.has_events:
+            self.handle_transport_events()
+        output_error = self._lifecycle.output_error
+        if not isinstance(error, BlockingIOError):
+            self.handle(LOSE, error)
+        elif output_error is not None:
+            self.handle(LOSE, output_error)
+
+    def _handle_events(self) -> bool:
+        """Handle everything but input.  Return whether the connection still delivers input."""
+        lifecycle = self._lifecycle
+        while True:
+            self._events_pending = False
+            if self._handler is not None:
+                while self._exceptions and self:
+                    self._report_exception(self._take_exception())
+            if not lifecycle.is_established():
+                return False
+            if lifecycle.output_error is not None and (self._is_paused or lifecycle.input_is_over):
+                self.handle(LOSE, lifecycle.output_error)
+                return False
+            if not self._wants_input():
+                self.stop_reading()
+                return True
+            if not self._records:
+                break
+            if not self._deliver_records():
+                self._events_pending = True
+                self._dispatcher.postpone(self)
+                return True
+        if not self._read_watcher.active:
+            self._read_watcher.start(self._dispatcher.ready.append, self)
+        if self._transport.has_buffered_input():
+            self._dispatcher.wake(self)
+        if lifecycle.output_error is not None:
+            # Nothing more may come to wake the greenlet, so it looks again after each piece.
+            self._events_pending = True
+            self._receive_rest()
+            self._dispatcher.wake(self)  # not before: a handler that blocks would use that up
+        return lifecycle.is_established()
+
+    def _wants_input(self) -> bool:
+        """Return whether input can be delivered now."""
+        return not (self._handler is None or self._output.is_pausing or self.is_held_back())
+
+    def _deliver_records(self) -> bool:
+        """Deliver records, until there is something else to handle.  Return False if its time is up."""
+        lifecycle, output, dispatcher = self._lifecycle, self._output, self._dispatcher
+        now, until = dispatcher.time.now, dispatcher.end_of_slice()
+        while self._records and not self._events_pending and lifecycle.delivers_input():
+            if now() >= until:
+                return False
+            self._deliver_record()
+            if output.size > HIGH_WATER and self.is_full():
+                output.send_pending()
+                output.is_pausing = self.is_full()
+                break
+        if not lifecycle.delivers_input():
+            self._records = ()
+        return True
+
+    def _receive_rest(self) -> None:
+        """Deliver the next piece of input that had arrived before sending failed, or the end."""
+        try:
+            data = self._transport.recv(RECEIVE_SIZE)
+        except OSError as error:
+            self._receive_failed(error)
+            return
+        if not data:
+            self._input_ended(self._transport.end_reason)
+        elif not self._lifecycle.closing_from_other_thread:
+            self._handler.handle_input(self, data)  # type: ignore[union-attr]
+
+    def handle_transport_events(self) -> None:
+        """Send messages of TLS itself, and look at input that the socket does not become readable for."""
+        self._events_pending = True
+        if self._transport.take_events() and not self._lifecycle.output_is_over:
+            if self._output.pieces:
+                self._output.send_later()
+            else:
+                self._output.queue(b"")
+
+    def wake(self) -> None:
+        """Let the greenlet handle events, at once or when it is back from the handler."""
+        self._events_pending = True
+        if self.waiting:
+            self._dispatcher.wake(self)
+        elif not (self._lifecycle.is_open() or self._lifecycle.is_gone()) and self._output.held is not None:
+            self._output.held.set()
+
+    def stop_reading(self) -> None:
+        """Do not let input wake the greenlet until it has handled events.  The linger may still discard some."""
+        self._events_pending = True
+        if self._lifecycle.state is not CLOSING:
+            self._read_watcher.stop()
+
+    def _set_paused(self, paused: bool) -> None:
+        super()._set_paused(paused)
+        if paused and self._lifecycle.is_established():
+            self.stop_reading()
+            self._start_probe()
+
+    def enter_block(self, block: WhileOpen) -> None:
+        super().enter_block(block)
+        self._start_probe()
+
+    def _start_probe(self) -> None:
+        """Look for the end of the connection while it is not read."""
+        if self._lifecycle.is_established():
+            if self._probe is None:
+                self._probe = Probe(self, self._transport, self._dispatcher.loop)
+            self._probe.start()
+
+    def is_reading(self) -> bool:
+        """Return whether input would be received at once."""
+        return bool(self._read_watcher.active)
+
+    def leave_to_parent(self) -> None:
+        super().leave_to_parent()
+        if self._probe is not None:
+            self._probe.close()
+        self._read_watcher.close()
+
+    # What the linger does with the connection.
+
+    def receive(self) -> bytes:
+        """Return some input, as ``recv`` of a non-blocking socket."""
+        try:
+            return self._transport.recv(RECEIVE_SIZE)
+        finally:
+            if self._transport.has_events:
+                self.handle_transport_events()
+
+    def start_discarding(self) -> None:
+        """Let the linger discard input when there is some."""
+        if self._output.linger is not None:
+            self._read_watcher.start(self._output.linger.discard_input)
+
+    def stop_discarding(self) -> None:
+        """Leave input to the kernel."""
+        self._read_watcher.stop()

@@ -1,0 +1,267 @@
+"""Attempts to connect to a host with several addresses: their order, how they share the time, and how they end."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import socket
+import weakref
+
+import gevent
+import pytest
+from gevent.event import Event
+from stages import PATIENCE, Witness
+
+import ngi_gevent
+from ngi_gevent.sockets import attempts
+from ngi_gevent.sockets.attempts import Attempts, in_turns
+
+
+def v4(number):
+    return socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{number}", 80)
+
+
+def v6(number):
+    return socket.AF_INET6, socket.SOCK_STREAM, 6, "", (f"::{number}", 80, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([], []),
+        ([v6(1), v6(2), v6(3), v4(1), v4(2)], [v6(1), v4(1), v6(2), v4(2), v6(3)]),
+        ([v4(1), v4(2), v6(1)], [v4(1), v6(1), v4(2)]),
+        ([v4(2), v4(1), v4(2), v4(1)], [v4(2), v4(1)]),
+    ],
+)
+def test_families_take_turns_and_keep_their_order(found, expected):
+    assert in_turns(found) == expected
+
+
+class Sock:
+    """A socket that notes whether it is closed."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+class Peers:
+    """Stand for the peers at several addresses: each answers when it is told to."""
+
+    def __init__(self):
+        self.begun = []
+        self.cancelled = []
+        self.socks = {}
+        self._answers = {}
+
+    def connect(self, candidate):
+        self.begun.append(candidate)
+        told = self._answers.setdefault(candidate, [Event(), None])
+        try:
+            told[0].wait()
+        except gevent.GreenletExit:
+            self.cancelled.append(candidate)
+            raise
+        if told[1] is not None:
+            raise told[1]
+        return self.socks.setdefault(candidate, Sock())
+
+    def answer(self, candidate, error=None):
+        told = self._answers.setdefault(candidate, [Event(), None])
+        told[1] = error
+        told[0].set()
+
+
+@pytest.fixture
+def peers():
+    return Peers()
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """Only a failure lets the next attempt begin."""
+    monkeypatch.setattr(attempts, "STAGGER", PATIENCE)
+
+
+def racing(peers, *candidates):
+    return gevent.spawn(Attempts(candidates, peers.connect).first)
+
+
+def until(condition):
+    with gevent.Timeout(PATIENCE):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def refused(number=errno.ECONNREFUSED):
+    return OSError(number, os.strerror(number))
+
+
+def test_a_peer_that_does_not_answer_delays_the_next_attempt_only_a_little(peers, monkeypatch):
+    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+    race = racing(peers, v6(1), v4(1))
+    until(lambda: peers.begun == [v6(1), v4(1)])
+    peers.answer(v4(1))
+    assert race.get(timeout=PATIENCE) is peers.socks[v4(1)]
+    until(lambda: v6(1) in peers.cancelled)
+    assert not peers.socks[v4(1)].closed
+
+
+def test_a_peer_that_answers_late_is_not_given_up_for_a_later_attempt(peers, monkeypatch):
+    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+    race = racing(peers, v6(1), v4(1))
+    until(lambda: len(peers.begun) == 2)
+    peers.answer(v6(1))
+    assert race.get(timeout=PATIENCE) is peers.socks[v6(1)]
+    until(lambda: peers.cancelled == [v4(1)])
+
+
+def test_a_failure_lets_the_next_attempt_begin_at_once(peers, never):
+    peers.answer(v6(1), refused())
+    peers.answer(v4(1), refused())
+    peers.answer(v6(2))
+    assert racing(peers, v6(1), v6(2), v4(1), v4(2)).get(timeout=PATIENCE) is peers.socks[v6(2)]
+    assert peers.begun == [v6(1), v4(1), v6(2)]
+
+
+def test_of_two_that_connect_in_the_same_turn_one_is_closed(peers, monkeypatch):
+    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+    race = racing(peers, v6(1), v4(1))
+    until(lambda: len(peers.begun) == 2)
+    peers.answer(v6(1))
+    peers.answer(v4(1))
+    assert race.get(timeout=PATIENCE) is peers.socks[v6(1)]
+    until(lambda: peers.socks[v4(1)].closed)
+    assert not peers.socks[v6(1)].closed
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind", "number"),
+    [
+        ([errno.ECONNREFUSED, errno.ECONNREFUSED], ConnectionRefusedError, errno.ECONNREFUSED),
+        ([errno.ENETUNREACH, errno.ECONNREFUSED], OSError, None),
+    ],
+)
+def test_if_all_fail_the_error_lists_each_address_with_its_reason(peers, never, numbers, kind, number):
+    for candidate, each in zip((v6(1), v4(1)), numbers, strict=True):
+        peers.answer(candidate, refused(each))
+    with pytest.raises(kind) as caught:
+        racing(peers, v6(1), v4(1)).get(timeout=PATIENCE)
+    assert caught.value.errno == number
+    listed = [f"{host} ({os.strerror(each)})" for host, each in zip(("::1", "127.0.0.1"), numbers, strict=True)]
+    assert ", ".join(listed) in str(caught.value)
+
+
+def test_a_host_without_addresses_cannot_be_reached(peers):
+    with pytest.raises(OSError, match="Cannot assign"):
+        Attempts([], peers.connect).first()
+
+
+@pytest.mark.parametrize("connects", [False, True])
+def test_all_attempts_end_if_they_are_interrupted(peers, monkeypatch, connects):
+    """One of them may be connected in the same turn."""
+    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+    race = racing(peers, v6(1), v4(1))
+    until(lambda: len(peers.begun) == 2)
+    if connects:
+        peers.answer(v6(1))
+    race.kill(block=False)
+    race.join(PATIENCE)
+    until(lambda: len(peers.cancelled) + len(peers.socks) == 2)
+    assert [sock.closed for sock in peers.socks.values()] == [True] * connects
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_another_error_than_of_the_network_ends_all_attempts(peers, never, error):
+    peers.answer(v6(1), error())
+    with pytest.raises(error):
+        Attempts([v6(1), v4(1)], peers.connect).first()
+    assert peers.begun == [v6(1)]
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_attempts_that_failed_do_not_need_the_garbage_collector(error):
+    def connect(candidate):
+        raise error("refused")
+
+    failed = Attempts([v6(1), v4(1)], connect)
+    gone = weakref.ref(failed)
+    gc.disable()
+    try:
+        with pytest.raises(error):
+            failed.first()
+        gevent.sleep(0)
+        del failed
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+# On sockets.
+
+
+class Resolver:
+    """Finds several addresses for each name."""
+
+    def __init__(self, *hosts):
+        self.hosts = hosts
+
+    def getaddrinfo(self, host, port, *arguments):
+        return [found for host in self.hosts for found in socket.getaddrinfo(host, port, *arguments)]
+
+
+def connect(tcp, monkeypatch, port, *hosts):
+    monkeypatch.setattr(gevent.get_hub(), "resolver", Resolver(*hosts))
+    client = Witness(tcp)
+    tcp.implementation.connect(("many.example", port), client)
+    tcp.until(lambda: client.connection or client.failed)
+    return client
+
+
+@pytest.fixture
+def full():
+    """An address at which the kernel answers nothing: the queue of its listener is full."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.2", 0))
+        listening.listen(0)
+        queue = [socket.socket() for _ in range(4)]
+        for waiting in queue:
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()
+        for waiting in queue:
+            waiting.close()
+
+
+def test_a_host_whose_first_address_does_not_answer_is_reached(tcp, monkeypatch, full):
+    monkeypatch.setattr(attempts, "STAGGER", 0.01)
+    listener = tcp.implementation.listener(("127.0.0.1", full[1]), tcp.server())
+    tcp.listeners.append(listener)
+    client = connect(tcp, monkeypatch, full[1], "127.0.0.2", "127.0.0.1")
+    assert client.connection.peer_address == listener.address
+    tcp.until(lambda: tcp.served)
+
+
+def test_attempts_under_way_are_given_up_with_their_implementation(tcp, monkeypatch, full):
+    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+    monkeypatch.setattr(gevent.get_hub(), "resolver", Resolver("127.0.0.2", "127.0.0.2", "127.0.0.1"))
+    client = Witness(tcp)
+    with type(tcp.implementation)() as implementation:
+        implementation.connect(("many.example", full[1]), client)
+        gevent.sleep(0.005)
+    tcp.until(lambda: client.failed)
+    assert client.failed == "stopped"
+    gevent.sleep(0)  # the turn in which their sockets are closed
+
+
+def test_the_reason_of_a_failed_connect_lists_the_addresses(tcp, monkeypatch):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        client = connect(tcp, monkeypatch, bound.getsockname()[1], "127.0.0.1", "127.0.0.3")
+    assert isinstance(client.failed, ConnectionRefusedError)
+    assert "127.0.0.1 (Connection refused), 127.0.0.3 (Connection refused): ('many.example'" in str(client.failed)
+    with pytest.raises(ngi_gevent.ConnectionFailed, match=r"127\.0\.0\.3"):
+        raise ngi_gevent.ConnectionFailed.because(client.failed)
