@@ -93,6 +93,9 @@ class Flag:
             thread, a *timeout* counts as expired at once.
         :raises Deadlock: the same, without a *timeout*.
         """
+        switch_out = getattr(getcurrent(), "switch_out", None)
+        if switch_out is not None and not self._set:
+            switch_out()  # which raises, in a callback that cannot wait; gevent calls it, too
         hub = get_hub_if_exists()
         if hub is None:
             if not alone or self._set or not is_only_thread():
@@ -106,9 +109,6 @@ class Flag:
         return self._set
 
     def _wait_natively(self, timeout: float | None) -> None:
-        switch_out = getattr(getcurrent(), "switch_out", None)
-        if switch_out is not None and not self._set:
-            switch_out()  # which raises, in a callback that cannot wait; gevent calls it, too
         locked = allocate_lock()
         locked.acquire()
         if self._add_waker(locked.release):
