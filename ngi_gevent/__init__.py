@@ -11,6 +11,7 @@ from ngi_gevent.errors import (
     NGIError,
     Timeout,
     UnexpectedResponse,
+    WouldWait,
 )
 from ngi_gevent.sockets.implementation import Implementation
 from ngi_gevent.sockets.inline import Inline
@@ -30,6 +31,7 @@ __all__ = [
     "Threaded",
     "Timeout",
     "UnexpectedResponse",
+    "WouldWait",
     "connect",
     "listener",
     "udp",

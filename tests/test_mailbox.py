@@ -265,7 +265,7 @@ with ngi_gevent.Threaded() as implementation:
     pid = os.fork()
     if not pid:
         signal.alarm(20)
-        results = [raised(connections[0].write, b"x"), bool(connections[0]), raised(listener.close)]
+        results = [raised(connections[0].write, b"x"), bool(connections[0]), raised(listener.connect, client)]
         implementation.close()
         with locks[0]:
             os.write(told, json.dumps(results).encode())

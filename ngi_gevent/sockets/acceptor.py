@@ -12,8 +12,10 @@ Both cases log an entry when the pause begins, and another when it ends.
 from __future__ import annotations
 
 import errno
+import socket
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from gevent import get_hub
@@ -103,13 +105,26 @@ class Acceptor(StreamServer):
         """Remove the file of a Unix socket, without which no client can connect."""
         self._binding.remove_file()
 
+    def leave_to_parent(self) -> None:
+        """Close, in a forked child: only the descriptor, and what belongs to the hub."""
+        self._binding.leave_to_parent()
+        self.close()
+
     def close(self) -> None:
         self.remove_file()
         self._stop_retry()
         self._full.close()
         self._refused.close()
         self._keep_running.close()
+        if not self.closed:
+            self._close_socket()
         super().close()
+
+    def _close_socket(self) -> None:
+        if self._binding.is_own:
+            with suppress(OSError):  # not all systems shut down listening sockets
+                self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would go on listening
+        self.socket.close()
 
     def close_taking_queued(self) -> list[tuple[Any, Any]]:
         """Close, and return the connections that were queued, as far as ``max_connections`` allows.
@@ -122,7 +137,7 @@ class Acceptor(StreamServer):
         while len(self._connections) + len(queued) < self._max_connections and (accepted := self.do_read()):
             queued.append(accepted)
         if not self.closed:
-            self.socket.close()
+            self._close_socket()
         self.close()
         return queued
 

@@ -30,6 +30,10 @@ LOCK_PAUSE = 0.001
 NOT_HERE = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 
+def _nothing(sock: Socket) -> None:
+    """Prepare nothing."""
+
+
 class BindOptions(NamedTuple):
     """How sockets are bound.
 
@@ -42,7 +46,7 @@ class BindOptions(NamedTuple):
     """
 
     kind: int
-    prepare: Callable[[Socket], object]
+    prepare: Callable[[Socket], object] = _nothing
     reuse_port: bool = False
     dual_stack: bool = False
     mode: int | None = None
@@ -78,6 +82,11 @@ class Binding:
                 self._network.unlink(path)
         except OSError:
             pass  # it is gone already
+
+    def leave_to_parent(self) -> None:
+        """Close the descriptor, in a forked child.  The file belongs to the parent."""
+        self._file = None
+        self._network.close(self.socket)
 
     def close(self) -> None:
         """Remove the file, and close the socket."""

@@ -75,15 +75,12 @@ class DatagramListener(BaseDatagramListener):
         super().__init__(registry, handler, buffer_size)
         self._hub = hub
         self._mailbox = Dispatcher.current().mailbox
-
-        def prepare(sock: Socket) -> None:
-            if broadcast:
-                network.allow_broadcast(sock)
-
-        options = BindOptions(socket.SOCK_DGRAM, prepare, reuse_port, mode=mode, owner=owner)
+        options = BindOptions(socket.SOCK_DGRAM, reuse_port=reuse_port, mode=mode, owner=owner)
         self._binding = bind_one(network, address, options)
         self._socket = self._binding.socket
         try:
+            if broadcast:
+                network.allow_broadcast(self._socket)
             self.address = self._socket.getsockname()
             self._buffer = memoryview(bytearray(buffer_size + 1))
             self._watcher = hub.loop.io(self._socket.fileno(), READ)
@@ -165,6 +162,12 @@ class DatagramListener(BaseDatagramListener):
             self._hub.loop.run_callback(self._end)
             self._owner.forget(self)
         logs.datagrams.info("no longer receiving datagrams on %r", self.address)
+
+    def leave_to_parent(self) -> None:
+        """Count as closed, in a forked child.  Closes the descriptor, and nothing else."""
+        self._open = False
+        self._socket.close()
+        self._watcher.close()
 
     def _end(self) -> None:
         if self._waiting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ngi_gevent.core import forks
 from ngi_gevent.core.registry import OnError, Registry, log_error
 from ngi_gevent.core.threads import Flag, get_hub_if_exists
 from ngi_gevent.sockets.datagram_socket import DatagramSender
@@ -32,6 +33,15 @@ class HubRegistry(Registry):
         self.mailbox = Dispatcher.current().mailbox
         self._kept: tuple[Any, str, BaseException, LogRaised] | None = None  # the error for the next wait
         self._stopped = False
+        forks.add(self)
+
+    def leave_to_parent(self) -> None:
+        """Have nothing outstanding from now on, in a forked child."""
+        items: list[Any] = list(self._items)
+        self._items.clear()
+        self._kept = None
+        self.sender.close()
+        forks.leave(items)
 
     def stop(self) -> None:
         self._stopped = True  # no wait must come any more
@@ -100,7 +110,8 @@ class HubRegistry(Registry):
 
 def log_and_interrupt(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Log *error*.  One that must end the program, such as Ctrl-C, goes to the main greenlet, as always in gevent."""
-    log(peer, where, error)
+    if not (registry.mailbox.is_of_parent and isinstance(error, SystemExit)):  # which is how a forked child ends
+        log(peer, where, error)
     hub = get_hub_if_exists()
     if hub is not None and isinstance(error, hub.SYSTEM_ERROR):
         hub.handle_system_error(type(error), error, error.__traceback__)

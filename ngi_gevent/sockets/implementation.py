@@ -343,7 +343,7 @@ class Implementation:
         self._check_open()
         hub = get_hub()
         registry = self._on_hub.get(hub)
-        if registry is None:
+        if registry is None or registry.mailbox.is_of_parent:
             registry = self._on_hub[hub] = self._make_registry()
             self._check_open()  # because a close() at the same time may not have found this hub
         return hub, registry

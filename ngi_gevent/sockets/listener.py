@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
 
-from ngi_gevent.core import logs
+from ngi_gevent.core import forks, logs
 from ngi_gevent.core.listening import BaseListener, ListenerOwner
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ImplementationClosed
@@ -105,6 +105,17 @@ class StreamListener(BaseListener):
             if self._accepting or self._connections:
                 raise
             return close(argument)
+
+    def leave_to_parent(self) -> None:
+        """Count as closed, in a forked child.  Closes the descriptors, and nothing else."""
+        self._accepting = False
+        connections: list[Any] = list(self._connections)
+        forks.leave(connections)
+        forks.keep(*self._when_empty)
+        self._connections.clear()
+        self._when_empty.clear()
+        for acceptor in self._acceptors:
+            acceptor.leave_to_parent()
 
     def connection_gone(self, connection: BaseConnection) -> None:
         super().connection_gone(connection)

@@ -84,6 +84,9 @@ class Transport(Protocol):
     def close(self) -> None:
         """Close the descriptor.  The peer sees the end, also if a forked child holds the descriptor."""
 
+    def leave_to_parent(self) -> None:
+        """Close the descriptor, and nothing else, in a forked child."""
+
     def wrap_calls(self, wrap: WrapCall) -> None:
         """Replace the calls that receive and send ciphertext, or plaintext without TLS."""
 
@@ -114,16 +117,12 @@ class Transport(Protocol):
     def peer_has_finished(self) -> bool:
         """Return whether the peer has finished sending, also if there is still input to receive."""
 
-    def is_of_this_process(self) -> bool:
-        """Return whether the connection belongs to this process, and not to its parent."""
-
 
 class PlainTransport:
     """A gevent socket, without TLS."""
 
     __slots__ = (
         "_children",
-        "_generation",
         "_is_ended",
         "_network",
         "_wrap",
@@ -147,7 +146,6 @@ class PlainTransport:
         self.peer_credentials = network.peer_credentials(sock)
         self._wrap: WrapCall | None = None
         self._is_ended = False  # whether the peer sees the end of output without a shutdown
-        self._generation = forks.generation()
         self._children = forks.children()  # those that cannot hold the descriptor
 
     def sendmsg(self, pieces: list[Piece]) -> int:
@@ -177,18 +175,21 @@ class PlainTransport:
         """Dropped output needs no note: the end or reset of the socket says enough."""
 
     def reset(self) -> None:
-        if self.is_of_this_process():
-            self._network.reset_on_close(self.socket)
-            # A child that holds the descriptor too would hide the reset, so the peer sees an end instead.
-            self._is_ended = self._children == forks.children()
+        self._network.reset_on_close(self.socket)
+        # A child that holds the descriptor too would hide the reset, so the peer sees an end instead.
+        self._is_ended = self._children == forks.children()
 
     def close(self) -> None:
-        if not self._is_ended and self.is_of_this_process():
+        if not self._is_ended:
             with suppress(OSError):  # it may be broken
                 self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would hide the end
         self._network.close(self.socket)
         self.recv = self.send = _is_closed
         self._wrap = None  # it may hold the connection
+
+    def leave_to_parent(self) -> None:
+        self._is_ended = True  # for the parent to do
+        self.close()
 
     def wrap_calls(self, wrap: WrapCall) -> None:
         self._wrap = wrap
@@ -220,9 +221,6 @@ class PlainTransport:
 
     def peer_has_finished(self) -> bool:
         return self._network.peer_has_finished(self.socket)
-
-    def is_of_this_process(self) -> bool:
-        return self._generation == forks.generation()
 
 
 def _is_closed(*_: object) -> Any:

@@ -279,6 +279,16 @@ class Sender(OutputQueue):
         self.drop()
         self.end()
 
+    def leave_to_parent(self) -> None:
+        """Send nothing from now on, and close the descriptor, in a forked child."""
+        self._transport.leave_to_parent()
+        super().leave_to_parent()
+        if self.feeder is not None:
+            self.feeder.leave_to_parent()
+        if self.linger is not None:
+            self.linger.close()
+        self._stop_waiting_for_peer()
+
     def close(self) -> None:
         """Drop everything: the connection is closed."""
         if self.linger is not None:

@@ -269,6 +269,9 @@ class TLSTransport:
         self._plain.close()
         self._end = None  # the traceback of an exception holds the connection that it was raised in
 
+    def leave_to_parent(self) -> None:
+        self._plain.leave_to_parent()
+
     # The socket below.
 
     def wrap_calls(self, wrap: WrapCall) -> None:
@@ -300,6 +303,3 @@ class TLSTransport:
 
     def peer_has_finished(self) -> bool:
         return self._plain.peer_has_finished()
-
-    def is_of_this_process(self) -> bool:
-        return self._plain.is_of_this_process()

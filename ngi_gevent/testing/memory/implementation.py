@@ -14,17 +14,18 @@ from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_
 from ngi_gevent.core.listening import check_listen_options
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
-from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
+from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout, WouldWait
 from ngi_gevent.sockets import transport
 from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address, deliver
 from ngi_gevent.testing.memory.listening import Listener
-from ngi_gevent.testing.memory.turns import MemoryRegistry, Turns
+from ngi_gevent.testing.memory.turns import CANNOT_WAIT, MemoryRegistry, Turns, raise_interrupts
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
     from typing_extensions import Self, Unpack
 
+    from ngi_gevent.core.registry import OnError
     from ngi_gevent.interfaces import (
         ConnectOptions,
         Data,
@@ -51,6 +52,9 @@ class Implementation:
     An address is any hashable.  Exceptions in handlers are logged, as everywhere, except ``KeyboardInterrupt`` and
     ``SystemExit``: the call that led to them raises these.  As a context manager, it closes at the end.
     """
+
+    #: Called with the exceptions of handlers.
+    _on_error: OnError = staticmethod(raise_interrupts)
 
     def __init__(self) -> None:
         self._closed = False
@@ -103,7 +107,7 @@ class Implementation:
         check_client_handler(handler)
         check_hashable(address)
         if self._turns.running and getattr(handler, "waits", False):
-            raise Deadlock("waiting in a callback for a connection in memory, which is made after the callback")
+            raise WouldWait(CANNOT_WAIT)
         if client_address is None:
             client_address = self._new_address() if local_address is None else local_address
         if not self._turns.running:
@@ -239,7 +243,7 @@ class Implementation:
             self._registry.handler_raised(address, "failed_connect", error)
 
     def _make_registry(self) -> MemoryRegistry:
-        return MemoryRegistry(self._turns)
+        return MemoryRegistry(self._turns, self._on_error)
 
     def _check_open(self) -> None:
         if self._closed:
