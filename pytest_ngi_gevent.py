@@ -7,7 +7,7 @@ asked for gevent: only a test that uses a fixture imports the package.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,10 @@ _failed = pytest.StashKey[bool]()
 
 @pytest.fixture
 def ngi(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A fresh implementation in memory, with which nothing must be left over at the end of the test."""
+    """A fresh implementation in memory, with which nothing must be left over at the end of the test.
+
+    Exceptions of handlers are in its list ``raised``, which must be empty then: a test removes those that it expects.
+    """
     from ngi_gevent.testing import Implementation
 
     yield from _watched(request, Implementation)
@@ -27,7 +30,7 @@ def ngi(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def ngi_network(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A fresh implementation on the sockets of the loopback interface, with which nothing must be left over.
+    """A fresh implementation on the sockets of the loopback interface; otherwise like ``ngi``.
 
     Listen on None for a free port.  It is served on the hub of the test's thread, whenever the test waits.
     """
@@ -42,19 +45,40 @@ def ngi_implementation(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-def _watched(request: pytest.FixtureRequest, make: Callable[[], Any]) -> Iterator[Any]:
+def _watched(request: pytest.FixtureRequest, kind: Any) -> Iterator[Any]:
     __tracebackhide__ = True
     from gevent import get_hub
 
     from ngi_gevent.testing.leaks import Watched
 
     get_hub()  # or it would count as left over where the test is the first to need one
-    watched = Watched(make())
+    watched = Watched(_noting(kind))
     yield watched
     if request.node.stash.get(_failed, False):
         watched.end()  # what a failed test left over is no news
-    else:
+        return
+    try:
         watched.check()
+    finally:
+        raised = watched.raised
+        if raised:
+            message = f"a handler raised {raised[0]!r:.100}; a test that expects an exception takes it from `raised`"
+            raise AssertionError(message) from raised[0]
+
+
+def _noting(kind: Any) -> Any:
+    """Return an implementation of *kind* that notes the exceptions of handlers in its list ``raised``."""
+
+    class Implementation(kind):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.raised: list[BaseException] = []
+            super().__init__()
+
+        def _on_error(self, registry: Any, peer: Any, where: str, error: BaseException, log: Any) -> None:
+            self.raised.append(error)
+            super()._on_error(registry, peer, where, error, log)
+
+    return Implementation()
 
 
 def pytest_runtest_setup() -> None:

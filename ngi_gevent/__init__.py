@@ -11,8 +11,10 @@ from ngi_gevent.errors import (
     NGIError,
     Timeout,
     UnexpectedResponse,
+    WouldWait,
 )
-from ngi_gevent.sockets.implementation import Implementation, Inline
+from ngi_gevent.sockets.implementation import Implementation
+from ngi_gevent.sockets.inline import Inline
 from ngi_gevent.sockets.threaded import Threaded
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Threaded",
     "Timeout",
     "UnexpectedResponse",
+    "WouldWait",
     "connect",
     "listener",
     "udp",

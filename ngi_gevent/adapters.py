@@ -102,6 +102,10 @@ class Base:
         return self.connection.ssl_object
 
     @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        return self.connection.peer_credentials  # type: ignore[no-any-return]
+
+    @property
     def input_ended(self) -> bool:
         return self.connection.input_ended  # type: ignore[no-any-return]
 

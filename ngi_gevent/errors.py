@@ -19,6 +19,7 @@ __all__ = [
     "NGIError",
     "Timeout",
     "UnexpectedResponse",
+    "WouldWait",
 ]
 
 
@@ -59,6 +60,14 @@ class Deadlock(NGIError, RuntimeError):
     """Yours: waiting here could never end, since what is waited for is waiting for the caller.
 
     Raised, for instance, where a callback of a connection waits until that connection is gone.
+    """
+
+
+class WouldWait(Deadlock):
+    """Yours: a callback in memory waits.
+
+    In memory, callbacks run while the call that led to them waits, so nothing else can end a wait of theirs.  Raised at
+    the wait: by the functions of gevent and of this package, and by patched functions of the standard library.
     """
 
 

@@ -51,6 +51,7 @@ __all__ = [
     "ListenOptions",
     "PeerAddress",
     "Reason",
+    "UDPListenOptions",
     "documented_by",
 ]
 
@@ -103,10 +104,22 @@ class ListenOptions(TypedDict, total=False):
     idle_timeout: float | None
     output_limit: int
     reuse_port: bool
+    dual_stack: bool
+    mode: int | None
+    owner: tuple[int, int] | None
     keep_alive: KeepAlive
     linger_timeout: float | None
     ssl_context: SSLContext | None
     handshake_timeout: float | None
+
+
+class UDPListenOptions(TypedDict, total=False):
+    """The options of each ``udp_listener``; see :meth:`ngi_gevent.Implementation.udp_listener`."""
+
+    reuse_port: bool
+    broadcast: bool
+    mode: int | None
+    owner: tuple[int, int] | None
 
 
 class IConnectionHandler(Protocol):
@@ -237,6 +250,15 @@ class IConnection(Protocol):
     @property
     def local_address(self) -> Any:
         """The address of this end when the connection was made.  Readable after the close, too."""
+
+    @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        """The process, user and group ids of the peer of a Unix socket on Linux, when the connection was made.
+
+        None for other connections.  For a server, they belong to the process that called ``connect``; for a client, to
+        the one that called ``listen``.  The kernel vouches for them, but that process can have ended since, and another
+        one can have its id.  Readable after the close, too.
+        """
 
     @property
     def ssl_object(self) -> Any:
@@ -396,7 +418,14 @@ class IListener(Protocol):
 
     @property
     def address(self) -> Any:
-        """The address that it listens on, with the port that was picked.  Readable after the close, too."""
+        """The address that it listens on, with the port that was picked.  Readable after the close, too.
+
+        The first one, if there are several.
+        """
+
+    @property
+    def addresses(self) -> tuple[Any, ...]:
+        """All addresses that it listens on.  Readable after the close, too."""
 
     def connections(self) -> Iterator[IServerConnection]:
         """Iterate over the connections that are open now.  Later changes don't affect the iteration."""
@@ -512,7 +541,7 @@ class IImplementation(Protocol):
         """
 
     def listener(self, address: Any, server: IServer, /, **options: Unpack[ListenOptions]) -> IListener:
-        """Listen on *address*, and pass each new connection to *server*.
+        """Listen on *address*, or on all addresses of a list, and pass each new connection to *server*.
 
         :raises TypeError: *address*, *server* or an option has the wrong type.
         :raises ValueError: *address* or an option has an invalid value.
@@ -530,13 +559,15 @@ class IImplementation(Protocol):
         :raises OSError: the system refused to send to the address, which the error names.
         """
 
-    def udp_listener(self, address: Any, handler: IUDPHandler, /, buffer_size: int = ...) -> IUDPListener:
+    def udp_listener(
+        self, address: Any, handler: IUDPHandler, /, buffer_size: int = ..., **options: Unpack[UDPListenOptions]
+    ) -> IUDPListener:
         """Receive datagrams on *address*, and pass each to *handler*.
 
         :param buffer_size: bytes of the longest datagram to receive; the default is the longest that UDP has.  A longer
             datagram is never cut: it is dropped, and logged.
-        :raises TypeError: *address*, *handler* or *buffer_size* has the wrong type.
-        :raises ValueError: *address* or *buffer_size* has an invalid value.
+        :raises TypeError: *address*, *handler*, *buffer_size* or an option has the wrong type.
+        :raises ValueError: *address*, *buffer_size* or an option has an invalid value.
         :raises OSError: the system refused the address, which the error names.
         """
 

@@ -42,6 +42,34 @@ def inet_socket():
     return sock
 
 
+def test_broadcasts_are_sent_only_by_a_listener_that_is_allowed_to(tcp):
+    witness = DatagramWitness(tcp)
+    receiver = tcp.implementation.udp_listener(("127.255.255.255", 0), witness)
+    tcp.listeners.append(receiver)
+    for send in tcp.implementation.udp, tcp.listen_udp(print).send:
+        with pytest.raises(PermissionError) as caught:
+            send(receiver.address, b"x")
+        assert repr(receiver.address) in str(caught.value)
+    allowed = tcp.listen_udp(print, broadcast=True)
+    allowed.send(receiver.address, b"hello")
+    tcp.until(lambda: witness.datagrams)
+    assert (witness.senders, witness.datagrams) == ([allowed.address], [b"hello"])
+
+
+def test_reuse_port_lets_two_receive_on_one_port_and_each_sender_has_its_own(tcp):
+    witnesses = [DatagramWitness(tcp), DatagramWitness(tcp)]
+    first = tcp.listen_udp(witnesses[0], reuse_port=True)
+    with pytest.raises(OSError, match="in use"):
+        tcp.implementation.udp_listener(first.address, print)
+    tcp.listeners.append(tcp.implementation.udp_listener(first.address, witnesses[1], reuse_port=True))
+    senders = [tcp.listen_udp(print) for _ in range(30)]
+    for sender in senders * 2:
+        sender.send(first.address, b"x")
+    tcp.until(lambda: sum(len(witness.datagrams) for witness in witnesses) == 60)
+    assert set(witnesses[0].senders).isdisjoint(witnesses[1].senders)
+    assert all(witness.datagrams for witness in witnesses)
+
+
 # Errors.
 
 

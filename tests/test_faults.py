@@ -530,7 +530,7 @@ def test_ctrl_c_reaches_the_program_through_a_handler_that_never_returns(kind):
 def test_ctrl_c_while_output_is_sent_breaks_that_connection_off(tcp, capfd):
     """Nobody can know how much of it was sent; the rest would wait for ever.  All others go on."""
 
-    def send(data):
+    def send(data, flags):
         raise KeyboardInterrupt
 
     def write_and_wait():
@@ -558,8 +558,8 @@ def test_no_output_is_sent_twice_after_ctrl_c_while_it_was_sent(tcp, capfd, size
             transport = connection._transport
             really_send = transport.send
 
-            def send(piece):
-                really_send(piece)
+            def send(piece, flags):
+                really_send(piece, flags)
                 transport.send = really_send
                 raise KeyboardInterrupt
 

@@ -14,7 +14,8 @@ from gevent.event import Event
 from stages import PATIENCE, Witness
 
 import ngi_gevent
-from ngi_gevent.sockets import linger
+from ngi_gevent.core.threads import Flag
+from ngi_gevent.sockets import hub_registry, linger
 
 
 class Waiting(Witness):
@@ -337,6 +338,28 @@ def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
     gevent.sleep(0)
     gc.collect()
     assert connection() is None
+
+
+@pytest.mark.parametrize("make", [ngi_gevent.Implementation, ngi_gevent.Threaded])
+def test_the_end_of_a_with_statement_does_not_wait_for_a_peer_that_takes_nothing(make, monkeypatch):
+    """Its connection is reset, so that it does not take a part of the answer for all of it."""
+
+    def serve(connection):
+        connection.write(bytes(10_000_000))
+        connection.close()
+        served.set()
+
+    for module in linger, hub_registry:
+        monkeypatch.setattr(module, "SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.01)
+    served = Flag()
+    with gevent.Timeout(PATIENCE), make() as implementation:
+        sock = gevent.socket.create_connection(implementation.listener(None, serve).address)
+        assert served.wait(PATIENCE)
+    implementation.wait(PATIENCE)
+    with sock, pytest.raises(ConnectionResetError):
+        while sock.recv(1 << 20):
+            pass
 
 
 class Clockwork:

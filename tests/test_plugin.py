@@ -76,6 +76,53 @@ def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run,
     result.stdout.no_fnmatch_line("*made at *.py:7*")
 
 
+def test_a_handler_that_raises_fails_the_test_unless_the_test_expects_it(run):
+    result = run(
+        """
+        import gevent
+        from ngi_gevent import blocking, testing
+
+        class Server:
+            def __init__(self, connection):
+                connection.set_handler(self)
+
+            def handle_input(self, connection, data):
+                connection.write(b"ok")
+                raise RuntimeError("a bug")
+
+        def talk(ngi, server=Server):
+            client = testing.Recorder()
+            listener = ngi.listener(None, server)
+            listener.connect(client)
+            client.wait_connected().write(b"x")
+            client.expect(b"ok")
+            client.wait_closed()
+            listener.close()
+
+        def test_swallowed(ngi_implementation):
+            talk(ngi_implementation)
+
+        def test_expected(ngi_implementation):
+            talk(ngi_implementation)
+            assert str(ngi_implementation.raised.pop()) == "a bug"
+
+        def test_swallowed_function(ngi_implementation):
+            @blocking.server
+            def serve(input, output):
+                output.write(b"ok")
+                raise RuntimeError("a bug")
+
+            talk(ngi_implementation, serve)
+
+        def test_failing(ngi):
+            talk(ngi)
+            assert False
+        """
+    )
+    result.assert_outcomes(passed=6, errors=4, failed=1)
+    result.stdout.fnmatch_lines(["E *RuntimeError: a bug", "E *AssertionError: a handler raised RuntimeError(*); *"])
+
+
 def test_the_plugin_imports_nothing_before_it_is_used(run, monkeypatch):
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # coverage imports greenlet
     result = run(

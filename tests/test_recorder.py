@@ -160,12 +160,17 @@ def test_a_wait_ends_with_its_timeout_if_nothing_else_is_there(hub):
 
 
 def test_in_memory_too_a_wait_ends_with_its_timeout():
+    """It does so at once if nothing is left that can end it before."""
     client = testing.Recorder()
     testing.Implementation().listener("here", Echo).connect(client)
     client.connection.write(b"hel")
     for wait in client.wait_closed, lambda timeout: client.expect(b"HELLO", timeout):
+        with pytest.raises(AssertionError, match=r"nothing is left that can make it happen: got b'HEL', the"):
+            wait(timeout=0.01)
+        busy = gevent.spawn(gevent.sleep, 5)
         with pytest.raises(AssertionError, match=r"it did not happen in 0.01 seconds: got b'HEL', the connection is o"):
             wait(timeout=0.01)
+        busy.kill()
 
 
 def test_what_takes_too_long_fails(tcp):

@@ -16,7 +16,7 @@ import pytest
 from ngi_gevent import adapters
 from ngi_gevent.core import datagram, logs, output
 from ngi_gevent.core.options import LINGER_TIMEOUT
-from ngi_gevent.sockets import attempts, datagram_socket, linger, listener, transport
+from ngi_gevent.sockets import attempts, binding, datagram_socket, linger, listener, transport
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -119,11 +119,11 @@ def test_the_limits_are_what_they_are():
     timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
     assert amount(timeouts[0]) == transport.CONNECT_TIMEOUT
     assert timeouts[1:] == ["none"]
-    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-11:]
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-12:]
     assert list(map(amount, fixed)) == [
         *(output.HIGH_WATER, linger.SEND_TIMEOUT, linger.DISCARD_TIMEOUT),
         *(linger.DISCARD_SIZE / linger.DISCARD_PAUSE, linger.CHECK_INTERVAL, linger.SEND_TIMEOUT),
-        *(1000 * attempts.STAGGER, datagram_socket.SEND_TIMEOUT),
+        *(binding.LOCK_TIMEOUT, 1000 * attempts.STAGGER, datagram_socket.SEND_TIMEOUT),
         *(datagram.MOST_RAISED, transport.MOST_FAILED, 1),
     ]
     assert "in 10 seconds" in fixed[-1]

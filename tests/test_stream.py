@@ -161,10 +161,10 @@ def recorded_sends(connection):
     sends = []
 
     def recorded(call):
-        def record(argument):
+        def record(argument, *flags):
             if not isinstance(argument, int):  # as that of recv is
                 sends.append([len(piece) for piece in (argument if isinstance(argument, list) else [argument])])
-            return call(argument)
+            return call(argument, *flags)
 
         return record
 

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import functools
 import inspect
+import subprocess
 import sys
 import threading
 
+import gevent
 import pytest
 from certificates import client_context, server_context
+from gevent.event import Event
+from gevent.queue import Queue
 
 import ngi_gevent
-from ngi_gevent import ConnectionClosed, ConnectionFailed, Deadlock, NGIError, Timeout, blocking, testing
+from ngi_gevent import (
+    ConnectionClosed,
+    ConnectionFailed,
+    NGIError,
+    Timeout,
+    WouldWait,
+    adapters,
+    blocking,
+    generator,
+    testing,
+)
+from ngi_gevent.core.threads import Flag
 from ngi_gevent.interfaces import ConnectOptions, ListenOptions
+from ngi_gevent.testing.memory.turns import MemoryRegistry
 
 
 class Echo:
@@ -178,7 +194,7 @@ def test_waiting_in_a_callback_for_what_comes_after_it_says_so():
                 lambda: blocking.request(implementation.connect, "address", testing.Recorder(), 10),
                 lambda: blocking.connect("address", implementation.connect, 10),
             ):
-                with pytest.raises(Deadlock):
+                with pytest.raises(WouldWait):
                     wait()
             connection.write(b"refused")
 
@@ -188,6 +204,131 @@ def test_waiting_in_a_callback_for_what_comes_after_it_says_so():
     listener.connect(client)
     client.connection.write(b"x")
     assert client.data == b"refused"
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: gevent.sleep(0),
+        lambda: gevent.sleep(1000),
+        lambda: Event().wait(1000),
+        lambda: Queue().get(),
+        lambda: gevent.spawn(gevent.sleep).join(),
+        lambda: gevent.get_hub().threadpool.apply(bool),
+        lambda: Flag().wait(),
+    ],
+    ids=["a turn", "sleep", "event", "queue", "greenlet", "pool", "flag"],
+)
+def test_a_callback_that_waits_fails_at_once(wait):
+    """Whatever calls it: also for an adapter, a generator, or an iterable, and on any greenlet."""
+
+    class Server(testing.Recorder):
+        def handle_input(self, connection, data):
+            wait()
+
+    class AdaptedServer(Server):
+        def __init__(self, connection):
+            super().__init__(adapters.Lines(connection))
+
+    @generator.handler
+    def generated(connection):
+        yield
+        wait()
+
+    class Streaming(testing.Recorder):
+        def handle_input(self, connection, data):
+            connection.writelines(wait() for _ in range(1))
+
+        def handle_exception(self, connection, exception):
+            raise exception
+
+    class Implementation(testing.Implementation):
+        def _make_registry(self):
+            return MemoryRegistry(self._turns, lambda registry, peer, where, error, limit: raised.append(error))
+
+    def run():
+        for server in Server, AdaptedServer, generated, Streaming, lambda connection: wait():
+            client = testing.Recorder()
+            listener = implementation.listener(None, server)
+            listener.connect(client)
+            if client.connection:
+                client.connection.write(b"x\n")
+            client.connection.abort()
+            listener.close()
+
+    raised = []
+    implementation = Implementation()
+    run()
+    gevent.spawn(run).get(timeout=10)
+    assert [type(error) for error in raised] == [WouldWait] * 10
+    assert "sockets" in str(raised[0])
+    gevent.sleep(0)  # which is possible again
+
+
+def test_a_client_that_waits_before_it_connects_again_is_not_called_for_ever(caplog):
+    class Again:
+        def connected(self, connection):
+            """Never called."""
+
+        def failed_connect(self, reason):
+            gevent.sleep(0.001)
+            implementation.connect("nobody", self)
+
+    implementation = testing.Implementation()
+    implementation.connect("nobody", Again())
+    assert [record.exc_info[0] for record in caplog.records] == [WouldWait]
+
+
+PATIENT = """
+import time
+
+from ngi_gevent import blocking, message, testing
+
+
+class Silent:
+    def __init__(self, connection):
+        connection.set_handler(self)
+
+    def handle_input(self, connection, data):
+        pass
+
+
+def fails(wait, *arguments):
+    try:
+        wait(*arguments, timeout=1000)
+    except Exception as error:
+        print(type(error).__name__)
+
+
+ngi = testing.Implementation()
+ngi.listener("here", Silent)
+client = testing.Recorder()
+ngi.connect("here", client)
+for use_hub in False, True:
+    output, input = blocking.open("here", ngi.connect)
+    fails(input.read, 5)
+    fails(input.readline)
+    fails(lambda timeout: blocking.open("here", lambda address, handler: None, timeout))
+    fails(lambda timeout: blocking.request(ngi.connect, "here", Silent, timeout))
+    fails(lambda timeout: message.message(ngi.connect, "here", b"x", timeout=timeout))
+    fails(client.expect, b"x")
+    output.close()
+    import gevent
+
+    gevent.get_hub().threadpool.apply(bool)
+server = testing.Recorder()
+ngi.listener("there", server.connected)
+output, input = blocking.open("there", ngi.connect)
+gevent.spawn_later(0.05, server.connection.write, b"later")
+print(input.read(5, timeout=1000).decode())
+"""
+
+
+def test_a_timeout_expires_at_once_if_nothing_can_end_the_wait():
+    """Without a hub, and with one.  Other greenlets can end it."""
+    run = subprocess.run([sys.executable, "-c", PATIENT], capture_output=True, text=True, timeout=30, check=True)
+    ended = ["Timeout", "Timeout", "ConnectionTimeout", "Timeout", "Timeout", "AssertionError"]
+    assert run.stdout.split() == [*ended, *ended, "later"]
 
 
 def test_threads_take_turns_too():
@@ -249,6 +390,9 @@ OPTIONS: ListenOptions = {
     "idle_timeout": 60,
     "output_limit": 1000,
     "reuse_port": True,
+    "dual_stack": False,
+    "mode": None,
+    "owner": None,
     "keep_alive": False,
     "ssl_context": server_context(),
     "handshake_timeout": None,
@@ -331,9 +475,25 @@ def test_implementations_do_not_share_addresses():
     with pytest.raises(OSError, match="'address'"):
         one.listener("address", Echo)
     with pytest.raises(TypeError, match="hashable"):
-        one.listener([], Echo)
+        one.listener({}, Echo)
     with pytest.raises(TypeError, match="hashable"):
         one.connect([], testing.Recorder())
+
+
+def test_one_listener_on_several_addresses():
+    implementation = testing.Implementation()
+    listener = implementation.listener(["one", None, ("two", 2)], Echo)
+    assert listener.addresses == ("one", listener.addresses[1], ("two", 2))
+    for address in listener.addresses:
+        client = testing.Recorder()
+        implementation.connect(address, client)
+        assert client.connection.peer_address == address
+    with pytest.raises(OSError, match="'three'"):
+        implementation.listener(["three", "three"], Echo)
+    with pytest.raises(OSError, match="'one'"):
+        implementation.listener(["three", "one"], Echo)
+    listener.close()
+    implementation.listener(list(listener.addresses), Echo)
 
 
 def test_the_module_has_a_default_implementation():

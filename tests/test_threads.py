@@ -483,7 +483,7 @@ def test_a_listener_whose_thread_has_ended_says_so(monkeypatch):
     in_thread(listen)
     with pytest.raises(ImplementationClosed):
         listeners[0].close()
-    listeners[0]._acceptor.close()
+    listeners[0]._acceptors[0].close()
 
 
 # The implementation with a thread of its own.

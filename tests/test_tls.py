@@ -90,7 +90,7 @@ class Watched:
         self.recv, self.send = receive, send
 
     def sendmsg(self, pieces):
-        return self.send(pieces[0])
+        return self.send(pieces[0], 0)
 
     def __getattr__(self, name):
         return getattr(self._transport, name)
@@ -475,7 +475,7 @@ def test_what_strangers_are_like_does_not_end_up_in_the_log_unescaped(tls, info)
 def test_a_line_that_breaks_without_a_word_ends_the_handshake(tls, info):
     """Sending may fail where receiving does not, such as for a host that cannot be reached any more."""
 
-    def unreachable(data):
+    def unreachable(data, flags):
         raise OSError(errno.EHOSTUNREACH, "No route to host")
 
     listener = tls.listen(handshake_timeout=None)
@@ -1139,13 +1139,13 @@ def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tm
                         connection.write(b"written meanwhile\n")
                         connection.writelines([b"-" * 70_000, b"\n"])
 
-            def send(data):
+            def send(data, flags):
                 if not stalls:
                     program._process.send_signal(signal.SIGSTOP)
                     connection._output.pieces.append(b"as if the kernel had been full before\n")
                     connection._output._wait_for_peer()
                 try:
-                    return transport.send(data)
+                    return transport.send(data, flags)
                 finally:
                     stalls.append(transport._stalled)
 
@@ -1354,7 +1354,7 @@ def test_large_pieces_are_not_copied_again_and_again_for_a_peer_that_takes_littl
     sizes = []
     transport = served.connection._transport
     served.connection._output._transport = Watched(
-        transport, transport.recv, lambda data: sizes.append(len(data)) or transport.send(data)
+        transport, transport.recv, lambda data, flags: sizes.append(len(data)) or transport.send(data, flags)
     )
     for _ in range(20):
         served.connection.write(b"x" * 1_000_000)

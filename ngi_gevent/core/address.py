@@ -11,7 +11,9 @@ __all__ = [
     "LOOPBACK",
     "THIS_HOST",
     "check_connect_address",
+    "check_has_file",
     "check_listen_address",
+    "check_listen_addresses",
     "check_local_address",
     "check_send_address",
     "is_abstract",
@@ -105,6 +107,38 @@ def check_listen_address(address: Any, kind: int = socket.SOCK_STREAM) -> None:
         raise TypeError(
             f"an address to listen on is {_FORMS}, a bound socket, or None for a free port; got {address!r}"
         )
+
+
+def check_listen_addresses(address: Any, dual_stack: bool, mode: object, owner: object) -> list[Any]:
+    """Return the addresses to listen on for connections: those of a list, or *address* itself.
+
+    :raises TypeError: an address has the wrong type.
+    :raises ValueError: it cannot be an address, the list is empty, or an option is for none of the addresses.
+    """
+    addresses = address if isinstance(address, list) else [address]
+    if not addresses:
+        raise ValueError("a list of addresses to listen on must not be empty; got []")
+    for each in addresses:
+        check_listen_address(each)
+    if dual_stack and not any(_is_any_ipv6(each) for each in addresses):
+        raise ValueError(f"dual_stack is for the IPv6 address '::', which stands for all; got {address!r}")
+    check_has_file(addresses, mode, owner)
+    return addresses
+
+
+def check_has_file(addresses: list[Any], mode: object, owner: object) -> None:
+    """Raise ``ValueError`` if *mode* or *owner* is given, and none of *addresses* is the path of a Unix socket."""
+    name, option = ("owner", owner) if mode is None else ("mode", mode)
+    if option is not None and not any((path := unix_path(each)) and not is_abstract(path) for each in addresses):
+        raise ValueError(f"{name} is for the path of a Unix socket; got {option!r} for {addresses[0]!r}")
+
+
+def _is_any_ipv6(address: Any) -> bool:
+    """Return whether *address* has the IPv6 host that stands for all addresses of this machine."""
+    try:
+        return isinstance(address, tuple) and not any(socket.inet_pton(socket.AF_INET6, address[0]))
+    except OSError:
+        return False
 
 
 def _check_socket(sock: Any, kind: int) -> None:

@@ -118,10 +118,10 @@ class Callbacks:
 
     def _report(self, where: str, error: BaseException) -> None:
         """Report that the application raised *error* in *where*."""
-        if is_end_of(self, error):
-            logs.connections.debug("connection with %r: %s wrote to it after its end", self.peer_address, where)
-        else:
+        if not is_end_of(self, error):
             self._owner.handler_raised(self.peer_address, where, error)
+        elif not self._lifecycle.is_gone():  # it is gone in a callback that goes on in a forked child
+            logs.connections.debug("connection with %r: %s wrote to it after its end", self.peer_address, where)
 
     def _input_ended(self, reason: Reason) -> None:
         """Handle the end of input: call ``handle_eof`` if the handler has it, and otherwise end the connection."""

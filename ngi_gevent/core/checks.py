@@ -13,6 +13,8 @@ __all__ = [
     "as_timeout",
     "check_client_handler",
     "check_count",
+    "check_file_options",
+    "check_flag",
     "check_handler",
     "check_max_connections",
     "check_reason",
@@ -103,6 +105,27 @@ def check_count(name: str, value: Any, least: int = 0) -> None:
         raise TypeError(f"{name} must be an int; got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be an int >= {least}; got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise, naming the parameter *name*, unless *value* is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+
+
+def check_file_options(mode: Any, owner: Any) -> None:
+    """Raise unless *mode* and *owner* are permissions and owner for the file of a Unix socket, or None."""
+    if mode is not None:
+        if isinstance(mode, bool) or not isinstance(mode, int):
+            raise TypeError(f"mode must be an int such as 0o660; got {mode!r}")
+        if not 0 <= mode <= 0o777:
+            raise ValueError(f"mode must be from 0 to 0o777, in octal digits such as 0o660; got {mode!r}")
+    if owner is not None:
+        is_pair = isinstance(owner, tuple) and len(owner) == 2
+        if not is_pair or not all(isinstance(part, int) and not isinstance(part, bool) for part in owner):
+            raise TypeError(f"owner must be a pair of ints (user, group), where -1 changes nothing; got {owner!r}")
+        if not all(-1 <= part < 2**32 - 1 for part in owner):
+            raise ValueError(f"owner must have ids from 0, or -1, which changes nothing; got {owner!r}")
 
 
 def check_max_connections(value: Any) -> None:

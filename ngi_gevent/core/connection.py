@@ -77,6 +77,10 @@ class BaseConnection(Callbacks):
     def ssl_object(self) -> Any:
         return None
 
+    @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        return None
+
     # The application's side.
 
     def set_handler(self, handler: IConnectionHandler) -> None:

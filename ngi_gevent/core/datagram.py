@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.checks import as_bytes, check_count
+from ngi_gevent.core.checks import as_bytes, check_count, check_file_options, check_flag
 from ngi_gevent.errors import ListenerClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ngi_gevent.core.listening import ListenerOwner
     from ngi_gevent.interfaces import Data, IUDPHandler
 
-__all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_buffer_size", "check_datagram_handler"]
+__all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_datagram_handler", "check_datagram_options"]
 
 #: Log entries for exceptions of one listener's handler in ``logs.RATE_PERIOD`` seconds.
 MOST_RAISED = 10
@@ -31,15 +31,20 @@ def check_datagram_handler(handler: Any) -> None:
         raise TypeError(f"the handler of a UDP listener must be callable; got {handler!r:.100}")
 
 
-def check_buffer_size(size: Any) -> None:
-    """Check a ``buffer_size`` in bytes.
+def check_datagram_options(
+    buffer_size: Any, *, reuse_port: Any = False, broadcast: Any = False, mode: Any = None, owner: Any = None
+) -> None:
+    """Check the options of a UDP listener.
 
-    :raises TypeError: *size* is not an int.
-    :raises ValueError: it is less than 1.
+    :raises TypeError: an option has the wrong type.
+    :raises ValueError: an option has an invalid value.
     """
-    check_count("buffer_size", size)
-    if not size:
+    check_count("buffer_size", buffer_size)
+    if not buffer_size:
         raise ValueError("buffer_size must be an int >= 1; got 0, which would accept only empty datagrams")
+    check_flag("reuse_port", reuse_port)
+    check_flag("broadcast", broadcast)
+    check_file_options(mode, owner)
 
 
 @documented_by(IUDPListener)
@@ -90,7 +95,12 @@ class BaseDatagramListener:
         try:
             self._handler(sender, bytes(data))
         except BaseException as error:
-            self._owner.handler_raised(sender, "the handler of datagrams", error, self._raised_limit)
+            self._owner.handler_raised(sender, "the handler", error, self._log_raised)
+
+    def _log_raised(self, sender: Any, where: str, error: BaseException) -> None:
+        logs.datagrams.error(
+            "a datagram from %r: %s raised an exception", sender, where, error=error, limit=self._raised_limit
+        )
 
     def _check_open(self) -> None:
         if not self._open:

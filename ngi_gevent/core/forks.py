@@ -1,16 +1,52 @@
-"""Forked processes: a child has copies of its parent's descriptors, and must not use their connections.
+"""Forked processes: a child has copies of its parent's objects and descriptors, and must leave them alone.
 
 A child can close its copy of a descriptor.  A ``shutdown``, a socket option or a message of TLS would reach the
-connection itself, and end it for the parent.
+connection itself, and end it for the parent.  So whatever belongs to the parent counts as closed in the child, before
+``os.fork`` returns there.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Protocol
+from weakref import WeakSet
 
-__all__ = ["children", "generation"]
+__all__ = ["Owned", "add", "children", "generation", "keep", "leave"]
+
+
+class Owned(Protocol):
+    """What belongs to one process."""
+
+    def leave_to_parent(self) -> None:
+        """Count as closed, in a forked child.  Close descriptors, then watchers.
+
+        This calls no application, logs nothing, and switches to no greenlet, since it may be called in one.
+        """
+
 
 _generation = _children = 0
+_owned: WeakSet[Owned] = WeakSet()
+_kept: list[object] = []
+
+
+def add(thing: Owned) -> None:
+    """Leave *thing* to the parent in each forked child, if it exists then."""
+    _owned.add(thing)
+
+
+def leave(things: Iterable[Owned]) -> None:
+    """Leave *things* to the parent, and keep them in memory."""
+    keep(*things)
+    for thing in things:
+        with suppress(ValueError):  # its loop was destroyed, so watchers cannot be closed
+            thing.leave_to_parent()
+
+
+def keep(*things: object) -> None:
+    """Keep *things* in memory.  In a child, generators and greenlets of the parent would run if they were freed."""
+    _kept.extend(things)
 
 
 def generation() -> int:
@@ -27,6 +63,9 @@ def _in_child() -> None:
     global _generation, _children
     _generation += 1
     _children = 0
+    things = list(_owned)
+    _owned.clear()
+    leave(things)
 
 
 def _in_parent() -> None:

@@ -24,7 +24,7 @@ Three things happen beside the events:
 
 * Another native thread ends the output or the connection: see ``eof_from_other_thread``, ``closing_from_other_thread``.
 * The hub ends: see ``abandon``.
-* The process forks.  In the child, the connection belongs to the parent, and every event counts as ABORT.
+* The process forks: see ``abandon``, too.  In the child, the connection belongs to the parent.
 
 This is pure: it knows neither sockets nor greenlets.  Connections on sockets and in memory feed one ``Lifecycle`` each,
 and do what a new state asks for.
@@ -231,7 +231,10 @@ class Lifecycle:
         return event in (ABORT, BREAK) and self.state is not CLOSED
 
     def abandon(self) -> None:
-        """Go to CLOSED: the hub has gone, so no callback will run.  May be called on any native thread."""
+        """Go to CLOSED, and owe nothing: the hub has gone, or this is a forked child, so no callback will run.
+
+        May be called on any native thread.
+        """
         self.state = CLOSED
         self._close_reason = self._log_reason = None
         self.callbacks_are_over = self._is_finished = True

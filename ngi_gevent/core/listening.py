@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.checks import as_timeout
+from ngi_gevent.core.checks import as_timeout, check_count, check_file_options, check_flag, check_max_connections
 from ngi_gevent.core.connection import BaseConnection, unsent_size_of
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
@@ -14,7 +14,22 @@ from ngi_gevent.interfaces import IListener, documented_by
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IServer, IServerConnection
 
-__all__ = ["BaseListener", "ListenerOwner"]
+__all__ = ["BaseListener", "ListenerOwner", "check_listen_options"]
+
+
+def check_listen_options(
+    backlog: Any, max_connections: Any, reuse_port: Any, dual_stack: Any, mode: Any, owner: Any
+) -> None:
+    """Check the options of a listener, except those that its connections have.
+
+    :raises TypeError: an option has the wrong type.
+    :raises ValueError: an option has an invalid value.
+    """
+    check_count("backlog", backlog)
+    check_max_connections(max_connections)
+    check_flag("reuse_port", reuse_port)
+    check_flag("dual_stack", dual_stack)
+    check_file_options(mode, owner)
 
 
 class ListenerOwner(Protocol):
@@ -23,8 +38,8 @@ class ListenerOwner(Protocol):
     def forget(self, item: Any) -> None:
         """Forget *item*: the listener is closed, and its last connection is gone."""
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException, limit: logs.RateLimit | None = None) -> None:
-        """Report an exception in a handler; *limit* limits the log entries."""
+    def handler_raised(self, peer: Any, where: str, error: BaseException, log: logs.LogRaised = ...) -> None:
+        """Report an exception in a handler, which *log* logs if nothing else takes it."""
 
 
 @documented_by(IListener)
@@ -32,7 +47,7 @@ class BaseListener:
     """The connections of a listener, and its end.  See ``IListener`` for the contract."""
 
     def __init__(self, owner: ListenerOwner, server: IServer) -> None:
-        self.address: Any = None
+        self.addresses: tuple[Any, ...] = ()
         self._owner = owner
         self._server = server
         self._accepting = False
@@ -41,7 +56,12 @@ class BaseListener:
 
     def __repr__(self) -> str:
         state = "accepting" if self._accepting else "closed"
-        return f"<{type(self).__name__} on {self.address!r}, {state}, connections: {len(self._connections)}>"
+        addresses = ", ".join(map(repr, self.addresses))
+        return f"<{type(self).__name__} on {addresses}, {state}, connections: {len(self._connections)}>"
+
+    @property
+    def address(self) -> Any:
+        return self.addresses[0]
 
     def connections(self) -> Iterator[IServerConnection]:
         # Copied in one step, because connections come and go while other threads iterate.
@@ -124,10 +144,12 @@ class BaseListener:
             self._check_empty()
 
     def _log_opened(self) -> None:
-        logs.listeners.info("listening on %r", self.address)
+        for address in self.addresses:
+            logs.listeners.info("listening on %r", address)
 
     def _log_closed(self) -> None:
-        logs.listeners.info("no longer listening on %r", self.address)
+        for address in self.addresses:
+            logs.listeners.info("no longer listening on %r", address)
 
     def _check_empty(self) -> None:
         if self._connections or self._accepting:

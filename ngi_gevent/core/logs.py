@@ -9,19 +9,23 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from gevent import spawn_raw
 from greenlet import getcurrent
 
 from ngi_gevent.core.threads import get_hub_if_exists
 
-__all__ = ["RATE_PERIOD", "Log", "RateLimit", "connections", "datagrams", "format_reason", "listeners"]
+__all__ = ["RATE_PERIOD", "Log", "LogRaised", "RateLimit", "connections", "datagrams", "format_reason", "listeners"]
 
 #: Characters of a reason that are shown.  Some exceptions quote everything that a peer has sent.
 SHOWN = 200
+
+#: Logs an exception in a handler.  Called with the peer, the name of what has raised, and the exception.
+LogRaised: TypeAlias = Callable[[Any, str, BaseException], None]
 
 #: Seconds of one count of the log entries that an untrusted peer can cause.
 RATE_PERIOD = 10.0

@@ -172,6 +172,11 @@ class OutputQueue:
             if self.is_dropped or self.is_below(below):
                 flag.set()
 
+    def leave_to_parent(self) -> None:
+        """Forget all of it, and wake no caller of ``drain``, in a forked child."""
+        del self.pieces[:]
+        self.size, self.is_dropped, self.drains = 0, True, ()
+
     def flush(self, send: Callable[[Piece], int], send_several: Callable[[list[Piece]], int]) -> None:
         """Send as much as the kernel takes.  Never blocks.
 

@@ -21,13 +21,18 @@ class _Item(Protocol):
         """Return how many bytes of output the peers have not taken; None if no connection is left."""
 
 
-#: Called with the registry, the peer, what has raised, the exception, and a limit for log entries, or None.
-OnError: TypeAlias = Callable[[Any, Any, str, BaseException, "logs.RateLimit | None"], None]
+#: Called with the registry, the peer, the name of what has raised, the exception, and the function that logs it.
+OnError: TypeAlias = Callable[[Any, Any, str, BaseException, logs.LogRaised], None]
 
 
-def log_error(registry: Any, peer: Any, where: str, error: BaseException, limit: logs.RateLimit | None = None) -> None:
+def log_raised(peer: Any, where: str, error: BaseException) -> None:
+    """Log an exception in a handler of the connection with *peer*."""
+    logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error)
+
+
+def log_error(registry: Any, peer: Any, where: str, error: BaseException, log: logs.LogRaised) -> None:
     """Log an exception in a handler."""
-    logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error, limit=limit)
+    log(peer, where, error)
 
 
 class Registry:
@@ -82,5 +87,5 @@ class Registry:
     def connection_gone(self, connection: Any) -> None:
         self.forget(connection)
 
-    def handler_raised(self, peer: Any, where: str, error: BaseException, limit: logs.RateLimit | None = None) -> None:
-        self._on_error(self, peer, where, error, limit)
+    def handler_raised(self, peer: Any, where: str, error: BaseException, log: logs.LogRaised = log_raised) -> None:
+        self._on_error(self, peer, where, error, log)

@@ -46,8 +46,8 @@ _locks: WeakSet[Any] = WeakSet()
 def make_lock() -> Any:
     """Return a lock for a few lines of code, for use in a ``with`` statement.
 
-    A thread can acquire it again, since Python may run a signal handler in between.  In a forked child it is free,
-    because the thread that held it does not exist there.
+    A thread can acquire it again, since Python may run a signal handler in between.  In a forked child it is free if
+    another thread held it, because that thread does not exist there.
     """
     lock = _new_lock()
     _locks.add(lock)
@@ -56,15 +56,17 @@ def make_lock() -> Any:
 
 def _free_locks() -> None:
     for lock in list(_locks):
-        lock._at_fork_reinit()  # no public method does this; the standard library calls it, too
+        if not lock._is_owned():  # by this thread: a signal handler may have forked in between
+            lock._at_fork_reinit()  # no public method does this; the standard library calls it, too
 
 
 os.register_at_fork(after_in_child=_free_locks)
 
 
 def is_only_thread() -> bool:
-    """Return whether the calling thread is the only native thread of the program."""
-    return len(sys._current_frames()) == 1
+    """Return whether there is no other native thread, except those of gevent's pool, for which a greenlet waits."""
+    hub = get_hub_if_exists()
+    return len(sys._current_frames()) == 1 + (0 if hub is None else hub.threadpool.size)
 
 
 def let_others_run() -> None:
@@ -104,17 +106,21 @@ class Flag:
         Blocks the greenlet, or a thread that has no hub.
 
         :param timeout: seconds to wait at most; None for no limit.
-        :param alone: whether only this thread can set it.
-        :raises Deadlock: *alone*, there is no *timeout*, and nothing on this thread can set it any more.
+        :param alone: whether only this thread can set it.  If nothing on it can set it any more, and there is no other
+            thread, a *timeout* counts as expired at once.
+        :raises Deadlock: the same, without a *timeout*.
         """
+        switch_out = getattr(getcurrent(), "switch_out", None)
+        if switch_out is not None and not self._set:
+            switch_out()  # which raises, in a callback that cannot wait; gevent calls it, too
         hub = get_hub_if_exists()
         if hub is None:
-            if alone and timeout is None and not self._set and is_only_thread():
+            if not alone or self._set or not is_only_thread():
+                self._wait_natively(timeout)
+            elif timeout is None:
                 raise Deadlock(NOTHING_LEFT)
-            self._wait_natively(timeout)
-            return self._set
-        if alone:
-            self._wait_on_this_hub(Event(), timeout)
+        elif alone and (timeout is None or is_only_thread()):
+            self._wait_on_this_hub(hub, timeout)
         else:
             self._wait_for_any_thread(hub, timeout)
         return self._set
@@ -146,14 +152,24 @@ class Flag:
             if timer is not None:
                 timer.close()
 
-    def _wait_on_this_hub(self, event: Event, timeout: float | None) -> None:
-        if self._add_waker(event.set):
-            try:
-                event.wait(timeout)
-            except LoopExit:
-                raise Deadlock(NOTHING_LEFT) from None
-            finally:
-                self._remove_waker(event.set)
+    def _wait_on_this_hub(self, hub: Any, timeout: float | None) -> None:
+        event = Event()
+        # A loop without anything else to do raises LoopExit in the main greenlet, and there only.
+        timer = None if timeout is None else hub.loop.timer(timeout, ref=getcurrent() is not hub.parent)
+        try:
+            if timer is not None:
+                timer.start(event.set, update=True)
+            if self._add_waker(event.set):
+                try:
+                    event.wait()
+                except LoopExit:
+                    if timeout is None:
+                        raise Deadlock(NOTHING_LEFT) from None
+                finally:
+                    self._remove_waker(event.set)
+        finally:
+            if timer is not None:
+                timer.close()
 
     def _add_waker(self, wake: Callable[[], object]) -> bool:
         """Call *wake* when the flag is set.  Return True if it is not set yet; otherwise *wake* is not called."""

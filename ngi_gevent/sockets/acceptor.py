@@ -12,8 +12,10 @@ Both cases log an entry when the pause begins, and another when it ends.
 from __future__ import annotations
 
 import errno
+import socket
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from gevent import get_hub
@@ -21,6 +23,7 @@ from gevent.server import StreamServer
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import with_address
+from ngi_gevent.sockets.binding import Binding
 from ngi_gevent.sockets.network import Network, Socket
 
 __all__ = ["Acceptor", "default_max_connections"]
@@ -55,35 +58,40 @@ def default_max_connections(network: Network) -> int:
 
 
 class Acceptor(StreamServer):
-    """Accepts connections on *sock*, and calls ``accepted(sock, peer_address)`` on the hub with each of them.
+    """Accepts connections on a socket, and calls ``accepted(sock, peer_address)`` on the hub with each of them.
 
     The caller closes the sockets, and adds their connections to *connections*.  The acceptor never lets that grow to
-    more than *max_connections*.  If *sock* is not a listening socket any more, it calls ``gave_up()``.
+    more than *max_connections*.  If its socket is not a listening socket any more, it calls ``gave_up()``.
     """
+
+    #: Connections that are accepted in one turn of the loop.  With more, a process would take connections that others
+    #: with the same socket have been woken for, and would call many servers before anything else has a turn.
+    max_accept = 1
 
     def __init__(
         self,
         network: Network,
-        sock: Socket,
+        binding: Binding,
         accepted: Callable[[Socket, Any], None],
         connections: Collection[object],
         max_connections: int,
         gave_up: Callable[[], None],
     ) -> None:
         self._network = network
+        self._binding = binding
         self._connections = connections
         self._max_connections = max_connections
         self._gave_up = gave_up
         self._retry: Any = None
         self._retry_after = FIRST_RETRY
         loop = get_hub().loop
-        address = sock.getsockname()
+        address = binding.socket.getsockname()
         self._full = PauseLog(loop, address, self._is_full)
         self._refused = PauseLog(loop, address, lambda: self._retry is not None)
         # Otherwise, a program that waits for connections would get LoopExit during a pause.
         self._keep_running = loop.async_()
         self._keep_running.start(lambda: None)
-        listening: Any = sock  # a Socket is all that gevent needs
+        listening: Any = binding.socket  # a Socket is all that gevent needs
         super().__init__(listening, accepted, spawn=None)
 
     def connection_gone(self) -> None:
@@ -93,12 +101,30 @@ class Acceptor(StreamServer):
         elif not self.closed:
             self.start_accepting()
 
+    def remove_file(self) -> None:
+        """Remove the file of a Unix socket, without which no client can connect."""
+        self._binding.remove_file()
+
+    def leave_to_parent(self) -> None:
+        """Close, in a forked child: only the descriptor, and what belongs to the hub."""
+        self._binding.leave_to_parent()
+        self.close()
+
     def close(self) -> None:
+        self.remove_file()
         self._stop_retry()
         self._full.close()
         self._refused.close()
         self._keep_running.close()
+        if not self.closed:
+            self._close_socket()
         super().close()
+
+    def _close_socket(self) -> None:
+        if self._binding.is_own:
+            with suppress(OSError):  # not all systems shut down listening sockets
+                self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would go on listening
+        self.socket.close()
 
     def close_taking_queued(self) -> list[tuple[Any, Any]]:
         """Close, and return the connections that were queued, as far as ``max_connections`` allows.
@@ -111,7 +137,7 @@ class Acceptor(StreamServer):
         while len(self._connections) + len(queued) < self._max_connections and (accepted := self.do_read()):
             queued.append(accepted)
         if not self.closed:
-            self.socket.close()
+            self._close_socket()
         self.close()
         return queued
 
@@ -135,6 +161,10 @@ class Acceptor(StreamServer):
                 self._system_refused(error)
             return None
         self._retry_after = FIRST_RETRY
+        if not self._binding.is_own:
+            # Other processes with this socket, which have been woken too, accept the next connections.  Of 40, one of
+            # four processes would take 23 or more, and takes 12.
+            self._network.let_others_run()
         return accepted
 
     def do_close(self, *_: object) -> None:

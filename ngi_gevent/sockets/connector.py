@@ -65,6 +65,10 @@ class Connector:
     def unsent_size(self) -> None:
         """Return None: there is no connection yet."""
 
+    def leave_to_parent(self) -> None:
+        """Give up, and call nothing, in a forked child."""
+        self._loop.run_callback(self._give_up)
+
     def _give_up(self) -> None:
         if self._connecting:
             self._greenlet.throw(GreenletExit)
@@ -72,6 +76,7 @@ class Connector:
     def _run(self) -> None:
         try:
             with self._time_limit():
+                self._check_process()
                 connection = self._connect()
         except GreenletExit:
             self._fail(STOPPED)
@@ -126,6 +131,7 @@ class Connector:
         destination = self._destination
         sock = destination.connect()
         try:
+            self._check_process()
             connection = self._make_connection(destination.network, sock, destination.peer_of(sock), self._owner)
         except BaseException:  # most likely, the peer is already gone
             sock.close()
@@ -137,8 +143,14 @@ class Connector:
             raise GreenletExit
         return connection
 
+    def _check_process(self) -> None:
+        if self._mailbox.is_of_parent:
+            raise GreenletExit
+
     def _fail(self, reason: Reason) -> None:
         self._connecting = False
+        if self._mailbox.is_of_parent:
+            return
         try:
             self._handler.failed_connect(reason)
         except BaseException as error:

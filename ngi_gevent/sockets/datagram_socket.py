@@ -19,7 +19,7 @@ from ngi_gevent.core.address import THIS_HOST, check_send_address, unix_path, wi
 from ngi_gevent.core.datagram import BaseDatagramListener
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
-from ngi_gevent.sockets.binding import Binding, ipv4_first
+from ngi_gevent.sockets.binding import BindOptions, bind_one, ipv4_first
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher, current_connection
 
 if TYPE_CHECKING:
@@ -61,25 +61,32 @@ class DatagramListener(BaseDatagramListener):
     def __init__(
         self,
         network: Network,
-        owner: ListenerOwner,
+        registry: ListenerOwner,
         hub: Any,
         address: Any,
         handler: IUDPHandler,
         buffer_size: int,
+        *,
+        reuse_port: bool = False,
+        broadcast: bool = False,
+        mode: int | None = None,
+        owner: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(owner, handler, buffer_size)
+        super().__init__(registry, handler, buffer_size)
         self._hub = hub
         self._mailbox = Dispatcher.current().mailbox
-        self._binding = Binding(network, address, socket.SOCK_DGRAM)
+        options = BindOptions(socket.SOCK_DGRAM, reuse_port=reuse_port, mode=mode, owner=owner)
+        self._binding = bind_one(network, address, options)
         self._socket = self._binding.socket
         try:
+            if broadcast:
+                network.allow_broadcast(self._socket)
             self.address = self._socket.getsockname()
             self._buffer = memoryview(bytearray(buffer_size + 1))
             self._watcher = hub.loop.io(self._socket.fileno(), READ)
             logs.datagrams.info("receiving datagrams on %r", self.address)
         except BaseException:
-            self._socket.close()
-            self._binding.remove_file()
+            self._binding.close()
             raise
         self._sender = _ListenerSender(network, self._socket, self._check_open)
         self._open = True
@@ -110,8 +117,11 @@ class DatagramListener(BaseDatagramListener):
             except GreenletExit:  # the greenlet was killed in _wait
                 self.close()
             except BaseException as error:  # raised in _wait, by a gevent.Timeout that a handler left open, for example
-                self._owner.handler_raised(self.address, "receiving", error)
+                self._owner.handler_raised(self.address, "receiving", error, self._log_interrupted)
         self._owner.forget(self)
+
+    def _log_interrupted(self, address: Any, where: str, error: BaseException) -> None:
+        logs.datagrams.error("receiving datagrams on %r was interrupted, and goes on", address, error=error)
 
     def _wait(self) -> None:
         """Wait for a datagram.  Other greenlets get a turn even if there is one already."""
@@ -147,12 +157,17 @@ class DatagramListener(BaseDatagramListener):
 
     def _stop_receiving(self) -> None:
         self._watcher.close()
-        self._socket.close()
-        self._binding.remove_file()
+        self._binding.close()
         if self._waiting:
             self._hub.loop.run_callback(self._end)
             self._owner.forget(self)
         logs.datagrams.info("no longer receiving datagrams on %r", self.address)
+
+    def leave_to_parent(self) -> None:
+        """Count as closed, in a forked child.  Closes the descriptor, and nothing else."""
+        self._open = False
+        self._socket.close()
+        self._watcher.close()
 
     def _end(self) -> None:
         if self._waiting:

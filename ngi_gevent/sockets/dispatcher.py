@@ -159,20 +159,25 @@ class Dispatcher:
         #: The time that this turn has.
         self.time = TurnTime(self.loop)
         self._users = 0
-        self._generation = forks.generation()
+        forks.add(self)
 
     @staticmethod
     def current() -> Dispatcher:
         """Return the dispatcher of the calling thread's hub."""
         hub = get_hub()
         dispatcher: Dispatcher | None = this_thread.dispatcher
-        if dispatcher is None or dispatcher.hub is not hub or not dispatcher.is_of_this_process():
+        if dispatcher is None or dispatcher.hub is not hub:
             dispatcher = this_thread.dispatcher = Dispatcher(hub)
         return dispatcher
 
-    def is_of_this_process(self) -> bool:
-        """Return whether its connections belong to this process, and not to one that it was forked from."""
-        return self._generation == forks.generation()
+    def leave_to_parent(self) -> None:
+        """Let nothing run from now on, in a forked child, where the thread's hub gets a new dispatcher."""
+        if this_thread.dispatcher is self:
+            this_thread.dispatcher = this_thread.calls = None
+        self.mailbox.leave_to_parent()
+        for waiting in self.ready, self.batch, self.unsent:
+            waiting.clear()
+        self._turn.close()
 
     def acquire(self) -> None:
         """Dispatch from now on: there is one more connection."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gevent import sleep
 from greenlet import GreenletExit
 
+from ngi_gevent.core import forks
 from ngi_gevent.core.output import Lines, Piece
 
 if TYPE_CHECKING:
@@ -94,6 +95,13 @@ class Feeder:
         self._dropped.extend(self._behind)
         self._behind.clear()
         self._dispatcher.loop.run_callback(self._interrupt)
+
+    def leave_to_parent(self) -> None:
+        """Pull nothing from now on, and close nothing, in a forked child."""
+        forks.keep(*self._behind, *self._dropped)
+        self._behind.clear()
+        self._dropped.clear()
+        self.is_waiting = self._is_pulling = False
 
     def _interrupt(self) -> None:
         if self._is_pulling:  # otherwise it has not begun, or is closing what was dropped

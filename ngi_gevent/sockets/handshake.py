@@ -38,6 +38,9 @@ class ShakingHands(Protocol):
     def is_live(self) -> bool:
         """Return whether the connection has not ended."""
 
+    def is_of_parent(self) -> bool:
+        """Return whether it belongs to the process that this one was forked from."""
+
     def handle(self, event: str, reason: Reason | None = None) -> None:
         """Feed the lifecycle an event, and do what a new state asks for."""
 
@@ -74,6 +77,8 @@ class Handshake:
             reason = error
         if reason is None:
             return begin(connection)
+        if connection.is_of_parent():
+            return None
         logs.connections.info(
             "connection with %r: the TLS handshake failed: %s",
             *(connection.peer_address, logs.format_reason(reason)),

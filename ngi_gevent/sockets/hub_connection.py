@@ -11,7 +11,7 @@ from ngi_gevent.core.checks import as_bytes
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.lifecycle import BREAK, CLOSING, OPEN, STOP, STOPPED
 from ngi_gevent.core.threads import Flag
-from ngi_gevent.errors import LimitExceeded
+from ngi_gevent.errors import ConnectionClosed, LimitExceeded
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.mailbox import this_thread
@@ -19,6 +19,7 @@ from ngi_gevent.sockets.mailbox import this_thread
 if TYPE_CHECKING:
     from ngi_gevent.core.output import Lines
     from ngi_gevent.interfaces import Data
+    from ngi_gevent.sockets.plain import Transport
     from ngi_gevent.sockets.sender import Sender
 
 __all__ = ["HubConnection"]
@@ -31,12 +32,17 @@ class HubConnection(BaseConnection):
     __slots__ = ("_calls", "_dispatcher")
 
     _output: Sender
+    _transport: Transport  # assigned by the class that receives
 
     def __init__(self, dispatcher: Dispatcher, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._dispatcher = dispatcher
         self._calls = dispatcher.mailbox.calls  # of other threads, for any connection of this hub
         dispatcher.acquire()
+
+    @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        return self._transport.peer_credentials
 
     def write(self, data: Data) -> None:
         if type(data) is not bytes:
@@ -124,6 +130,32 @@ class HubConnection(BaseConnection):
         # A call of another thread may have closed it since the owner looked.
         if self._lifecycle.state is CLOSING and self._output.linger is not None:
             self._output.linger.limit_iterables()
+
+    # Forked children.
+
+    def is_of_parent(self) -> bool:
+        """Return whether it belongs to the process that this one was forked from."""
+        return self._dispatcher.mailbox.is_of_parent
+
+    def leave_to_parent(self) -> None:
+        """Count as closed, in a forked child.  Closes the descriptor, and nothing else."""
+        self._lifecycle.abandon()
+        self._output.leave_to_parent()
+
+    def _report_end(self) -> None:
+        if not self.is_of_parent():
+            super()._report_end()
+
+    def wait_for(self, flag: Flag, timeout: float | None) -> bool:
+        if self.is_of_parent():
+            raise self.closed_error()
+        return super().wait_for(flag, timeout)
+
+    def closed_error(self) -> ConnectionClosed:
+        if self.is_of_parent():
+            message = f"the connection to {self.peer_address!r} belongs to the process that this one was forked from"
+            return ConnectionClosed(message, self)
+        return super().closed_error()
 
     # Other threads.
 

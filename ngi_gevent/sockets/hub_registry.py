@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ngi_gevent.core import forks
 from ngi_gevent.core.registry import OnError, Registry, log_error
 from ngi_gevent.core.threads import Flag, get_hub_if_exists
 from ngi_gevent.sockets.datagram_socket import DatagramSender
@@ -12,7 +13,7 @@ from ngi_gevent.sockets.dispatcher import Dispatcher
 from ngi_gevent.sockets.linger import CHECK_INTERVAL, SEND_TIMEOUT
 
 if TYPE_CHECKING:
-    from ngi_gevent.core.logs import RateLimit
+    from ngi_gevent.core.logs import LogRaised
     from ngi_gevent.sockets.network import Network
 
 __all__ = ["HubRegistry", "keep_first_error", "log_and_interrupt"]
@@ -30,8 +31,17 @@ class HubRegistry(Registry):
         self._network = network
         self.sender = DatagramSender(network)
         self.mailbox = Dispatcher.current().mailbox
-        self._kept: tuple[Any, str, BaseException] | None = None  # the error for the next wait
+        self._kept: tuple[Any, str, BaseException, LogRaised] | None = None  # the error for the next wait
         self._stopped = False
+        forks.add(self)
+
+    def leave_to_parent(self) -> None:
+        """Have nothing outstanding from now on, in a forked child."""
+        items: list[Any] = list(self._items)
+        self._items.clear()
+        self._kept = None
+        self.sender.close()
+        forks.leave(items)
 
     def stop(self) -> None:
         self._stopped = True  # no wait must come any more
@@ -75,11 +85,11 @@ class HubRegistry(Registry):
             elif self._network.now() > deadline:
                 return
 
-    def keep(self, peer: Any, where: str, error: BaseException) -> bool:
+    def keep(self, peer: Any, where: str, error: BaseException, log: LogRaised) -> bool:
         """Keep *error* for ``wait`` to raise.  Return False if there is one already, or no wait can come any more."""
         if self._stopped or self._kept is not None:
             return False
-        self._kept = peer, where, error
+        self._kept = peer, where, error, log
         self.wake()
         return True
 
@@ -98,24 +108,21 @@ class HubRegistry(Registry):
             self._wakers.remove(wake)
 
 
-def log_and_interrupt(
-    registry: HubRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
-) -> None:
+def log_and_interrupt(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Log *error*.  One that must end the program, such as Ctrl-C, goes to the main greenlet, as always in gevent."""
-    log_error(registry, peer, where, error, limit)
+    if not (registry.mailbox.is_of_parent and isinstance(error, SystemExit)):  # which is how a forked child ends
+        log(peer, where, error)
     hub = get_hub_if_exists()
     if hub is not None and isinstance(error, hub.SYSTEM_ERROR):
         hub.handle_system_error(type(error), error, error.__traceback__)
 
 
-def keep_first_error(
-    registry: HubRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
-) -> None:
+def keep_first_error(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Keep *error* for ``wait`` if it is the first one, and log it otherwise.
 
     One that must end the program does not depend on a wait that may never come.
     """
     hub = get_hub_if_exists()
     ends_program = hub is not None and isinstance(error, hub.SYSTEM_ERROR)
-    if (ends_program and not registry.is_waited_for()) or not registry.keep(peer, where, error):
-        log_and_interrupt(registry, peer, where, error, limit)
+    if (ends_program and not registry.is_waited_for()) or not registry.keep(peer, where, error, log):
+        log_and_interrupt(registry, peer, where, error, log)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["IdleTimer"]
 
-Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 #: Checks of the connection within the time allowed, while the application is busy.
@@ -73,13 +72,13 @@ class IdleTimer:
         """Stop the timer."""
         self._timer.close()
 
-    def _noting(self, call: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
+    def _noting(self, call: Callable[..., Result]) -> Callable[..., Result]:
         """Return a call that notes when it received or sent: that is, when it did not raise."""
 
         now = self._transport.now
 
-        def noted(argument: Argument) -> Result:
-            result = call(argument)
+        def noted(*arguments: Any) -> Result:
+            result = call(*arguments)
             self._latest = now()
             return result
 

@@ -1,4 +1,4 @@
-"""Implementations on gevent: connecting and listening on the hub of the calling thread."""
+"""The implementation on gevent: connecting and listening on the hub of the calling thread."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from weakref import WeakKeyDictionary
 from gevent import get_hub
 from greenlet import getcurrent
 
-from ngi_gevent.core.address import check_connect_address, check_listen_address, check_local_address, check_send_address
-from ngi_gevent.core.checks import (
-    as_bytes,
-    as_timeout,
-    check_client_handler,
-    check_count,
-    check_max_connections,
-    check_server,
+from ngi_gevent.core.address import (
+    check_connect_address,
+    check_has_file,
+    check_listen_address,
+    check_listen_addresses,
+    check_local_address,
+    check_send_address,
 )
-from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server
+from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_datagram_options
+from ngi_gevent.core.listening import check_listen_options
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
@@ -30,14 +31,14 @@ from ngi_gevent.sockets.connector import Connector
 from ngi_gevent.sockets.datagram_socket import DatagramListener
 from ngi_gevent.sockets.destination import Destination
 from ngi_gevent.sockets.dispatcher import current_connection
-from ngi_gevent.sockets.hub_registry import HubRegistry, keep_first_error, log_and_interrupt
+from ngi_gevent.sockets.hub_registry import HubRegistry, log_and_interrupt
 from ngi_gevent.sockets.listener import BACKLOG, StreamListener
 from ngi_gevent.sockets.network import Network
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from ngi_gevent.core.registry import OnError
     from ngi_gevent.interfaces import (
@@ -48,9 +49,10 @@ if TYPE_CHECKING:
         IUDPHandler,
         KeepAlive,
         PeerAddress,
+        UDPListenOptions,
     )
 
-__all__ = ["Implementation", "Inline"]
+__all__ = ["Implementation"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -149,7 +151,7 @@ class Implementation:
     @_on_its_hub
     def listener(
         self,
-        address: Address,
+        address: Address | list[Any],
         handler: IServer,
         *,
         backlog: int = BACKLOG,
@@ -157,6 +159,9 @@ class Implementation:
         idle_timeout: float | None = None,
         output_limit: int = OUTPUT_LIMIT,
         reuse_port: bool = False,
+        dual_stack: bool = False,
+        mode: int | None = None,
+        owner: tuple[int, int] | None = None,
         keep_alive: KeepAlive = True,
         linger_timeout: float | None = LINGER_TIMEOUT,
         ssl_context: SSLContext | None = None,
@@ -164,12 +169,14 @@ class Implementation:
     ) -> StreamListener:
         """Listen on *address*, and call *handler*, a server, with each connection.
 
-        Blocks only to look up the name of a host.  Each connection has its own greenlet for the server and handlers, on
-        the hub of the calling thread.  With :class:`Threaded`, that is the hub of its own thread.
+        Blocks only to look up the name of a host, and for up to 1 second while another process binds a Unix socket in
+        the same directory.  Each connection has its own greenlet for the server and handlers, on the hub of the
+        calling thread.  With :class:`Threaded`, that is the hub of its own thread.
 
         :param address: ``(host, port)``, where port 0 picks one; the path or abstract name of a Unix socket
             (:data:`~ngi_gevent.interfaces.PeerAddress`); None for a free port on the loopback interface; or a bound
-            socket, which then belongs to the listener.
+            socket, which then belongs to the listener.  A list of these makes one listener on all of them, and so
+            does a host name that has several addresses.  Port 0 then picks one port for all.
         :param backlog: connections that the kernel queues until they are accepted.
         :param max_connections: open connections at which accepting pauses.  Until one of them is gone, the kernel
             queues new ones, and the logger ``ngi_gevent.listener`` says so.  The default is 90% of the descriptors that
@@ -181,6 +188,11 @@ class Implementation:
         :param output_limit: bytes of output that can be pending for one peer.  One more write resets the connection,
             with a :class:`~ngi_gevent.LimitExceeded` as the reason.
         :param reuse_port: whether other processes can listen on the same port; the kernel then distributes connections.
+        :param dual_stack: whether ``::`` accepts IPv4 connections, too.  Their ``peer_address`` has a host such as
+            ``'::ffff:192.0.2.1'``.
+        :param mode: the permissions of the file of a Unix socket, such as ``0o660``.  The default depends on the umask
+            of the process.  Mode and owner are set before a client can connect.
+        :param owner: user and group of that file, as a pair of ids, where -1 changes nothing; default: the process's.
         :param keep_alive: whether the kernel probes silent peers over TCP, and ends connections without an answer; or
             ``(idle, interval, count)``: seconds of silence before the first probe, seconds between two probes, and how
             many remain without an answer.  With True, these are the kernel's, on Linux two hours, 75 and 9.
@@ -195,10 +207,9 @@ class Implementation:
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
         """
-        check_listen_address(address)
+        check_listen_options(backlog, max_connections, reuse_port, dual_stack, mode, owner)
+        addresses = check_listen_addresses(address, dual_stack, mode, owner)
         check_server(handler)
-        check_count("backlog", backlog)
-        check_max_connections(max_connections)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
         make_connection = transport.server_factory(options, ssl_context, handshake_timeout)
         registry = self._registry_here()[1]
@@ -206,11 +217,14 @@ class Implementation:
             self._network,
             registry,
             self.connect,
-            address,
+            addresses,
             handler,
             backlog=backlog,
             max_connections=default_max_connections(self._network) if max_connections is None else max_connections,
             reuse_port=reuse_port,
+            dual_stack=dual_stack,
+            mode=mode,
+            owner=owner,
             keep_alive=keep_alive,
             make_connection=make_connection,
         )
@@ -236,24 +250,36 @@ class Implementation:
         self._registry_here()[1].sender.send(address, data)
 
     @_on_its_hub
-    def udp_listener(self, address: Address, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
+    def udp_listener(
+        self,
+        address: Address,
+        handler: IUDPHandler,
+        buffer_size: int = BUFFER_SIZE,
+        **options: Unpack[UDPListenOptions],
+    ) -> DatagramListener:
         """Receive datagrams on *address*, and call *handler* with each, one at a time and in order.
 
-        Blocks only to look up the name of a host.  The listener has its own greenlet for *handler*, on the hub of the
-        calling thread.  With :class:`Threaded`, that is the hub of its own thread.
+        Blocks as ``listener`` does.  The listener has its own greenlet for *handler*, on the hub of the calling thread.
+        With :class:`Threaded`, that is the hub of its own thread.
 
-        :param address: as for ``listener``, where a bound socket is one for datagrams.
+        :param address: as for ``listener``, but only one.  A bound socket must be one for datagrams.  Of a host name
+            with several addresses, the first possible one is used, IPv4 first.
         :param buffer_size: bytes of the longest datagram.  A longer one is dropped, with a warning of the logger
             ``ngi_gevent.datagram``.  The default takes the longest that UDP has; Unix sockets can send longer ones.
+        :param reuse_port: whether other sockets can receive on the same port; the kernel then distributes datagrams, by
+            the address of the sender.
+        :param broadcast: whether the listener's ``send`` can send to broadcast addresses.
+        :param mode: as for ``listener``, and so is *owner*.
         :raises TypeError: an argument has the wrong type.
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
         """
         check_listen_address(address, SOCK_DGRAM)
         check_datagram_handler(handler)
-        check_buffer_size(buffer_size)
+        check_datagram_options(buffer_size, **options)
+        check_has_file([address], options.get("mode"), options.get("owner"))
         hub, registry = self._registry_here()
-        listener = DatagramListener(self._network, registry, hub, address, handler, buffer_size)
+        listener = DatagramListener(self._network, registry, hub, address, handler, buffer_size, **options)
         self._check_still_open(listener)
         registry.add(listener)
         return listener
@@ -317,19 +343,7 @@ class Implementation:
         self._check_open()
         hub = get_hub()
         registry = self._on_hub.get(hub)
-        if registry is None:
+        if registry is None or registry.mailbox.is_of_parent:
             registry = self._on_hub[hub] = self._make_registry()
             self._check_open()  # because a close() at the same time may not have found this hub
         return hub, registry
-
-
-class Inline(Implementation):
-    """Connects and listens on the hub of the calling thread, for scripts: ``wait`` raises the error of a handler.
-
-    Otherwise like :class:`Implementation`.  The first error since the last ``wait`` is kept for the next one, and not
-    logged.  Further errors are logged, and so is one that no ``wait`` came for before ``close``.  ``wait`` returns as
-    soon as there is an error, and leaves everything else as it is.  Ctrl-C in a handler is raised by a ``wait`` that
-    runs, and otherwise in the main greenlet.
-    """
-
-    _on_error = staticmethod(keep_first_error)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
 
-from ngi_gevent.core import logs
+from ngi_gevent.core import forks, logs
 from ngi_gevent.core.listening import BaseListener, ListenerOwner
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IListener, documented_by
 from ngi_gevent.sockets.acceptor import Acceptor
-from ngi_gevent.sockets.binding import Binding
+from ngi_gevent.sockets.binding import BindOptions, bind_all
 from ngi_gevent.sockets.dispatcher import Dispatcher, current_connection
 
 if TYPE_CHECKING:
@@ -35,45 +35,56 @@ BACKLOG = 1024
 
 @documented_by(IListener)
 class StreamListener(BaseListener):
-    """A listener on a socket."""
+    """A listener on one socket or several."""
 
     def __init__(
         self,
         network: Network,
-        owner: ListenerOwner,
+        registry: ListenerOwner,
         connect: Callable[..., None],
-        address: Any,
+        addresses: list[Any],
         server: IServer,
         *,
         backlog: int,
         max_connections: int,
         reuse_port: bool,
+        dual_stack: bool,
+        mode: int | None,
+        owner: tuple[int, int] | None,
         keep_alive: KeepAlive,
         make_connection: MakeConnection,
     ) -> None:
-        super().__init__(owner, server)
+        super().__init__(registry, server)
         self._network = network
         self._connect = connect
         self._hub = get_hub()
         self._mailbox = Dispatcher.current().mailbox
         self._context = copy_context()
         self._make_connection = make_connection
-        self._binding = Binding(network, address, socket.SOCK_STREAM, reuse_port=reuse_port)
-        sock = self._binding.socket
-        try:
+        self._acceptors: list[Acceptor] = []
+
+        def listen(sock: Socket) -> None:
             # Accepted sockets inherit these options, which saves two system calls for each.
             network.send_at_once(sock)
             network.keep_alive(sock, keep_alive)
             sock.listen(backlog)
-            self.address = sock.getsockname()
+
+        options = BindOptions(socket.SOCK_STREAM, listen, reuse_port, dual_stack, mode, owner)
+        bindings = bind_all(network, addresses, options)
+        try:
+            self.addresses = tuple(binding.socket.getsockname() for binding in bindings)
             self._log_opened()
-            self._acceptor = Acceptor(
-                network, sock, self._accepted, self._connections, max_connections, self._stop_listening
-            )
-            self._acceptor.start()
+            for binding in bindings:
+                acceptor = Acceptor(
+                    network, binding, self._accepted, self._connections, max_connections, self._stop_listening
+                )
+                self._acceptors.append(acceptor)
+                acceptor.start()
         except BaseException:
-            sock.close()
-            self._binding.remove_file()
+            for acceptor in self._acceptors:
+                acceptor.close()
+            for binding in bindings:
+                binding.close()
             raise
         self._accepting = True
 
@@ -95,9 +106,21 @@ class StreamListener(BaseListener):
                 raise
             return close(argument)
 
+    def leave_to_parent(self) -> None:
+        """Count as closed, in a forked child.  Closes the descriptors, and nothing else."""
+        self._accepting = False
+        connections: list[Any] = list(self._connections)
+        forks.leave(connections)
+        forks.keep(*self._when_empty)
+        self._connections.clear()
+        self._when_empty.clear()
+        for acceptor in self._acceptors:
+            acceptor.leave_to_parent()
+
     def connection_gone(self, connection: BaseConnection) -> None:
         super().connection_gone(connection)
-        self._acceptor.connection_gone()
+        for acceptor in self._acceptors:
+            acceptor.connection_gone()
 
     def _accepted(self, sock: Socket, peer_address: Any) -> None:
         """Serve an accepted connection.  The acceptor calls this on the hub."""
@@ -130,14 +153,16 @@ class StreamListener(BaseListener):
         return result
 
     def _stop_accepting(self, *, serve_queued: bool = False) -> None:
-        self._binding.remove_file()  # first: no client can connect without it
-        if not serve_queued:
-            self._acceptor.close()
-            return
-        for sock, peer_address in self._acceptor.close_taking_queued():
-            connection = self._connection(sock, peer_address)
-            if connection is not None:
-                self._hub.loop.run_callback(self._run, connection)
+        for acceptor in self._acceptors:
+            acceptor.remove_file()  # first: no client can connect without it
+        for acceptor in self._acceptors:
+            if not serve_queued:
+                acceptor.close()
+                continue
+            for sock, peer_address in acceptor.close_taking_queued():
+                connection = self._connection(sock, peer_address)
+                if connection is not None:
+                    self._hub.loop.run_callback(self._run, connection)
 
     def _current_connection(self) -> Any:
         return current_connection()

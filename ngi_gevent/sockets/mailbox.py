@@ -4,8 +4,8 @@ A hub belongs to one native thread, and so do its connections and listeners; not
 leaves a call in the hub's mailbox.  The hub's thread makes the calls in their order, and before any that it makes
 itself on a connection.  The loop is woken once for a burst of calls.
 
-Once the hub has gone, the mailbox refuses calls.  A hub can go in three ways: it is destroyed, its thread ends, or this
-process was forked from the one that has the thread.
+Once the hub has gone, the mailbox refuses calls.  A hub can go in three ways: it is destroyed, its thread ends, or it
+belongs to the parent of this process.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Mailbox:
 
     :ivar calls: the calls that are left to make.  On the hub's thread, ``this_thread.calls`` is this object.
     :ivar lock: held while several methods must be called in one step.  A thread can acquire it again.
+    :ivar is_of_parent: whether the hub, and everything on it, belongs to the process that this one was forked from.
     """
 
     __slots__ = (
-        "_generation",
         "_hub",
         "_inside",
         "_life",
@@ -71,6 +71,7 @@ class Mailbox:
         "_returned",
         "_woken",
         "calls",
+        "is_of_parent",
         "lock",
     )
 
@@ -78,7 +79,7 @@ class Mailbox:
         self.calls: deque[tuple[Context, Callable[..., object], tuple[Any, ...]]] = deque()
         self.lock = make_lock()
         self._hub = ref(hub)  # what refers to a mailbox must not keep a hub that its thread has given up
-        self._generation = forks.generation()
+        self.is_of_parent = False
         life = _Life()
         self._life = ref(life)
         self._open = True
@@ -160,6 +161,8 @@ class Mailbox:
         if errors:
             raise errors[0]
         if not results:
+            if self.is_of_parent:
+                raise ImplementationClosed("this was made before a fork, and belongs to the parent process")
             raise ImplementationClosed("the thread that must do this has ended with its implementation")
         return results[0]
 
@@ -204,10 +207,16 @@ class Mailbox:
             self._returned.clear()
             self._returned.wait()
 
+    def leave_to_parent(self) -> None:
+        """Refuse calls from now on, and make none of those that are left, in a forked child."""
+        self.is_of_parent = True
+        forks.keep(*self.calls)
+        self.calls.clear()
+
     def _loop(self) -> Any:
         """Return the hub's loop; None if the hub has gone."""
         hub = self._hub()
-        if hub is None or self._life() is None or self._generation != forks.generation():
+        if hub is None or self._life() is None or self.is_of_parent:
             return None
         return hub.loop
 

@@ -47,6 +47,9 @@ _FINISHED: int | None = getattr(select, "POLLRDHUP", None)
 #: One result of ``getaddrinfo``: family, kind, protocol, canonical name, and the address for that family.
 Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
 
+_PEER_CREDENTIALS: int | None = getattr(socket, "SO_PEERCRED", None)  # only on Linux
+
+_CREDENTIALS = struct.Struct("iII")
 #: The families of TCP sockets; others refuse its options.
 _OF_TCP = socket.AF_INET, socket.AF_INET6
 
@@ -77,7 +80,7 @@ class Socket(Protocol):
     def getsockname(self) -> Any: ...
     def getpeername(self) -> Any: ...
     def recv(self, size: int, /) -> bytes: ...
-    def send(self, data: bytes | memoryview, /) -> int: ...
+    def send(self, data: bytes | memoryview, flags: int = ..., /) -> int: ...
     def sendmsg(self, pieces: Iterable[bytes | memoryview], /) -> int: ...
     def recvfrom_into(self, buffer: memoryview, size: int, flags: int, /) -> tuple[int, Any]: ...
     def sendto(self, data: bytes, address: Any, /) -> int: ...
@@ -113,6 +116,39 @@ class Network:
     def unlink(self, path: str | bytes) -> None:
         """Remove the file that a Unix socket is bound to, or raise ``OSError``."""
         os.unlink(path)
+
+    def restrict_file(self, sock: Socket) -> None:
+        """Let only this user send to the file that *sock* will be bound to, where the system can."""
+        with suppress(OSError):  # only Linux can
+            os.fchmod(sock.fileno(), 0o600)
+
+    def change_file(self, path: str | bytes, mode: int | None, owner: tuple[int, int] | None) -> None:
+        """Change the owner and the permissions of the file that a Unix socket is bound to, or raise ``OSError``."""
+        if owner is not None:
+            os.chown(path, *owner)
+        if mode is not None:
+            os.chmod(path, mode)
+
+    def lock(self, folder: str) -> int:
+        """Lock *folder* for this process, and return what ``unlock`` takes.
+
+        :raises BlockingIOError: another process has locked it.
+        :raises OSError: it cannot be locked.
+        """
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def unlock(self, lock: int) -> None:
+        """Release a lock."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a child that was forked meanwhile holds the descriptor, too
+        finally:
+            os.close(lock)
 
     # Descriptors.
 
@@ -180,6 +216,10 @@ class Network:
         """
         _plain(sock).close()
 
+    def let_others_run(self) -> None:
+        """Let other processes that are ready use the processor first."""
+        os.sched_yield()
+
     # Options.
 
     def allow_address_reuse(self, sock: Socket) -> None:
@@ -189,6 +229,14 @@ class Network:
     def share_port(self, sock: Socket) -> None:
         """Let other processes bind sockets to the same port."""
         _set(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT)
+
+    def set_dual_stack(self, sock: Socket, on: bool) -> None:
+        """Set whether *sock*, an IPv6 socket, accepts IPv4 connections too, if it is bound to ``::``."""
+        _set(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not on))
+
+    def allow_broadcast(self, sock: Socket) -> None:
+        """Let *sock* send to broadcast addresses."""
+        _set(sock, socket.SOL_SOCKET, socket.SO_BROADCAST)
 
     def send_at_once(self, sock: Socket) -> None:
         """Tell the kernel not to hold small output back in case more follows.  It does so only for TCP."""
@@ -229,6 +277,14 @@ class Network:
         """Return how many bytes of output the kernel holds for *sock* at most."""
         plain: Any = sock
         return plain.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # type: ignore[no-any-return]
+
+    def peer_credentials(self, sock: Socket) -> tuple[int, int, int] | None:
+        """Return the process, user and group of the peer of *sock*; None if the system cannot say."""
+        plain = _plain(sock)
+        if plain.family != socket.AF_UNIX or _PEER_CREDENTIALS is None:
+            return None
+        pid, uid, gid = _CREDENTIALS.unpack(plain.getsockopt(socket.SOL_SOCKET, _PEER_CREDENTIALS, _CREDENTIALS.size))
+        return pid, uid, gid
 
     def has_input(self, sock: Socket) -> bool:
         """Return whether *sock* has something to receive: input, the end of it, or an error."""

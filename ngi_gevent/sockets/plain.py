@@ -14,14 +14,18 @@ from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import Piece
 from ngi_gevent.sockets.network import Network, Socket
 
-__all__ = ["RECEIVE_SIZE", "PlainTransport", "Transport", "WrapCall"]
+__all__ = ["NO_SIGNAL", "RECEIVE_SIZE", "PlainTransport", "Transport", "WrapCall"]
 
 #: Bytes to receive at a time.  That is enough for a stream not to be dominated by calls.  Allocating from 128 KiB on
 #: would map memory each time.
 RECEIVE_SIZE = 64 * 1024
 
+#: Flag for sending.  Without it, a peer that has gone would end a program in which SIGPIPE has its default effect.
+#: Callers pass it, since a function around the socket's ``send`` would be one more call for each message.
+NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))  # macOS has none
+
 #: Takes one of the calls that receive or send, and returns the call to make instead.
-WrapCall = Callable[[Callable[[Any], Any]], Callable[[Any], Any]]
+WrapCall = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Transport(Protocol):
@@ -35,16 +39,19 @@ class Transport(Protocol):
         """Receives at most so many bytes, as ``recv`` of a non-blocking socket."""
 
     @property
-    def send(self) -> Callable[[Piece], int]:
-        """Sends a piece, as ``send`` of a non-blocking socket."""
+    def send(self) -> Callable[[Piece, int], int]:
+        """Sends a piece, as ``send`` of a non-blocking socket.  The second argument is always ``NO_SIGNAL``."""
 
-    @property
-    def sendmsg(self) -> Callable[[list[Piece]], int]:
-        """Sends several pieces, as ``sendmsg`` of a non-blocking socket."""
+    def sendmsg(self, pieces: list[Piece]) -> int:
+        """Send several pieces, as ``sendmsg`` of a non-blocking socket."""
 
     @property
     def ssl_object(self) -> Any:
         """The ``ssl.SSLObject``; None without TLS."""
+
+    @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        """The process, user and group of the peer; None if it is unknown."""
 
     @property
     def end_reason(self) -> Any:
@@ -77,6 +84,9 @@ class Transport(Protocol):
     def close(self) -> None:
         """Close the descriptor.  The peer sees the end, also if a forked child holds the descriptor."""
 
+    def leave_to_parent(self) -> None:
+        """Close the descriptor, and nothing else, in a forked child."""
+
     def wrap_calls(self, wrap: WrapCall) -> None:
         """Replace the calls that receive and send ciphertext, or plaintext without TLS."""
 
@@ -107,14 +117,21 @@ class Transport(Protocol):
     def peer_has_finished(self) -> bool:
         """Return whether the peer has finished sending, also if there is still input to receive."""
 
-    def is_of_this_process(self) -> bool:
-        """Return whether the connection belongs to this process, and not to its parent."""
-
 
 class PlainTransport:
     """A gevent socket, without TLS."""
 
-    __slots__ = ("_children", "_generation", "_is_ended", "_network", "_wrap", "has_events", "recv", "send", "socket")
+    __slots__ = (
+        "_children",
+        "_is_ended",
+        "_network",
+        "_wrap",
+        "has_events",
+        "peer_credentials",
+        "recv",
+        "send",
+        "socket",
+    )
 
     ssl_object = None
     end_reason = END_OF_INPUT
@@ -124,17 +141,17 @@ class PlainTransport:
         self.socket = sock
         plain = network.plain(sock)
         self.recv: Callable[[int], bytes] = plain.recv
-        self.send: Callable[[Piece], int] = plain.send
+        self.send: Callable[[Piece, int], int] = plain.send
         self.has_events = False
+        self.peer_credentials = network.peer_credentials(sock)
         self._wrap: WrapCall | None = None
         self._is_ended = False  # whether the peer sees the end of output without a shutdown
-        self._generation = forks.generation()
         self._children = forks.children()  # those that cannot hold the descriptor
 
     def sendmsg(self, pieces: list[Piece]) -> int:
         # Not kept, as recv and send are: most connections never need it, and each would pay 72 bytes for it.
-        call: Callable[[list[Piece]], int] = self._network.plain(self.socket).sendmsg
-        return call(pieces) if self._wrap is None else self._wrap(call)(pieces)
+        call: Callable[..., int] = self._network.plain(self.socket).sendmsg
+        return (call if self._wrap is None else self._wrap(call))(pieces, (), NO_SIGNAL)
 
     def take_events(self) -> bool:
         return False
@@ -158,18 +175,21 @@ class PlainTransport:
         """Dropped output needs no note: the end or reset of the socket says enough."""
 
     def reset(self) -> None:
-        if self.is_of_this_process():
-            self._network.reset_on_close(self.socket)
-            # A child that holds the descriptor too would hide the reset, so the peer sees an end instead.
-            self._is_ended = self._children == forks.children()
+        self._network.reset_on_close(self.socket)
+        # A child that holds the descriptor too would hide the reset, so the peer sees an end instead.
+        self._is_ended = self._children == forks.children()
 
     def close(self) -> None:
-        if not self._is_ended and self.is_of_this_process():
+        if not self._is_ended:
             with suppress(OSError):  # it may be broken
                 self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would hide the end
         self._network.close(self.socket)
         self.recv = self.send = _is_closed
         self._wrap = None  # it may hold the connection
+
+    def leave_to_parent(self) -> None:
+        self._is_ended = True  # for the parent to do
+        self.close()
 
     def wrap_calls(self, wrap: WrapCall) -> None:
         self._wrap = wrap
@@ -202,10 +222,7 @@ class PlainTransport:
     def peer_has_finished(self) -> bool:
         return self._network.peer_has_finished(self.socket)
 
-    def is_of_this_process(self) -> bool:
-        return self._generation == forks.generation()
 
-
-def _is_closed(_: object) -> Any:
+def _is_closed(*_: object) -> Any:
     """Take the place of the calls of a closed socket, which must not reach a later one with the same descriptor."""
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))

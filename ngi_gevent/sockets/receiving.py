@@ -169,6 +169,12 @@ class ReceivingConnection(HubConnection):
         """Return whether input would be received at once."""
         return bool(self._read_watcher.active)
 
+    def leave_to_parent(self) -> None:
+        super().leave_to_parent()
+        if self._probe is not None:
+            self._probe.close()
+        self._read_watcher.close()
+
     # What the linger does with the connection.
 
     def receive(self) -> bytes:

@@ -12,6 +12,7 @@ from ngi_gevent.core.lifecycle import BREAK, CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_
 from ngi_gevent.core.output import Lines, OutputQueue
 from ngi_gevent.sockets.feeder import Feeder
 from ngi_gevent.sockets.linger import Linger, Lingering
+from ngi_gevent.sockets.plain import NO_SIGNAL
 
 if TYPE_CHECKING:
     from ngi_gevent.core.options import ConnectionOptions
@@ -128,9 +129,9 @@ class Sender(OutputQueue):
         try:
             try:
                 if len(pieces) != 1:
-                    self.flush(transport.send, transport.sendmsg)
+                    self.flush(lambda piece: transport.send(piece, NO_SIGNAL), transport.sendmsg)
                 else:  # as most turns have it
-                    sent = transport.send(pieces[0])
+                    sent = transport.send(pieces[0], NO_SIGNAL)
                     if sent == self.size:
                         del pieces[0]  # no call in between: a signal handler that writes may run in any call
                         self.size = 0
@@ -277,6 +278,16 @@ class Sender(OutputQueue):
         self.send_pending()
         self.drop()
         self.end()
+
+    def leave_to_parent(self) -> None:
+        """Send nothing from now on, and close the descriptor, in a forked child."""
+        self._transport.leave_to_parent()
+        super().leave_to_parent()
+        if self.feeder is not None:
+            self.feeder.leave_to_parent()
+        if self.linger is not None:
+            self.linger.close()
+        self._stop_waiting_for_peer()
 
     def close(self) -> None:
         """Drop everything: the connection is closed."""

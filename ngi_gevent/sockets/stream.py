@@ -25,7 +25,6 @@ from greenlet import getcurrent
 from ngi_gevent.core.callbacks import ConnectionOwner
 from ngi_gevent.core.checks import check_returned
 from ngi_gevent.core.lifecycle import (
-    ABORT,
     CLOSED,
     CLOSING,
     HALF_CLOSED,
@@ -205,8 +204,6 @@ class StreamConnection(ReceivingConnection):
         if not self._lifecycle.is_gone():  # after which the hub may have gone, too
             if self._calls:
                 self._dispatcher.mailbox.make_calls()
-            if not self._transport.is_of_this_process():
-                event = ABORT  # the connection is the parent's: only close the descriptor
             if self._lifecycle.resets(event):
                 self._transport.reset()
         super().handle(event, reason)

@@ -23,7 +23,7 @@ from typing import Any
 
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import Piece
-from ngi_gevent.sockets.plain import RECEIVE_SIZE, PlainTransport, WrapCall
+from ngi_gevent.sockets.plain import NO_SIGNAL, RECEIVE_SIZE, PlainTransport, WrapCall
 
 __all__ = ["OWN_LIMIT", "MakeSSLObject", "TLSTransport"]
 
@@ -81,6 +81,10 @@ class TLSTransport:
     def socket(self) -> Any:
         """The gevent socket."""
         return self._plain.socket
+
+    @property
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        return self._plain.peer_credentials
 
     @property
     def end_reason(self) -> Any:
@@ -181,7 +185,7 @@ class TLSTransport:
         if isinstance(self._end, ssl.SSLError):
             if not self._ciphertext:
                 with suppress(OSError):
-                    self._plain.send(self._outgoing.read())  # so that the peer may learn why
+                    self._plain.send(self._outgoing.read(), NO_SIGNAL)  # so that the peer may learn why
             raise self._end
         return self._end  # type: ignore[return-value]
 
@@ -196,7 +200,7 @@ class TLSTransport:
         self._stalled = False  # if it still is, sending will find that out
         return wants_to_send
 
-    def send(self, data: Piece) -> int:
+    def send(self, data: Piece, flags: int) -> int:
         """Return how many bytes of *data* were encrypted and sent, as ``send`` of a non-blocking socket.
 
         *data* begins with the bytes that were encrypted before, and that the kernel did not take.
@@ -205,7 +209,7 @@ class TLSTransport:
         while True:
             ciphertext = self._ciphertext or self._encrypted_next(data, sent)
             try:
-                taken = self._plain.send(ciphertext) if ciphertext else 0
+                taken = self._plain.send(ciphertext, NO_SIGNAL) if ciphertext else 0
             except BlockingIOError:
                 taken = 0
             if taken < len(ciphertext):
@@ -220,7 +224,8 @@ class TLSTransport:
                 return sent
 
     def sendmsg(self, pieces: list[Piece]) -> int:
-        return self.send(pieces[0])  # the small ones are joined already, and joining large ones again and again costs
+        # Small ones are joined already, and joining large ones again and again costs.
+        return self.send(pieces[0], NO_SIGNAL)
 
     def _encrypted_next(self, data: Piece, start: int) -> bytes:
         """Return some of *data*, from *start* on, encrypted, behind messages of TLS itself."""
@@ -264,6 +269,9 @@ class TLSTransport:
         self._plain.close()
         self._end = None  # the traceback of an exception holds the connection that it was raised in
 
+    def leave_to_parent(self) -> None:
+        self._plain.leave_to_parent()
+
     # The socket below.
 
     def wrap_calls(self, wrap: WrapCall) -> None:
@@ -295,6 +303,3 @@ class TLSTransport:
 
     def peer_has_finished(self) -> bool:
         return self._plain.peer_has_finished()
-
-    def is_of_this_process(self) -> bool:
-        return self._plain.is_of_this_process()

@@ -6,8 +6,8 @@ leftovers.  :mod:`ngi_gevent.testing.contract` is not imported here, because it 
 
 In memory, everything is synchronous and deterministic.  Nothing is spawned and nothing waits.  When ``connect`` or
 ``write`` returns, it has called all callbacks that it caused, except inside a callback.  Callbacks run on the greenlet
-of the call that led to them, so a callback that blocks holds up that call.  Callbacks are never nested.  Those of one
-implementation, or of one pair made with :class:`Connection`, are queued and called in order.
+of the call that led to them, so a callback cannot wait: it raises :class:`~ngi_gevent.WouldWait`.  Callbacks are never
+nested.  Those of one implementation, or of one pair made with :class:`Connection`, are queued and called in order.
 """
 
 from ngi_gevent.testing.chunking import check_chunking

@@ -13,7 +13,7 @@ from ngi_gevent.testing.memory.turns import MemoryRegistry
 from ngi_gevent.testing.recorder import Recorder
 
 if TYPE_CHECKING:
-    from ngi_gevent.core.logs import RateLimit
+    from ngi_gevent.core.logs import LogRaised
     from ngi_gevent.interfaces import IServer
 
 __all__ = ["Answer", "Conversation", "NotRead", "converse"]
@@ -99,7 +99,7 @@ class _Raising(Implementation):
     def _make_registry(self) -> MemoryRegistry:
         return MemoryRegistry(self._turns, self._keep)
 
-    def _keep(self, registry: Any, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None) -> None:
+    def _keep(self, registry: Any, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
         self._error = self._error or error
 
     def raise_error(self) -> None:

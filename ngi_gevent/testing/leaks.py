@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.threads import Flag, get_hub_if_exists
+from ngi_gevent.core.threads import Flag, is_only_thread
 from ngi_gevent.testing.faults.wrapping import (
     WrappingClient,
     WrappingConnection,
@@ -84,7 +84,7 @@ class Watched(WrappingImplementation):
 
     def _settle(self) -> None:
         """Wait for what is about to end, unless nothing can end it any more."""
-        if self._made.things and not (self._is_in_memory() and _is_only_thread() and not self._greenlets.running()):
+        if self._made.things and not (self._is_in_memory() and is_only_thread() and not self._greenlets.running()):
             self._made.is_empty.wait(GRACE)
 
     def _is_in_memory(self) -> bool:
@@ -206,12 +206,6 @@ class _WatchedClient(WrappingClient):
 
     def _wrap(self, connection: Any) -> WrappingConnection:
         return _WatchedConnection(self._made, connection, None, f"connected at {self._where}")
-
-
-def _is_only_thread() -> bool:
-    """Return whether there is no other thread, except those of gevent's pool, for which a greenlet waits."""
-    hub = get_hub_if_exists()
-    return len(sys._current_frames()) == 1 + (0 if hub is None else hub.threadpool.size)
 
 
 def _describe(thing: Any) -> str:

@@ -161,10 +161,17 @@ class Recorder:
 
     def _wait(self, flag: Flag, left: float, timeout: float) -> str:
         """Wait until *flag* is set, and return why it was not, or nothing."""
-        is_in_callback = getattr(bottom(self.connection), "is_in_callback", bool)
+        connection = bottom(self.connection)
+        is_in_callback = getattr(connection, "is_in_callback", bool)
         if is_in_callback():
             return "this waits in a callback of the connection, before whose return nothing more happens"
-        return "" if flag.wait(max(0.0, left)) else f"it did not happen in {timeout} seconds"
+        wait: Callable[[Flag, float], bool] = getattr(connection, "wait_for", Flag.wait)
+        deadline = time.monotonic() + left
+        if wait(flag, max(0.0, left)):
+            return ""
+        if time.monotonic() < deadline:
+            return "nothing is left that can make it happen"
+        return f"it did not happen in {timeout} seconds"
 
     def _has_ended(self) -> bool:
         return self.closed is not None or self.gone or self.failed is not None

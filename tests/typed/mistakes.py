@@ -118,7 +118,7 @@ def servers() -> None:
     ngi_gevent.Threaded().listener(8000, Right)  # type: ignore[arg-type]
     testing.listener(ADDRESS, Right, max_connection=10)  # type: ignore[call-arg]
     testing.listener(ADDRESS, without_connection)  # type: ignore[arg-type]
-    testing.listener([], Right)  # type: ignore[arg-type]
+    testing.listener({}, Right)  # type: ignore[arg-type]
 
 
 def wherever(implementation: IImplementation, listener: IListener) -> None:

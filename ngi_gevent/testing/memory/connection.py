@@ -26,9 +26,10 @@ from ngi_gevent.core.lifecycle import (
     STOPPED,
 )
 from ngi_gevent.core.output import HIGH_WATER, LOW_WATER, OUTPUT_LIMIT, Lines, OutputQueue
+from ngi_gevent.errors import WouldWait
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.testing.memory.printing import PrintingHandler, TextPrintingHandler
-from ngi_gevent.testing.memory.turns import MemoryRegistry, Turns
+from ngi_gevent.testing.memory.turns import CANNOT_WAIT, MemoryRegistry, Turns, raise_interrupts
 
 if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
@@ -74,7 +75,7 @@ class Connection(BaseConnection):
         self, handler: IConnectionHandler | None = None, address: Any = None, peer_address: Any = None
     ) -> None:
         turns = Turns()
-        registry = MemoryRegistry(turns)
+        registry = MemoryRegistry(turns, raise_interrupts)
         peer = unconnected()
         self._set_up(turns, registry, peer, address, peer_address)
         peer._set_up(turns, registry, self, peer_address, address)
@@ -297,6 +298,11 @@ class Connection(BaseConnection):
 
     def hold(self, flag: Flag) -> bool:
         return False  # no other callback could run during the wait
+
+    def wait_for(self, flag: Flag, timeout: float | None) -> bool:
+        if self.is_in_callback():
+            raise WouldWait(CANNOT_WAIT)
+        return super().wait_for(flag, timeout)
 
     def is_in_callback(self) -> bool:
         return self._turns.greenlet is getcurrent()

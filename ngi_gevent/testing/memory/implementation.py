@@ -5,33 +5,36 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter, deque
-from collections.abc import Container, Hashable
+from collections.abc import Collection, Container, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.checks import (
-    as_bytes,
-    as_timeout,
-    check_client_handler,
-    check_count,
-    check_max_connections,
-    check_server,
-)
-from ngi_gevent.core.datagram import BUFFER_SIZE, check_buffer_size, check_datagram_handler
+from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server
+from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_datagram_options
+from ngi_gevent.core.listening import check_listen_options
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
-from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout
+from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout, WouldWait
 from ngi_gevent.sockets import transport
 from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address, deliver
 from ngi_gevent.testing.memory.listening import Listener
-from ngi_gevent.testing.memory.turns import MemoryRegistry, Turns
+from ngi_gevent.testing.memory.turns import CANNOT_WAIT, MemoryRegistry, Turns, raise_interrupts
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
     from typing_extensions import Self, Unpack
 
-    from ngi_gevent.interfaces import ConnectOptions, Data, IClientConnectHandler, IServer, IUDPHandler, KeepAlive
+    from ngi_gevent.core.registry import OnError
+    from ngi_gevent.interfaces import (
+        ConnectOptions,
+        Data,
+        IClientConnectHandler,
+        IServer,
+        IUDPHandler,
+        KeepAlive,
+        UDPListenOptions,
+    )
     from ngi_gevent.testing.memory.connection import Connection
 
 __all__ = ["Implementation", "connect", "connectable", "default", "listener", "udp", "udp_listener", "wait"]
@@ -49,6 +52,9 @@ class Implementation:
     An address is any hashable.  Exceptions in handlers are logged, as everywhere, except ``KeyboardInterrupt`` and
     ``SystemExit``: the call that led to them raises these.  As a context manager, it closes at the end.
     """
+
+    #: Called with the exceptions of handlers.
+    _on_error: OnError = staticmethod(raise_interrupts)
 
     def __init__(self) -> None:
         self._closed = False
@@ -101,7 +107,7 @@ class Implementation:
         check_client_handler(handler)
         check_hashable(address)
         if self._turns.running and getattr(handler, "waits", False):
-            raise Deadlock("waiting in a callback for a connection in memory, which is made after the callback")
+            raise WouldWait(CANNOT_WAIT)
         if client_address is None:
             client_address = self._new_address() if local_address is None else local_address
         if not self._turns.running:
@@ -111,7 +117,7 @@ class Implementation:
 
     def listener(
         self,
-        address: Hashable,
+        address: Hashable | list[Any],
         handler: IServer,
         *,
         max_connections: int | None = None,
@@ -119,6 +125,9 @@ class Implementation:
         output_limit: int = OUTPUT_LIMIT,
         backlog: int = 0,
         reuse_port: bool = False,
+        dual_stack: bool = False,
+        mode: int | None = None,
+        owner: tuple[int, int] | None = None,
         keep_alive: KeepAlive = True,
         linger_timeout: float | None = LINGER_TIMEOUT,
         ssl_context: SSLContext | None = None,
@@ -131,19 +140,19 @@ class Implementation:
         ``ssl_object`` of connections is None.  No time passes; ``connection.test_close(Timeout(...))`` plays an
         *idle_timeout*.
 
-        :param address: any hashable, or None for a new address.
+        :param address: any hashable, or None for a new address; or a list of these.
         :raises OSError: another listener has the address.
         """
         self._check_open()
         check_server(handler)
-        check_max_connections(max_connections)
+        check_listen_options(backlog, max_connections, reuse_port, dual_stack, mode, owner)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
-        check_count("backlog", backlog)
         transport.server_factory(options, ssl_context, handshake_timeout)
-        address = self._free_address(address, self._listeners)
-        listener = self._listeners[address] = Listener(
-            self._listeners, self._connect_to, self._registry, address, handler, max_connections, output_limit
+        addresses = self._free_addresses(address, self._listeners)
+        listener = Listener(
+            self._listeners, self._connect_to, self._registry, addresses, handler, max_connections, output_limit
         )
+        self._listeners.update(dict.fromkeys(addresses, listener))
         self._registry.add(listener)
         return listener
 
@@ -160,18 +169,25 @@ class Implementation:
             self._datagram_sender = self._new_address()
         deliver(self._datagram_listeners, self._datagram_sender, address, data)
 
-    def udp_listener(self, address: Hashable, handler: IUDPHandler, buffer_size: int = BUFFER_SIZE) -> DatagramListener:
+    def udp_listener(
+        self,
+        address: Hashable,
+        handler: IUDPHandler,
+        buffer_size: int = BUFFER_SIZE,
+        **options: Unpack[UDPListenOptions],
+    ) -> DatagramListener:
         """Listen for datagrams on *address*, and pass each to *handler*.
 
         Listeners for connections have addresses apart, as with the ports of TCP and UDP.  A datagram longer than
-        *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.
+        *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.  The other options are those of
+        listeners on sockets.  They are checked, and have no effect in memory.
 
         :param address: any hashable, or None for a new address.
         :raises OSError: another listener for datagrams has the address.
         """
         self._check_open()
         check_datagram_handler(handler)
-        check_buffer_size(buffer_size)
+        check_datagram_options(buffer_size, **options)
         address = self._free_address(address, self._datagram_listeners)
         listener = DatagramListener(self._datagram_listeners, self._registry, address, handler, buffer_size)
         self._datagram_listeners[address] = listener
@@ -209,7 +225,7 @@ class Implementation:
     ) -> None:
         listener = listener or self._listeners.get(address)
         prepared = self._connectable.get(address)
-        if listener is not None and listener.accept(handler, client_address, output_limit):
+        if listener is not None and listener.accept(handler, address, client_address, output_limit):
             return
         if prepared:
             connection = prepared.popleft()
@@ -227,7 +243,7 @@ class Implementation:
             self._registry.handler_raised(address, "failed_connect", error)
 
     def _make_registry(self) -> MemoryRegistry:
-        return MemoryRegistry(self._turns)
+        return MemoryRegistry(self._turns, self._on_error)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -235,6 +251,17 @@ class Implementation:
 
     def _new_address(self) -> tuple[str, int]:
         return "in memory", next(self._numbers)
+
+    def _free_addresses(self, address: Hashable | list[Any], listeners: Collection[Hashable]) -> tuple[Any, ...]:
+        """Return the addresses to listen on: those of a list, or *address* itself, as ``_free_address`` does."""
+        if not isinstance(address, list):
+            return (self._free_address(address, listeners),)
+        if not address:
+            raise ValueError("a list of addresses to listen on must not be empty; got []")
+        addresses: list[Hashable] = []
+        for each in address:
+            addresses.append(self._free_address(each, {*listeners, *addresses}))
+        return tuple(addresses)
 
     def _free_address(self, address: Hashable, listeners: Container[Hashable]) -> Hashable:
         """Return *address*, or a new one for None; raise unless none of *listeners* has it."""

@@ -34,13 +34,13 @@ class Listener(BaseListener):
         listeners: dict[Hashable, Listener],
         connect: Callable[..., None],
         owner: MemoryRegistry,
-        address: Hashable,
+        addresses: tuple[Any, ...],
         server: IServer,
         max_connections: int | None,
         output_limit: int,
     ) -> None:
         super().__init__(owner, server)
-        self.address = address
+        self.addresses = addresses
         self._listeners = listeners  # of its implementation, by address
         self._connect = connect  # connects a client to a listener of its implementation
         self._max_connections = max_connections
@@ -78,16 +78,16 @@ class Listener(BaseListener):
             raise ConnectionFailed(client.failed)
         return client.connection  # type: ignore[no-any-return]
 
-    def accept(self, handler: IClientConnectHandler, client_address: Any, output_limit: int) -> bool:
-        """Connect *handler* to the server, and return whether this listener still accepts.
+    def accept(self, handler: IClientConnectHandler, address: Any, client_address: Any, output_limit: int) -> bool:
+        """Connect *handler* to the server, on *address*, and return whether this listener still accepts.
 
         The client's side is connected at once, as with a kernel, even if the server's side waits to be accepted.
         """
         if self._accepting:
             server, client = unconnected(), unconnected()
             turns = self._owner.turns
-            server._set_up(turns, self, client, self.address, client_address, self, self._output_limit)
-            client._set_up(turns, self._owner, server, client_address, self.address, output_limit=output_limit)
+            server._set_up(turns, self, client, address, client_address, self, self._output_limit)
+            client._set_up(turns, self._owner, server, client_address, address, output_limit=output_limit)
             self._queue.append(server)
             self._accept_queued()
             self._owner.add(client)
@@ -107,7 +107,8 @@ class Listener(BaseListener):
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:
         """Reset the queue in any case: its connections are there because ``max_connections`` is reached."""
-        del self._listeners[self.address]
+        for address in self.addresses:
+            del self._listeners[address]
         queue, self._queue = self._queue, deque()
         for server in queue:
             self._connections[server] = None

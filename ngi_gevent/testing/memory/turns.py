@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.core.registry import Registry, log_error
-from ngi_gevent.core.threads import allocate_lock
+from ngi_gevent.core.registry import Registry
+from ngi_gevent.core.threads import make_lock
+from ngi_gevent.errors import WouldWait
 
 if TYPE_CHECKING:
     from ngi_gevent.core.connection import BaseConnection
     from ngi_gevent.core.datagram import BaseDatagramListener
-    from ngi_gevent.core.logs import RateLimit
+    from ngi_gevent.core.logs import LogRaised
     from ngi_gevent.core.registry import OnError
 
-__all__ = ["MemoryRegistry", "Turns"]
+__all__ = ["CANNOT_WAIT", "MemoryRegistry", "Turns", "raise_interrupts"]
+
+#: The message of the error for a callback that waits.
+CANNOT_WAIT = "a callback in memory cannot wait; test handlers that wait with an implementation on sockets"
+
+
+def _refuse_to_wait() -> None:
+    """Take the place of ``switch_out`` of a greenlet, which gevent calls before it switches to the hub."""
+    raise WouldWait(CANNOT_WAIT)
 
 
 class Turns:
@@ -25,7 +34,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._queue: deque[Callable[[], object]] = deque()
-        self._lock = allocate_lock()
+        self._lock = make_lock()
         #: Whether callbacks are being called.
         self.running = False
         #: The connection or listener for datagrams whose callback is running.
@@ -48,7 +57,9 @@ class Turns:
     def run(self) -> None:
         """Run the queue until it is empty, unless that is being done already: by an outer call, or another thread."""
         while self._start():
-            self.greenlet = getcurrent()
+            greenlet: Any = getcurrent()
+            switch_out = greenlet.__dict__.get("switch_out")
+            self.greenlet, greenlet.switch_out = greenlet, _refuse_to_wait
             try:
                 while self._queue:
                     self.current = None
@@ -56,6 +67,10 @@ class Turns:
             finally:
                 self.current = self.greenlet = None
                 self.running = False
+                if switch_out is None:
+                    del greenlet.switch_out
+                else:  # this is in a callback of another implementation, or another pair
+                    greenlet.switch_out = switch_out
             error, self.error = self.error, None
             if error is not None:
                 raise error
@@ -64,15 +79,13 @@ class Turns:
 class MemoryRegistry(Registry):
     """What is outstanding in memory."""
 
-    def __init__(self, turns: Turns, on_error: OnError | None = None) -> None:
-        super().__init__(on_error or raise_interrupts)
+    def __init__(self, turns: Turns, on_error: OnError) -> None:
+        super().__init__(on_error)
         self.turns = turns
 
 
-def raise_interrupts(
-    registry: MemoryRegistry, peer: Any, where: str, error: BaseException, limit: RateLimit | None = None
-) -> None:
+def raise_interrupts(registry: MemoryRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Log *error*.  One that must end the program leaves the outermost call."""
-    log_error(registry, peer, where, error, limit)
+    log(peer, where, error)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         registry.turns.error = error

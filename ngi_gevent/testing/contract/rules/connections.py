@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 
 from ngi_gevent import ConnectionClosed, adapters
@@ -26,6 +29,17 @@ def test_a_server_connection_knows_its_listener(stage):
     client, served = stage.talk()
     assert served.connection.control is stage.listeners[0]
     assert client.connection.control is None
+
+
+def test_the_kernel_tells_who_the_peer_of_a_unix_socket_is(stage):
+    client, served = stage.talk()
+    connections = [client.connection, served.connection, adapters.Lines(served.connection)]
+    is_known = sys.platform == "linux" and isinstance(stage.listeners[0].address, (str, bytes))
+    here = (os.getpid(), os.getuid(), os.getgid()) if is_known else None
+    assert [connection.peer_credentials for connection in connections] == [here] * 3
+    client.connection.close()
+    stage.until(lambda: served.gone and client.gone)
+    assert [connection.peer_credentials for connection in connections] == [here] * 3
 
 
 # States.

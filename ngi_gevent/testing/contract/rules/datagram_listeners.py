@@ -58,7 +58,7 @@ def test_a_datagram_handler_that_raises_is_logged_and_the_listener_goes_on(stage
     (record,) = tracebacks(caplog)
     assert isinstance(record.exc_info[1], Failure)
     assert repr(witness.senders[0]) in record.getMessage()
-    assert record.name == "ngi_gevent.connection"
+    assert record.name == "ngi_gevent.datagram"
 
 
 def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, caplog, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 import ngi_gevent
 from ngi_gevent.testing.contract.rules.common import Failure
+from ngi_gevent.testing.contract.stage import PATIENCE
 from ngi_gevent.testing.contract.witness import Witness
 
 # Implementations.
@@ -76,6 +77,49 @@ def test_the_end_of_a_with_statement_closes_an_implementation(stage):
     with pytest.raises(ngi_gevent.ImplementationClosed):
         entered.listener(stage.address(), stage.server())
     entered.wait(10)
+    stage.implementation = stage.make()
+
+
+def give_answer(stage):
+    """Answer a client that reads nothing yet with more than a network takes, and close.  Return both."""
+    answer = b"answer" * 1_000_000
+
+    def serve(connection):
+        connection.write(answer)
+        connection.close()
+        answered.append(connection)
+        stage.happened()
+
+    answered = []
+    peer = stage.peer(stage.listen(serve))
+    peer.finish()
+    stage.until(lambda: answered)
+    return peer, answer
+
+
+def test_wait_after_close_returns_when_all_that_was_closed_is_delivered(stage):
+    peer, answer = give_answer(stage)
+    if stage.at_once:
+        peer.read()  # it belongs to the same implementation, whose end ends it
+        stage.implementation.close()
+    else:
+        stage.implementation.close()
+        with pytest.raises(ngi_gevent.Timeout, match="outstanding"):
+            stage.implementation.wait(0.01)
+        peer.read()
+    stage.implementation.wait(PATIENCE)
+    stage.until(lambda: peer.ended)
+    assert peer.received == answer
+    stage.implementation = stage.make()
+
+
+def test_the_end_of_a_with_statement_waits_until_all_that_was_closed_is_delivered(stage):
+    with stage.implementation:
+        peer, answer = give_answer(stage)
+        peer.read()
+    stage.implementation.wait(0)
+    stage.until(lambda: peer.ended)
+    assert peer.received == answer
     stage.implementation = stage.make()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 
@@ -18,6 +19,16 @@ def test_a_listener_returns_at_once_and_tells_its_address(stage):
     assert listener.address is not None
     assert list(listener.connections()) == []
     assert stage.client(listener).connection
+
+
+def test_a_listener_on_a_list_of_addresses_has_all_of_them(stage):
+    listener = stage.implementation.listener([stage.address()], stage.server(Echo))
+    stage.listeners.append(listener)
+    assert listener.addresses == (listener.address,)
+    assert stage.listen().addresses == (stage.listeners[-1].address,)
+    assert stage.client(listener).connection
+    with pytest.raises(ValueError, match=r"empty; got \[\]"):
+        stage.implementation.listener([], stage.server(Echo))
 
 
 def test_an_address_in_use_is_refused_by_name(stage):
@@ -226,6 +237,26 @@ def test_an_impossible_option_is_refused(stage):
                 use(**{option: "many"})
     with pytest.raises(TypeError):
         stage.listen(no_such_option=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("reuse_port", "yes", TypeError),
+        ("dual_stack", 1, TypeError),
+        ("mode", "0o660", TypeError),
+        ("mode", 660, ValueError),  # in decimal digits
+        ("owner", "root", TypeError),
+        ("owner", (0,), TypeError),
+        ("owner", (-2, 0), ValueError),
+    ],
+)
+def test_an_impossible_option_for_binding_is_refused(stage, option, value, error):
+    with pytest.raises(error, match=rf"{option}.*got {re.escape(repr(value))}"):
+        stage.listen(**{option: value})
+    if option != "dual_stack":
+        with pytest.raises(error, match=rf"{option}.*got {re.escape(repr(value))}"):
+            stage.listen_udp(print, **{option: value})
 
 
 def test_an_impossible_option_of_a_connect_is_refused(stage):

@@ -1,0 +1,322 @@
+"""Where listeners are bound: several addresses, Unix sockets and their files, and sockets that processes share."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import gevent
+import pytest
+from stages import PATIENCE, Witness, needs_ipv6
+
+import ngi_gevent
+from ngi_gevent.sockets import binding
+from ngi_gevent.sockets.network import Network
+
+
+class SeveralAddresses(Network):
+    """A network in which the host *both* has several addresses."""
+
+    def __init__(self, *addresses):
+        self._addresses = addresses
+
+    def resolve(self, host, port, kind, flags=0):
+        hosts = self._addresses if host == "both" else [host]
+        resolve = super().resolve
+        return [found for each in hosts for found in resolve(each, port, kind, flags)]
+
+
+def listen(stage, address, **options):
+    listener = stage.implementation.listener(address, stage.server(), **options)
+    stage.listeners.append(listener)
+    return listener
+
+
+def connects(stage, address):
+    """Return whether a client can connect to *address*."""
+    client = Witness(stage)
+    stage.implementation.connect(address, client)
+    stage.until(lambda: client.connection or client.failed)
+    return client.connection is not None
+
+
+# Several addresses.
+
+
+def test_one_listener_on_several_addresses(tcp, tmp_path, caplog):
+    caplog.set_level("INFO", "ngi_gevent.listener")
+    first, second, path = ("127.0.0.1", 0), ("127.0.0.2", 0), str(tmp_path / "socket")
+    listener = listen(tcp, [first, second, path], max_connections=3)
+    port = listener.address[1]
+    assert listener.addresses == (("127.0.0.1", port), ("127.0.0.2", port), path)
+    assert listener.address == listener.addresses[0]
+    assert len(caplog.records) == 3
+    for address in listener.addresses:
+        assert connects(tcp, address)
+    tcp.until(lambda: len(tcp.served) == 3)
+    assert [connection.control for connection in listener.connections()] == [listener] * 3
+    waiting = [Witness(tcp) for _ in listener.addresses]  # max_connections counts those of all addresses
+    for address, client in zip(listener.addresses, waiting, strict=True):
+        tcp.implementation.connect(address, client)
+    tcp.until(lambda: all(client.connection for client in waiting))
+    assert len(tcp.served) == 3
+    for served in tcp.served[:2]:
+        served.connection.close()
+    tcp.until(lambda: len(tcp.served) == 5)
+    assert len(list(listener.connections())) == 3
+    listener.close()
+    assert not os.path.exists(path)
+    assert not any(connects(tcp, address) for address in listener.addresses)
+
+
+def test_close_wait_serves_the_queue_of_every_address(tcp):
+    listener = listen(tcp, [("127.0.0.1", 0), ("127.0.0.2", 0)])
+    peers = [socket.create_connection(address) for address in listener.addresses]
+    assert listener.close_wait(0) == 2
+    for peer in peers:
+        peer.close()
+    assert len(tcp.served) == 2
+
+
+def test_a_listener_that_cannot_have_one_of_its_addresses_has_none(tcp, tmp_path):
+    taken = tcp.listen()
+    path = str(tmp_path / "socket")
+    with pytest.raises(OSError, match="in use") as caught:
+        listen(tcp, [path, ("127.0.0.2", 0), taken.address])
+    assert repr(taken.address) in str(caught.value)
+    assert not os.path.exists(path)
+    with pytest.raises(OSError, match=r"192\.0\.2\.1"):
+        listen(tcp, [path, ("192.0.2.1", 0)])
+    with pytest.raises(TypeError, match="got 8000"):
+        listen(tcp, ["127.0.0.1", 8000])
+    with pytest.raises(OSError, match="in use"):
+        listen(tcp, [None, None])
+
+
+def test_a_name_that_stands_for_several_addresses_is_listened_to_on_all_that_are_here(tcp):
+    tcp.implementation._network = SeveralAddresses("127.0.0.2", "192.0.2.1", "127.0.0.1", "127.0.0.2")
+    listener = listen(tcp, ("both", 0))
+    assert [address[0] for address in listener.addresses] == ["127.0.0.2", "127.0.0.1"]
+    assert len({address[1] for address in listener.addresses}) == 1
+    with pytest.raises(OSError, match="in use"):
+        listen(tcp, ("both", listener.address[1]))
+    tcp.implementation._network = SeveralAddresses("192.0.2.1", "198.51.100.1")
+    with pytest.raises(OSError, match=r"assign.*'both'"):
+        listen(tcp, ("both", 0))
+
+
+class TakesPorts(Network):
+    """A network in which another program takes the picked port of the next address, so many times."""
+
+    def __init__(self, times):
+        self.times = times
+        self._bound = 0
+
+    def make_socket(self, family, kind, protocol=0):
+        sock = super().make_socket(family, kind, protocol)
+        self._bound += 1
+        if self._bound % 2 == 0 and self.times:
+            self.times -= 1
+            sock.close()
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        return sock
+
+
+def test_another_port_is_tried_if_one_address_does_not_have_the_picked_one(tcp):
+    network = tcp.implementation._network = TakesPorts(3)
+    addresses = [("127.0.0.1", 0), ("127.0.0.2", 0)]
+    assert len({address[1] for address in listen(tcp, addresses).addresses}) == 1
+    network.times = binding.PORTS_TRIED
+    with pytest.raises(OSError, match="in use"):
+        listen(tcp, addresses)
+    assert network.times == 0
+
+
+@needs_ipv6
+@pytest.mark.parametrize("dual_stack", [False, True])
+def test_all_addresses_of_ipv6_are_those_of_ipv4_only_if_asked_for(tcp, dual_stack):
+    listener = listen(tcp, ("::", 0), dual_stack=dual_stack)
+    port = listener.address[1]
+    assert connects(tcp, ("::1", port))
+    assert connects(tcp, ("127.0.0.1", port)) == dual_stack
+    if dual_stack:
+        tcp.until(lambda: len(tcp.served) == 2)
+        assert tcp.served[1].connection.peer_address[0] == "::ffff:127.0.0.1"
+    else:
+        listen(tcp, ("0.0.0.0", port))  # which is another address
+
+
+@pytest.mark.parametrize("address", [("", 0), ("127.0.0.1", 0), ("::1", 0), "/tmp/path", None])
+def test_dual_stack_is_for_all_addresses_of_ipv6(tcp, address):
+    with pytest.raises(ValueError, match="dual_stack is for") as caught:
+        listen(tcp, address, dual_stack=True)
+    assert repr(address) in str(caught.value)
+
+
+# Unix sockets.
+
+
+@pytest.mark.parametrize("kind", ["listener", "udp_listener"])
+def test_mode_and_owner_of_a_unix_socket_are_set_before_a_client_can_connect(tcp, tmp_path, kind):
+    seen = []
+
+    class Watched(Network):
+        def change_file(self, path, mode, owner):
+            before = stat.S_IMODE(os.stat(path).st_mode)
+            super().change_file(path, mode, owner)
+            with socket.socket(socket.AF_UNIX) as client:
+                seen.append((before & 0o077, client.connect_ex(os.fspath(path))))
+
+    tcp.implementation._network = Watched()
+    path = tmp_path / "socket"
+    owner = (os.getuid(), 65534) if os.getuid() == 0 else (-1, os.getgid())
+    before = os.umask(0)
+    try:
+        listener = getattr(tcp.implementation, kind)(path, print, mode=0o620, owner=owner)
+    finally:
+        os.umask(before)
+    tcp.listeners.append(listener)
+    status = path.stat()
+    assert stat.S_IMODE(status.st_mode) == 0o620
+    assert status.st_gid == (owner[1] if owner[0] != -1 else os.getgid())
+    if sys.platform == "linux":  # others could not even try
+        assert seen == [(0, errno.ECONNREFUSED if kind == "listener" else errno.EPROTOTYPE)]
+
+
+class Refusing(Network):
+    """A network in which no file can change its owner."""
+
+    def change_file(self, path, mode, owner):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_an_owner_that_cannot_be_set_leaves_no_file(tcp, tmp_path):
+    tcp.implementation._network = Refusing()
+    for each in tcp.implementation.listener, tcp.implementation.udp_listener:
+        with pytest.raises(PermissionError, match="socket"):
+            each(tmp_path / "socket", print, owner=(0, 0))
+        assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize("options", [{"mode": 0o600}, {"owner": (-1, -1)}])
+@pytest.mark.parametrize("address", [None, ("127.0.0.1", 0), "\0name"])
+def test_mode_and_owner_are_for_the_file_of_a_unix_socket(tcp, address, options):
+    for each in tcp.implementation.listener, tcp.implementation.udp_listener:
+        with pytest.raises(ValueError, match=rf"^{next(iter(options))} is for the path of a Unix socket"):
+            each(address, print, **options)
+
+
+class Pausing(Network):
+    """A network in which a Unix socket that is bound waits before it listens."""
+
+    def __init__(self):
+        self.is_bound, self.go_on = threading.Event(), threading.Event()
+
+    def change_file(self, path, mode, owner):
+        self.is_bound.set()
+        assert self.go_on.wait(PATIENCE)
+
+
+def test_a_socket_that_does_not_listen_yet_is_not_taken_for_that_of_a_dead_server(tcp, tmp_path, monkeypatch):
+    """Another thread stands for another process: the lock is of neither."""
+    monkeypatch.setattr(binding, "LOCK_TIMEOUT", PATIENCE)
+    path = str(tmp_path / "socket")
+    network = Pausing()
+    with ngi_gevent.Threaded() as starting:
+        starting._network = network
+        pool = gevent.get_hub().threadpool
+        started = pool.spawn(starting.listener, path, print)
+        assert network.is_bound.wait(PATIENCE)
+        second = gevent.spawn(tcp.implementation.listener, path, print)
+        gevent.sleep(0.01)
+        assert not second.ready()  # it waits for the other one
+        network.go_on.set()
+        with pytest.raises(OSError, match="in use"):
+            second.get(timeout=PATIENCE)
+        assert started.get(timeout=PATIENCE).address == path
+        assert connects(tcp, path)
+
+
+def test_a_lock_that_is_never_released_is_waited_for_only_so_long(tcp, tmp_path, monkeypatch):
+    monkeypatch.setattr(binding, "LOCK_TIMEOUT", 0.01)
+    network = Network()
+    lock = network.lock(str(tmp_path))
+    try:
+        assert connects(tcp, listen(tcp, tmp_path / "socket").address)
+    finally:
+        network.unlock(lock)
+
+
+STARTING = """
+import sys, time, ngi_gevent
+listeners = []
+for line in sys.stdin:
+    path, moment = line.split()
+    while time.time() < float(moment):
+        pass
+    try:
+        listeners.append(ngi_gevent.listener(path, str))
+        print("listens", flush=True)
+    except OSError as error:
+        print(error.strerror, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_of_servers_that_replace_the_file_of_a_dead_one_at_the_same_moment_one_wins(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    servers = [subprocess.Popen([sys.executable, "-c", STARTING], **pipes) for _ in range(2)]
+    try:
+        for number in range(100):
+            path = f"{tmp_path}/{number}"
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(path)
+            for server in servers:
+                server.stdin.write(f"{path} {time.time() + 0.005}\n")
+            told = [server.stdout.readline().strip() for server in servers]
+            assert told.count("listens") == 1, told
+    finally:
+        for server in servers:
+            server.communicate()
+
+
+# Sockets that processes share.
+
+
+class Polite(Network):
+    """A network that counts how often it let other processes run."""
+
+    times = 0
+
+    def let_others_run(self):
+        self.times += 1
+        super().let_others_run()
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_one_connection_is_accepted_in_a_turn_and_others_may_have_the_next(tcp, is_shared):
+    network = tcp.implementation._network = Polite()
+    turns = []
+
+    def serve(connection):
+        turns.append(gevent.get_hub().loop.iteration)
+        tcp.happened()
+
+    address = None
+    if is_shared:
+        address = socket.socket()
+        address.bind(("127.0.0.1", 0))
+    listener = tcp.implementation.listener(address, serve)
+    tcp.listeners.append(listener)
+    clients = [socket.create_connection(listener.address) for _ in range(5)]
+    tcp.until(lambda: len(turns) == 5)
+    for client in clients:
+        client.close()
+    assert len(set(turns)) == 5
+    assert network.times == (5 if is_shared else 0)
