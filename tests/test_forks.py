@@ -130,6 +130,7 @@ from gevent.monkey import get_original
 
 import ngi_gevent
 from ngi_gevent import blocking, generator, testing
+from ngi_gevent.core import logs
 
 happened, served = [], []
 
@@ -234,6 +235,8 @@ filler = socket.socket(socket.AF_UNIX)
 filler.connect(folder.name + "/full")
 ngi_gevent.connect(folder.name + "/full", Client())
 gevent.sleep(0.01)  # until all of these have begun to wait
+gevent.get_hub().loop.run_callback(logs.listeners.warning, "logged soon")
+gevent.sleep(0)
 connection = served[0]
 connection.write(b"in ")
 queued = socket.create_connection(plain.address)
