@@ -184,10 +184,10 @@ class BaseConnection(Callbacks):
 
     def enter_block(self, block: WhileOpen) -> None:
         """Interrupt *block* when this connection ends."""
-        if self._is_elsewhere():
-            raise RuntimeError("while_open works on the thread of the connection's hub, and this is another thread")
         if not self:
             raise self.closed_error()
+        if self._is_elsewhere():
+            raise RuntimeError("while_open works on the thread of the connection's hub, and this is another thread")
         self._blocks = (*self._blocks, block)
 
     def leave_block(self, block: WhileOpen) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from gevent import spawn_raw
 from greenlet import getcurrent
 
+from ngi_gevent.core import forks
 from ngi_gevent.core.threads import get_hub_if_exists
 
 __all__ = ["RATE_PERIOD", "Log", "LogRaised", "RateLimit", "connections", "datagrams", "format_reason", "listeners"]
@@ -69,8 +70,13 @@ class Log:
             if more:
                 line, arguments = f"{line}; %d more since the last such entry", (*arguments, more)
         if getcurrent() is get_hub_if_exists():
-            spawn_raw(self._log, level, line, *arguments, **options)
+            spawn_raw(self._log_in, forks.generation(), level, line, *arguments, **options)
         else:
+            self._log(level, line, *arguments, **options)
+
+    def _log_in(self, generation: int, level: int, line: str, *arguments: object, **options: Any) -> None:
+        """Log, unless this is a child that was forked in the meantime: then the parent logs."""
+        if generation == forks.generation():
             self._log(level, line, *arguments, **options)
 
     def _log(self, level: int, line: str, *arguments: object, **options: Any) -> None:
