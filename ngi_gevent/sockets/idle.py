@@ -113,8 +113,8 @@ class IdleTimer:
     def _peer_owes(self) -> bool:
         """Return whether the peer is to take output, or to send input.
 
-        It is to send input unless a callback or an iterable takes its time, there is no handler yet, input has ended, or
-        the application holds it back.  A handshake has its own limit.
+        It is to send input unless a callback or an iterable takes its time, there is no handler yet, input has ended,
+        or the application holds it back.  A handshake has its own limit.
         """
         connection, output = self._connection, self._output
         if connection._lifecycle.state is HANDSHAKE:
