@@ -114,6 +114,7 @@ def test_a_paused_connection_that_breaks_or_is_stopped_ends(stage):
     peer.send(b"x")
     stage.until(lambda: stage.served and stage.served[0].data)
     stage.served[0].connection.pause_reading()
+    stage.served[0].connection.write(b"unread")  # without which the end of a Unix socket is an end of input
     other, served = stage.client(listener), stage.served
     stage.until(lambda: len(served) == 2)
     served[1].connection.pause_reading()
