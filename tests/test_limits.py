@@ -365,17 +365,18 @@ def test_a_closed_connection_is_not_idle_while_its_output_is_delivered(tcp):
     assert received == 12_000_000
 
 
-def test_a_connection_without_a_handler_is_idle_too(tcp):
+def test_a_connection_is_idle_only_once_it_has_a_handler(tcp):
     class Late(Witness):
         def connected(self, connection):
             self.meet(connection)
 
     peer, served = talk_to_idle(tcp, Late)
     peer.send(b"unread")
-    tcp.until(lambda: peer.ended)
-    assert served.closed is None
+    gevent.sleep(0.15)
+    assert served.connection
     served.connection.set_handler(served)
-    tcp.until(lambda: served.closed)
+    tcp.until(lambda: peer.ended and served.closed)
+    assert served.data == b"unread"
     assert isinstance(served.closed, ngi_gevent.Timeout)
 
 

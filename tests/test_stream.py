@@ -1358,3 +1358,33 @@ def test_a_pause_holds_back_input_of_a_peer_that_closes_its_unix_socket(tmp_path
         assert served.wait_closed() == "end of input"
         assert served.data == b"last words"
         listener.close()
+
+
+def test_a_parser_that_is_dropped_may_block_while_it_cleans_up(tcp):
+    """The end of a paused connection is noticed on the hub, where nothing may block."""
+
+    class Parser(adapters.Base):
+        def handle_input(self, connection, data):
+            self.deliver(self.records(data))
+
+        def records(self, data):
+            try:
+                yield data[:1]
+                self.pause_reading()
+                yield data[1:]
+            finally:
+                gevent.sleep(0)
+                closed.append(True)
+                tcp.happened()
+
+    class Parsed(Witness):
+        def connected(self, connection):
+            super().connected(Parser(connection))
+
+    closed = []
+    client, served = tcp.talk(Parsed)
+    client.connection.write(b"12")
+    tcp.until(lambda: served.data)
+    tcp.listeners[0].close()
+    tcp.until(lambda: closed)
+    assert served.trace == [b"1", ("close", "stopped")]
