@@ -18,7 +18,7 @@ from ngi_gevent.sockets.mailbox import this_thread
 
 if TYPE_CHECKING:
     from ngi_gevent.core.output import Lines
-    from ngi_gevent.interfaces import Data
+    from ngi_gevent.interfaces import Data, Reason
     from ngi_gevent.sockets.plain import Transport
     from ngi_gevent.sockets.sender import Sender
 
@@ -151,11 +151,11 @@ class HubConnection(BaseConnection):
             raise self.closed_error()
         return super().wait_for(flag, timeout)
 
-    def closed_error(self) -> ConnectionClosed:
+    def closed_error(self, reason: Reason | None = None) -> ConnectionClosed:
         if self.is_of_parent():
             message = f"the connection to {self.peer_address!r} belongs to the process that this one was forked from"
             return ConnectionClosed(message, self)
-        return super().closed_error()
+        return super().closed_error(reason)
 
     # Other threads.
 

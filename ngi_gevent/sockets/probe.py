@@ -7,9 +7,11 @@ that waits in ``while_open``.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.core.lifecycle import LOSE, Lifecycle
+from ngi_gevent.core.lifecycle import END_OF_INPUT, LOSE, Lifecycle
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
@@ -35,8 +37,8 @@ class Probed(Protocol):
     def has_eof_handler(self) -> bool:
         """Return whether the handler has ``handle_eof``."""
 
-    def interrupt_blocks(self) -> None:
-        """Interrupt those blocks."""
+    def interrupt_blocks(self, reason: Reason | None = None) -> None:
+        """Interrupt those blocks, for *reason*."""
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
         """Feed the lifecycle an event, and do what a new state asks for."""
@@ -73,9 +75,10 @@ class Probe:
             if connection.is_held_back():
                 connection.handle(LOSE, self._transport.take_error())
             else:
-                connection.interrupt_blocks()  # the error is reported behind the input before it
+                # Taking the error would hide it from those who read the input before it.
+                connection.interrupt_blocks(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
         elif not connection.has_eof_handler() and self._transport.peer_has_finished():
-            connection.interrupt_blocks()
+            connection.interrupt_blocks(END_OF_INPUT)
 
     def _has_broken(self) -> bool:
         # Once this side has ended, too, the end of both directions is in order.

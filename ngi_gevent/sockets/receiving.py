@@ -73,7 +73,7 @@ class ReceivingConnection(HubConnection):
             if lifecycle.output_error is not None and (self._is_paused or lifecycle.input_is_over):
                 self.handle(LOSE, lifecycle.output_error)
                 return False
-            if not self._wants_input():
+            if not self.wants_input():
                 self.stop_reading()
                 return True
             if not self._records:
@@ -93,7 +93,7 @@ class ReceivingConnection(HubConnection):
             self._dispatcher.wake(self)  # not before: a handler that blocks would use that up
         return lifecycle.is_established()
 
-    def _wants_input(self) -> bool:
+    def wants_input(self) -> bool:
         """Return whether input can be delivered now."""
         return not (self._handler is None or self._output.is_pausing or self.is_held_back())
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.core.callbacks import ConnectionOwner
+from ngi_gevent.core.callbacks import ConnectionOwner, Delivering
 from ngi_gevent.core.checks import as_bytes, check_returned
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.lifecycle import (
@@ -247,6 +247,10 @@ class Connection(BaseConnection):
         elif taken is not None:
             self._limit_answers()
             self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
+
+    def deliver_for(self, adapter: Delivering, records: Iterator[Any]) -> None:
+        super().deliver_for(adapter, records)
+        self._turns.run()
 
     def _set_paused(self, paused: bool) -> None:
         super()._set_paused(paused)
