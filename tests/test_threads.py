@@ -169,15 +169,6 @@ def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
     assert time.monotonic() - began < 5
 
 
-def test_a_block_that_ends_with_its_connection_needs_the_connections_thread():
-    served, client = ngi_gevent.testing.Recorder(), ngi_gevent.testing.Recorder()
-    with Threaded() as implementation:
-        implementation.listener(None, served.connected).connect(client)
-        served.wait_connected()
-        with pytest.raises(RuntimeError, match="another thread"), served.connection.while_open():
-            raise AssertionError("the block was entered")
-
-
 @pytest.mark.parametrize(
     ("write", "cost"),
     [

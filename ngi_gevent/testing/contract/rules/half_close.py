@@ -1,8 +1,7 @@
-"""Rules for the end of one direction, and for callbacks that wait while the connection ends."""
+"""Rules for half-closed connections: the end of one direction."""
 
 from __future__ import annotations
 
-import gevent
 import pytest
 
 from ngi_gevent import ConnectionClosed
@@ -187,87 +186,6 @@ def test_fail_takes_a_reason(stage, reason):
     with pytest.raises(TypeError, match="reason"):
         client.connection.fail(reason)
     assert client.connection
-
-
-# Rule 15: a blocked handler learns that its peer has gone.
-
-
-class Waiting(Witness):
-    """Waits in a callback, in a block that ends with its connection."""
-
-    def handle_input(self, connection, data):
-        self.trace.append("waits")
-        self.stage.happened()
-        try:
-            with connection.while_open():
-                try:
-                    gevent.sleep(60)
-                except Exception as error:  # as code does that tries again
-                    self.trace.append(("swallowed", error))
-        except ConnectionClosed as error:
-            self.trace.append("interrupted")
-            self.error = error
-            self.stage.happened()
-        gevent.sleep(0)  # nothing is interrupted behind the block
-
-
-class WaitingBehindEOF(Waiting, EOFWitness):
-    """The same, and it handles the end of input."""
-
-
-ENDS = {
-    "the peer finishes": lambda client, served: client.connection.write_eof(),
-    "the peer closes": lambda client, served: client.connection.close(),
-    "the peer aborts": lambda client, served: client.connection.abort(),
-    "this side closes": lambda client, served: served.connection.close(),
-    "this side fails": lambda client, served: served.connection.fail("enough"),
-    "the listener closes": lambda client, served: served.connection.control.close(),
-}
-
-
-@pytest.mark.parametrize("end", ENDS)
-def test_a_block_is_interrupted_when_its_connection_ends(stage, end):
-    if stage.at_once:
-        pytest.skip("a callback cannot wait")
-    client, served = stage.talk(Waiting)
-    client.connection.write(b"?")
-    stage.until(lambda: served.trace)
-    ENDS[end](client, served)
-    stage.until(lambda: "interrupted" in served.trace)
-    assert served.trace[:2] == ["waits", "interrupted"]
-    assert served.error.connection is not None
-
-
-def test_the_end_of_input_interrupts_no_block_of_a_handler_of_it(stage):
-    if stage.at_once:
-        pytest.skip("a callback cannot wait")
-    client, served = stage.talk(WaitingBehindEOF)
-    client.connection.write(b"?")
-    client.connection.write_eof()
-    stage.until(lambda: served.trace)
-    later = stage.client(stage.listen(Waiting))
-    stage.until(lambda: len(stage.served) == 2)
-    later.connection.write(b"?")
-    later.connection.write_eof()
-    stage.until(lambda: "interrupted" in stage.served[1].trace)
-    assert served.trace == ["waits"]
-    client.connection.abort()
-    stage.until(lambda: "interrupted" in served.trace)
-
-
-def test_a_block_is_not_entered_after_the_end(stage):
-    class Closing(Witness):
-        def handle_input(self, connection, data):
-            with connection.while_open(), connection.while_open():
-                self.trace.append("entered")
-            connection.close()
-            with connection.while_open():
-                self.trace.append("entered again")
-
-    client, served = stage.talk(Closing)
-    client.connection.write(b"?")
-    stage.until(lambda: client.closed)
-    assert served.trace == ["entered"]
 
 
 __all__ = [name for name in dir() if name.startswith("test_")]
