@@ -81,8 +81,10 @@ def test_with_handle_eof_only_a_break_interrupts_the_block(stage):
     if stage.at_once:
         return
     peer.finish()
-    for _ in range(3):
-        stage.settle()
+    other = stage.peer(stage.listen(Waiting))
+    other.send(b"x")
+    other.finish()
+    stage.until(lambda: len(stage.served) == 2 and stage.served[1].interrupted)  # it is checked later
     assert served.interrupted is None
     peer.reset()
     stage.until(lambda: served.interrupted)
