@@ -46,7 +46,7 @@ def unsent_size_of(items: Iterable[Any]) -> int | None:
 class BaseConnection(Callbacks):
     """A connection, as the application uses it.  See ``IConnection`` for the contract."""
 
-    __slots__ = ("_blocks", "_is_paused", "_output", "control", "local_address")
+    __slots__ = ("_blocks", "_output", "control", "local_address")
 
     def __init__(
         self,
@@ -61,7 +61,6 @@ class BaseConnection(Callbacks):
         self.local_address = local_address
         self._output = output
         self._blocks: tuple[WhileOpen, ...] = ()  # to interrupt when the connection ends
-        self._is_paused = False  # whether the application holds input back
 
     def __bool__(self) -> bool:
         return self._lifecycle.is_open()
@@ -249,8 +248,6 @@ class BaseConnection(Callbacks):
         if lifecycle.handle(event, reason) and lifecycle.state is not before:
             if not lifecycle.is_open():
                 self.interrupt_blocks()
-            if not lifecycle.is_established():
-                self._records = ()
             try:
                 self._enter(lifecycle.state)
             finally:

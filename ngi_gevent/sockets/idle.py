@@ -30,7 +30,7 @@ class Timed(Protocol):
         """Return whether input would be received at once."""
 
     def wants_input(self) -> bool:
-        """Return whether input can be delivered now."""
+        """Return whether more input is to be received now."""
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
         """Feed the lifecycle an event, and do what a new state asks for."""
@@ -113,8 +113,8 @@ class IdleTimer:
     def _peer_owes(self) -> bool:
         """Return whether the peer is to take output, or to send input.
 
-        It is to send input unless a callback or an iterable takes its time, there is no handler yet, input has ended,
-        or the application holds it back.  A handshake has its own limit.
+        It is to send input unless a callback or an iterable takes its time, input has ended, or the application holds
+        it back or has set no handler.  A handshake has its own limit.
         """
         connection, output = self._connection, self._output
         if connection._lifecycle.state is HANDSHAKE:

@@ -28,6 +28,10 @@ class Probed(Protocol):
 
     _lifecycle: Lifecycle
 
+    @property
+    def input_ended(self) -> bool:
+        """Whether the peer has finished sending, and all input is received."""
+
     def is_held_back(self) -> bool:
         """Return whether no more input will be received, or not before the application resumes it."""
 
@@ -72,11 +76,13 @@ class Probe:
         if not connection._lifecycle.is_established() or not (connection.is_held_back() or connection.has_blocks()):
             self.close()
         elif self._has_broken():
-            if connection.is_held_back():
+            if connection.is_held_back() and (connection.input_ended or self._transport.has_error()):
                 connection.handle(LOSE, self._transport.take_error())
             else:
-                # Taking the error would hide it from those who read the input before it.
-                connection.interrupt_blocks(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+                # The end is reported behind the input before it, and taking the error would hide it.  The peer may have
+                # closed a Unix socket after sending.
+                broken = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                connection.interrupt_blocks(broken if self._transport.has_error() else END_OF_INPUT)
         elif not connection.has_eof_handler() and self._transport.peer_has_finished():
             connection.interrupt_blocks(END_OF_INPUT)
 

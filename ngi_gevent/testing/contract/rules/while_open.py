@@ -21,6 +21,7 @@ class Waiting(Witness):
 
     def handle_input(self, connection, data):
         super().handle_input(connection, data)
+        connection.write(b"unread")  # without which a Unix socket is not reset
         try:
             with connection.while_open():
                 self.trace.append("waiting")
