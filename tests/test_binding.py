@@ -12,6 +12,7 @@ import threading
 import time
 
 import gevent
+import gevent.socket
 import pytest
 from stages import PATIENCE, Witness, needs_ipv6
 
@@ -284,6 +285,28 @@ def test_of_servers_that_replace_the_file_of_a_dead_one_at_the_same_moment_one_w
     finally:
         for server in servers:
             server.communicate()
+
+
+@pytest.mark.parametrize("busy", [0, 1])
+def test_at_max_connections_addresses_take_turns(tcp, busy):
+    """The clients of one do not wait until there are no others at the other."""
+    served = [0, 0]
+
+    def serve(connection):
+        served[listener.addresses.index(connection.local_address)] += 1
+        connection.close()
+        tcp.happened()
+
+    def clients(address):
+        while served[1 - busy] < 10 and served[busy] < 200:
+            with gevent.socket.create_connection(address) as client:
+                client.recv(1)
+
+    listener = tcp.implementation.listener([None, ("127.0.0.2", 0)], serve, max_connections=1)
+    tcp.listeners.append(listener)
+    at = [busy] * 5 + [1 - busy]
+    gevent.joinall([gevent.spawn(clients, listener.addresses[each]) for each in at], PATIENCE, raise_error=True)
+    assert served[busy] < 30
 
 
 # Sockets that processes share.
