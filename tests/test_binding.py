@@ -213,6 +213,37 @@ def test_mode_and_owner_are_for_the_file_of_a_unix_socket(tcp, address, options)
             each(address, print, **options)
 
 
+class ClosesMeanwhile(Network):
+    """A network in which a listener closes right before *method*, which the bind of the next one calls."""
+
+    def __init__(self, method, close):
+        def closing(*arguments):
+            delattr(self, method)
+            close()
+            return getattr(self, method)(*arguments)
+
+        setattr(self, method, closing)
+
+
+@pytest.mark.parametrize("method", ["stat", "connect"])
+def test_a_listener_that_closes_at_the_same_moment_frees_its_path(tcp, tmp_path, method):
+    """As one server does that another one replaces: there was an error that the file does not exist."""
+    path = str(tmp_path / "socket")
+    with ngi_gevent.Implementation() as closing:
+        first = closing.listener(path, print)
+        tcp.implementation._network = ClosesMeanwhile(method, first.close)
+        listen(tcp, path)
+    assert connects(tcp, path)
+
+
+def test_a_link_to_nothing_is_not_the_file_of_a_dead_server(tcp, tmp_path):
+    link = tmp_path / "socket"
+    link.symlink_to("nothing")
+    with pytest.raises(OSError, match="in use"):
+        tcp.implementation.listener(link, print)
+    assert link.is_symlink()
+
+
 class Pausing(Network):
     """A network in which a Unix socket that is bound waits before it listens."""
 
