@@ -127,7 +127,8 @@ def open(
     """Return a connection as two binary files: :class:`Output` and :class:`Input`.
 
     Never blocks for a connection; for an address, connects as :func:`connect` does.  Closing the output closes the
-    connection.
+    connection.  Until then, the connection stays open for output, also after the peer has finished sending, and after
+    the program has dropped both files.
 
     :param address_or_connection: an address; or a connection, which is anything that has ``set_handler``.  The files
         become its handler.
