@@ -39,6 +39,12 @@ BATCH_SIZE = 128
 #: Seconds after which a turn ends although connections are ready, so that timers, accepts and signals are handled.
 TURN = 0.005
 
+#: Seconds that a connection takes from which on the time is asked for after each.
+LONG = TURN / 16
+
+#: One less than how many connections run, otherwise, before the time is asked for: asking costs.
+SELDOM = 7
+
 #: Seconds in which every connection that is ready can deliver some of its records.
 ALL_SLICES = 0.025
 
@@ -63,7 +69,7 @@ class ConnectionGreenlet(raw_greenlet):
 class TurnTime:
     """The time that connections have in one turn of the loop.  A turn begins with the first question for the time."""
 
-    __slots__ = ("_idle", "ends", "was_short")
+    __slots__ = ("_asked", "_idle", "ends", "stride", "was_short")
 
     #: Return the time in seconds.
     now = staticmethod(Network.now)
@@ -76,6 +82,9 @@ class TurnTime:
         self.ends = 0.0
         #: Whether the turn has ended although connections were ready.
         self.was_short = False
+        self._asked = 0.0  # when the time was asked for last
+        #: One less than how many connections run between two questions: 7, or 0 while they take long.
+        self.stride = SELDOM
 
     def begin(self) -> None:
         """Begin another turn."""
@@ -93,12 +102,15 @@ class TurnTime:
         now = self.now()
         if not self.ends:
             self.ends = now + TURN
+        else:
+            self.stride = 0 if now - self._asked > LONG * (self.stride + 1) else SELDOM
+        self._asked = now
         self.was_short = self.was_short or now > self.ends
         return not self.was_short
 
     def end_of_slice(self, others: int) -> float:
         """Return until when one connection can deliver records, if *others* are behind it."""
-        now = self.now()
+        now = self._asked = self.now()
         if not self.ends:
             self.ends = now + TURN
         return now + ALL_SLICES / (ALL_SLICES / TURN + others)

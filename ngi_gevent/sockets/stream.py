@@ -113,13 +113,13 @@ class StreamConnection(ReceivingConnection):
     def _serve(self) -> None:
         """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
         batch = self._dispatcher.batch
-        is_in_time = self._dispatcher.is_in_time
+        is_in_time, time = self._dispatcher.is_in_time, self._dispatcher.time
         switch_to_hub = self._dispatcher.switch_to_hub
         lifecycle, output, transport = self._lifecycle, self._output, self._transport
         receive = transport.recv
         while not self._events_pending or self._handle_events():
             self.waiting = True
-            while batch and (len(batch) & 7 or is_in_time()):  # the time is asked for seldom
+            while batch and (len(batch) & time.stride or is_in_time()):  # the time is asked for seldom
                 following = batch.pop()
                 if following.waiting:
                     following.resume()
