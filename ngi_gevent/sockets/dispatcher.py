@@ -97,6 +97,10 @@ class TurnTime:
         """End a turn that was short: let the loop go on with another one after everything else that has happened."""
         self._idle.start(_do_nothing)
 
+    def close(self) -> None:
+        """Ask for no more turns, in a forked child."""
+        self._idle.close()
+
     def is_left(self) -> bool:
         """Return whether the turn goes on."""
         now = self.now()
@@ -190,6 +194,7 @@ class Dispatcher:
         for waiting in self.ready, self.batch, self.unsent:
             waiting.clear()
         self._turn.close()
+        self.time.close()
 
     def acquire(self) -> None:
         """Dispatch from now on: there is one more connection."""
