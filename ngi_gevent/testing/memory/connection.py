@@ -199,7 +199,7 @@ class Connection(BaseConnection):
         return data
 
     def wake(self) -> None:
-        self._queue_turn()
+        self._take_turn()
 
     # Callbacks.
 
@@ -251,10 +251,6 @@ class Connection(BaseConnection):
         elif taken is not None:
             self._limit_answers()
             self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
-
-    def _set_paused(self, paused: bool) -> None:
-        super()._set_paused(paused)
-        self._turns.run()
 
     def _look_for_break(self) -> None:
         """End the connection if the peer has aborted it, although it is paused."""
