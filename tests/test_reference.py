@@ -13,7 +13,7 @@ from pathlib import Path
 import pages
 import pytest
 
-from ngi_gevent import adapters
+from ngi_gevent import adapters, relay
 from ngi_gevent.blocking import input
 from ngi_gevent.core import datagram, logs, output
 from ngi_gevent.core.options import LINGER_TIMEOUT
@@ -40,6 +40,7 @@ PUBLIC = [
     "ngi_gevent.generator",
     "ngi_gevent.interfaces",
     "ngi_gevent.message",
+    "ngi_gevent.relay",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
 ]
@@ -130,12 +131,13 @@ def test_the_limits_are_what_they_are():
     timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
     assert amount(timeouts[0]) == transport.CONNECT_TIMEOUT
     assert timeouts[1:] == ["none"]
-    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-16:]
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-17:]
     assert list(map(amount, fixed)) == [
         *(output.HIGH_WATER, sender.GATHERED, 1000 * dispatcher.TURN, 1_000_000 * input.SLICE, probe.PROBE_INTERVAL),
         *(linger.SEND_TIMEOUT, linger.DISCARD_TIMEOUT),
         *(linger.DISCARD_SIZE / linger.DISCARD_PAUSE, linger.CHECK_INTERVAL, linger.SEND_TIMEOUT),
         *(binding.LOCK_TIMEOUT, 1000 * attempts.STAGGER, datagram_socket.SEND_TIMEOUT),
+        relay.LAST_DELIVERY,
         *(datagram.MOST_RAISED, transport.MOST_FAILED, 1),
     ]
     assert "in 10 seconds" in fixed[-1]

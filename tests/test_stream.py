@@ -1388,3 +1388,34 @@ def test_a_parser_that_is_dropped_may_block_while_it_cleans_up(tcp):
     tcp.listeners[0].close()
     tcp.until(lambda: closed)
     assert served.trace == [b"1", ("close", "stopped")]
+
+
+def test_a_reset_is_noticed_while_iterables_that_hang_keep_the_connection_from_reading(tcp, monkeypatch):
+    """Nothing is to be sent, so no watcher runs."""
+
+    class Hanging(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            for _ in range(40):
+                connection.writelines(hang())
+
+    def hang():
+        try:
+            yield b""
+            Event().wait()
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.005)
+    closed = []
+    peer = tcp.peer(tcp.listen(Hanging))
+    peer.send(b"one")
+    tcp.until(lambda: tcp.served and tcp.served[0].data == b"one")
+    peer.send(b"two")
+    tcp.until(lambda: tcp.served[0].data == b"onetwo")
+    peer.send(b"unread")
+    gevent.sleep(0.02)
+    peer.reset()
+    tcp.until(lambda: tcp.served[0].closed)
+    assert tcp.served[0].data == b"onetwounread"
+    assert closed

@@ -113,6 +113,16 @@ class BaseConnection(Callbacks):
         if self._lifecycle.state is OPEN and not self._over_limit():
             self._output.add_lines(lines)
             self._queue_lines(lines)
+        else:
+            self._output.is_dropped = True
+            self._close_later(lines)
+
+    def close_lines(self, lines: Lines) -> None:
+        """Close *lines*, which were dropped.  Called where they may block."""
+        try:
+            lines.close()
+        except BaseException as error:
+            self.iterator_raised(error)
 
     @property
     def output_pending(self) -> int:
@@ -271,10 +281,6 @@ class BaseConnection(Callbacks):
             state = f"broken ({logs.format_reason(known)})"
         return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}", self, reason)
 
-    def is_held_back(self) -> bool:
-        """Return whether no more input will be received, or not before the application resumes it."""
-        return self._is_paused or self._lifecycle.input_is_over
-
     def has_blocks(self) -> bool:
         """Return whether blocks are to be interrupted when the connection ends."""
         return bool(self._blocks)
@@ -338,6 +344,10 @@ class BaseConnection(Callbacks):
 
     def _queue_lines(self, lines: Lines) -> None:
         """Send the items of *lines* after all that was queued before."""
+        raise NotImplementedError
+
+    def _close_later(self, lines: Lines) -> None:
+        """Call ``close_lines`` with *lines*, soon, where that may block."""
         raise NotImplementedError
 
     def _waiting_for_peer(self) -> int:

@@ -82,6 +82,8 @@ class ReceivingConnection(HubConnection):
                 break
             else:
                 self.stop_reading()
+                if self._output.is_pausing:
+                    self._start_probe()
                 return True
         if not self._read_watcher.active:
             self._read_watcher.start(self._dispatcher.ready.append, self)
@@ -168,6 +170,14 @@ class ReceivingConnection(HubConnection):
             if self._probe is None:
                 self._probe = Probe(self, self._transport, self._dispatcher.loop)
             self._probe.start()
+
+    def is_unread(self) -> bool:
+        """Return whether no more input will be received, or not before the application or the output allows it."""
+        return self._is_paused or self._output.is_pausing or self._lifecycle.input_is_over
+
+    def note_broken(self, error: OSError) -> None:
+        """Drop output, since the connection has broken.  Input that had arrived is still delivered, if it can be."""
+        self._output.fail(error)
 
     def is_reading(self) -> bool:
         """Return whether input would be received at once."""

@@ -140,7 +140,7 @@ class Sender(OutputQueue):
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._fail(error)
+                self.fail(error)
             if (
                 pieces
                 or self._write_watcher is not None
@@ -225,7 +225,7 @@ class Sender(OutputQueue):
 
     # The end.
 
-    def _fail(self, error: OSError) -> None:
+    def fail(self, error: OSError) -> None:
         """Drop output, since nothing can be sent.  Input that had arrived before is still read, and the end with it."""
         self.drop()
         if self._connection._lifecycle.output_error is None:
@@ -268,7 +268,7 @@ class Sender(OutputQueue):
             self._transport.end_output(closes=lifecycle.input_is_over)
         except OSError as error:
             if lifecycle.state is HALF_CLOSED:
-                self._fail(error)
+                self.fail(error)
             else:
                 self._connection.handle(LOSE)
             return

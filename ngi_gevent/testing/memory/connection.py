@@ -141,6 +141,10 @@ class Connection(BaseConnection):
     def _queue_lines(self, lines: Lines) -> None:
         self._put(lines)
 
+    def _take_lines(self, lines: Lines) -> None:
+        super()._take_lines(lines)
+        self._turns.run()
+
     def _waiting_for_peer(self) -> int:
         return self._output.size - NETWORK_SIZE
 
@@ -296,7 +300,8 @@ class Connection(BaseConnection):
         if self._lifecycle.state is CLOSING:
             dropped = [item for item in self._wire if isinstance(item, Lines)]
             self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
-            self._close_later(dropped)
+            for lines in dropped:
+                self._close_later(lines)
             self.handle(LOSE)
             self._turns.run()
 
@@ -350,18 +355,11 @@ class Connection(BaseConnection):
         dropped = [item for item in self._wire if isinstance(item, Lines)]
         self._wire.clear()
         self._output.drop()
-        self._close_later(dropped)
-
-    def _close_later(self, dropped: list[Lines]) -> None:
-        """Close iterables that are not exhausted, in turns of their own."""
         for lines in dropped:
-            self._turns.queue(partial(self._close_lines, lines))
+            self._close_later(lines)
 
-    def _close_lines(self, lines: Lines) -> None:
-        try:
-            lines.close()
-        except BaseException as error:
-            self.iterator_raised(error)
+    def _close_later(self, lines: Lines) -> None:
+        self._turns.queue(partial(self.close_lines, lines))
 
     def _lose_output(self, end: object) -> None:
         """Drop output, because the peer does not accept more.
