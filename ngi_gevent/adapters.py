@@ -167,7 +167,7 @@ class Base:
         self._handler.handle_input(self, data)
 
     def deliver(self, records: Iterable[Any]) -> None:
-        """Pass *records* on to the handler, each as a callback of its own, after this callback.
+        """Pass *records* on to the handler, each in its own callback, after this callback.
 
         Adapters call this as the last statement of ``handle_input``, with a generator of the records in the input, for
         example.  Never blocks.  The connection pulls one record at a time, on its own greenlet, and delivers it to the
