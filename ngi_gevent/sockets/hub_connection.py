@@ -83,8 +83,8 @@ class HubConnection(BaseConnection):
             self._dispatcher.spawn(partial(self.close_lines, lines), self, is_callback=False)
 
     def _waiting_for_peer(self) -> int:
-        if self._output.is_over_limit() and not self._output.is_sending:
-            self._output.send_pending()
+        if self._output.is_over_limit():
+            self._output.send_now()
         return self._output.size
 
     # Waiting.
