@@ -18,9 +18,9 @@ from gevent.event import Event
 from stages import PATIENCE, Witness
 
 import ngi_gevent
-from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking
+from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, testing
 from ngi_gevent.core import output as output_module
-from ngi_gevent.sockets import hub_connection, hub_registry, linger, sender
+from ngi_gevent.sockets import hub_connection, hub_registry, linger, probe, sender
 from ngi_gevent.sockets.dispatcher import Dispatcher
 from ngi_gevent.sockets.network import Network
 
@@ -1335,3 +1335,87 @@ def test_a_send_that_fails_when_another_thread_has_just_aborted_raises_nothing(t
     other_thread.join()  # without a turn: the call is made when the sender reports that it failed
     sender.send_pending()
     assert tcp.served[0].gone
+
+
+def test_a_pause_holds_back_input_of_a_peer_that_closes_its_unix_socket(tmp_path, monkeypatch):
+    """Such a socket has ended in both directions then, which is no break."""
+    monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.005)
+    served = testing.Recorder()
+
+    def serve(connection):
+        connection.pause_reading()
+        served.connected(connection)
+
+    with ngi_gevent.Implementation() as implementation:
+        listener = implementation.listener(tmp_path / "socket", serve)
+        with gevent.socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(listener.address)
+            peer.sendall(b"last words")
+        connection = served.wait_connected()
+        gevent.sleep(0.03)  # for some looks
+        assert connection
+        connection.resume_reading()
+        assert served.wait_closed() == "end of input"
+        assert served.data == b"last words"
+        listener.close()
+
+
+def test_a_parser_that_is_dropped_may_block_while_it_cleans_up(tcp):
+    """The end of a paused connection is noticed on the hub, where nothing may block."""
+
+    class Parser(adapters.Base):
+        def handle_input(self, connection, data):
+            self.deliver(self.records(data))
+
+        def records(self, data):
+            try:
+                yield data[:1]
+                self.pause_reading()
+                yield data[1:]
+            finally:
+                gevent.sleep(0)
+                closed.append(True)
+                tcp.happened()
+
+    class Parsed(Witness):
+        def connected(self, connection):
+            super().connected(Parser(connection))
+
+    closed = []
+    client, served = tcp.talk(Parsed)
+    client.connection.write(b"12")
+    tcp.until(lambda: served.data)
+    tcp.listeners[0].close()
+    tcp.until(lambda: closed)
+    assert served.trace == [b"1", ("close", "stopped")]
+
+
+def test_a_reset_is_noticed_while_iterables_that_hang_keep_the_connection_from_reading(tcp, monkeypatch):
+    """Nothing is to be sent, so no watcher runs."""
+
+    class Hanging(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            for _ in range(40):
+                connection.writelines(hang())
+
+    def hang():
+        try:
+            yield b""
+            Event().wait()
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.005)
+    closed = []
+    peer = tcp.peer(tcp.listen(Hanging))
+    peer.send(b"one")
+    tcp.until(lambda: tcp.served and tcp.served[0].data == b"one")
+    peer.send(b"two")
+    tcp.until(lambda: tcp.served[0].data == b"onetwo")
+    peer.send(b"unread")
+    gevent.sleep(0.02)
+    peer.reset()
+    tcp.until(lambda: tcp.served[0].closed)
+    assert tcp.served[0].data == b"onetwounread"
+    assert closed

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Callbacks", "ConnectionOwner", "Delivering", "is_end_of"]
 
-#: The place where an exception came from, for the log.
+#: Places where exceptions come from, for the log.
 ITERABLE = "an iterable given to writelines"
+RECORDS = "an iterable given to deliver"
 
 
 def is_end_of(connection: object, error: BaseException) -> bool:
@@ -51,6 +52,7 @@ class Callbacks:
         "__weakref__",
         "_exceptions",
         "_handler",
+        "_is_paused",
         "_lifecycle",
         "_owner",
         "_records",
@@ -68,6 +70,7 @@ class Callbacks:
         self._when_closed: tuple[Callable[[], object], ...] = ()
         #: Records that adapters have for their handlers.  The last are delivered first: they are parts of those before.
         self._records: tuple[tuple[Delivering, Iterator[Any]], ...] = ()
+        self._is_paused = False  # whether the application holds input back
 
     # What a connection adds.
 
@@ -101,9 +104,23 @@ class Callbacks:
         entry = self._records[-1]
         adapter, records = entry
         for record in records:
-            adapter.pass_on(record)
+            if self._is_paused:  # since it was asked for, which may have blocked
+                self._records = (*self._records, (adapter, iter((record,))))
+            elif self._lifecycle.delivers_input():
+                adapter.pass_on(record)
             return
         self._records = tuple(other for other in self._records if other is not entry)
+
+    def _close_records(self) -> None:
+        """Drop the records that are left, and close generators of these, here, since they may block in it."""
+        dropped, self._records = self._records, ()
+        for _, records in reversed(dropped):
+            close = getattr(records, "close", None)
+            try:
+                if close is not None:
+                    close()
+            except BaseException as error:
+                self._report(RECORDS, error)
 
     # The handler's callbacks.  Called where callbacks of this connection run, one at a time.
 
@@ -113,7 +130,10 @@ class Callbacks:
         A callback that only wrote in vain ends it, too.  The rest of the piece of input is lost with that callback, and
         an adapter in the middle of a record must not take the next piece for the beginning of one.
         """
-        self.handle(FAIL, (is_end_of(self, error) and self._lifecycle.output_error) or error)
+        reason: Reason | None = None
+        if isinstance(error, ConnectionClosed) and is_end_of(self, error):
+            reason = self._lifecycle.output_error or error.reason
+        self.handle(FAIL, reason or error)
         self._report(where, error)
 
     def _report(self, where: str, error: BaseException) -> None:
@@ -185,6 +205,7 @@ class Callbacks:
             else:  # the application ended the connection, so no callback is called
                 self._owner.handler_raised(self.peer_address, ITERABLE, exception)
         self._report_close()
+        self._close_records()
 
     def _report_close(self) -> None:
         """Call ``handle_close`` if the handler is owed a reason.

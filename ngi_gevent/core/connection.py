@@ -46,7 +46,7 @@ def unsent_size_of(items: Iterable[Any]) -> int | None:
 class BaseConnection(Callbacks):
     """A connection, as the application uses it.  See ``IConnection`` for the contract."""
 
-    __slots__ = ("_blocks", "_is_paused", "_output", "control", "local_address")
+    __slots__ = ("_blocks", "_output", "control", "local_address")
 
     def __init__(
         self,
@@ -61,7 +61,6 @@ class BaseConnection(Callbacks):
         self.local_address = local_address
         self._output = output
         self._blocks: tuple[WhileOpen, ...] = ()  # to interrupt when the connection ends
-        self._is_paused = False  # whether the application holds input back
 
     def __bool__(self) -> bool:
         return self._lifecycle.is_open()
@@ -114,6 +113,16 @@ class BaseConnection(Callbacks):
         if self._lifecycle.state is OPEN and not self._over_limit():
             self._output.add_lines(lines)
             self._queue_lines(lines)
+        else:
+            self._output.is_dropped = True
+            self._close_later(lines)
+
+    def close_lines(self, lines: Lines) -> None:
+        """Close *lines*, which were dropped.  Called where they may block."""
+        try:
+            lines.close()
+        except BaseException as error:
+            self.iterator_raised(error)
 
     @property
     def output_pending(self) -> int:
@@ -249,8 +258,6 @@ class BaseConnection(Callbacks):
         if lifecycle.handle(event, reason) and lifecycle.state is not before:
             if not lifecycle.is_open():
                 self.interrupt_blocks()
-            if not lifecycle.is_established():
-                self._records = ()
             try:
                 self._enter(lifecycle.state)
             finally:
@@ -263,28 +270,25 @@ class BaseConnection(Callbacks):
         if self._lifecycle.finishes():
             self._finish()
 
-    def closed_error(self) -> ConnectionClosed:
-        """Return the exception for the use of a connection that has ended."""
+    def closed_error(self, reason: Reason | None = None) -> ConnectionClosed:
+        """Return the exception for the use of a connection that has ended, for *reason* if it does not know it."""
         lifecycle = self._lifecycle
         state = lifecycle.state
         if state is OPEN:
             state = HALF_CLOSED if lifecycle.eof_from_other_thread else CLOSING
-        if lifecycle.output_error is not None:
-            state = f"broken ({logs.format_reason(lifecycle.output_error)})"
-        return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}", self)
-
-    def is_held_back(self) -> bool:
-        """Return whether no more input will be received, or not before the application resumes it."""
-        return self._is_paused or self._lifecycle.input_is_over
+        known = lifecycle.output_error or reason
+        if known is not None:
+            state = f"broken ({logs.format_reason(known)})"
+        return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}", self, reason)
 
     def has_blocks(self) -> bool:
         """Return whether blocks are to be interrupted when the connection ends."""
         return bool(self._blocks)
 
-    def interrupt_blocks(self) -> None:
+    def interrupt_blocks(self, reason: Reason | None = None) -> None:
         """Interrupt those blocks."""
         for block in self._blocks:
-            block.interrupt()
+            block.interrupt(reason)
 
     def _over_limit(self) -> bool:
         """Return whether more output waits than is allowed.  That ends a connection whose peer does not take it."""
@@ -340,6 +344,10 @@ class BaseConnection(Callbacks):
 
     def _queue_lines(self, lines: Lines) -> None:
         """Send the items of *lines* after all that was queued before."""
+        raise NotImplementedError
+
+    def _close_later(self, lines: Lines) -> None:
+        """Call ``close_lines`` with *lines*, soon, where that may block."""
         raise NotImplementedError
 
     def _waiting_for_peer(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
@@ -10,6 +11,7 @@ from greenlet import getcurrent
 from ngi_gevent.core.checks import as_bytes
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.lifecycle import BREAK, CLOSING, OPEN, STOP, STOPPED
+from ngi_gevent.core.output import Lines
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded
 from ngi_gevent.interfaces import IConnection, documented_by
@@ -17,8 +19,7 @@ from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.mailbox import this_thread
 
 if TYPE_CHECKING:
-    from ngi_gevent.core.output import Lines
-    from ngi_gevent.interfaces import Data
+    from ngi_gevent.interfaces import Data, Reason
     from ngi_gevent.sockets.plain import Transport
     from ngi_gevent.sockets.sender import Sender
 
@@ -74,6 +75,12 @@ class HubConnection(BaseConnection):
 
     def _queue_lines(self, lines: Lines) -> None:
         self._output.take_lines(lines)
+
+    def _close_later(self, lines: Lines) -> None:
+        if self._is_elsewhere():
+            self._dispatcher.mailbox.post(self._close_later, lines)  # in vain if the hub has gone
+        else:
+            self._dispatcher.spawn(partial(self.close_lines, lines), self, is_callback=False)
 
     def _waiting_for_peer(self) -> int:
         if self._output.is_over_limit() and not self._output.is_sending:
@@ -151,11 +158,11 @@ class HubConnection(BaseConnection):
             raise self.closed_error()
         return super().wait_for(flag, timeout)
 
-    def closed_error(self) -> ConnectionClosed:
+    def closed_error(self, reason: Reason | None = None) -> ConnectionClosed:
         if self.is_of_parent():
             message = f"the connection to {self.peer_address!r} belongs to the process that this one was forked from"
             return ConnectionClosed(message, self)
-        return super().closed_error()
+        return super().closed_error(reason)
 
     # Other threads.
 
@@ -192,6 +199,8 @@ class HubConnection(BaseConnection):
                     f"{waiting} bytes of output wait, {queued} of them from other threads, for a peer"
                     f" that does not read or a hub that is busy; output_limit is {limit}"
                 )
+                if isinstance(output, Lines):
+                    self._close_later(output)
                 return self._handed_over(self.handle, BREAK, lifecycle.output_error)
             if not mailbox.post_output(self, size, self._take_handed, take, output):
                 self._hub_gone()
@@ -203,6 +212,8 @@ class HubConnection(BaseConnection):
             take(output)
         else:
             self._output.is_dropped = True
+            if isinstance(output, Lines):
+                self._close_later(output)
 
     def _hub_gone(self) -> None:
         """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""

@@ -29,8 +29,8 @@ class Timed(Protocol):
     def is_reading(self) -> bool:
         """Return whether input would be received at once."""
 
-    def is_held_back(self) -> bool:
-        """Return whether no more input will be received, or not before the application resumes it."""
+    def wants_input(self) -> bool:
+        """Return whether more input is to be received now."""
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
         """Feed the lifecycle an event, and do what a new state asks for."""
@@ -114,14 +114,14 @@ class IdleTimer:
         """Return whether the peer is to take output, or to send input.
 
         It is to send input unless a callback or an iterable takes its time, input has ended, or the application holds
-        it back.  A handshake has its own limit.
+        it back or has set no handler.  A handshake has its own limit.
         """
         connection, output = self._connection, self._output
         if connection._lifecycle.state is HANDSHAKE:
             return False
         if output.is_waiting_for_peer() or self._queued:
             return True
-        return connection.waiting and not output.is_pulling() and not connection.is_held_back()
+        return connection.waiting and not output.is_pulling() and connection.wants_input()
 
     def _expire(self) -> None:
         if not self._connection._lifecycle.is_established():

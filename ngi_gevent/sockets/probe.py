@@ -1,15 +1,18 @@
 """Looking for the end of a connection that is not read.
 
 The watcher of such a connection is stopped, so it does not report that the connection has broken, or that the peer has
-finished.  A connection is not read once its input has ended, while the application pauses it, and while a callback runs
-that waits in ``while_open``.
+finished.  A connection is not read once its input has ended, while the application pauses it, while too much output is
+pending (a watcher sees to that only if the peer is to take some), and while a callback runs that waits in
+``while_open``.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.core.lifecycle import LOSE, Lifecycle
+from ngi_gevent.core.lifecycle import END_OF_INPUT, Lifecycle
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
@@ -26,8 +29,12 @@ class Probed(Protocol):
 
     _lifecycle: Lifecycle
 
-    def is_held_back(self) -> bool:
-        """Return whether no more input will be received, or not before the application resumes it."""
+    @property
+    def input_ended(self) -> bool:
+        """Whether the peer has finished sending, and all input is received."""
+
+    def is_unread(self) -> bool:
+        """Return whether no more input will be received, or not before the application or the output allows it."""
 
     def has_blocks(self) -> bool:
         """Return whether blocks are to be interrupted when the connection ends."""
@@ -35,11 +42,11 @@ class Probed(Protocol):
     def has_eof_handler(self) -> bool:
         """Return whether the handler has ``handle_eof``."""
 
-    def interrupt_blocks(self) -> None:
-        """Interrupt those blocks."""
+    def interrupt_blocks(self, reason: Reason | None = None) -> None:
+        """Interrupt those blocks, for *reason*."""
 
-    def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
+    def note_broken(self, error: OSError) -> None:
+        """Drop output, since the connection has broken.  Input that had arrived is still delivered, if it can be."""
 
 
 class Probe:
@@ -67,15 +74,18 @@ class Probe:
 
     def _check(self) -> None:
         connection = self._connection
-        if not connection._lifecycle.is_established() or not (connection.is_held_back() or connection.has_blocks()):
+        if not connection._lifecycle.is_established() or not (connection.is_unread() or connection.has_blocks()):
             self.close()
         elif self._has_broken():
-            if connection.is_held_back():
-                connection.handle(LOSE, self._transport.take_error())
+            if connection.is_unread() and (connection.input_ended or self._transport.has_error()):
+                connection.note_broken(self._transport.take_error())
             else:
-                connection.interrupt_blocks()  # the error is reported behind the input before it
+                # The end is reported behind the input before it, and taking the error would hide it.  The peer may have
+                # closed a Unix socket after sending.
+                broken = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                connection.interrupt_blocks(broken if self._transport.has_error() else END_OF_INPUT)
         elif not connection.has_eof_handler() and self._transport.peer_has_finished():
-            connection.interrupt_blocks()
+            connection.interrupt_blocks(END_OF_INPUT)
 
     def _has_broken(self) -> bool:
         # Once this side has ended, too, the end of both directions is in order.

@@ -73,14 +73,17 @@ class ReceivingConnection(HubConnection):
             if lifecycle.output_error is not None and (self._is_paused or lifecycle.input_is_over):
                 self.handle(LOSE, lifecycle.output_error)
                 return False
-            if not self._wants_input():
-                self.stop_reading()
-                return True
-            if not self._records:
+            if self._records and self._can_deliver():
+                if not self._deliver_records():
+                    self._events_pending = True
+                    self._dispatcher.postpone(self)
+                    return True
+            elif self.wants_input():
                 break
-            if not self._deliver_records():
-                self._events_pending = True
-                self._dispatcher.postpone(self)
+            else:
+                self.stop_reading()
+                if self._output.is_pausing:
+                    self._start_probe()
                 return True
         if not self._read_watcher.active:
             self._read_watcher.start(self._dispatcher.ready.append, self)
@@ -93,9 +96,14 @@ class ReceivingConnection(HubConnection):
             self._dispatcher.wake(self)  # not before: a handler that blocks would use that up
         return lifecycle.is_established()
 
-    def _wants_input(self) -> bool:
-        """Return whether input can be delivered now."""
-        return not (self._handler is None or self._output.is_pausing or self.is_held_back())
+    def _can_deliver(self) -> bool:
+        """Return whether the handler takes input, or the rest of it, now."""
+        held = self._handler is None or self._output.is_pausing or self._is_paused
+        return self._lifecycle.delivers_input() and not held
+
+    def wants_input(self) -> bool:
+        """Return whether more input is to be received now."""
+        return self._can_deliver() and not self._lifecycle.input_is_over
 
     def _deliver_records(self) -> bool:
         """Deliver records, until there is something else to handle.  Return False if its time is up."""
@@ -109,8 +117,6 @@ class ReceivingConnection(HubConnection):
                 output.send_pending()
                 output.is_pausing = self.is_full()
                 break
-        if not lifecycle.delivers_input():
-            self._records = ()
         return True
 
     def _receive_rest(self) -> None:
@@ -164,6 +170,14 @@ class ReceivingConnection(HubConnection):
             if self._probe is None:
                 self._probe = Probe(self, self._transport, self._dispatcher.loop)
             self._probe.start()
+
+    def is_unread(self) -> bool:
+        """Return whether no more input will be received, or not before the application or the output allows it."""
+        return self._is_paused or self._output.is_pausing or self._lifecycle.input_is_over
+
+    def note_broken(self, error: OSError) -> None:
+        """Drop output, since the connection has broken.  Input that had arrived is still delivered, if it can be."""
+        self._output.fail(error)
 
     def is_reading(self) -> bool:
         """Return whether input would be received at once."""

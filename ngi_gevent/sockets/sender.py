@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.core.lifecycle import BREAK, CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_FAILED
+from ngi_gevent.core.lifecycle import BREAK, BROKEN, CLOSED, HALF_CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_FAILED
 from ngi_gevent.core.output import Lines, OutputQueue
 from ngi_gevent.sockets.feeder import Feeder
 from ngi_gevent.sockets.linger import Linger, Lingering
@@ -140,7 +140,7 @@ class Sender(OutputQueue):
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._fail(error)
+                self.fail(error)
             if (
                 pieces
                 or self._write_watcher is not None
@@ -225,7 +225,7 @@ class Sender(OutputQueue):
 
     # The end.
 
-    def _fail(self, error: OSError) -> None:
+    def fail(self, error: OSError) -> None:
         """Drop output, since nothing can be sent.  Input that had arrived before is still read, and the end with it."""
         self.drop()
         if self._connection._lifecycle.output_error is None:
@@ -256,7 +256,7 @@ class Sender(OutputQueue):
     def end(self) -> None:
         """End the output for the peer, since everything is sent, and wait for its end, for a moment."""
         lifecycle = self._connection._lifecycle
-        if lifecycle.output_is_over or lifecycle.state is CLOSED:
+        if lifecycle.output_is_over or lifecycle.state in (BROKEN, CLOSED):
             return
         if self._transport.make_last_words():
             self.pieces.append(b"")
@@ -266,8 +266,11 @@ class Sender(OutputQueue):
             return
         try:
             self._transport.end_output(closes=lifecycle.input_is_over)
-        except OSError:
-            self._connection.handle(LOSE)
+        except OSError as error:
+            if lifecycle.state is HALF_CLOSED:
+                self.fail(error)
+            else:
+                self._connection.handle(LOSE)
             return
         self._connection.handle(OUTPUT_ENDED)
         if self.linger is not None:

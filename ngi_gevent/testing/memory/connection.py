@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.core.callbacks import ConnectionOwner
+from ngi_gevent.core.callbacks import ConnectionOwner, Delivering
 from ngi_gevent.core.checks import as_bytes, check_returned
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.lifecycle import (
@@ -141,6 +141,10 @@ class Connection(BaseConnection):
     def _queue_lines(self, lines: Lines) -> None:
         self._put(lines)
 
+    def _take_lines(self, lines: Lines) -> None:
+        super()._take_lines(lines)
+        self._turns.run()
+
     def _waiting_for_peer(self) -> int:
         return self._output.size - NETWORK_SIZE
 
@@ -248,6 +252,10 @@ class Connection(BaseConnection):
             self._limit_answers()
             self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
 
+    def deliver_for(self, adapter: Delivering, records: Iterator[Any]) -> None:
+        super().deliver_for(adapter, records)
+        self._turns.run()
+
     def _set_paused(self, paused: bool) -> None:
         super()._set_paused(paused)
         self._turns.run()
@@ -292,7 +300,8 @@ class Connection(BaseConnection):
         if self._lifecycle.state is CLOSING:
             dropped = [item for item in self._wire if isinstance(item, Lines)]
             self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
-            self._close_later(dropped)
+            for lines in dropped:
+                self._close_later(lines)
             self.handle(LOSE)
             self._turns.run()
 
@@ -346,18 +355,11 @@ class Connection(BaseConnection):
         dropped = [item for item in self._wire if isinstance(item, Lines)]
         self._wire.clear()
         self._output.drop()
-        self._close_later(dropped)
-
-    def _close_later(self, dropped: list[Lines]) -> None:
-        """Close iterables that are not exhausted, in turns of their own."""
         for lines in dropped:
-            self._turns.queue(partial(self._close_lines, lines))
+            self._close_later(lines)
 
-    def _close_lines(self, lines: Lines) -> None:
-        try:
-            lines.close()
-        except BaseException as error:
-            self.iterator_raised(error)
+    def _close_later(self, lines: Lines) -> None:
+        self._turns.queue(partial(self.close_lines, lines))
 
     def _lose_output(self, end: object) -> None:
         """Drop output, because the peer does not accept more.

@@ -105,4 +105,28 @@ def test_who_sends_much_at_once_reads_the_answer_meanwhile(stage, many):
     assert client.data == b"X" * MUCH
 
 
+def test_an_iterable_beyond_the_limit_is_closed(stage):
+    """It never began, so only its ``close`` can release what it holds."""
+
+    class Lines:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise StopIteration
+
+        def close(self):
+            closed.append(True)
+            stage.happened()
+
+    closed = []
+    stage.peer(stage.listen(output_limit=MEGABYTE))
+    stage.until(lambda: stage.served)
+    connection = stage.served[0].connection
+    connection.write(b"x" * MUCH)
+    connection.writelines(Lines())
+    stage.until(lambda: closed)
+    assert not connection
+
+
 __all__ = [name for name in dir() if name.startswith("test_")]

@@ -114,6 +114,7 @@ def test_a_paused_connection_that_breaks_or_is_stopped_ends(stage):
     peer.send(b"x")
     stage.until(lambda: stage.served and stage.served[0].data)
     stage.served[0].connection.pause_reading()
+    stage.served[0].connection.write(b"unread")  # without which the end of a Unix socket is an end of input
     other, served = stage.client(listener), stage.served
     stage.until(lambda: len(served) == 2)
     served[1].connection.pause_reading()
@@ -214,6 +215,59 @@ def test_records_wait_while_the_peer_takes_no_answers(stage):
     assert stage.served[0].connection.output_pending < MEGABYTE
     peer.read()
     stage.until(lambda: peer.size == count * 5000)
+
+
+@pytest.mark.parametrize("how", ["abort", "pause_reading"])
+def test_a_record_is_delivered_only_if_that_is_still_wanted_once_it_is_there(stage, how):
+    """A parser can block, and much can happen until it has the next record."""
+
+    class Parser(adapters.Base):
+        def handle_input(self, connection, data):
+            self.deliver(self.records(data))
+
+        def records(self, data):
+            yield data[:1]
+            getattr(self, how)()
+            yield data[1:]
+
+    class Parsed(Witness):
+        def connected(self, connection):
+            super().connected(Parser(connection))
+
+    client, served = stage.talk(Parsed)
+    client.connection.write(b"123")
+    stage.until(lambda: served.data)
+    stage.settle()
+    assert served.chunks == [b"1"]
+    served.connection.resume_reading()
+    stage.settle()
+    assert served.chunks == ([b"1"] if how == "abort" else [b"1", b"23"])
+
+
+def test_what_an_adapter_delivers_at_the_end_of_input_arrives(stage):
+    class Whole(adapters.Base):
+        def __init__(self, connection):
+            super().__init__(connection)
+            self.pieces = []
+
+        def handle_input(self, connection, data):
+            self.pieces.append(data)
+
+        def handle_eof(self, connection):
+            super().handle_eof(connection)
+            self.deliver([b"".join(self.pieces)])
+
+    class Server(Witness):
+        def connected(self, connection):
+            super().connected(Whole(connection))
+
+        def handle_eof(self, connection):
+            pass
+
+    client, served = stage.talk(Server)
+    client.connection.write(b"all")
+    client.connection.write_eof()
+    stage.until(lambda: served.data == b"all")
 
 
 def test_a_parser_that_raises_ends_the_connection(stage, caplog):

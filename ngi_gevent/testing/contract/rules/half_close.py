@@ -149,6 +149,23 @@ def test_a_half_closed_connection_that_breaks_is_reported(stage):
     assert not served.connection
 
 
+def test_write_eof_on_a_connection_that_has_broken_unnoticed_is_reported(stage):
+    class Late(Witness):
+        def connected(self, connection):
+            self.meet(connection)
+
+    peer = stage.peer(stage.listen(Late))
+    stage.until(lambda: stage.served)
+    served = stage.served[0]
+    peer.reset()
+    stage.settle()
+    served.connection.write_eof()
+    stage.settle()
+    served.connection.set_handler(served)
+    stage.until(lambda: served.closed)  # a Unix socket has no resets, so it may be "end of input" there
+    assert not served.connection
+
+
 def test_the_listener_ends_half_closed_connections(stage):
     client, served = stage.talk(EOFWitness)
     client.connection.write_eof()
