@@ -24,14 +24,19 @@ PATIENCE = 60
 
 def ask(question: bytes, input: Input, output: Output) -> str:
     output.write(question)
-    return input.readline(MAX_LINE, timeout=PATIENCE).decode(errors="replace").strip()
+    line = input.readline(MAX_LINE, timeout=PATIENCE)
+    if not line:
+        raise EOFError("the client has finished")
+    return line.decode(errors="replace").strip()
 
 
 def conversation(input: Input, output: Output) -> None:
     try:
         name = ask(b"What is your name? ", input, output)
         while not (age := ask(b"How old are you? ", input, output)).isdecimal():
-            output.write(b"A number, please. ")  # which raises once the client is gone, and so ends this, too
+            output.write(b"A number, please. ")
+    except EOFError:
+        return
     except ngi_gevent.Timeout:
         output.write(b"\nSomebody has fallen asleep.\n")
         return

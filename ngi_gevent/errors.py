@@ -38,11 +38,13 @@ class ConnectionClosed(NGIError, ValueError):
     arrived before the end must catch it, or look at ``bool(connection)`` before it writes.
 
     :ivar connection: the connection that was written to, below all adapters; None if there is none to name.
+    :ivar reason: why it ended, if the connection does not know that itself yet; usually None.
     """
 
-    def __init__(self, message: object = "", connection: object = None) -> None:
+    def __init__(self, message: object = "", connection: object = None, reason: str | BaseException | None = None):
         super().__init__(message)
         self.connection = connection
+        self.reason = reason
 
 
 class ImplementationClosed(NGIError, ValueError):

@@ -124,7 +124,7 @@ def test_every_block_runs(run):
     assert len(tests) == len(code) - 2
     result = run(test_testing="\n".join(tests))
     named = sum(block.count("def test_") for block in tests)
-    both, seeds = 3, 100  # tests over both implementations, and of each seed
+    both, seeds = 4, 100  # tests over both implementations, and of each seed
     result.assert_outcomes(passed=named + both + seeds - 1)
 
 

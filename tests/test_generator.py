@@ -116,6 +116,30 @@ def test_the_end_is_raised_at_the_yield(stage):
     assert ends == [("end of input",)]
 
 
+def test_the_end_of_input_is_an_empty_piece_for_a_generator_that_wants_it(stage):
+    @generator.handler(eof=True)
+    def serve(connection):
+        data = b""
+        while piece := (yield):
+            data += piece
+        connection.write(data.upper())
+        assert connection.input_ended
+
+    class Server:
+        @generator.handler(connection_adapter=adapters.Lines, eof=True)
+        def serve(self, connection):
+            while line := (yield):
+                connection.write(line + b" ")
+            connection.write(b"end")
+
+    for server, answer in (serve, b"ONE\nTWO\nTHREE"), (Server().serve, b"one two end"):
+        client = stage.client(stage.listen(server))
+        client.connection.write(b"one\ntwo\nthree")
+        client.connection.write_eof()
+        stage.until(lambda client=client: client.closed)
+        assert client.data == answer
+
+
 def test_an_iterators_error_is_raised_at_the_yield(stage):
     def lines():
         yield b"good "

@@ -365,18 +365,47 @@ def test_a_closed_connection_is_not_idle_while_its_output_is_delivered(tcp):
     assert received == 12_000_000
 
 
-def test_a_connection_is_idle_only_once_it_has_a_handler(tcp):
-    class Late(Witness):
+@pytest.mark.parametrize("why", ["no handler", "paused", "input has ended"])
+def test_a_peer_that_owes_nothing_is_not_idle(tcp, why):
+    class Quiet(Witness):
         def connected(self, connection):
-            self.meet(connection)
+            self.meet(connection) if why == "no handler" else super().connected(connection)
+            if why == "paused":
+                connection.pause_reading()
 
-    peer, served = talk_to_idle(tcp, Late)
-    peer.send(b"unread")
-    gevent.sleep(0.15)
+        def handle_eof(self, connection):
+            self.stage.happened()
+
+    peer, served = talk_to_idle(tcp, Quiet)
+    if why == "input has ended":
+        peer.finish()
+    gevent.sleep(0.12)
     assert served.connection
+    if why == "input has ended":
+        return
     served.connection.set_handler(served)
-    tcp.until(lambda: peer.ended and served.closed)
-    assert served.data == b"unread"
+    served.connection.resume_reading()
+    tcp.until(lambda: served.closed)
+    assert isinstance(served.closed, ngi_gevent.Timeout)
+
+
+def test_an_iterable_that_waits_does_not_excuse_a_peer_that_takes_nothing(tcp):
+    def lines():
+        full = 0
+        while full < 3:  # looks at which the kernel had output that the peer did not take
+            yield b"x" * 65536
+            gevent.sleep(0.002)
+            full = full + 1 if served.connection._transport.queued_output() else 0
+        waiting.set()
+        Event().wait()
+
+    waiting = Event()
+    tcp.peer(tcp.listen(idle_timeout=0.1))
+    tcp.until(lambda: tcp.served)
+    served = tcp.served[0]
+    served.connection.writelines(lines())
+    assert waiting.wait(PATIENCE)
+    tcp.until(lambda: served.closed)
     assert isinstance(served.closed, ngi_gevent.Timeout)
 
 

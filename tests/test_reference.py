@@ -13,10 +13,21 @@ from pathlib import Path
 import pages
 import pytest
 
-from ngi_gevent import adapters
+from ngi_gevent import adapters, relay
+from ngi_gevent.blocking import input
 from ngi_gevent.core import datagram, logs, output
 from ngi_gevent.core.options import LINGER_TIMEOUT
-from ngi_gevent.sockets import attempts, binding, datagram_socket, linger, listener, transport
+from ngi_gevent.sockets import (
+    attempts,
+    binding,
+    datagram_socket,
+    dispatcher,
+    linger,
+    listener,
+    probe,
+    sender,
+    transport,
+)
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -29,6 +40,7 @@ PUBLIC = [
     "ngi_gevent.generator",
     "ngi_gevent.interfaces",
     "ngi_gevent.message",
+    "ngi_gevent.relay",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
 ]
@@ -119,17 +131,18 @@ def test_the_limits_are_what_they_are():
     timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
     assert amount(timeouts[0]) == transport.CONNECT_TIMEOUT
     assert timeouts[1:] == ["none"]
-    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-12:]
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-17:]
     assert list(map(amount, fixed)) == [
-        *(output.HIGH_WATER, linger.SEND_TIMEOUT, linger.DISCARD_TIMEOUT),
+        *(output.HIGH_WATER, sender.GATHERED, 1000 * dispatcher.TURN, 1_000_000 * input.SLICE, probe.PROBE_INTERVAL),
+        *(linger.SEND_TIMEOUT, linger.DISCARD_TIMEOUT),
         *(linger.DISCARD_SIZE / linger.DISCARD_PAUSE, linger.CHECK_INTERVAL, linger.SEND_TIMEOUT),
         *(binding.LOCK_TIMEOUT, 1000 * attempts.STAGGER, datagram_socket.SEND_TIMEOUT),
+        relay.LAST_DELIVERY,
         *(datagram.MOST_RAISED, transport.MOST_FAILED, 1),
     ]
     assert "in 10 seconds" in fixed[-1]
     assert logs.RATE_PERIOD == 10
-    assert "16 KiB" in (REFERENCE / "limits.md").read_text()
-    assert output.LOW_WATER == 16 * 1024
+    assert amount(limits["below"]) == output.LOW_WATER
 
 
 def test_every_option_of_a_listener_is_among_the_limits():

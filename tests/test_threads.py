@@ -26,6 +26,7 @@ from ngi_gevent import (
     Inline,
     LimitExceeded,
     Threaded,
+    Timeout,
     adapters,
     blocking,
     generator,
@@ -1053,6 +1054,52 @@ def test_waiting_for_a_closed_threaded_waits_for_its_callbacks(monkeypatch):
         implementation.wait(0.05)
     release.set()
     implementation.wait(PATIENCE)
+    implementation.join(PATIENCE)
+
+
+def test_a_block_of_while_open_needs_the_thread_of_the_hub():
+    client = ngi_gevent.testing.Recorder()
+    with Threaded() as implementation:
+        implementation.listener(None, ngi_gevent.testing.Recorder().connected).connect(client)
+        with pytest.raises(RuntimeError, match="thread"), client.wait_connected().while_open():
+            raise AssertionError("the block runs")
+
+
+def test_a_thread_drains_a_connection_of_a_busy_hub_within_its_timeout():
+    busy, go_on = threading.Event(), threading.Event()
+
+    class Busy(ngi_gevent.testing.Recorder):
+        def handle_input(self, connection, data):
+            busy.set()
+            assert go_on.wait(PATIENCE)
+            super().handle_input(connection, data)
+
+    served, client = Busy(), ngi_gevent.testing.Recorder()
+    with Threaded() as implementation:
+        try:
+            implementation.listener(None, served.connected).connect(client)
+            client.wait_connected().write(b"x")
+            assert busy.wait(PATIENCE)
+            served.connection.write(b"answer")
+            assert served.connection.output_pending == 6
+            with pytest.raises(Timeout):
+                served.connection.drain(0.01, below=1)
+        finally:
+            go_on.set()
+        served.connection.drain(PATIENCE, below=1)
+        assert served.connection.output_pending == 0
+        client.expect(b"answer")
+
+
+def test_a_thread_that_drains_is_woken_when_the_hub_goes():
+    client = ngi_gevent.testing.Recorder()
+    implementation = Threaded()
+    implementation.listener(None, lambda connection: None).connect(client)
+    connection = client.wait_connected()
+    connection.write(bytes(16_000_000))
+    implementation.close()
+    with pytest.raises(ConnectionClosed):
+        connection.drain(PATIENCE, below=1)
     implementation.join(PATIENCE)
 
 

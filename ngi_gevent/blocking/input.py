@@ -24,6 +24,9 @@ __all__ = ["Input"]
 #: make other peers wait.
 SLICE = 0.00025
 
+#: Reads after which it looks at the clock.
+READS_PER_LOOK = 16
+
 #: Returns how many of the unread bytes a read takes, or None if it needs more bytes.
 _Count = Callable[[bytearray], "int | None"]
 
@@ -59,6 +62,7 @@ class Input(File):
         self._unread = bytearray()
         self._taken = 0  # pieces of input, from the handler
         self._reading = False
+        self._reads = 0  # that did not wait
         self._slice_ends = 0.0
         #: The exception for a line that is too long, if one was raised.
         self.limit_met: LimitExceeded | None = None
@@ -220,8 +224,9 @@ class Input(File):
             self._reading = False
 
     def _let_others_run(self) -> None:
-        """Let other greenlets run if this one has read for long without waiting."""
-        if time.monotonic() > self._slice_ends:
+        """Let other greenlets run if this one has read often and for long without waiting."""
+        self._reads += 1
+        if not self._reads % READS_PER_LOOK and time.monotonic() > self._slice_ends:
             if not self._handler.is_in_callback():
                 let_others_run()
             self._slice_ends = time.monotonic() + SLICE

@@ -37,11 +37,10 @@ def server(function: Callable[..., object]) -> Callable[..., None]:
     Exceptions are logged with their traceback.  Only one line is logged if the exception comes from reading or writing,
     and is the connection's own end or a line that is too long.
 
-    The end of input closes a connection.  So answer each request as it arrives, line by line for example: after
-    ``read()``, which reads up to the end, output is not sent.
+    A peer that has finished sending can still be answered: after the end of input, the connection stays open for output
+    until *function* returns or closes its output.
 
-    In memory, *function* runs while the caller waits on gevent.  Nothing can hold input back there, so a client that
-    closes at once may get no answer.
+    In memory, *function* runs while the caller waits on gevent, and input is not held back.
 
     :raises TypeError: *function* is not callable.
     """

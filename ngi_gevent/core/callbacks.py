@@ -126,7 +126,10 @@ class Callbacks:
         A callback that only wrote in vain ends it, too.  The rest of the piece of input is lost with that callback, and
         an adapter in the middle of a record must not take the next piece for the beginning of one.
         """
-        self.handle(FAIL, (is_end_of(self, error) and self._lifecycle.output_error) or error)
+        reason: Reason | None = None
+        if isinstance(error, ConnectionClosed) and is_end_of(self, error):
+            reason = self._lifecycle.output_error or error.reason
+        self.handle(FAIL, reason or error)
         self._report(where, error)
 
     def _report(self, where: str, error: BaseException) -> None:

@@ -279,24 +279,25 @@ class BaseConnection(Callbacks):
         if self._lifecycle.finishes():
             self._finish()
 
-    def closed_error(self) -> ConnectionClosed:
-        """Return the exception for the use of a connection that has ended."""
+    def closed_error(self, reason: Reason | None = None) -> ConnectionClosed:
+        """Return the exception for the use of a connection that has ended, for *reason* if it does not know it."""
         lifecycle = self._lifecycle
         state = lifecycle.state
         if state is OPEN:
             state = HALF_CLOSED if lifecycle.eof_from_other_thread else CLOSING
-        if lifecycle.output_error is not None:
-            state = f"broken ({logs.format_reason(lifecycle.output_error)})"
-        return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}", self)
+        known = lifecycle.output_error or reason
+        if known is not None:
+            state = f"broken ({logs.format_reason(known)})"
+        return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}", self, reason)
 
     def has_blocks(self) -> bool:
         """Return whether blocks are to be interrupted when the connection ends."""
         return bool(self._blocks)
 
-    def interrupt_blocks(self) -> None:
+    def interrupt_blocks(self, reason: Reason | None = None) -> None:
         """Interrupt those blocks."""
         for block in self._blocks:
-            block.interrupt()
+            block.interrupt(reason)
 
     def _over_limit(self) -> bool:
         """Return whether more output waits than is allowed.  That ends a connection whose peer does not take it."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ngi_gevent.errors import ConnectionClosed
+    from ngi_gevent.interfaces import Reason
 
 __all__ = ["Interruption", "WhileOpen"]
 
@@ -28,8 +29,8 @@ class Interrupting(Protocol):
     def leave_block(self, block: WhileOpen) -> None:
         """Forget *block*."""
 
-    def closed_error(self) -> ConnectionClosed:
-        """Return the exception for the use of a connection that has ended."""
+    def closed_error(self, reason: Reason | None = None) -> ConnectionClosed:
+        """Return the exception for the use of a connection that has ended, for *reason*."""
 
 
 class WhileOpen:
@@ -39,6 +40,7 @@ class WhileOpen:
         self._connection = connection
         self._greenlet: Any = None  # in the block
         self._callback: Any = None  # once it is to be interrupted
+        self._reason: Reason | None = None  # of the end, if the connection does not know it
         self._interruption: Interruption | None = None
 
     def __enter__(self) -> None:
@@ -53,11 +55,15 @@ class WhileOpen:
         if self._callback is not None:
             self._callback.stop()
         if error is not None and error is self._interruption:
-            raise self._connection.closed_error() from None
+            raise self._connection.closed_error(self._reason) from None
 
-    def interrupt(self) -> None:
-        """Interrupt the block when its greenlet waits.  Never blocks."""
+    def interrupt(self, reason: Reason | None = None) -> None:
+        """Interrupt the block when its greenlet waits.  Never blocks.
+
+        :param reason: why the connection will end, if it does not know yet.
+        """
         if self._callback is None:
+            self._reason = reason
             self._callback = get_hub().loop.run_callback(self._throw)
 
     def _throw(self) -> None:

@@ -19,7 +19,7 @@ from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.mailbox import this_thread
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import Data
+    from ngi_gevent.interfaces import Data, Reason
     from ngi_gevent.sockets.plain import Transport
     from ngi_gevent.sockets.sender import Sender
 
@@ -83,8 +83,8 @@ class HubConnection(BaseConnection):
             self._dispatcher.spawn(partial(self.close_lines, lines), self, is_callback=False)
 
     def _waiting_for_peer(self) -> int:
-        if self._output.is_over_limit() and not self._output.is_sending:
-            self._output.send_pending()
+        if self._output.is_over_limit():
+            self._output.send_now()
         return self._output.size
 
     # Waiting.
@@ -158,11 +158,11 @@ class HubConnection(BaseConnection):
             raise self.closed_error()
         return super().wait_for(flag, timeout)
 
-    def closed_error(self) -> ConnectionClosed:
+    def closed_error(self, reason: Reason | None = None) -> ConnectionClosed:
         if self.is_of_parent():
             message = f"the connection to {self.peer_address!r} belongs to the process that this one was forked from"
             return ConnectionClosed(message, self)
-        return super().closed_error()
+        return super().closed_error(reason)
 
     # Other threads.
 

@@ -8,11 +8,14 @@ pending (a watcher sees to that only if the peer is to take some), and while a c
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.core.lifecycle import Lifecycle
+from ngi_gevent.core.lifecycle import END_OF_INPUT, Lifecycle
 
 if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Reason
     from ngi_gevent.sockets.plain import Transport
 
 __all__ = ["PROBE_INTERVAL", "Probe"]
@@ -39,8 +42,8 @@ class Probed(Protocol):
     def has_eof_handler(self) -> bool:
         """Return whether the handler has ``handle_eof``."""
 
-    def interrupt_blocks(self) -> None:
-        """Interrupt those blocks."""
+    def interrupt_blocks(self, reason: Reason | None = None) -> None:
+        """Interrupt those blocks, for *reason*."""
 
     def note_broken(self, error: OSError) -> None:
         """Drop output, since the connection has broken.  Input that had arrived is still delivered, if it can be."""
@@ -77,10 +80,12 @@ class Probe:
             if connection.is_unread() and (connection.input_ended or self._transport.has_error()):
                 connection.note_broken(self._transport.take_error())
             else:
-                # The end is reported behind the input before it.  The peer may have closed a Unix socket after sending.
-                connection.interrupt_blocks()
+                # The end is reported behind the input before it, and taking the error would hide it.  The peer may have
+                # closed a Unix socket after sending.
+                broken = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                connection.interrupt_blocks(broken if self._transport.has_error() else END_OF_INPUT)
         elif not connection.has_eof_handler() and self._transport.peer_has_finished():
-            connection.interrupt_blocks()
+            connection.interrupt_blocks(END_OF_INPUT)
 
     def _has_broken(self) -> bool:
         # Once this side has ended, too, the end of both directions is in order.

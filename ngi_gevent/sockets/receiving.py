@@ -114,7 +114,7 @@ class ReceivingConnection(HubConnection):
                 return False
             self._deliver_record()
             if output.size > HIGH_WATER and self.is_full():
-                output.send_pending()
+                output.send_now()
                 output.is_pausing = self.is_full()
                 break
         return True

@@ -138,4 +138,45 @@ def test_an_iterator_that_wants_the_program_to_end_is_heard(stage, caplog, error
     assert served.exceptions == []
 
 
+# Rule 17: every path ends in a close.
+
+
+class Pieces:
+    """An iterator that is no generator, and records that it was closed."""
+
+    def __init__(self, stage, closed, name):
+        self._closing = lambda: (closed.append(name), stage.happened())
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return b"x" * 65536
+
+    def close(self):
+        self._closing()
+
+
+@pytest.mark.parametrize("end", ["abort", "stop", "reset"])
+def test_iterables_that_are_dropped_are_closed_also_those_that_never_began(stage, end):
+    closed = []
+
+    def generator():
+        try:
+            yield b"never"
+        finally:
+            closed.append("never begun")  # which Python does not run
+
+    peer = stage.peer(stage.listen())
+    stage.until(lambda: stage.served)
+    connection = stage.served[0].connection
+    connection.writelines(Pieces(stage, closed, "begun"))
+    connection.writelines(generator())
+    connection.writelines(Pieces(stage, closed, "behind it"))
+    stage.settle()
+    {"abort": connection.abort, "stop": stage.listeners[0].close, "reset": peer.reset}[end]()
+    stage.until(lambda: len(closed) == 2)
+    assert closed == ["begun", "behind it"]
+
+
 __all__ = [name for name in dir() if name.startswith("test_")]
