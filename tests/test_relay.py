@@ -157,6 +157,7 @@ def test_a_reset_of_one_side_resets_the_other(stage, reads):
     served = stage.served[0]
     if not reads:
         served.connection.pause_reading()
+        served.connection.write(b"unread")  # without which the end of a Unix socket is an end of input
         send_much(peer)
         fill(stage, proxy.connections[0][1])
     peer.reset()

@@ -164,7 +164,8 @@ class OutputQueue:
         """Set *flag* once less than *below* bytes are pending, or output was dropped."""
         self.drains = (*self.drains, (flag, below))
         self.is_watched = True
-        self.wake_drains()
+        if self.is_dropped or self.is_below(below):
+            flag.set()
 
     def remove_drain(self, flag: Flag) -> None:
         """Forget *flag*."""
