@@ -161,9 +161,11 @@ def test_a_reset_of_one_side_resets_the_other(stage, reads):
         send_much(peer)
         fill(stage, proxy.connections[0][1])
     peer.reset()
-    stage.until(lambda: served.closed)
-    assert isinstance(served.closed, OSError)
     assert isinstance(proxy.relays[0].wait(timeout=20), OSError)
+    served.connection.resume_reading()
+    stage.until(lambda: served.closed)
+    if reads or stage.name != "unix":  # where the end behind input is no reset
+        assert isinstance(served.closed, OSError)
 
 
 def test_the_listener_ends_both(stage):
