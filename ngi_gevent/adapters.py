@@ -323,8 +323,7 @@ class Sized(Base):
 
     def writelines(self, data: Iterable[Data | None]) -> None:
         """Send each item that *data* yields as one record, as ``writelines`` of a connection does."""
-        iterator = as_iterator(data)
-        self.connection.writelines(_framed(record) for record in iterator)
+        self.connection.writelines(_Framing(data))
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the records that *data* completes."""
@@ -361,6 +360,27 @@ class Sized(Base):
             done = start + size
             yield data[start:done]
         self._begun += data[done:]
+
+
+class _Framing:
+    """The records of an iterable, each with its length before it.
+
+    Not a generator: closing one that has not begun would not close the iterable.
+    """
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self._iterator = as_iterator(data)
+
+    def __iter__(self) -> _Framing:
+        return self
+
+    def __next__(self) -> bytes:
+        return _framed(next(self._iterator))
+
+    def close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
 
 
 def _framed(data: Any) -> bytes:

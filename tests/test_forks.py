@@ -395,7 +395,7 @@ def fork():
     statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-with ngi_gevent.Implementation() as ngi:
+with (ngi_gevent.Threaded if sys.argv[1] == "thread" else ngi_gevent.Implementation)() as ngi:
     ngi.listener(path, Server)
     output, input = blocking.open(path, ngi.connect, timeout=10)
     if sys.argv[1] == "main":
@@ -548,9 +548,12 @@ def test_a_child_that_waits_through_gevent_does_not_serve_its_parents_peers(kind
     assert "a generator was closed" not in seen_in_parent
 
 
-@pytest.mark.parametrize("where", ["main", "handler"])
+@pytest.mark.parametrize("where", ["main", "handler", "thread"])
 def test_a_child_that_exits_leaves_the_implementation_to_its_parent(where):
-    """By ``sys.exit``, through the end of a ``with`` statement, in the main program or in a handler."""
+    """By ``sys.exit``, through the end of a ``with`` statement, in the main program or in a handler.
+
+    In the thread of a ``Threaded``, there is no main program left to go on.
+    """
     assert run(EXITING, where) == [0, "yes", True]
 
 
@@ -576,3 +579,27 @@ def test_a_lock_that_the_forking_thread_holds_is_still_held_in_the_child():
         if not pid:
             os._exit(0 if held._is_owned() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+BUSY = """
+import json, os, time
+
+import gevent
+
+import ngi_gevent
+from ngi_gevent import testing
+from ngi_gevent.sockets.dispatcher import Dispatcher
+
+listener = ngi_gevent.listener(None, testing.Recorder)
+Dispatcher.current().time.end()  # as after a turn that was too short for all connections
+pid = os.fork()
+if not pid:
+    begun = time.process_time()
+    gevent.sleep(0.2)
+    os._exit(time.process_time() - begun > 0.05)
+print(json.dumps(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_child_of_a_busy_process_waits_without_using_the_processor():
+    assert run(BUSY) == 0

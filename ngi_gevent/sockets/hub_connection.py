@@ -217,9 +217,11 @@ class HubConnection(BaseConnection):
 
     def _hub_gone(self) -> None:
         """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""
-        with self._dispatcher.mailbox.lock:
+        mailbox = self._dispatcher.mailbox
+        with mailbox.lock:
             self._lifecycle.abandon()
-            self._output.is_dropped = self._output.is_dropped or self._output.size > 0
+            left = self._output.size + mailbox.queued_output(self)
+            self._output.is_dropped = self._output.is_dropped or left > 0
             self._output.wake_drains()
             callbacks, self._when_closed = self._when_closed, ()
         for callback in callbacks:

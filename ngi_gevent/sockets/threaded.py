@@ -7,7 +7,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from traceback import clear_frames
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gevent import get_hub
 from gevent.event import Event
@@ -23,6 +23,9 @@ from ngi_gevent.interfaces import documented_by
 from ngi_gevent.sockets.hub_registry import HubRegistry
 from ngi_gevent.sockets.implementation import Implementation
 
+if TYPE_CHECKING:
+    from ngi_gevent.core.logs import LogRaised
+
 __all__ = ["Threaded"]
 
 #: Seconds that a program which ends gives the thread to end in order: more than a peer that does not close its side
@@ -33,6 +36,13 @@ EXIT_PATIENCE = LINGER_TIMEOUT + 1.0
 IDLE_PATIENCE = 0.1
 
 Result = TypeVar("Result")
+
+
+def log_or_exit(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
+    """Log *error*.  A child that was forked in a handler ends if it is ``SystemExit``, since it has no other thread."""
+    if registry.mailbox.is_of_parent and isinstance(error, SystemExit):
+        get_hub().handle_system_error(type(error), error, error.__traceback__)  # in the main greenlet of the thread
+    log_error(registry, peer, where, error, log)
 
 
 @documented_by(Implementation)
@@ -46,7 +56,7 @@ class Threaded(Implementation):
     without waiting on gevent, keeps callers too.
     """
 
-    _on_error = staticmethod(log_error)
+    _on_error = staticmethod(log_or_exit)
 
     def __init__(self) -> None:
         super().__init__()
