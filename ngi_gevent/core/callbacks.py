@@ -90,14 +90,10 @@ class Callbacks:
 
     # Records.
 
-    def deliver_for(self, adapter: Delivering, records: Iterator[Any]) -> None:
-        """Deliver *records* of *adapter* after this callback, each as a callback of its own.
-
-        They are pulled one at a time.  Further input, and its end, wait until the last one has been delivered.  This
-        side's end drops the rest.
-        """
-        self._records = (*self._records, (adapter, records))
-        self.wake()
+    def _take_records(self, adapter: Delivering, records: Iterator[Any]) -> None:
+        if not self._lifecycle.callbacks_are_over:
+            self._records = (*self._records, (adapter, records))
+            self.wake()
 
     def _deliver_record(self) -> None:
         """Deliver the next record, if there is one."""

@@ -326,6 +326,8 @@ class Connection(BaseConnection):
         self._queue_turn()
         if state is HALF_CLOSED or (state is CLOSING and not self._has_ended()):
             self._put(_End(END_OF_INPUT))
+        elif state is CLOSING:
+            self._turns.run()
 
     def _has_ended(self) -> bool:
         """Return whether the peer has received the end of the output, or will receive it."""

@@ -166,7 +166,7 @@ def test_records_that_are_left_go_to_the_next_handler(stage):
 
 
 def test_records_are_delivered_outside_of_callbacks_too(stage):
-    """An adapter may have them later, from another greenlet."""
+    """An adapter may have them later, from another greenlet or thread."""
     client, served = stage.talk(RecordWitness)
     served.connection.deliver([b"1", b"2"])
     stage.until(lambda: served.chunks == [b"1", b"2"])
