@@ -200,6 +200,23 @@ def test_attempts_that_failed_do_not_need_the_garbage_collector(error):
         gc.enable()
 
 
+def test_attempts_that_were_cancelled_do_not_need_the_garbage_collector(peers, monkeypatch):
+    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+    race = Attempts([v6(1), v4(1)], peers.connect)
+    first, gone = gevent.spawn(race.first), weakref.ref(race)
+    gc.disable()
+    try:
+        until(lambda: len(peers.begun) == 2)
+        peers.answer(v4(1))
+        assert first.get(timeout=PATIENCE) is peers.socks[v4(1)]
+        until(lambda: peers.cancelled == [v6(1)])
+        gevent.sleep(0)
+        del race, first
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 # On sockets.
 
 

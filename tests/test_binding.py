@@ -12,6 +12,7 @@ import threading
 import time
 
 import gevent
+import gevent.socket
 import pytest
 from stages import PATIENCE, Witness, needs_ipv6
 
@@ -212,6 +213,37 @@ def test_mode_and_owner_are_for_the_file_of_a_unix_socket(tcp, address, options)
             each(address, print, **options)
 
 
+class ClosesMeanwhile(Network):
+    """A network in which a listener closes right before *method*, which the bind of the next one calls."""
+
+    def __init__(self, method, close):
+        def closing(*arguments):
+            delattr(self, method)
+            close()
+            return getattr(self, method)(*arguments)
+
+        setattr(self, method, closing)
+
+
+@pytest.mark.parametrize("method", ["stat", "connect"])
+def test_a_listener_that_closes_at_the_same_moment_frees_its_path(tcp, tmp_path, method):
+    """As one server does that another one replaces: there was an error that the file does not exist."""
+    path = str(tmp_path / "socket")
+    with ngi_gevent.Implementation() as closing:
+        first = closing.listener(path, print)
+        tcp.implementation._network = ClosesMeanwhile(method, first.close)
+        listen(tcp, path)
+    assert connects(tcp, path)
+
+
+def test_a_link_to_nothing_is_not_the_file_of_a_dead_server(tcp, tmp_path):
+    link = tmp_path / "socket"
+    link.symlink_to("nothing")
+    with pytest.raises(OSError, match="in use"):
+        tcp.implementation.listener(link, print)
+    assert link.is_symlink()
+
+
 class Pausing(Network):
     """A network in which a Unix socket that is bound waits before it listens."""
 
@@ -284,6 +316,28 @@ def test_of_servers_that_replace_the_file_of_a_dead_one_at_the_same_moment_one_w
     finally:
         for server in servers:
             server.communicate()
+
+
+@pytest.mark.parametrize("busy", [0, 1])
+def test_at_max_connections_addresses_take_turns(tcp, busy):
+    """The clients of one do not wait until there are no others at the other."""
+    served = [0, 0]
+
+    def serve(connection):
+        served[listener.addresses.index(connection.local_address)] += 1
+        connection.close()
+        tcp.happened()
+
+    def clients(address):
+        while served[1 - busy] < 10 and served[busy] < 200:
+            with gevent.socket.create_connection(address) as client:
+                client.recv(1)
+
+    listener = tcp.implementation.listener([None, ("127.0.0.2", 0)], serve, max_connections=1)
+    tcp.listeners.append(listener)
+    at = [busy] * 5 + [1 - busy]
+    gevent.joinall([gevent.spawn(clients, listener.addresses[each]) for each in at], PATIENCE, raise_error=True)
+    assert served[busy] < 30
 
 
 # Sockets that processes share.

@@ -94,8 +94,16 @@ def test_a_connection_can_come_from_an_address_of_choice(tcp, port, host):
         client.connection.close()
         tcp.until(lambda client=client: client.gone)
     assert tcp.served[0].connection.peer_address == client.connection.local_address
-    client = connected(tcp, listener.address, local_address=("", 0))
-    assert client.connection.local_address[0] == "127.0.0.1"
+
+
+@needs_ipv6
+def test_an_empty_host_to_connect_from_stands_for_that_of_either_family(tcp):
+    """As for ``socket.create_connection``."""
+    listener = tcp.implementation.listener([("127.0.0.1", 0), ("::1", 0)], Echo)
+    tcp.listeners.append(listener)
+    for address in listener.addresses:
+        client = connected(tcp, address, local_address=("", 0))
+        assert client.connection.local_address[0] == address[0]
 
 
 @needs_ipv6

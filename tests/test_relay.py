@@ -157,15 +157,14 @@ def test_a_reset_of_one_side_resets_the_other(stage, reads):
     served = stage.served[0]
     if not reads:
         served.connection.pause_reading()
-        served.connection.write(b"unread")  # without which the end of a Unix socket is an end of input
         send_much(peer)
         fill(stage, proxy.connections[0][1])
     peer.reset()
-    assert isinstance(proxy.relays[0].wait(timeout=20), OSError)
-    served.connection.resume_reading()
+    if stage.name == "unix":  # a peer that has closed may have closed after sending, so its input is delivered first
+        served.connection.resume_reading()
     stage.until(lambda: served.closed)
-    if reads or stage.name != "unix":  # where the end behind input is no reset
-        assert isinstance(served.closed, OSError)
+    assert isinstance(served.closed, OSError)
+    assert isinstance(proxy.relays[0].wait(timeout=20), OSError)
 
 
 def test_the_listener_ends_both(stage):
@@ -355,7 +354,11 @@ def test_an_http_server_behind_it_is_none_the_wiser(tcp):
         def log_message(self, *arguments):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *arguments):
+            """Say nothing: the client ends TLS without a close_notify, so this connection is reset."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
 
     def front(client):

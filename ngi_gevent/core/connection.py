@@ -140,6 +140,8 @@ class BaseConnection(Callbacks):
     def drain(self, timeout: float | None = None, *, below: int = LOW_WATER) -> None:
         timeout = as_timeout(timeout)
         check_count("below", below, least=1)
+        if not (self._is_elsewhere() or self._output.is_dropped) and self._output.is_below(below):
+            return  # as usual: handlers call this after each write
         flag = Flag()
         if not self._handed_over(self._add_drain, flag, below):
             self._add_drain(flag, below)

@@ -61,7 +61,8 @@ class Acceptor(StreamServer):
     """Accepts connections on a socket, and calls ``accepted(sock, peer_address)`` on the hub with each of them.
 
     The caller closes the sockets, and adds their connections to *connections*.  The acceptor never lets that grow to
-    more than *max_connections*.  If its socket is not a listening socket any more, it calls ``gave_up()``.
+    more than *max_connections*.  If its socket is not a listening socket any more, it calls ``gave_up()``.  *turns* has
+    all acceptors of the listener, and those that have accepted lately are behind the others.
     """
 
     #: Connections that are accepted in one turn of the loop.  With more, a process would take connections that others
@@ -76,12 +77,15 @@ class Acceptor(StreamServer):
         connections: Collection[object],
         max_connections: int,
         gave_up: Callable[[], None],
+        turns: list[Acceptor],
     ) -> None:
         self._network = network
         self._binding = binding
         self._connections = connections
         self._max_connections = max_connections
         self._gave_up = gave_up
+        self._turns = turns
+        turns.append(self)
         self._retry: Any = None
         self._retry_after = FIRST_RETRY
         loop = get_hub().loop
@@ -134,7 +138,7 @@ class Acceptor(StreamServer):
         """
         self.stop_accepting()
         queued: list[tuple[Any, Any]] = []
-        while len(self._connections) + len(queued) < self._max_connections and (accepted := self.do_read()):
+        while len(self._connections) + len(queued) < self._max_connections and (accepted := self._accept()):
             queued.append(accepted)
         if not self.closed:
             self._close_socket()
@@ -152,8 +156,28 @@ class Acceptor(StreamServer):
         return True
 
     def do_read(self) -> Any:
-        if self.closed:  # the last connection's server may have closed the listener
+        if self.closed or self._is_turn_of_another():  # the last connection's server may have closed the listener
             return None
+        return self._accept()
+
+    def do_close(self, *_: object) -> None:
+        pass
+
+    def _is_turn_of_another(self) -> bool:
+        """Return whether the last connection that there is room for comes from the queue of another socket.
+
+        At ``max_connections``, the loop would give all room to the same socket, and the clients of others would wait as
+        long as that one has any.
+        """
+        if len(self._turns) == 1 or len(self._connections) < self._max_connections - 1:
+            return False
+        earlier = self._turns[: self._turns.index(self)]
+        return any(other._is_accepting() and self._network.has_input(other.socket) for other in earlier)
+
+    def _is_accepting(self) -> bool:
+        return self.started and self._retry is None
+
+    def _accept(self) -> Any:
         try:
             accepted = self._network.accept(self.socket)
         except OSError as error:
@@ -161,14 +185,14 @@ class Acceptor(StreamServer):
                 self._system_refused(error)
             return None
         self._retry_after = FIRST_RETRY
+        if accepted is not None:
+            self._turns.remove(self)
+            self._turns.append(self)
         if not self._binding.is_own:
             # Other processes with this socket, which have been woken too, accept the next connections.  Of 40, one of
             # four processes would take 23 or more, and takes 12.
             self._network.let_others_run()
         return accepted
-
-    def do_close(self, *_: object) -> None:
-        pass
 
     # Refusals by the kernel.
 

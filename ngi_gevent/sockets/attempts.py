@@ -73,10 +73,14 @@ class Attempts:
         """The body of the greenlet of one attempt."""
         try:
             sock = self._connect(candidate)
-        except OSError as error:
-            self._failures[candidate] = error
         except BaseException as error:
-            self._interrupt = error
+            # Once this is over, its traceback would keep this object until the garbage collector comes.
+            if self._is_over:
+                pass
+            elif isinstance(error, OSError):
+                self._failures[candidate] = error
+            else:
+                self._interrupt = error
         else:
             if self._is_over or self._connected is not None:
                 sock.close()

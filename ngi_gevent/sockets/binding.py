@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from gevent import sleep
@@ -219,9 +219,8 @@ def _bind_to_path(network: Network, path: str | bytes, options: BindOptions) -> 
             try:
                 sock.bind(path)
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or not _is_stale(network, path, options.kind):
+                if error.errno != errno.EADDRINUSE or not _make_free(network, path, options.kind):
                     raise
-                network.unlink(path)
                 sock.bind(path)
             binding.keep_file(path)
             network.change_file(path, options.mode, options.owner)
@@ -229,15 +228,21 @@ def _bind_to_path(network: Network, path: str | bytes, options: BindOptions) -> 
     return binding
 
 
-def _is_stale(network: Network, path: str | bytes, kind: int) -> bool:
-    """Return whether *path* is a Unix socket without a listener.  A live one of another kind fails differently."""
-    if not stat.S_ISSOCK(network.stat(path).st_mode):
-        return False
+def _make_free(network: Network, path: str | bytes, kind: int) -> bool:
+    """Remove the file at *path* if it is a Unix socket without a listener.  Return whether the path can be free now.
+
+    The listener may close at the same moment, and remove its file.  A live one of another kind fails differently.
+    """
     probe = network.make_socket(socket.AF_UNIX, kind)
     try:
+        if not stat.S_ISSOCK(network.stat(path).st_mode):
+            return False
         network.connect(probe, path)
     except OSError as error:
-        return error.errno == errno.ECONNREFUSED
+        if error.errno == errno.ECONNREFUSED:
+            with suppress(FileNotFoundError):
+                network.unlink(path)
+        return error.errno in (errno.ECONNREFUSED, errno.ENOENT)
     finally:
         probe.close()
     return False

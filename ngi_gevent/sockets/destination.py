@@ -107,9 +107,12 @@ class Destination:
     def _resolve_local_address(self) -> list[Resolved] | None:
         if self._local_address is None:
             return None
-        host, port = _host_and_port(self._local_address, "0.0.0.0")
+        host, port = _host_and_port(self._local_address, "")
+        # An empty host is that of either family, as for the kernel.
+        hosts = (host,) if host else ("0.0.0.0", "::")
+        resolve = self.network.resolve
         try:
-            return self.network.resolve(host, port, socket.SOCK_STREAM, socket.AI_PASSIVE)
+            return [found for each in hosts for found in resolve(each, port, socket.SOCK_STREAM, socket.AI_PASSIVE)]
         except OSError as error:
             raise self._of_local_address(error) from None
 

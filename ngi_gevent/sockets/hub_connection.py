@@ -17,11 +17,11 @@ from ngi_gevent.errors import ConnectionClosed, LimitExceeded
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.mailbox import this_thread
+from ngi_gevent.sockets.sender import GATHERED, Sender
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, Reason
     from ngi_gevent.sockets.plain import Transport
-    from ngi_gevent.sockets.sender import Sender
 
 __all__ = ["HubConnection"]
 
@@ -56,11 +56,10 @@ class HubConnection(BaseConnection):
             self._dispatcher.mailbox.make_calls()
         if self._lifecycle.state is not OPEN:
             raise self.closed_error()
-        output = self._output
-        if output.size:
+        output, size = self._output, len(data)
+        if output.size or size >= GATHERED:
             self._take(data)
-        elif data:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
-            size = len(data)
+        elif size:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
             output.size += size  # no call in between: a signal handler that writes may run in any call
             output.pieces.append(data)
             dispatcher = self._dispatcher

@@ -74,9 +74,10 @@ class StreamListener(BaseListener):
         try:
             self.addresses = tuple(binding.socket.getsockname() for binding in bindings)
             self._log_opened()
+            turns: list[Acceptor] = []
             for binding in bindings:
                 acceptor = Acceptor(
-                    network, binding, self._accepted, self._connections, max_connections, self._stop_listening
+                    network, binding, self._accepted, self._connections, max_connections, self._stop_listening, turns
                 )
                 self._acceptors.append(acceptor)
                 acceptor.start()

@@ -49,7 +49,6 @@ class Sender(OutputQueue):
     __slots__ = (
         "_connection",
         "_dispatcher",
-        "_is_ending",
         "_is_sending",
         "_transport",
         "_write_watcher",
@@ -67,7 +66,6 @@ class Sender(OutputQueue):
         self._transport = transport
         self._dispatcher = dispatcher
         self._write_watcher: Any = None  # while the kernel takes no more output
-        self._is_ending = False  # whether the output ends once everything is sent
         self._is_sending = False  # whether a greenlet is in send_now
         #: Pulls from iterables, while one is not exhausted.
         self.feeder: Feeder | None = None
@@ -178,7 +176,7 @@ class Sender(OutputQueue):
                 self.held.set()
         if self.drains:
             self.wake_drains()
-        if self._is_ending and not self.pieces:
+        if self._is_ending() and not self.pieces:
             if not self.feeder:
                 self.end()
             elif self.linger is not None and self._connection._lifecycle.input_is_over:
@@ -187,9 +185,13 @@ class Sender(OutputQueue):
             self._write_watcher is not None
             or self.feeder is not None
             or self.pause_threshold is not None
-            or self._is_ending
+            or self._is_ending()
             or bool(self.drains)
         )
+
+    def _is_ending(self) -> bool:
+        """Return whether the output ends once everything is sent."""
+        return self.linger is not None or self._connection._lifecycle.state is HALF_CLOSED
 
     def _wait_for_peer(self) -> None:
         """Go on sending when the kernel takes more; give a closing connection only so much time for it."""
@@ -253,7 +255,7 @@ class Sender(OutputQueue):
 
     def finish(self) -> None:
         """Send what is left, then end the output for the peer."""
-        self._is_ending = self.is_watched = True
+        self.is_watched = True
         self.send_later()
 
     def begin_to_end(self) -> None:

@@ -143,7 +143,7 @@ class StreamConnection(ReceivingConnection):
                 output.limit_answers()
             if not lifecycle.closing_from_other_thread:
                 self._handler.handle_input(self, data)  # type: ignore[union-attr]
-            if output.size >= SENT_AT_ONCE:
+            if output.size >= SENT_AT_ONCE and not output.is_waiting_for_peer():
                 # While it is in the processor's cache; and what is freed now is what the next receive gets.
                 data = b""
                 output.send_now()
