@@ -13,7 +13,7 @@ from ngi_gevent.adapters import bottom
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.output import HIGH_WATER
 from ngi_gevent.core.threads import Flag
-from ngi_gevent.errors import ConnectionClosed, NGIError, Timeout, WouldWait
+from ngi_gevent.errors import ConnectionClosed, Timeout, WouldWait
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnection, Reason
@@ -39,11 +39,10 @@ def relay(a: IConnection, b: IConnection) -> Relay:
     * If one peer takes output more slowly than the other one sends, the relay stops reading from the other one.
     * If one peer finishes sending, the other one sees the end of its input behind all data.  The other direction goes
       on.  Once both directions have ended, both connections close.
-    * If one connection breaks, the other one is aborted once its peer has received everything that arrived before, or
-      has taken nothing for 30 seconds.  (In memory, it is aborted at once.)
-    * If one connection ends for another reason, the other one ends for that reason, too, and delivers its output
-      first.  Such reasons are ``'stopped'``, and the ``Timeout`` of an ``idle_timeout``.  If output was dropped at that
-      timeout, because the peer did not take it, the other connection is aborted.
+    * If one connection breaks, or its ``idle_timeout`` expires, the other one is aborted once its peer has received all
+      output, or has taken nothing for 30 seconds.  An orderly end would say that the data is complete.
+    * If the listener or the implementation of one connection is closed, the other one ends, too, and delivers its
+      output first.
     * If the program closes or aborts one connection, or if one has ended already, the other one closes once it has
       delivered its output.
 
@@ -148,9 +147,10 @@ class _Direction:
         target = self._target
         if not target:
             return
-        if isinstance(reason, str) or (isinstance(reason, Timeout) and not self._has_dropped_output()):
+        if isinstance(reason, str):
             target.fail(reason)
             return
+        # Its peer must not take what it has for everything.
         self._deliver_all()
         if target:
             target.abort()
@@ -165,14 +165,6 @@ class _Direction:
                 before, size = size, target.unsent_size()
                 if size != before:
                     since = time.monotonic()
-
-    def _has_dropped_output(self) -> bool:
-        """Return whether the source has ended without delivering all of its output."""
-        try:
-            self._source.drain(timeout=0)
-        except NGIError:
-            return True
-        return False
 
     def _source_gone(self) -> None:
         if not self._relay.has_ended_in_order():
