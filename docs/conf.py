@@ -15,7 +15,7 @@ exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
     # Of the standard library and of pytest, which have pages of their own that building these does not need to reach.
-    ("py:class", r"collections\.abc\.\w+|SSLContext|_pytest\.fixtures\.\w+"),
+    ("py:class", r"collections\.abc\.\w+|AbstractContextManager|SSLContext|_pytest\.fixtures\.\w+"),
     # Type variables, and what is only ever made by the package.
     ("py:class", r"(ngi_gevent\.[\w.]+\.)?(_Class|Adapter|AnyAddress|Instance)|ngi_gevent\.testing\.leaks\.Watched"),
 ]

@@ -1,10 +1,11 @@
-"""A program of plain threads and a queue, without greenlets and not monkey-patched: each line is a number to factor.
+r"""A program of plain threads and a queue, without greenlets and not monkey-patched: each line is a number to factor.
 
     python examples/threaded.py
-    echo 1001 | nc -W 1 127.0.0.1 8000
+    printf '1001\n1003\n' | nc -N 127.0.0.1 8000
 
-``Threaded`` serves connections in a thread of its own.  Handlers run there, and must not block it: they put the work
-into a queue, and threads of the program take it, work, and write the answers.
+``Threaded`` serves connections in its own thread.  Handlers run there, and must not block it: they put the work into a
+queue, and threads of the program take it, work, and write the answers.  Meanwhile the connection pauses reading, so
+answers are in order, and clients that have finished sending get theirs.
 
 In a monkey-patched program, the queue would be gevent's, and the threads greenlets: docs/how_to/threads.md shows what
 works there.
@@ -21,8 +22,8 @@ import ngi_gevent
 from ngi_gevent.adapters import Lines
 from ngi_gevent.interfaces import IServerConnection
 
-#: What is to be done, and who wants to know; so many that a crowd of clients cannot fill the memory.
-work: queue.Queue[tuple[Lines, int]] = queue.Queue(maxsize=1000)
+#: Numbers to factor, at most one for each connection.
+work: queue.SimpleQueue[tuple[Lines, int]] = queue.SimpleQueue()
 
 
 class Requests:
@@ -34,11 +35,11 @@ class Requests:
     def handle_input(self, connection: Lines, line: bytes) -> None:
         try:
             number = int(line)
-            work.put_nowait((connection, number))  # put() would wait, and every connection with it
         except ValueError:
             connection.write(b"not a number\n")
-        except queue.Full:
-            connection.write(b"busy\n")
+        else:
+            connection.pause_reading()  # until the answer is written
+            work.put((connection, number))
 
 
 def factors(number: int) -> list[int]:
@@ -57,7 +58,8 @@ def worker() -> None:
         connection, number = work.get()
         answer = f"{number} = {' * '.join(map(str, factors(number)))}\n"
         with contextlib.suppress(ngi_gevent.ConnectionClosed):  # the client may not have waited
-            connection.write(answer.encode())  # connections may be used from any thread
+            connection.write(answer.encode())  # any thread can use a connection
+        connection.resume_reading()
 
 
 def main() -> None:

@@ -167,13 +167,16 @@ class Base:
         self._handler.handle_input(self, data)
 
     def deliver(self, records: Iterable[Any]) -> None:
-        """Pass *records* on to the handler, each as a callback of its own, after this callback.
+        """Pass *records* on to the handler, each in its own callback, after this callback.
 
-        Adapters call this as the last statement of ``handle_input``, with a generator of the records in *data*, for
-        example.  Never blocks.  The connection pulls one record at a time, and delivers it to the handler that is set
-        then.  It stops while reading is paused or too much output is pending, lets other connections run in between,
-        and drops the rest when this side ends the connection.  Further input, and its end, come after the last record.
-        An exception that *records* raises is one of ``handle_input``.
+        Adapters call this as the last statement of ``handle_input``, with a generator of the records in the input, for
+        example.  Never blocks.  The connection pulls one record at a time, on its own greenlet, and delivers it to the
+        handler that is set then.  It stops while reading is paused or too much output is pending, and lets other
+        connections run in between.  Further input, and its end, come after the last record.  When this side ends the
+        connection, the rest is dropped, and *records* is closed if it has a ``close`` method.
+
+        :param records: an iterable, which can block.  Exceptions that it raises count as those of ``handle_input``.
+        :raises TypeError: *records* is not an iterable.
         """
         self.deliver_for(self, iter(records))
 
@@ -320,8 +323,7 @@ class Sized(Base):
 
     def writelines(self, data: Iterable[Data | None]) -> None:
         """Send each item that *data* yields as one record, as ``writelines`` of a connection does."""
-        iterator = as_iterator(data)
-        self.connection.writelines(_framed(record) for record in iterator)
+        self.connection.writelines(_Framing(data))
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the records that *data* completes."""
@@ -358,6 +360,27 @@ class Sized(Base):
             done = start + size
             yield data[start:done]
         self._begun += data[done:]
+
+
+class _Framing:
+    """The records of an iterable, each with its length before it.
+
+    Not a generator: closing one that has not begun would not close the iterable.
+    """
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self._iterator = as_iterator(data)
+
+    def __iter__(self) -> _Framing:
+        return self
+
+    def __next__(self) -> bytes:
+        return _framed(next(self._iterator))
+
+    def close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
 
 
 def _framed(data: Any) -> bytes:

@@ -306,17 +306,17 @@ class IConnection(Protocol):
 
     @property
     def output_pending(self) -> int:
-        """Bytes that were written and are still waiting: neither the kernel nor the peer has taken them.
+        """Bytes that were written and are still waiting: the kernel has not taken them, or in memory, the peer.
 
-        Output that an iterable has not yielded yet does not count.
+        Output that an iterable has not yielded yet does not count.  0 once the connection is closed.
         """
 
     def drain(self, timeout: float | None = None, *, below: int = ...) -> None:
         """Wait until less than *below* bytes of output are pending.
 
-        Blocks the calling greenlet or native thread.  In a callback, this connection's input waits meanwhile, so two
-        ends that both do this and do not read need a *timeout*.  Can be called after ``close()``.  In memory, a
-        callback cannot wait.
+        Blocks the calling greenlet, or a native thread without a hub; returns at once if less is pending already.  In a
+        callback, this connection's input waits meanwhile, so two ends that both do this and do not read need a
+        *timeout*.  Can be called after ``close()``.
 
         :param timeout: seconds to wait; None for no limit.
         :param below: bytes, at least 1; by default the low-water mark, 16 KiB.  With 1, this waits until the kernel has
@@ -324,6 +324,9 @@ class IConnection(Protocol):
         :raises Timeout: more was still pending after *timeout* seconds.  It stays pending.
         :raises ConnectionClosed: output of this connection was dropped, now or earlier, because the connection broke or
             was aborted, for example.
+        :raises WouldWait: in memory, called in a callback, and more is pending.
+        :raises TypeError: *timeout* is not a number, or *below* is not an int.
+        :raises ValueError: *timeout* is negative, or *below* is less than 1.
         """
 
     def write_eof(self) -> None:
@@ -337,18 +340,25 @@ class IConnection(Protocol):
 
     @property
     def input_ended(self) -> bool:
-        """Whether the peer has finished sending, and all its input has been delivered."""
+        """Whether the peer has finished sending, and all its input has been delivered.
+
+        Readable after the close, too.
+        """
 
     def pause_reading(self) -> None:
         """Hold back input, its end, and the records of adapters.
 
         Never blocks.  The peer can send only as much as the kernel buffers.  This is a flag and not a count, and
         ``set_handler`` does not change it.  A connection that breaks, is stopped, or exceeds a limit ends
-        nevertheless; a break is noticed within about a second.  If called on another thread, this takes effect soon.
+        nevertheless; a break is noticed within about a second.  If called on another thread, this takes effect soon, so
+        a callback may still begin.  After the connection has ended, this does nothing.
         """
 
     def resume_reading(self) -> None:
-        """Deliver input again, after ``pause_reading``.  Never blocks."""
+        """Deliver input again, after ``pause_reading``.
+
+        Never blocks.  If reading is not paused, or the connection has ended, this does nothing.
+        """
 
     def while_open(self) -> AbstractContextManager[None]:
         """Return a context manager that interrupts its block when the connection ends::
@@ -357,10 +367,13 @@ class IConnection(Protocol):
                 value = queue.get()  # waits for long
             connection.write(value)
 
-        The block is interrupted where it waits, within about a second after the connection broke, was ended on this
-        side, or, unless the handler has ``handle_eof``, after the peer finished sending.  Leaving the block then raises
-        ``ConnectionClosed``.  Over TCP, a peer that has gone and one that has finished sending look the same until
-        something is sent.
+        The block is interrupted where it waits, within about a second after the connection broke or was ended on this
+        side.  Unless the handler has ``handle_eof``, the same happens after the peer finished sending: over TCP, a peer
+        that has left and one that has finished look the same until something is sent.  Leaving the block then raises
+        ``ConnectionClosed``.  In a callback, you need not handle that; ``handle_close`` gets the reason.
+
+        Only the greenlet that entered the block is interrupted, and only in the block.  ``except Exception`` in it does
+        not catch the interruption.  In memory, a callback cannot wait, so this interrupts only other greenlets.
 
         :raises ConnectionClosed: on entering, the connection has ended.
         :raises RuntimeError: on entering, the caller is on another native thread than the connection.

@@ -7,19 +7,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from gevent import sleep
+
 from ngi_gevent.adapters import bottom
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.output import HIGH_WATER
 from ngi_gevent.core.threads import Flag
-from ngi_gevent.errors import ConnectionClosed, NGIError, Timeout
+from ngi_gevent.errors import ConnectionClosed, Timeout, WouldWait
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnection, Reason
 
 __all__ = ["Relay", "relay"]
 
-#: Seconds in which the peer of one connection can take what had arrived before the other one broke.
-LAST_DELIVERY = 1.0
+#: Seconds in which the peer of one connection must take something of what had arrived before the other one broke; the
+#: same as for the peer of a closing connection.
+LAST_DELIVERY = 30.0
+
+#: Seconds between two looks at how much it has taken.
+CHECK_INTERVAL = 0.05
 
 #: The reason if the program itself closed or aborted one of the connections.
 CLOSED = "closed"
@@ -33,10 +39,10 @@ def relay(a: IConnection, b: IConnection) -> Relay:
     * If one peer takes output more slowly than the other one sends, the relay stops reading from the other one.
     * If one peer finishes sending, the other one sees the end of its input behind all data.  The other direction goes
       on.  Once both directions have ended, both connections close.
-    * If one connection breaks, the other one is aborted once it has delivered its output, after a second at most.
-    * If one connection ends for another reason, the other one ends for that reason, too, and delivers its output
-      first.  Such reasons are ``'stopped'``, and the ``Timeout`` of an ``idle_timeout``.  If output was dropped at that
-      timeout, because the peer did not take it, the other connection is aborted.
+    * If one connection breaks, or its ``idle_timeout`` expires, the other one is aborted once its peer has received all
+      output, or has taken nothing for 30 seconds.  An orderly end would say that the data is complete.
+    * If the listener or the implementation of one connection is closed, the other one ends, too, and delivers its
+      output first.
     * If the program closes or aborts one connection, or if one has ended already, the other one closes once it has
       delivered its output.
 
@@ -141,21 +147,24 @@ class _Direction:
         target = self._target
         if not target:
             return
-        if isinstance(reason, str) or (isinstance(reason, Timeout) and not self._has_dropped_output()):
+        if isinstance(reason, str):
             target.fail(reason)
             return
-        with suppress(NGIError):  # its peer does not take it, it has ended, or this is in memory
-            target.drain(LAST_DELIVERY, below=1)
+        # Its peer must not take what it has for everything.
+        self._deliver_all()
         if target:
             target.abort()
 
-    def _has_dropped_output(self) -> bool:
-        """Return whether the source has ended without delivering all of its output."""
-        try:
-            self._source.drain(timeout=0)
-        except NGIError:
-            return True
-        return False
+    def _deliver_all(self) -> None:
+        """Wait until the target's peer has received all output, which the kernel drops at an abort."""
+        target = bottom(self._target)
+        size, since = target.unsent_size(), time.monotonic()
+        with suppress(WouldWait):  # in memory
+            while size and target and time.monotonic() < since + LAST_DELIVERY:
+                sleep(CHECK_INTERVAL)
+                before, size = size, target.unsent_size()
+                if size != before:
+                    since = time.monotonic()
 
     def _source_gone(self) -> None:
         if not self._relay.has_ended_in_order():

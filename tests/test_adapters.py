@@ -497,3 +497,22 @@ def test_word_count_over_every_implementation(stage):
     client.sized.write(b"")
     stage.until(lambda: len(client.chunks) == 2)
     assert client.chunks == [b"2 3", b"0 0"]
+
+
+def test_an_iterable_of_sized_records_that_is_dropped_is_closed_although_it_never_began():
+    class Records:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise AssertionError("it began")
+
+        def close(self):
+            closed.append(True)
+
+    closed = []
+    connection = testing.Connection(testing.Recorder())
+    connection.peer.pause_reading()
+    adapters.Sized(connection).writelines(Records())
+    connection.abort()
+    assert closed

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 
+import gevent
 import pytest
+from stages import Witness
 
 import ngi_gevent
+from ngi_gevent.sockets.dispatcher import TurnTime
 from ngi_gevent.testing.contract.rules.common import Echo
 
 PACKAGE = os.path.dirname(ngi_gevent.__file__)
@@ -65,3 +69,24 @@ def test_a_turn_with_one_ready_connection_makes_three_calls(tcp):
         sys.setprofile(None)
     # The turns in which other greenlets of the test run have a call too, and nothing to dispatch.
     assert [name for name in calls if name != "_dispatch"] == ["write", "send_pending"]
+
+
+def test_a_turn_ends_soon_also_if_every_handler_takes_long(tcp, monkeypatch):
+    class Long(Witness):
+        def handle_input(self, connection, data):
+            now[0] += 0.01
+            super().handle_input(connection, data)
+            handled.append(len(turns))
+
+    now, handled, turns = [1.0], [], []
+    monkeypatch.setattr(TurnTime, "now", staticmethod(lambda: now[0]))
+    prepare = gevent.get_hub().loop.prepare(ref=False)
+    prepare.start(turns.append, None)
+    listener = tcp.listen(Long)
+    peers = [tcp.peer(listener) for _ in range(40)]
+    for rounds in 1, 2:
+        for peer in peers:
+            peer.send(b"x")
+        tcp.until(lambda rounds=rounds: len(handled) == 40 * rounds)
+    prepare.close()
+    assert max(Counter(handled[40:]).values()) <= 3

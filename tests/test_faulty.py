@@ -7,7 +7,7 @@ import pytest
 from gevent.event import Event
 
 import ngi_gevent
-from ngi_gevent import testing
+from ngi_gevent import ConnectionClosed, testing
 from ngi_gevent.testing import Faults, Faulty, Input, Plan
 
 KINDS = [testing.Implementation, ngi_gevent.Implementation]
@@ -544,3 +544,53 @@ def test_the_bytes_of_a_stream_are_never_lost_nor_out_of_order(caplog, plans):
                 assert stream == without, plan
                 cut += 1
     assert cut > plans / 2
+
+
+def test_output_ends_behind_an_iterable_that_is_cut_and_nothing_is_taken_after_it():
+    def lines():
+        yield b"one"
+        raise ValueError
+
+    class Failing(testing.Recorder):
+        def handle_eof(self, connection):
+            self.handle_input(connection, b".")
+
+    plan = Plan((Faults(server=Input(pieces=(2,))),))
+    ngi = Faulty(testing.Implementation(), plan)
+    server, client = Failing(), testing.Recorder()
+    listener = ngi.listener(None, lambda connection: server.connected(connection))
+    listener.connect(client)
+    server.connection.pause_reading()
+    client.connection.writelines(lines())
+    client.connection.write(b"two")
+    client.connection.write_eof()
+    with pytest.raises(ConnectionClosed, match="half-closed"):
+        client.connection.write(b"three")
+    server.connection.resume_reading()
+    assert server.data == b"onetwo."
+    assert [type(error) for error in client.exceptions] == [ValueError]
+    listener.close()
+
+
+def test_an_iterable_that_is_cut_and_dropped_is_closed_although_it_never_began():
+    class Lines:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise AssertionError("it began")
+
+        def close(self):
+            closed.append(True)
+
+    closed = []
+    ngi = Faulty(testing.Implementation(), Plan((Faults(server=Input(pieces=(2,))),)))
+    server, client = testing.Recorder(), testing.Recorder()
+    listener = ngi.listener(None, lambda connection: server.connected(connection))
+    listener.connect(client)
+    server.connection.pause_reading()
+    client.connection.writelines(Lines())
+    client.connection.writelines(Lines())
+    client.connection.abort()
+    assert closed == [True, True]
+    listener.close()

@@ -579,3 +579,27 @@ def test_a_lock_that_the_forking_thread_holds_is_still_held_in_the_child():
         if not pid:
             os._exit(0 if held._is_owned() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+BUSY = """
+import json, os, time
+
+import gevent
+
+import ngi_gevent
+from ngi_gevent import testing
+from ngi_gevent.sockets.dispatcher import Dispatcher
+
+listener = ngi_gevent.listener(None, testing.Recorder)
+Dispatcher.current().time.end()  # as after a turn that was too short for all connections
+pid = os.fork()
+if not pid:
+    begun = time.process_time()
+    gevent.sleep(0.2)
+    os._exit(time.process_time() - begun > 0.05)
+print(json.dumps(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_child_of_a_busy_process_waits_without_using_the_processor():
+    assert run(BUSY) == 0

@@ -190,3 +190,19 @@ def test_an_iterable_is_closed_if_it_can_be():
     lines.close()
     assert closed == [1]
     Lines(iter([b"x"])).close()
+
+
+def test_many_drains_do_not_look_at_each_other():
+    class Counting:
+        def __init__(self):
+            self.set_count = 0
+
+        def set(self):
+            self.set_count += 1
+
+    output = OutputQueue()
+    output.append(b"x" * 100)
+    flags = [Counting() for _ in range(3)]
+    for flag in flags:
+        output.add_drain(flag, 200)
+    assert [flag.set_count for flag in flags] == [1, 1, 1]

@@ -1101,3 +1101,37 @@ def test_a_thread_that_drains_is_woken_when_the_hub_goes():
     with pytest.raises(ConnectionClosed):
         connection.drain(PATIENCE, below=1)
     implementation.join(PATIENCE)
+
+
+def test_a_flag_can_be_set_again_before_the_thread_that_waits_for_it_has_gone_on():
+    """Draining connections do so, whenever more is sent."""
+    flag = Flag()
+    waiting = threading.Thread(target=flag.wait, daemon=True)
+    waiting.start()
+    while not flag._wakers:
+        time.sleep(0.001)
+    with flag._lock:  # which the thread needs before it can go on
+        flag.set()
+        flag.set()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+
+
+def test_a_drain_does_not_return_for_output_that_the_hub_never_took():
+    def serve():
+        listener = ngi_gevent.listener(None, connections.append)
+        blocking.connect(listener.address, timeout=PATIENCE)
+        while not connections:
+            gevent.sleep(0.001)
+        connected.set()
+        written.wait(PATIENCE)  # blocks the hub, which then ends with its thread
+
+    connections, connected, written = [], threading.Event(), threading.Event()
+    serving = threading.Thread(target=serve, daemon=True)
+    serving.start()
+    connected.wait(PATIENCE)
+    connections[0].write(b"in vain")
+    written.set()
+    serving.join(PATIENCE)
+    with pytest.raises(ConnectionClosed):
+        connections[0].drain(PATIENCE)

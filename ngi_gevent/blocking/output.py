@@ -29,7 +29,7 @@ class Output(File):
 
     ``writelines`` and ``flush`` block the calling greenlet until the peer has taken output.  With a *timeout*, they
     raise :class:`~ngi_gevent.Timeout` after that many seconds; everything written stays written.  In a callback of the
-    connection, its input waits, too.
+    connection, its input waits, too.  In memory, they raise :class:`~ngi_gevent.WouldWait` there.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -91,8 +91,10 @@ class Output(File):
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the kernel has all output, or, in memory, the peer.
 
+        Blocks as ``drain(below=1)`` of a connection does.
+
         :param timeout: seconds to wait at most; None for no limit.
-        :raises ConnectionClosed: the connection ended first.
+        :raises ConnectionClosed: output was dropped, because the connection broke or was aborted, for example.
         :raises Timeout: the peer did not take the output in time.
         """
         self._check_open()

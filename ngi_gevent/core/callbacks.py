@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.lifecycle import END_OF_INPUT, EOF_HANDLED, EOF_RECEIVED, FAIL, INPUT_ENDED, Lifecycle
-from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
+from ngi_gevent.errors import ConnectionClosed, Timeout
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnectionHandler, Reason
@@ -90,14 +90,10 @@ class Callbacks:
 
     # Records.
 
-    def deliver_for(self, adapter: Delivering, records: Iterator[Any]) -> None:
-        """Deliver *records* of *adapter* after this callback, each as a callback of its own.
-
-        They are pulled one at a time.  Further input, and its end, wait until the last one has been delivered.  This
-        side's end drops the rest.
-        """
-        self._records = (*self._records, (adapter, records))
-        self.wake()
+    def _take_records(self, adapter: Delivering, records: Iterator[Any]) -> None:
+        if not self._lifecycle.callbacks_are_over:
+            self._records = (*self._records, (adapter, records))
+            self.wake()
 
     def _deliver_record(self) -> None:
         """Deliver the next record, if there is one."""
@@ -134,6 +130,7 @@ class Callbacks:
         if isinstance(error, ConnectionClosed) and is_end_of(self, error):
             reason = self._lifecycle.output_error or error.reason
         self.handle(FAIL, reason or error)
+        self._log_end(logging.DEBUG)  # since the exception is reported itself
         self._report(where, error)
 
     def _report(self, where: str, error: BaseException) -> None:
@@ -186,11 +183,12 @@ class Callbacks:
         else:
             self._report(ITERABLE, error)
 
-    def _log_end(self) -> None:
-        """Log why the connection is no longer open, once."""
+    def _log_end(self, level: int | None = None) -> None:
+        """Log why the connection is no longer open, once: INFO if this side ended it for an error, otherwise DEBUG."""
         reason = self._lifecycle.take_log_reason()
         if reason is not None:
-            level = logging.INFO if isinstance(reason, (Timeout, LimitExceeded)) else logging.DEBUG
+            has_broken = isinstance(reason, (str, OSError)) and not isinstance(reason, Timeout)
+            level = level or (logging.DEBUG if has_broken else logging.INFO)
             if logs.connections.is_enabled_for(level):
                 logs.connections.tell(
                     level, "connection with %r ended: %s", self.peer_address, logs.format_reason(reason)

@@ -7,11 +7,11 @@ when input arrives, where output goes, and on which greenlet callbacks run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.callbacks import Callbacks, ConnectionOwner
+from ngi_gevent.core.callbacks import Callbacks, ConnectionOwner, Delivering
 from ngi_gevent.core.checks import as_timeout, check_count, check_handler, check_reason
 from ngi_gevent.core.lifecycle import (
     ABORT,
@@ -98,6 +98,15 @@ class BaseConnection(Callbacks):
         warnings.warn("setHandler is deprecated: use set_handler", DeprecationWarning, stacklevel=2)
         self.set_handler(handler)
 
+    def deliver_for(self, adapter: Delivering, records: Iterator[Any]) -> None:
+        """Deliver *records* of *adapter* after this callback, each as a callback of its own.
+
+        They are pulled one at a time.  Further input, and its end, wait until the last one has been delivered.  This
+        side's end drops the rest.
+        """
+        if not self._handed_over(self._take_records, adapter, records):
+            self._take_records(adapter, records)
+
     @property
     def input_ended(self) -> bool:
         return self._lifecycle.input_is_over
@@ -131,6 +140,8 @@ class BaseConnection(Callbacks):
     def drain(self, timeout: float | None = None, *, below: int = LOW_WATER) -> None:
         timeout = as_timeout(timeout)
         check_count("below", below, least=1)
+        if not (self._is_elsewhere() or self._output.is_dropped) and self._output.is_below(below):
+            return  # as usual: handlers call this after each write
         flag = Flag()
         if not self._handed_over(self._add_drain, flag, below):
             self._add_drain(flag, below)

@@ -95,6 +95,7 @@ class OutputQueue:
         "drains",
         "is_dropped",
         "is_pausing",
+        "is_watched",
         "iterables",
         "limit",
         "pause_threshold",
@@ -116,6 +117,8 @@ class OutputQueue:
         self.iterables = 0
         #: Whether output was dropped that the application had written.
         self.is_dropped = False
+        #: Whether something depends on how much is pending: a pause, a caller that waits, more output, or the end.
+        self.is_watched = False
         #: Flags of callers that wait until less than a number of bytes is pending.
         self.drains: tuple[tuple[Flag, int], ...] = ()
         #: Bytes of pending output above which no input is delivered; None as long as answers are not limited.
@@ -160,7 +163,9 @@ class OutputQueue:
     def add_drain(self, flag: Flag, below: int) -> None:
         """Set *flag* once less than *below* bytes are pending, or output was dropped."""
         self.drains = (*self.drains, (flag, below))
-        self.wake_drains()
+        self.is_watched = True
+        if self.is_dropped or self.is_below(below):
+            flag.set()
 
     def remove_drain(self, flag: Flag) -> None:
         """Forget *flag*."""
@@ -230,6 +235,7 @@ class OutputQueue:
         """
         if self.pause_threshold is None:
             self.pause_threshold = self.size + more + HIGH_WATER
+            self.is_watched = True
 
     def is_full(self, more: int = 0) -> bool:
         """Return whether input must wait until the peer takes output; to ask counts as delivering input.

@@ -96,12 +96,13 @@ class Flag:
         return self._set
 
     def set(self) -> None:
-        """Set it, and end all waits.  Never blocks.  Can be called on any thread."""
+        """Set it, and end all waits.  Never blocks.  Can be called on any thread, and again."""
         with self._lock:
-            self._set = True
-            # With the lock held, so that no waker is called after its wait is over.
-            for wake in self._wakers:
-                wake()
+            if not self._set:
+                self._set = True
+                # With the lock held, so that no waker is called after its wait is over.
+                for wake in self._wakers:
+                    wake()
 
     def wait(self, timeout: float | None = None, *, alone: bool = False) -> bool:
         """Wait until it is set.  Return True if it is set.

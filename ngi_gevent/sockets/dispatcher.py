@@ -32,12 +32,16 @@ from ngi_gevent.sockets.network import Network
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
 
-#: Connections that run before what they wrote is sent.  All of them would be fewer switches; but with a thousand, the
-#: first are no longer in the processor's cache when their output is sent, which costs more.
-BATCH_SIZE = 128
+#: Connections that run, at most, before what they wrote is sent, and before there is a look at the clock.  All of them
+#: would be fewer switches; but with a thousand, the first would no longer be in the cache when their output is sent,
+#: which costs more.
+BATCH_SIZE = 32
 
 #: Seconds after which a turn ends although connections are ready, so that timers, accepts and signals are handled.
 TURN = 0.005
+
+#: Seconds for each connection of a batch from which on the next batch has only one.
+LONG = TURN / 16
 
 #: Seconds in which every connection that is ready can deliver some of its records.
 ALL_SLICES = 0.025
@@ -61,9 +65,12 @@ class ConnectionGreenlet(raw_greenlet):
 
 
 class TurnTime:
-    """The time that connections have in one turn of the loop.  A turn begins with the first question for the time."""
+    """The time that connections have in one turn of the loop.
 
-    __slots__ = ("_idle", "ends", "was_short")
+    A turn in which few are ready takes no time, so it does not ask for the time either.
+    """
+
+    __slots__ = ("_asked", "_idle", "batch_size", "ends", "was_short")
 
     #: Return the time in seconds.
     now = staticmethod(Network.now)
@@ -72,10 +79,13 @@ class TurnTime:
         # Started, it makes the loop poll without waiting.  With a callback in its place, gevent would run many turns
         # before it polls.
         self._idle = loop.idle(ref=False)
-        #: When this turn ends; 0 as long as nothing has asked.
+        self._asked = 0.0  # when the time was asked for last
+        #: When this turn ends; 0 as long as nothing has asked for the time.
         self.ends = 0.0
         #: Whether the turn has ended although connections were ready.
         self.was_short = False
+        #: How many connections run before the next look at the clock.
+        self.batch_size = BATCH_SIZE // 4
 
     def begin(self) -> None:
         """Begin another turn."""
@@ -88,20 +98,34 @@ class TurnTime:
         """End a turn that was short: let the loop go on with another one after everything else that has happened."""
         self._idle.start(_do_nothing)
 
-    def is_left(self) -> bool:
-        """Return whether the turn goes on."""
-        now = self.now()
+    def close(self) -> None:
+        """Ask for no more turns, in a forked child."""
+        self._idle.close()
+
+    def measure(self) -> float:
+        """Return the time.  From now on, the turn has an end."""
+        self._asked = now = self.now()
         if not self.ends:
             self.ends = now + TURN
-        self.was_short = self.was_short or now > self.ends
+        return now
+
+    def is_left(self) -> bool:
+        """Return whether the turn goes on."""
+        self.was_short = self.measure() > self.ends
         return not self.was_short
+
+    def is_left_after_batch(self) -> bool:
+        """Return whether the turn goes on.  The next batch is small if this one took long."""
+        is_measured, began = bool(self.ends), self._asked
+        is_left = self.is_left()
+        if is_measured:
+            is_long = self._asked - began > LONG * self.batch_size
+            self.batch_size = 1 if is_long else min(2 * self.batch_size, BATCH_SIZE)
+        return is_left
 
     def end_of_slice(self, others: int) -> float:
         """Return until when one connection can deliver records, if *others* are behind it."""
-        now = self.now()
-        if not self.ends:
-            self.ends = now + TURN
-        return now + ALL_SLICES / (ALL_SLICES / TURN + others)
+        return self.measure() + ALL_SLICES / (ALL_SLICES / TURN + others)
 
 
 class Dispatched(Protocol):
@@ -178,6 +202,7 @@ class Dispatcher:
         for waiting in self.ready, self.batch, self.unsent:
             waiting.clear()
         self._turn.close()
+        self.time.close()
 
     def acquire(self) -> None:
         """Dispatch from now on: there is one more connection."""
@@ -205,19 +230,10 @@ class Dispatcher:
     def postpone(self, connection: Dispatched) -> None:
         """Let *connection* go on behind those that are ready now: its slice is over."""
         self.wake(connection)
-        self.is_in_time()
-
-    def is_in_time(self) -> bool:
-        """Return whether another connection can run in this turn.  If not, the batch ends here.
-
-        Called between two connections.  Asking for the time costs little beside a callback, but not nothing, so a turn
-        with one connection does not.
-        """
-        if self.time.is_left():
-            return True
-        self.ready[:0] = reversed(self.batch)
-        del self.batch[:]
-        return False
+        if not self.time.is_left():
+            # The turn ends with this connection.  The others of its batch are the first of the next turn.
+            self.ready[:0] = reversed(self.batch)
+            del self.batch[:]
 
     def send_later(self, sender: Flushed) -> None:
         """Call *sender* at the end of this batch, or soon if there is none."""
@@ -245,8 +261,14 @@ class Dispatcher:
             self._begin_turn()
         while ready or batch or unsent:
             if len(ready) > 1 or batch:
-                batch += ready[BATCH_SIZE - 1 :: -1] if len(ready) > BATCH_SIZE else ready[::-1]
-                del ready[:BATCH_SIZE]
+                size = time.batch_size
+                if len(ready) > size:
+                    time.measure()
+                    batch += ready[size - 1 :: -1]
+                    del ready[:size]
+                else:
+                    batch += ready[::-1]
+                    ready.clear()
                 connection = batch.pop()
             elif ready:
                 connection = ready.pop()
@@ -273,7 +295,7 @@ class Dispatcher:
                 except BaseException:
                     self._go_on_in_next_turn()
                     raise
-            if time.ends and time.was_short:
+            if ready and not time.is_left_after_batch():
                 time.end()
                 break
 

@@ -37,6 +37,9 @@ class Fed(Protocol):
     def queue(self, data: bytes) -> None:
         """Send *data*, which is counted already, at the end of the batch, or after output that waits for the peer."""
 
+    def is_waiting_for_peer(self) -> bool:
+        """Return whether the kernel takes no more output."""
+
     def remove_lines(self, lines: Lines) -> None:
         """Do not count *lines* any more."""
 
@@ -111,10 +114,16 @@ class Feeder:
         """The body of the feeder's greenlet."""
         self._is_pulling = True
         try:
+            # Otherwise, many short iterables would be pulled from although the peer takes nothing.
+            must_wait = self._output.is_waiting_for_peer()
             while self._behind:
                 head = self._behind[0]
                 try:
-                    self._pull(head)
+                    if must_wait:
+                        must_wait = False
+                        self._wait_for_room()
+                    else:
+                        self._pull(head)
                 except BaseException as error:
                     self._failed(head, error)
         finally:

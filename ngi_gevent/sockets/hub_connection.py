@@ -17,11 +17,11 @@ from ngi_gevent.errors import ConnectionClosed, LimitExceeded
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.mailbox import this_thread
+from ngi_gevent.sockets.sender import GATHERED, Sender
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, Reason
     from ngi_gevent.sockets.plain import Transport
-    from ngi_gevent.sockets.sender import Sender
 
 __all__ = ["HubConnection"]
 
@@ -56,11 +56,10 @@ class HubConnection(BaseConnection):
             self._dispatcher.mailbox.make_calls()
         if self._lifecycle.state is not OPEN:
             raise self.closed_error()
-        output = self._output
-        if output.size:
+        output, size = self._output, len(data)
+        if output.size or size >= GATHERED:
             self._take(data)
-        elif data:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
-            size = len(data)
+        elif size:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
             output.size += size  # no call in between: a signal handler that writes may run in any call
             output.pieces.append(data)
             dispatcher = self._dispatcher
@@ -83,8 +82,8 @@ class HubConnection(BaseConnection):
             self._dispatcher.spawn(partial(self.close_lines, lines), self, is_callback=False)
 
     def _waiting_for_peer(self) -> int:
-        if self._output.is_over_limit() and not self._output.is_sending:
-            self._output.send_pending()
+        if self._output.is_over_limit():
+            self._output.send_now()
         return self._output.size
 
     # Waiting.
@@ -217,9 +216,11 @@ class HubConnection(BaseConnection):
 
     def _hub_gone(self) -> None:
         """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""
-        with self._dispatcher.mailbox.lock:
+        mailbox = self._dispatcher.mailbox
+        with mailbox.lock:
             self._lifecycle.abandon()
-            self._output.is_dropped = self._output.is_dropped or self._output.size > 0
+            left = self._output.size + mailbox.queued_output(self)
+            self._output.is_dropped = self._output.is_dropped or left > 0
             self._output.wake_drains()
             callbacks, self._when_closed = self._when_closed, ()
         for callback in callbacks:

@@ -66,7 +66,7 @@ class IdleTimer:
         self._queued = 0  # bytes of output that the kernel had at the last check
         self._latest = self._transport.now()
         transport.wrap_calls(self._noting)
-        self._start(seconds)
+        self._start(seconds / 2)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -96,7 +96,8 @@ class IdleTimer:
             return
         left = self._latest + self._seconds - self._transport.now()
         if left > 0:
-            self._start(left)
+            # At least two looks, because only a difference shows that the peer takes what the kernel has.
+            self._start(min(left, self._seconds / 2))
         else:
             self._expire()
 
@@ -106,7 +107,7 @@ class IdleTimer:
         After a stall of the whole process, input that came in time may not have been received.
         """
         before, self._queued = self._queued, self._transport.queued_output()
-        if not self._peer_owes() or self._queued != before:
+        if not self._peer_owes() or self._queued < before:
             return True
         return self._connection.is_reading() and self._transport.has_input()
 

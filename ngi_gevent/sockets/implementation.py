@@ -182,9 +182,10 @@ class Implementation:
             queues new ones, and the logger ``ngi_gevent.listener`` says so.  The default is 90% of the descriptors that
             this process can open, and at most 32 fewer than all; handlers can open the rest.
         :param idle_timeout: seconds without data before the connection is closed, with a
-            :class:`~ngi_gevent.Timeout` as the reason.  Time in which a callback or an iterable runs does not count,
-            even one that waits for this peer.  The work of other greenlets and threads does count.  By default there
-            is no limit: there are protocols in which silence is the rule.
+            :class:`~ngi_gevent.Timeout` as the reason.  Time counts while output waits for the peer.  Otherwise, time
+            does not count in which a callback or an iterable runs, reading is paused, no handler is set, or input has
+            ended.  The work of other greenlets and threads does count.  By default there is no limit, because some
+            protocols are normally silent.
         :param output_limit: bytes of output that can be pending for one peer.  One more write resets the connection,
             with a :class:`~ngi_gevent.LimitExceeded` as the reason.
         :param reuse_port: whether other processes can listen on the same port; the kernel then distributes connections.

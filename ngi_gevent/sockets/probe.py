@@ -64,7 +64,7 @@ class Probe:
         """Begin to look, unless that has begun."""
         if self._timer is None:
             self._timer = self._loop.timer(PROBE_INTERVAL, PROBE_INTERVAL)
-            self._timer.start(self._check, update=True)
+            self._timer.start(self.look, update=True)
 
     def close(self) -> None:
         """Stop looking."""
@@ -72,7 +72,8 @@ class Probe:
             self._timer.close()
             self._timer = None
 
-    def _check(self) -> None:
+    def look(self) -> None:
+        """Look now."""
         connection = self._connection
         if not connection._lifecycle.is_established() or not (connection.is_unread() or connection.has_blocks()):
             self.close()

@@ -114,7 +114,7 @@ class ReceivingConnection(HubConnection):
                 return False
             self._deliver_record()
             if output.size > HIGH_WATER and self.is_full():
-                output.send_pending()
+                output.send_now()
                 output.is_pausing = self.is_full()
                 break
         return True
@@ -153,6 +153,8 @@ class ReceivingConnection(HubConnection):
         self._events_pending = True
         if self._lifecycle.state is not CLOSING:
             self._read_watcher.stop()
+        if self._blocks and self._probe is not None:
+            self._probe.look()  # at what has arrived while a callback runs, which may be the end
 
     def _set_paused(self, paused: bool) -> None:
         super()._set_paused(paused)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from greenlet import getcurrent
+
 from ngi_gevent.core.lifecycle import BREAK, BROKEN, CLOSED, HALF_CLOSED, LOSE, OUTPUT_ENDED, OUTPUT_FAILED
 from ngi_gevent.core.output import Lines, OutputQueue
 from ngi_gevent.sockets.feeder import Feeder
@@ -47,12 +49,11 @@ class Sender(OutputQueue):
     __slots__ = (
         "_connection",
         "_dispatcher",
-        "_is_ending",
+        "_is_sending",
         "_transport",
         "_write_watcher",
         "feeder",
         "held",
-        "is_sending",
         "linger",
         "linger_timeout",
     )
@@ -65,9 +66,7 @@ class Sender(OutputQueue):
         self._transport = transport
         self._dispatcher = dispatcher
         self._write_watcher: Any = None  # while the kernel takes no more output
-        self._is_ending = False  # whether the output ends once everything is sent
-        #: Whether it is sending, so that a signal handler that writes must not.
-        self.is_sending = False
+        self._is_sending = False  # whether a greenlet is in send_now
         #: Pulls from iterables, while one is not exhausted.
         self.feeder: Feeder | None = None
         #: Set when input is no longer held back, or the connection has an end to handle.
@@ -86,14 +85,15 @@ class Sender(OutputQueue):
             self.queue(data)
         else:
             self.feeder.append(data)
-        if self.size >= GATHERED and self._write_watcher is None and not self.is_sending:
-            self.send_pending()
+        if self.size >= GATHERED and self._write_watcher is None:
+            self.send_now()
         self._pause_if_answered()
 
     def take_lines(self, lines: Lines) -> None:
         """Send the items of *lines*, which are counted already, after everything that was taken before."""
         if self.feeder is None:
             self.feeder = Feeder(self, self._connection, self._dispatcher, lines)
+            self.is_watched = True
         else:
             self.feeder.append(lines)
         self._pause_if_answered()
@@ -122,10 +122,21 @@ class Sender(OutputQueue):
 
     # Sending.
 
+    def send_now(self) -> None:
+        """Send as much as the kernel takes, in a callback of the application.
+
+        On the hub, this may be a signal handler that has interrupted ``send_pending``, so it does nothing there.
+        """
+        if not self._is_sending and getcurrent() is not self._dispatcher.hub:
+            self._is_sending = True
+            try:
+                self.send_pending()
+            finally:
+                self._is_sending = False
+
     def send_pending(self) -> None:
-        """Send as much as the kernel takes.  Called once a batch, and when the socket is writable."""
+        """Send as much as the kernel takes.  Called on the hub, once a batch, and when the socket is writable."""
         pieces, transport = self.pieces, self._transport
-        self.is_sending = True
         try:
             try:
                 if len(pieces) != 1:
@@ -141,18 +152,9 @@ class Sender(OutputQueue):
                 pass
             except OSError as error:
                 self.fail(error)
-            if (
-                pieces
-                or self._write_watcher is not None
-                or self.feeder is not None
-                or self.pause_threshold is not None
-                or self._is_ending
-                or self.drains
-            ):
+            if pieces or self.is_watched:
                 self._after_send()
-            self.is_sending = False
         except BaseException as error:  # such as Ctrl-C: how much was sent is unknown
-            self.is_sending = False
             self._connection.handle(BREAK, error)
             raise
 
@@ -174,11 +176,22 @@ class Sender(OutputQueue):
                 self.held.set()
         if self.drains:
             self.wake_drains()
-        if self._is_ending and not self.pieces:
+        if self._is_ending() and not self.pieces:
             if not self.feeder:
                 self.end()
             elif self.linger is not None and self._connection._lifecycle.input_is_over:
                 self.linger.check_for_break()
+        self.is_watched = (
+            self._write_watcher is not None
+            or self.feeder is not None
+            or self.pause_threshold is not None
+            or self._is_ending()
+            or bool(self.drains)
+        )
+
+    def _is_ending(self) -> bool:
+        """Return whether the output ends once everything is sent."""
+        return self.linger is not None or self._connection._lifecycle.state is HALF_CLOSED
 
     def _wait_for_peer(self) -> None:
         """Go on sending when the kernel takes more; give a closing connection only so much time for it."""
@@ -242,7 +255,7 @@ class Sender(OutputQueue):
 
     def finish(self) -> None:
         """Send what is left, then end the output for the peer."""
-        self._is_ending = True
+        self.is_watched = True
         self.send_later()
 
     def begin_to_end(self) -> None:

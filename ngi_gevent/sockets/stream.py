@@ -113,13 +113,12 @@ class StreamConnection(ReceivingConnection):
     def _serve(self) -> None:
         """Receive and call ``handle_input`` until the connection is not open any more: the hot path."""
         batch = self._dispatcher.batch
-        is_in_time = self._dispatcher.is_in_time
         switch_to_hub = self._dispatcher.switch_to_hub
         lifecycle, output, transport = self._lifecycle, self._output, self._transport
         receive = transport.recv
         while not self._events_pending or self._handle_events():
             self.waiting = True
-            while batch and (len(batch) & 7 or is_in_time()):  # the time is asked for seldom
+            while batch:
                 following = batch.pop()
                 if following.waiting:
                     following.resume()
@@ -144,10 +143,10 @@ class StreamConnection(ReceivingConnection):
                 output.limit_answers()
             if not lifecycle.closing_from_other_thread:
                 self._handler.handle_input(self, data)  # type: ignore[union-attr]
-            if output.size >= SENT_AT_ONCE:
+            if output.size >= SENT_AT_ONCE and not output.is_waiting_for_peer():
                 # While it is in the processor's cache; and what is freed now is what the next receive gets.
                 data = b""
-                output.send_pending()
+                output.send_now()
 
     def _report_to_handler(self) -> None:
         """Report the end to the handler; if there is none, once it is set."""

@@ -29,6 +29,9 @@ __all__ = ["Recorder"]
 #: Seconds in which everything that a test waits for happens, even on a busy machine.
 PATIENCE = 10.0
 
+#: Bytes of the data that a failure shows.
+SHOWN = 2000
+
 
 class Recorder:
     """A connection handler for assertions, which records everything.
@@ -157,9 +160,8 @@ class Recorder:
                 problem = self._wait(flag, deadline, timeout)
             finally:
                 self._flags.remove(flag)
-            if problem:
-                state = self._format_state()
-                raise AssertionError(f"expected {what or condition}, and {problem}: got {self.data!r}{state}")
+            if problem and not condition():
+                raise AssertionError(f"expected {what or condition}, and {problem}: {self._format_data()}")
 
     def _wait(self, flag: Flag, deadline: float | None, timeout: float | None) -> str:
         """Wait until *flag* is set, and return why it was not, or nothing."""
@@ -173,6 +175,11 @@ class Recorder:
         if deadline is not None and time.monotonic() < deadline:
             return "nothing is left that can make it happen"
         return f"it did not happen in {timeout} seconds"
+
+    def _format_data(self) -> str:
+        data = self.data
+        shown = f"got {data!r}" if len(data) <= SHOWN else f"got {len(data)} bytes, the last of them {data[-SHOWN:]!r}"
+        return f"{shown}{self._format_state()}"
 
     def _has_ended(self) -> bool:
         return self.closed is not None or self.gone or self.failed is not None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core.checks import as_bytes, as_iterator
+from ngi_gevent.errors import ConnectionClosed
 from ngi_gevent.testing.faults.link import Cuts
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class Bursts:
     def __init__(self, connection: Any) -> None:
         self.cuts = Cuts()
         self._connection = connection
-        self._pulls = False  # whether an iterable is being consumed
+        self._pulling: _Pulling | None = None  # while an iterable is being consumed
+        self._ended = False  # whether the output ends once nothing waits
         self._waiting: deque[Any] = deque()  # that iterable and later output: iterators and bursts
         self._burst: list[bytes] | None = None  # the current burst, if it has to wait
         self._callbacks = 0  # running ones, which may be nested
@@ -38,9 +40,10 @@ class Bursts:
 
     def write(self, data: Data) -> None:
         data = as_bytes(data)
+        self._check_open()
         if not self._connection:
             self._connection.write(data)  # raises
-        elif not self._pulls:
+        elif self._pulling is None:
             self._count(data)  # before writing: in memory, that may deliver it
             self._connection.write(data)
         else:
@@ -53,13 +56,25 @@ class Bursts:
 
     def writelines(self, data: Iterable[Data], *, is_cut: bool) -> None:
         """Write *data*, each item a burst if the plan cuts them (*is_cut*)."""
-        if not self._connection or not (is_cut or self._pulls):
+        self._check_open()
+        if not self._connection or not (is_cut or self._pulling is not None):
             self._connection.writelines(data)
             return
         self._waiting.append(as_iterator(data))
         self._burst = None
-        if not self._pulls:
+        if self._pulling is None:
             self._pull()
+
+    def write_eof(self) -> None:
+        """End the output behind everything that waits."""
+        self._ended = bool(self._connection)
+        if self._pulling is None:
+            self._connection.write_eof()
+
+    def _check_open(self) -> None:
+        if self._ended and self._connection:
+            peer = self._connection.peer_address
+            raise ConnectionClosed(f"the connection to {peer!r} is half-closed", self._connection)
 
     def _count(self, data: bytes) -> None:
         self.cuts.add(len(data))
@@ -67,10 +82,15 @@ class Bursts:
             self.cuts.end()
 
     def _pull(self) -> None:
-        self._pulls = True
-        self._connection.writelines(self._pulled())
+        self._pulling = _Pulling(self)
+        self._connection.writelines(self._pulling)
 
-    def _pulled(self) -> Iterator[bytes]:
+    def close(self, pulling: _Pulling) -> None:
+        """Close everything that waits, which is dropped.  Does nothing if *pulling* is over."""
+        while self._waiting and self._pulling is pulling:
+            _close(self._waiting.popleft())
+
+    def pulled(self) -> Iterator[bytes]:
         """Yield everything that waits, each item as a burst, since nothing says when it arrives."""
         try:
             while self._waiting:
@@ -87,10 +107,40 @@ class Bursts:
                     self.cuts.add(len(item))
                     self.cuts.end()
                     yield item
-            self._pulls = False
+            self._pulling = None
         except Exception:
-            self._waiting.popleft()  # the one that raised; later output follows
-            self._pulls = False
+            failed = self._waiting.popleft()  # later output follows
+            self._pulling = None
             if self._waiting and self._connection:
                 self._pull()
+            _close(failed)
             raise
+        finally:
+            if self._ended and self._pulling is None:
+                self._connection.write_eof()
+
+
+class _Pulling:
+    """Everything that waits in *bursts*, as an iterator.
+
+    Not a generator: closing one that has not begun would close nothing.
+    """
+
+    def __init__(self, bursts: Bursts) -> None:
+        self._bursts = bursts
+        self._items = bursts.pulled()
+
+    def __iter__(self) -> _Pulling:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._items)
+
+    def close(self) -> None:
+        self._bursts.close(self)
+
+
+def _close(iterator: Any) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()

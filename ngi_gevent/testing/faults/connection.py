@@ -52,6 +52,9 @@ class FaultyConnection(WrappingConnection):
     def writelines(self, data: Iterable[Data]) -> None:
         self._bursts.writelines(data, is_cut=self._link.faults != NO_FAULTS)
 
+    def write_eof(self) -> None:
+        self._bursts.write_eof()
+
     def abort(self) -> None:
         self._aborted = True
         self.connection.abort()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.core.callbacks import ConnectionOwner, Delivering
+from ngi_gevent.core.callbacks import ConnectionOwner
 from ngi_gevent.core.checks import as_bytes, check_returned
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.lifecycle import (
@@ -199,7 +199,7 @@ class Connection(BaseConnection):
         return data
 
     def wake(self) -> None:
-        self._queue_turn()
+        self._take_turn()
 
     # Callbacks.
 
@@ -251,14 +251,6 @@ class Connection(BaseConnection):
         elif taken is not None:
             self._limit_answers()
             self._call("handle_input", self._handler.handle_input, self, taken)  # type: ignore[union-attr]
-
-    def deliver_for(self, adapter: Delivering, records: Iterator[Any]) -> None:
-        super().deliver_for(adapter, records)
-        self._turns.run()
-
-    def _set_paused(self, paused: bool) -> None:
-        super()._set_paused(paused)
-        self._turns.run()
 
     def _look_for_break(self) -> None:
         """End the connection if the peer has aborted it, although it is paused."""
@@ -334,6 +326,8 @@ class Connection(BaseConnection):
         self._queue_turn()
         if state is HALF_CLOSED or (state is CLOSING and not self._has_ended()):
             self._put(_End(END_OF_INPUT))
+        elif state is CLOSING:
+            self._turns.run()
 
     def _has_ended(self) -> bool:
         """Return whether the peer has received the end of the output, or will receive it."""

@@ -60,6 +60,21 @@ def test_a_reader_of_many_lines_lets_others_run(stage):
 # Rule 10: output leaves once enough has gathered.
 
 
+def test_a_large_write_leaves_before_the_callback_returns(stage):
+    pending = []
+
+    class Long(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"x" * 131072)
+            pending.append(connection.output_pending)
+            super().handle_input(connection, data)
+
+    client, _ = stage.talk(Long)
+    client.connection.write(b"?")
+    stage.until(lambda: client.size == 131072)
+    assert pending < [131072]
+
+
 def test_the_output_of_a_long_callback_leaves_meanwhile(stage):
     pending = []
 

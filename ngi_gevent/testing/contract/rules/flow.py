@@ -165,6 +165,15 @@ def test_records_that_are_left_go_to_the_next_handler(stage):
     assert served.data == b"12"
 
 
+def test_records_are_delivered_outside_of_callbacks_too(stage):
+    """An adapter may have them later, from another greenlet or thread."""
+    client, served = stage.talk(RecordWitness)
+    served.connection.deliver([b"1", b"2"])
+    stage.until(lambda: served.chunks == [b"1", b"2"])
+    client.connection.write(b"3")
+    stage.until(lambda: served.chunks == [b"1", b"2", b"3"])
+
+
 def test_a_pause_between_records_holds_the_rest_back(stage):
     class Pausing(RecordWitness):
         def handle_input(self, connection, data):

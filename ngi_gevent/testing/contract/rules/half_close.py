@@ -112,6 +112,21 @@ def test_write_eof_while_the_peer_sends_loses_nothing(stage):
     assert client.closed is served.closed is None
 
 
+def test_close_after_write_eof_closes_the_connection(stage):
+    gone = []
+    client, served = stage.talk(EOFWitness)
+    client.connection.when_closed(lambda: gone.append(True) or stage.happened())
+    client.connection.write(b"all")
+    client.connection.write_eof()
+    stage.until(lambda: "eof" in served.trace)
+    client.connection.close()
+    if stage.at_once:
+        assert gone
+    served.connection.close()  # without which a socket lingers
+    stage.until(lambda: gone)
+    assert served.data == b"all"
+
+
 def test_write_eof_in_a_closing_or_closed_connection_does_nothing(stage):
     client, served = stage.talk()
     client.connection.write(b"all")
