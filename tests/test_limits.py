@@ -327,6 +327,19 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
     assert peer.ended == "broken"
 
 
+def test_the_time_of_a_peer_that_takes_nothing_is_as_long_as_that_of_a_silent_one(tcp):
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            connection.write(b"x" * 16_000_000)
+            sent.append(time.monotonic())
+
+    sent = []
+    peer = tcp.peer(tcp.listen(Answer, idle_timeout=0.4))
+    peer.send(b"x")
+    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    assert 0.35 < time.monotonic() - sent[0] < 0.78
+
+
 def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(tcp):
     class Answer(Witness):
         def handle_input(self, connection, data):

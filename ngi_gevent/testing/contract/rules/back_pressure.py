@@ -73,6 +73,19 @@ def test_a_client_has_an_output_limit_which_counts_writelines_too(stage):
     assert isinstance(client.closed, LimitExceeded)
 
 
+def test_many_short_iterables_wait_for_the_peer_as_a_long_one_does(stage):
+    """Each was pulled from to its end."""
+    peer = stage.peer(stage.listen())
+    stage.until(lambda: stage.served)
+    connection = stage.served[0].connection
+    for _ in range(MUCH // 131072):
+        connection.writelines(b"x" * 65536 for _ in range(2))
+        stage.settle()
+    assert connection.output_pending < MEGABYTE
+    peer.read()
+    stage.until(lambda: peer.size == MUCH)
+
+
 def test_two_who_write_before_they_read_get_all_of_it(stage):
     class Talk(Witness):
         def connected(self, connection):
