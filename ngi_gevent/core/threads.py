@@ -170,9 +170,10 @@ class Flag:
                     event.wait()
                 except LoopExit:
                     if timeout is None:
-                        if is_only_thread():
+                        if not is_only_thread():
+                            return False
+                        if not self._set:  # another thread may have set it, and ended, a moment ago
                             raise Deadlock(NOTHING_LEFT) from None
-                        return False
                 finally:
                     self._remove_waker(event.set)
         finally:
