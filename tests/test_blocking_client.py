@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 import traceback
@@ -372,3 +373,22 @@ def test_opening_a_connection_gives_what_it_held(stage):
     again_output, again_input = blocking.open(connection)
     assert again_input.read(timeout=PATIENCE) == b""
     again_output.close()
+
+
+@pytest.mark.parametrize("first", ["drop", "end"])
+def test_files_that_are_dropped_close_a_connection_whose_input_has_ended(stage, first):
+    """As a socket does that is dropped.  Before the end of input, it may still be used in another way."""
+    client, served = stage.talk()
+    files = blocking.open(client.connection)
+    if first == "end":
+        served.connection.write_eof()
+        assert files[1].read(timeout=PATIENCE) == b""
+    assert client.connection
+    del files
+    gc.collect()
+    if first == "drop":
+        assert client.connection
+        served.connection.write_eof()
+    stage.until(lambda: served.closed)
+    assert served.closed == "end of input"
+    assert not client.connection

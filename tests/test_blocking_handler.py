@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import gevent
 import pytest
 from file_pairs import MUCH, PIECE, talk
@@ -16,6 +18,7 @@ from ngi_gevent import (
     blocking,
     testing,
 )
+from ngi_gevent.core import threads
 
 
 class Echo(Witness):
@@ -286,6 +289,30 @@ def test_what_has_come_can_be_read_in_a_callback(stage):
 
     stage.client(stage.listen(), Client)
     assert read == [b"b\n"]
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_read_without_a_timeout_waits_in_memory_for_other_threads(monkeypatch, writes):
+    """Until the last one has ended.  Not everything that a read waits for comes from its own thread."""
+    monkeypatch.setattr(threads, "CHECK_INTERVAL", 0.001)
+    connection, begins = testing.Connection(testing.Recorder()), threading.Event()
+    _, input = blocking.open(connection)
+
+    def run():
+        assert begins.wait(PATIENCE)
+        if writes:
+            connection.peer.write(b"from a thread")
+
+    gevent.sleep(0)  # there is a hub
+    thread = threading.Thread(target=run)
+    thread.start()
+    gevent.spawn(begins.set)  # which runs once the read waits
+    if writes:
+        assert input.read(4) == b"from"
+    else:
+        with pytest.raises(Deadlock):
+            input.read(4)
+    thread.join(PATIENCE)
 
 
 def test_a_read_that_nothing_could_end_says_so():

@@ -100,6 +100,23 @@ def test_only_bytes_are_expected(data):
         testing.Recorder().expect(data)
 
 
+@pytest.mark.parametrize(
+    ("timeout", "error"), [(float("nan"), ValueError), (-1, ValueError), (True, TypeError), ("1", TypeError)]
+)
+def test_a_wrong_timeout_is_refused(timeout, error):
+    with pytest.raises(error, match="timeout"):
+        testing.Recorder().wait_until(lambda: True, timeout)
+
+
+@pytest.mark.parametrize("timeout", [None, float("inf")])
+def test_a_recorder_waits_without_a_limit(stage, timeout):
+    client = testing.Recorder()
+    stage.implementation.connect(stage.listen(Echo).address, client)
+    client.wait_connected(timeout)
+    client.connection.write(b"hello")
+    client.expect(b"HELLO", timeout)
+
+
 def test_what_is_expected_may_be_any_bytes():
     connection = testing.Connection(client := testing.Recorder())
     connection.write(b"abc")

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from ngi_gevent.adapters import bottom
 from ngi_gevent.core.checks import as_timeout
@@ -69,6 +70,16 @@ class Changes:
                 self._flags.pop(flag, None)
 
 
+class Lease:
+    """Tells the handler of a pair of files when both have been dropped, as a socket that is dropped closes itself."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    def __del__(self) -> None:
+        self._handler.files_are_dropped()
+
+
 class Handler:
     """The connection handler behind a pair of files.  Sets itself as the handler of *connection*.
 
@@ -92,8 +103,8 @@ class Handler:
         self._received = 0  # pieces of input
         self._asked = 0  # pieces of input that the reader had taken when it asked for more
         self._discards = False  # whether the input file is closed
-        self._flows = False  # whether input is delivered without being asked for
         self._changes = Changes()
+        self._lease: ref[Lease] | None = None  # once there is a file
         connection.set_handler(self)
         connection.when_closed(self.end)
         if connection.input_ended and connection:  # an earlier handler has had the end of input
@@ -110,12 +121,14 @@ class Handler:
         self._changes.announce()
         # The connection decides whether its callback can wait.  It cannot in memory, where it may run on the reader's
         # own greenlet, and it must not wait once the connection has ended.  Then input simply queues up.
-        self._changes.wait(lambda: self._flows or self._asked >= self._received, self._bottom.hold)
+        self._changes.wait(lambda: self.ended or self._discards or self._asked >= self._received, self._bottom.hold)
 
     def handle_eof(self, connection: Any) -> None:
-        """End the input.  The connection stays open for output, until the output file is closed."""
+        """End the input.  The connection stays open for output until that is closed, or both files are dropped."""
         self.finished = True
         self.end()
+        if self._lease is not None and self._lease() is None:
+            connection.close()
 
     def handle_close(self, connection: Any, reason: Reason) -> None:
         self.reason = reason
@@ -124,6 +137,19 @@ class Handler:
     def _application_ended(self, connection: Any) -> None:
         """End the input, although output may still be pending: an iterable that reads it would wait forever."""
         self.end()
+
+    def lease(self) -> Lease:
+        """Return the object that each file holds as long as it is used."""
+        lease = None if self._lease is None else self._lease()
+        if lease is None:
+            lease = Lease(self)
+            self._lease = ref(lease)
+        return lease
+
+    def files_are_dropped(self) -> None:
+        """Close a connection that was kept open only for its output.  Called on any thread."""
+        if self.finished and getattr(self.connection, "_handler", None) is self:
+            self.connection.close()
 
     # For the input file.
 
@@ -145,7 +171,6 @@ class Handler:
         self._stop_holding()
 
     def _stop_holding(self) -> None:
-        self._flows = True
         self._changes.announce()
 
     def wait_for_room(self, deadline: float | None) -> bool:
@@ -185,6 +210,7 @@ class File:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
+        self._lease = handler.lease()
         self._closed = False
 
     def __repr__(self) -> str:

@@ -35,6 +35,9 @@ __all__ = [
 #: The message of the error for a wait that nothing can end.
 NOTHING_LEFT = "nothing can end this wait: no greenlet, timer or other thread is left; pass a timeout"
 
+#: Seconds after which a wait that only other threads can end checks whether there are any.
+CHECK_INTERVAL = 1.0
+
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 start_new_thread: Callable[..., int] = get_original("_thread", "start_new_thread")
@@ -121,7 +124,8 @@ class Flag:
             elif timeout is None:
                 raise Deadlock(NOTHING_LEFT)
         elif alone and (timeout is None or is_only_thread()):
-            self._wait_on_this_hub(hub, timeout)
+            while not self._wait_on_this_hub(hub, timeout):
+                self._wait_for_any_thread(hub, CHECK_INTERVAL)
         else:
             self._wait_for_any_thread(hub, timeout)
         return self._set
@@ -153,7 +157,8 @@ class Flag:
             if timer is not None:
                 timer.close()
 
-    def _wait_on_this_hub(self, hub: Any, timeout: float | None) -> None:
+    def _wait_on_this_hub(self, hub: Any, timeout: float | None) -> bool:
+        """Wait for this thread to set it.  Return False if only another thread can, because this one is idle."""
         event = Event()
         # A loop without anything else to do raises LoopExit in the main greenlet, and there only.
         timer = None if timeout is None else hub.loop.timer(timeout, ref=getcurrent() is not hub.parent)
@@ -165,12 +170,16 @@ class Flag:
                     event.wait()
                 except LoopExit:
                     if timeout is None:
-                        raise Deadlock(NOTHING_LEFT) from None
+                        if not is_only_thread():
+                            return False
+                        if not self._set:  # another thread may have set it, and ended, a moment ago
+                            raise Deadlock(NOTHING_LEFT) from None
                 finally:
                     self._remove_waker(event.set)
         finally:
             if timer is not None:
                 timer.close()
+        return True
 
     def _add_waker(self, wake: Callable[[], object]) -> bool:
         """Call *wake* when the flag is set.  Return True if it is not set yet; otherwise *wake* is not called."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import bottom
+from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionFailed
 
@@ -106,11 +107,11 @@ class Recorder:
 
     # Waiting.
 
-    def wait_connected(self, timeout: float = PATIENCE) -> IConnection:
+    def wait_connected(self, timeout: float | None = PATIENCE) -> IConnection:
         """Wait for the connection, and return it.
 
-        All methods that wait raise :class:`AssertionError` after *timeout* seconds, and at once in a callback of the
-        connection, since nothing more happens before that callback returns.
+        All methods that wait raise :class:`AssertionError` after *timeout* seconds, where None is no limit, and at once
+        in a callback of the connection, since nothing more happens before that callback returns.
 
         :raises ConnectionFailed: there will be no connection.
         """
@@ -119,7 +120,7 @@ class Recorder:
             raise ConnectionFailed(self.failed)
         return self.connection  # type: ignore[no-any-return]
 
-    def expect(self, data: bytes, timeout: float = PATIENCE) -> None:
+    def expect(self, data: bytes, timeout: float | None = PATIENCE) -> None:
         """Wait for input: *data* comes next, after all input that was expected before.
 
         Input that follows is left for the next call.
@@ -141,37 +142,37 @@ class Recorder:
             raise AssertionError(f"expected {data!r} next, and got {received!r}{self._format_state()}")
         self._expected = end
 
-    def wait_closed(self, timeout: float = PATIENCE) -> Reason | None:
+    def wait_closed(self, timeout: float | None = PATIENCE) -> Reason | None:
         """Wait until the connection has ended, and return the reason; None if this side closed it."""
         self.wait_until(self._has_ended, timeout, "the end of the connection")
         return self.closed
 
-    def wait_until(self, condition: Callable[[], object], timeout: float = PATIENCE, what: str = "") -> None:
+    def wait_until(self, condition: Callable[[], object], timeout: float | None = PATIENCE, what: str = "") -> None:
         """Wait until *condition*, which is about this recorder, is true; *what* describes it in the failure."""
-        deadline = time.monotonic() + timeout
+        timeout = as_timeout(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             flag = Flag()
             self._flags.append(flag)  # before the check, so that no event is missed between check and wait
             try:
                 if condition():
                     return
-                problem = self._wait(flag, deadline - time.monotonic(), timeout)
+                problem = self._wait(flag, deadline, timeout)
             finally:
                 self._flags.remove(flag)
             if problem and not condition():
                 raise AssertionError(f"expected {what or condition}, and {problem}: {self._format_data()}")
 
-    def _wait(self, flag: Flag, left: float, timeout: float) -> str:
+    def _wait(self, flag: Flag, deadline: float | None, timeout: float | None) -> str:
         """Wait until *flag* is set, and return why it was not, or nothing."""
         connection = bottom(self.connection)
         is_in_callback = getattr(connection, "is_in_callback", bool)
         if is_in_callback():
             return "this waits in a callback of the connection, before whose return nothing more happens"
-        wait: Callable[[Flag, float], bool] = getattr(connection, "wait_for", Flag.wait)
-        deadline = time.monotonic() + left
-        if wait(flag, max(0.0, left)):
+        wait: Callable[[Flag, float | None], bool] = getattr(connection, "wait_for", Flag.wait)
+        if wait(flag, None if deadline is None else max(0.0, deadline - time.monotonic())):
             return ""
-        if time.monotonic() < deadline:
+        if deadline is not None and time.monotonic() < deadline:
             return "nothing is left that can make it happen"
         return f"it did not happen in {timeout} seconds"
 
