@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from stages import STAGES, WRAPPED_STAGES, WrappedMemoryStage, WrappedTCPStage, params
+from stages import (
+    STAGES,
+    WRAPPED_STAGES,
+    AdaptedMemoryStage,
+    FaultlessTCPStage,
+    WrappedMemoryStage,
+    WrappedTCPStage,
+    params,
+)
 
 from ngi_gevent.sockets import linger, probe
 from ngi_gevent.testing import contract
@@ -16,8 +24,10 @@ def tmp_path(folder):
     return folder
 
 
-# Quick tests need only the faultless stages of those that wrap: Faulty is a WrappingImplementation.
-stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES], slow=[WrappedMemoryStage, WrappedTCPStage]))
+#: Quick tests try each way of wrapping over one implementation.  Faulty is a WrappingImplementation.
+SLOW_STAGES = [WrappedMemoryStage, WrappedTCPStage, AdaptedMemoryStage, FaultlessTCPStage]
+
+stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES], slow=SLOW_STAGES))
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 
