@@ -87,13 +87,12 @@ def give_answer(stage):
     def serve(connection):
         connection.write(answer)
         connection.close()
-        answered.append(connection)
+        stage.served.append(connection)
         stage.happened()
 
-    answered = []
     peer = stage.peer(stage.listen(serve))
     peer.finish()
-    stage.until(lambda: answered)
+    stage.until(lambda: stage.served)
     return peer, answer
 
 
@@ -117,9 +116,10 @@ def test_the_end_of_a_with_statement_waits_until_all_that_was_closed_is_delivere
     with stage.implementation:
         peer, answer = give_answer(stage)
         peer.read()
-    stage.implementation.wait(0)
+    stage.served[0].drain(timeout=0, below=1)
     stage.until(lambda: peer.ended)
     assert peer.received == answer
+    stage.implementation.wait(20)
     stage.implementation = stage.make()
 
 
