@@ -35,7 +35,7 @@ __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 #: Connections that run, at most, before what they wrote is sent, and before there is a look at the clock.  All of them
 #: would be fewer switches; but with a thousand, the first would no longer be in the cache when their output is sent,
 #: which costs more.
-BATCH_SIZE = 16
+BATCH_SIZE = 32
 
 #: Seconds after which a turn ends although connections are ready, so that timers, accepts and signals are handled.
 TURN = 0.005

@@ -57,7 +57,7 @@ class HubConnection(BaseConnection):
         if self._lifecycle.state is not OPEN:
             raise self.closed_error()
         output, size = self._output, len(data)
-        if output.size or size >= GATHERED:
+        if output.size or size > GATHERED:
             self._take(data)
         elif size:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
             output.size += size  # no call in between: a signal handler that writes may run in any call

@@ -26,7 +26,8 @@ __all__ = ["Sender"]
 
 WRITE = 2  # what gevent's io watchers watch for
 
-#: Bytes of pending output from which on it is sent although the callback runs on.
+#: Bytes of pending output above which it is sent although the callback runs on.  A piece of input, which is as long at
+#: most, is better sent after it: what is freed then is what the next receive gets.
 GATHERED = 64 * 1024
 
 
@@ -85,7 +86,7 @@ class Sender(OutputQueue):
             self.queue(data)
         else:
             self.feeder.append(data)
-        if self.size >= GATHERED and self._write_watcher is None:
+        if self.size > GATHERED and self._write_watcher is None:
             self.send_now()
         self._pause_if_answered()
 
