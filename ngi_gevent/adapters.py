@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ngi_gevent.core.checks import as_bytes, as_iterator, check_count, check_handler
+from ngi_gevent.core.callbacks import handles_eof
+from ngi_gevent.core.checks import as_bytes, as_iterator, check_count, check_handler, close_iterator
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import LOW_WATER
 from ngi_gevent.errors import LimitExceeded
@@ -190,8 +191,7 @@ class Base:
 
     def has_eof_handler(self) -> bool:
         """Return whether the handler, behind all adapters, has ``handle_eof``."""
-        behind_adapter = getattr(self._handler, "has_eof_handler", None)
-        return hasattr(self._handler, "handle_eof") if behind_adapter is None else behind_adapter()
+        return handles_eof(self._handler)
 
     def handle_eof(self, connection: Any) -> None:
         """Call the handler's ``handle_eof``.  If it has none, end the connection."""
@@ -378,9 +378,7 @@ class _Framing:
         return _framed(next(self._iterator))
 
     def close(self) -> None:
-        close = getattr(self._iterator, "close", None)
-        if close is not None:
-            close()
+        close_iterator(self._iterator)
 
 
 def _framed(data: Any) -> bytes:

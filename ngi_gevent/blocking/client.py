@@ -127,7 +127,7 @@ def open(
     """Return a connection as two binary files: :class:`Output` and :class:`Input`.
 
     Never blocks for a connection; for an address, connects as :func:`connect` does.  After the end of input, the
-    connection stays open for output, also if the program drops both files.  Closing the output closes the connection.
+    connection stays open for output.  Closing the output closes the connection, and so does dropping both files then.
 
     :param address_or_connection: an address; or a connection, which is anything that has ``set_handler``.  The files
         become its handler.

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
+from ngi_gevent.core.checks import close_iterator
 from ngi_gevent.core.lifecycle import END_OF_INPUT, EOF_HANDLED, EOF_RECEIVED, FAIL, INPUT_ENDED, Lifecycle
 from ngi_gevent.errors import ConnectionClosed, Timeout
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnectionHandler, Reason
 
-__all__ = ["Callbacks", "ConnectionOwner", "Delivering", "is_end_of"]
+__all__ = ["Callbacks", "ConnectionOwner", "Delivering", "handles_eof", "is_end_of"]
 
 #: Places where exceptions come from, for the log.
 ITERABLE = "an iterable given to writelines"
@@ -26,6 +27,12 @@ RECORDS = "an iterable given to deliver"
 def is_end_of(connection: object, error: BaseException) -> bool:
     """Return whether *error* only says that *connection* had ended when the application wrote to it."""
     return isinstance(error, ConnectionClosed) and error.connection is connection
+
+
+def handles_eof(handler: object) -> bool:
+    """Return whether *handler* has ``handle_eof``.  An adapter has it always, and answers for its own handler."""
+    of_adapter: Callable[[], bool] | None = getattr(handler, "has_eof_handler", None)
+    return hasattr(handler, "handle_eof") if of_adapter is None else of_adapter()
 
 
 class Delivering(Protocol):
@@ -84,9 +91,7 @@ class Callbacks:
 
     def has_eof_handler(self) -> bool:
         """Return whether the handler, behind all adapters, has ``handle_eof``."""
-        handler = self._handler
-        behind_adapter = getattr(handler, "has_eof_handler", None)
-        return hasattr(handler, "handle_eof") if behind_adapter is None else behind_adapter()
+        return handles_eof(self._handler)
 
     # Records.
 
@@ -111,10 +116,8 @@ class Callbacks:
         """Drop the records that are left, and close generators of these, here, since they may block in it."""
         dropped, self._records = self._records, ()
         for _, records in reversed(dropped):
-            close = getattr(records, "close", None)
             try:
-                if close is not None:
-                    close()
+                close_iterator(records)
             except BaseException as error:
                 self._report(RECORDS, error)
 

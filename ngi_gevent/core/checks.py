@@ -20,6 +20,7 @@ __all__ = [
     "check_reason",
     "check_returned",
     "check_server",
+    "close_iterator",
 ]
 
 #: Seconds, three years, beyond which a timeout is none.  Timers of the system and of libev fail at some point, which
@@ -54,6 +55,13 @@ def as_iterator(data: Any) -> Iterator[Any]:
         return iter(data)
     except TypeError:
         raise TypeError(f"writelines takes an iterable of bytes objects; got {data!r:.100}") from None
+
+
+def close_iterator(iterator: Any) -> None:
+    """Close *iterator*, if it can be closed: nothing more is pulled from it.  May block, and raise any exception."""
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
 
 
 def check_handler(handler: Any) -> None:

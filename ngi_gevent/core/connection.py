@@ -84,8 +84,7 @@ class BaseConnection(Callbacks):
 
     def set_handler(self, handler: IConnectionHandler) -> None:
         check_handler(handler)
-        if not self._handed_over(self._take_handler, handler):
-            self._take_handler(handler)
+        self._make_call(self._take_handler, handler)
 
     def _take_handler(self, handler: IConnectionHandler) -> None:
         first = self._handler is None
@@ -104,8 +103,7 @@ class BaseConnection(Callbacks):
         They are pulled one at a time.  Further input, and its end, wait until the last one has been delivered.  This
         side's end drops the rest.
         """
-        if not self._handed_over(self._take_records, adapter, records):
-            self._take_records(adapter, records)
+        self._make_call(self._take_records, adapter, records)
 
     @property
     def input_ended(self) -> bool:
@@ -123,8 +121,13 @@ class BaseConnection(Callbacks):
             self._output.add_lines(lines)
             self._queue_lines(lines)
         else:
-            self._output.is_dropped = True
-            self._close_later(lines)
+            self._drop(lines)
+
+    def _drop(self, output: object) -> None:
+        """Note that *output*, which was accepted, will not be delivered."""
+        self._output.is_dropped = True
+        if isinstance(output, Lines):
+            self._close_later(output)
 
     def close_lines(self, lines: Lines) -> None:
         """Close *lines*, which were dropped.  Called where they may block."""
@@ -143,13 +146,11 @@ class BaseConnection(Callbacks):
         if not (self._is_elsewhere() or self._output.is_dropped) and self._output.is_below(below):
             return  # as usual: handlers call this after each write
         flag = Flag()
-        if not self._handed_over(self._add_drain, flag, below):
-            self._add_drain(flag, below)
+        self._make_call(self._add_drain, flag, below)
         try:
             drained = flag.is_set() or self._wait_for_drain(flag, timeout)
         finally:
-            if not self._handed_over(self._remove_drain, flag):
-                self._remove_drain(flag)
+            self._make_call(self._remove_drain, flag)
         if self._output.is_dropped:
             raise self.closed_error() from self._lifecycle.output_error
         if not drained and not (self.output_pending < below and self._output.is_below(below)):
@@ -166,16 +167,14 @@ class BaseConnection(Callbacks):
     def write_eof(self) -> None:
         if self._lifecycle.takes_output():
             self._lifecycle.eof_from_other_thread = self._is_elsewhere()
-            if not self._handed_over(self.handle, WRITE_EOF):
-                self.handle(WRITE_EOF)
+            self._make_call(self.handle, WRITE_EOF)
 
     def close(self) -> None:
         self._end(CLOSE)
 
     def fail(self, reason: Reason) -> None:
         check_reason(reason)
-        if not self._handed_over(self.handle, FAIL, reason):
-            self.handle(FAIL, reason)
+        self._make_call(self.handle, FAIL, reason)
 
     def abort(self) -> None:
         self._end(ABORT)
@@ -183,16 +182,13 @@ class BaseConnection(Callbacks):
     def _end(self, event: str) -> None:
         # First of all, so that no callback begins once this has returned.
         self._lifecycle.closing_from_other_thread = self._is_elsewhere()
-        if not self._handed_over(self.handle, event):
-            self.handle(event)
+        self._make_call(self.handle, event)
 
     def pause_reading(self) -> None:
-        if not self._handed_over(self._set_paused, True):
-            self._set_paused(True)
+        self._make_call(self._set_paused, True)
 
     def resume_reading(self) -> None:
-        if not self._handed_over(self._set_paused, False):
-            self._set_paused(False)
+        self._make_call(self._set_paused, False)
 
     def _set_paused(self, paused: bool) -> None:
         if self._is_paused is not paused and self._lifecycle.is_established():
@@ -300,6 +296,11 @@ class BaseConnection(Callbacks):
         """Interrupt those blocks."""
         for block in self._blocks:
             block.interrupt(reason)
+
+    def _make_call(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Make *call*, on the connection's own thread: now if the caller is on it, or if the hub has gone."""
+        if not self._handed_over(call, *arguments):
+            call(*arguments)
 
     def _over_limit(self) -> bool:
         """Return whether more output waits than is allowed.  That ends a connection whose peer does not take it."""

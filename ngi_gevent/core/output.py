@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ngi_gevent.core.checks import as_bytes, as_iterator
+from ngi_gevent.core.checks import as_bytes, as_iterator, close_iterator
 
 if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
@@ -76,9 +76,7 @@ class Lines:
 
         :raises Exception: whatever the iterator raises.
         """
-        close = getattr(self._iterator, "close", None)
-        if close is not None:
-            close()
+        close_iterator(self._iterator)
 
 
 def _size(data: object) -> int:

@@ -114,13 +114,14 @@ class Feeder:
         """The body of the feeder's greenlet."""
         self._is_pulling = True
         try:
-            # Otherwise, many short iterables would be pulled from although the peer takes nothing.
-            must_wait = self._output.is_waiting_for_peer()
+            if self._output.is_waiting_for_peer():
+                # Otherwise, many short iterables would be pulled from although the peer takes nothing.
+                self._ahead = AHEAD
             while self._behind:
                 head = self._behind[0]
                 try:
-                    if must_wait:
-                        must_wait = False
+                    if self._ahead >= AHEAD:
+                        self._ahead = 0
                         self._wait_for_room()
                     else:
                         self._pull(head)
@@ -142,7 +143,7 @@ class Feeder:
                     self._output.iterator_raised(error)
 
     def _pull(self, head: bytes | Lines) -> None:
-        """Queue the next output, then wait if enough is queued.  Raises the exceptions of the iterable."""
+        """Queue the next output.  Raises the exceptions of the iterable."""
         if isinstance(head, bytes):
             data: bytes | None = head
             self._behind.popleft()
@@ -161,9 +162,6 @@ class Feeder:
         if data:
             self._output.queue(data)
             self._ahead += max(len(data), LEAST_AHEAD)
-            if self._ahead >= AHEAD:
-                self._ahead = 0
-                self._wait_for_room()
 
     def _failed(self, head: bytes | Lines, error: BaseException) -> None:
         """The iterable raised *error*; or a timeout that it left running did, while the feeder waited."""

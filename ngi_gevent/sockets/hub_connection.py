@@ -210,9 +210,7 @@ class HubConnection(BaseConnection):
         if self._lifecycle.state is OPEN and self._lifecycle.output_error is None:
             take(output)
         else:
-            self._output.is_dropped = True
-            if isinstance(output, Lines):
-                self._close_later(output)
+            self._drop(output)
 
     def _hub_gone(self) -> None:
         """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""

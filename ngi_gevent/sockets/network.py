@@ -50,6 +50,7 @@ Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
 _PEER_CREDENTIALS: int | None = getattr(socket, "SO_PEERCRED", None)  # only on Linux
 
 _CREDENTIALS = struct.Struct("iII")
+
 #: The families of TCP sockets; others refuse its options.
 _OF_TCP = socket.AF_INET, socket.AF_INET6
 

@@ -77,18 +77,17 @@ class Probe:
         connection = self._connection
         if not connection._lifecycle.is_established() or not (connection.is_unread() or connection.has_blocks()):
             self.close()
-        elif self._has_broken():
-            if connection.is_unread() and (connection.input_ended or self._transport.has_error()):
+        elif (has_error := self._transport.has_error()) or self._has_ended_twice():
+            if connection.is_unread() and (connection.input_ended or has_error):
                 connection.note_broken(self._transport.take_error())
             else:
                 # The end is reported behind the input before it, and taking the error would hide it.  The peer may have
                 # closed a Unix socket after sending.
                 broken = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-                connection.interrupt_blocks(broken if self._transport.has_error() else END_OF_INPUT)
+                connection.interrupt_blocks(broken if has_error else END_OF_INPUT)
         elif not connection.has_eof_handler() and self._transport.peer_has_finished():
             connection.interrupt_blocks(END_OF_INPUT)
 
-    def _has_broken(self) -> bool:
-        # Once this side has ended, too, the end of both directions is in order.
-        ended_in_order = self._connection._lifecycle.output_is_over
-        return self._transport.has_error() or (self._transport.is_broken() and not ended_in_order)
+    def _has_ended_twice(self) -> bool:
+        """Return whether the peer has ended both directions.  Once this side has ended its own, that is in order."""
+        return not self._connection._lifecycle.output_is_over and self._transport.is_broken()

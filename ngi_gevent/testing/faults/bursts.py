@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.checks import as_bytes, as_iterator
+from ngi_gevent.core.checks import as_bytes, as_iterator, close_iterator
 from ngi_gevent.errors import ConnectionClosed
 from ngi_gevent.testing.faults.link import Cuts
 
@@ -88,7 +88,7 @@ class Bursts:
     def close(self, pulling: _Pulling) -> None:
         """Close everything that waits, which is dropped.  Does nothing if *pulling* is over."""
         while self._waiting and self._pulling is pulling:
-            _close(self._waiting.popleft())
+            close_iterator(self._waiting.popleft())
 
     def pulled(self) -> Iterator[bytes]:
         """Yield everything that waits, each item as a burst, since nothing says when it arrives."""
@@ -113,7 +113,7 @@ class Bursts:
             self._pulling = None
             if self._waiting and self._connection:
                 self._pull()
-            _close(failed)
+            close_iterator(failed)
             raise
         finally:
             if self._ended and self._pulling is None:
@@ -138,9 +138,3 @@ class _Pulling:
 
     def close(self) -> None:
         self._bursts.close(self)
-
-
-def _close(iterator: Any) -> None:
-    close = getattr(iterator, "close", None)
-    if close is not None:
-        close()

@@ -254,15 +254,16 @@ class Connection(BaseConnection):
 
     def _look_for_break(self) -> None:
         """End the connection if the peer has aborted it, although it is paused."""
-        end = self.peer._wire[-1] if self.peer._wire else None
-        if isinstance(end, _End) and isinstance(end.reason, BaseException):
-            self.handle(LOSE, end.reason)
+        if self.peer._wire:
+            self._lose_if_broken(self.peer._wire[-1])
 
     def _discard_input(self) -> None:
         """Drop what follows the end of input, but learn that the connection has broken."""
-        taken = self.peer._take_output()
-        if isinstance(taken, _End) and isinstance(taken.reason, BaseException):
-            self.handle(LOSE, taken.reason)
+        self._lose_if_broken(self.peer._take_output())
+
+    def _lose_if_broken(self, item: object) -> None:
+        if isinstance(item, _End) and isinstance(item.reason, BaseException):
+            self.handle(LOSE, item.reason)
 
     def _limit_answers(self) -> None:
         if self._waiting_for_peer() > HIGH_WATER:
@@ -290,10 +291,8 @@ class Connection(BaseConnection):
         """End it now.  The network has all written pieces already.  Iterables are dropped."""
         self.handle(STOP, STOPPED)
         if self._lifecycle.state is CLOSING:
-            dropped = [item for item in self._wire if isinstance(item, Lines)]
+            self._close_iterables_later()
             self._wire = deque(item for item in self._wire if isinstance(item, (bytes, _End)))
-            for lines in dropped:
-                self._close_later(lines)
             self.handle(LOSE)
             self._turns.run()
 
@@ -346,11 +345,14 @@ class Connection(BaseConnection):
             self.end_callbacks()
 
     def _drop_output(self) -> None:
-        dropped = [item for item in self._wire if isinstance(item, Lines)]
+        self._close_iterables_later()
         self._wire.clear()
         self._output.drop()
-        for lines in dropped:
-            self._close_later(lines)
+
+    def _close_iterables_later(self) -> None:
+        for item in self._wire:
+            if isinstance(item, Lines):
+                self._close_later(item)
 
     def _close_later(self, lines: Lines) -> None:
         self._turns.queue(partial(self.close_lines, lines))
