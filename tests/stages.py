@@ -43,6 +43,7 @@ __all__ = [
     "Witness",
     "WrappedMemoryStage",
     "WrappedTCPStage",
+    "end_by",
     "needs_ipv6",
     "params",
 ]
@@ -67,6 +68,17 @@ def in_thread(function, *arguments):
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]
+
+
+def end_by(end: str, stage: Stage, connection: Any, peer: Any) -> None:
+    """End *connection*, which has *peer*, by "abort", "stop" or "reset"."""
+    if end == "abort":
+        connection.abort()
+    elif end == "stop":
+        stage.listeners[0].close()
+        peer.finish()
+    else:
+        peer.reset()
 
 
 class Steps:

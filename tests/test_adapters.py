@@ -9,6 +9,7 @@ import tracemalloc
 
 import gevent
 import pytest
+from iterables import Unbegun
 from stages import Witness
 
 from ngi_gevent import ConnectionClosed, LimitExceeded, adapters, testing
@@ -500,19 +501,9 @@ def test_word_count_over_every_implementation(stage):
 
 
 def test_an_iterable_of_sized_records_that_is_dropped_is_closed_although_it_never_began():
-    class Records:
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            raise AssertionError("it began")
-
-        def close(self):
-            closed.append(True)
-
     closed = []
     connection = testing.Connection(testing.Recorder())
     connection.peer.pause_reading()
-    adapters.Sized(connection).writelines(Records())
+    adapters.Sized(connection).writelines(Unbegun(closed))
     connection.abort()
     assert closed

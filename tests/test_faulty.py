@@ -5,6 +5,7 @@ from __future__ import annotations
 import gevent
 import pytest
 from gevent.event import Event
+from iterables import Unbegun
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, testing
@@ -573,24 +574,14 @@ def test_output_ends_behind_an_iterable_that_is_cut_and_nothing_is_taken_after_i
 
 
 def test_an_iterable_that_is_cut_and_dropped_is_closed_although_it_never_began():
-    class Lines:
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            raise AssertionError("it began")
-
-        def close(self):
-            closed.append(True)
-
     closed = []
     ngi = Faulty(testing.Implementation(), Plan((Faults(server=Input(pieces=(2,))),)))
     server, client = testing.Recorder(), testing.Recorder()
     listener = ngi.listener(None, lambda connection: server.connected(connection))
     listener.connect(client)
     server.connection.pause_reading()
-    client.connection.writelines(Lines())
-    client.connection.writelines(Lines())
+    client.connection.writelines(Unbegun(closed))
+    client.connection.writelines(Unbegun(closed))
     client.connection.abort()
     assert closed == [True, True]
     listener.close()

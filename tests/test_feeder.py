@@ -8,7 +8,7 @@ from __future__ import annotations
 import gevent
 import pytest
 from gevent.event import Event
-from stages import Witness
+from stages import Witness, end_by
 
 
 class Closable:
@@ -48,13 +48,7 @@ def test_iterables_that_are_dropped_are_closed(tcp, end, caplog):
     for iterable in iterables:
         connection.writelines(iterable)
     tcp.until(lambda: peer.received == b"first")
-    if end == "abort":
-        connection.abort()
-    elif end == "stop":
-        tcp.listeners[0].close()
-        peer.finish()
-    else:
-        peer.reset()
+    end_by(end, tcp, connection, peer)
     tcp.until(lambda: len(closed) == 3)
     assert closed == iterables
     tcp.until(lambda: connection._lifecycle.is_gone())

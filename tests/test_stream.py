@@ -15,7 +15,7 @@ import gevent
 import gevent.socket
 import pytest
 from gevent.event import Event
-from stages import PATIENCE, Witness
+from stages import PATIENCE, Witness, end_by
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, testing
@@ -451,13 +451,7 @@ def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp, caplog, end
     connection.writelines([b"never"])
     tcp.until(lambda: peer.received == b"one ")
     assert not closed
-    if end == "abort":
-        connection.abort()
-    elif end == "stop":
-        tcp.listeners[0].close()
-        peer.finish()
-    else:
-        peer.reset()
+    end_by(end, tcp, connection, peer)
     tcp.until(lambda: closed)
     tcp.until(lambda: connection._lifecycle.is_gone())
     assert not caplog.records

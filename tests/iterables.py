@@ -1,0 +1,19 @@
+"""Iterables for the tests of dropped output."""
+
+from __future__ import annotations
+
+
+class Unbegun:
+    """An iterator that must not begin, and that records in *closed* that it was closed."""
+
+    def __init__(self, closed):
+        self._closed = closed
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise AssertionError("it began")
+
+    def close(self):
+        self._closed.append(True)
