@@ -57,6 +57,7 @@ class VirtualLoop:
         self.agenda = Agenda()
         self.trace = Trace(self.now)
         self.limits = limits
+        self._active: dict[str, None] = {}  # hosts that have had their turn since the last poll
         self._schedule = schedule
         self._is_any_order = is_any_order
         self._callbacks: deque[Callback] = deque()
@@ -85,6 +86,7 @@ class VirtualLoop:
         """Let it be the turn of *host*."""
         if host is not self.host:
             self.host = host
+            self._active[host] = None
             this_thread.dispatcher = self.dispatchers.get(host)
 
     def hold(self, host: str) -> None:
@@ -230,8 +232,13 @@ class VirtualLoop:
                 self.ended = Spins(self._message(exceeded))
                 break
             agenda.time += TURN_COST
+            # A process whose loop has had nothing to do does not turn its loop.
+            active, self._active = self._active, {}
+            self.host = ""
             if prepare:
-                self._call_watchers(prepare)
+                self._call_watchers([watcher for watcher in prepare if watcher.host in active])
+                self._active.clear()
+                self.host = ""
             if self._callbacks:
                 self._run_callbacks()
             has_happened = bool(descriptors) and self._run_ready()
@@ -239,11 +246,11 @@ class VirtualLoop:
                 self._run_due()
             elif not (self._callbacks or has_happened):
                 if idle:
-                    self._call_watchers(idle)
+                    self._call_watchers(idle[:])
                 elif not descriptors:
                     self._jump()
             if check:
-                self._call_watchers(check)
+                self._call_watchers(check[:])
 
     def _jump(self) -> None:
         """Move the clock to what comes next."""
@@ -305,7 +312,7 @@ class VirtualLoop:
         return drawn + items
 
     def _call_watchers(self, watchers: list[TurnWatcher]) -> None:
-        for watcher in watchers[:]:
+        for watcher in watchers:
             if watcher.callback is not None and watcher.host not in self._held:  # an earlier one may have stopped it
                 self._call(watcher, watcher.callback, watcher.args)
 

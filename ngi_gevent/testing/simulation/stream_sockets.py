@@ -15,6 +15,8 @@ from ngi_gevent.testing.simulation.streams import StreamEnd, UnixStreamEnd, pair
 
 __all__ = ["StreamSocket"]
 
+PEEK = int(socket.MSG_PEEK)
+
 #: Seconds after which the kernel gives up to find a host in its own network.
 UNREACHABLE_AFTER = 3.0
 
@@ -52,7 +54,7 @@ class StreamSocket(BoundSocket):
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """Receive input."""
-        return self._connected().recv(size, peek=bool(flags & socket.MSG_PEEK))
+        return self._connected().recv(size, peek=flags == PEEK)
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
         """Send output."""
