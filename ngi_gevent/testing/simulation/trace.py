@@ -1,0 +1,77 @@
+"""What happened in a simulation: the last events, or all of them, and a digest."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import NamedTuple
+
+__all__ = ["Event", "Trace"]
+
+#: Events that are kept for the report of a failure.
+KEPT = 50
+
+#: Entries that go into the digest at once, which is faster than one by one.
+AT_ONCE = 1000
+
+
+class Event(NamedTuple):
+    """Something that happened on a host, or by the test itself, whose *host* is empty."""
+
+    time: float
+    kind: str
+    host: str
+    text: str
+    #: The number of a piece of data, which its events share.
+    piece: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.time:12.6f}  {self.host or '(test)':12} {self.kind:9} {self.text}"
+
+
+class Trace:
+    """The events of one simulation.  Equal digests mean that the same happened, in the same order.
+
+    :ivar events: the events that are kept, oldest first.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._pieces = 0
+        self._entries: list[str] = []
+        self._digest = blake2b(digest_size=16)
+        self.events: deque[Event] = deque(maxlen=KEPT)
+
+    def keep_all(self) -> None:
+        """Keep all events from now on."""
+        self.events = deque(self.events)
+
+    def new_piece(self) -> int:
+        """Return the number of a new piece of data."""
+        self._pieces += 1
+        return self._pieces
+
+    def note(self, kind: str, host: str, text: str, piece: int = 0) -> None:
+        """Note an event.  *text* has the same words in each run: no addresses of objects, no data of a handshake."""
+        time = self._now()
+        self.events.append(Event(time, kind, host, text, piece))
+        self.mark(f"{time:.9f} {kind} {host} {text}")
+
+    def mark(self, entry: str) -> None:
+        """Note for the digest only."""
+        entries = self._entries
+        entries.append(entry)
+        if len(entries) >= AT_ONCE:
+            self._flush()
+
+    @property
+    def digest(self) -> str:
+        """The digest of everything so far."""
+        self._flush()
+        return self._digest.hexdigest()
+
+    def _flush(self) -> None:
+        if self._entries:
+            self._digest.update(("\n".join(self._entries) + "\n").encode("utf-8", "surrogatepass"))
+            self._entries.clear()
