@@ -144,7 +144,6 @@ def test_nothing_is_unescaped():
 
 def test_the_page_is_one_file_for_both_colour_schemes_and_for_phones():
     page = render_timeline(EVENTS, "7:s12", "a test")
-    assert "Seed 7:s12" in page
     assert "@media (prefers-color-scheme: dark)" in page
     assert "color-scheme: light dark" in page
     assert "width=device-width" in page
@@ -165,6 +164,26 @@ def test_of_very_many_events_the_last_are_shown():
     assert len(dots(page)) == MOST_SHOWN
     assert "number 1233" not in page.texts
     assert "number 1234" in page.texts
+
+
+@pytest.mark.parametrize(
+    ("seed", "text"),
+    [(7, "Seed 7, "), ("7:", "Seed 7 without draws, "), ("7:s1,n20", "Seed 7 with only the draws s1, n20, ")],
+)
+def test_the_draws_are_named(seed, text):
+    assert f"<p>{text}" in render_timeline(EVENTS, seed, "a test")
+
+
+def test_a_reset_has_an_arrow_too_and_one_whose_beginning_is_left_out_has_none():
+    text = "server:1 -> client:2"
+    events = [
+        Event(0.0, "receive", "client", text, 1),
+        Event(0.1, "reset", "server", text, 2),
+        Event(0.2, "reset", "client", f"{text} arrives", 2),
+    ]
+    page = Page(render_timeline(events, 7, "a test"))
+    at = dots(page)
+    assert arrows(page) == [(at[1], at[2])]
 
 
 def test_without_events_there_is_a_page_still():

@@ -110,6 +110,8 @@ def render_timeline(events: Iterable[Event], seed: int | str, title: str) -> str
     """Return an HTML page with a lane for each host, a dot for each event, and an arrow for each piece of data.
 
     The page needs no other file.  It shows the last 2,000 events, and says how many it leaves out.
+
+    :param seed: the seed, or text with its draws, as for ``Simulation(replay=...)``.
     """
     happened = list(events)
     shown = happened[-MOST_SHOWN:]
@@ -124,7 +126,7 @@ def render_timeline(events: Iterable[Event], seed: int | str, title: str) -> str
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{heading}</title>\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
         f"<style>{_STYLE}</style></head>\n<body><h1>{heading}</h1>\n"
-        f"<p>Seed {escape(_printable(str(seed)))}, {_extent(happened)}.</p>\n{left_out}"
+        f"<p>Seed {escape(_schedule(seed))}, {_extent(happened)}.</p>\n{left_out}"
         "<p>Time runs down. Its scale is compressed: a gap of twice the time is drawn less than twice as long, and"
         f" {SILENCE:g} second or more without an event is a dashed line. An arrow is a piece of data. It ends in a"
         " cross if the data was lost, or had not arrived at the end. Point at a dot, or tap it, for its text.</p>\n"
@@ -200,15 +202,19 @@ class _Chart:
         arrived: set[int] = set()
         drawn = []
         for event, y in zip(self._events, self._y, strict=True):
-            if event.piece and event.kind in ("send", "datagram"):
-                sent.setdefault(event.piece, (event, y))
-            elif event.piece in sent and event.kind in ("receive", "lost"):
-                origin, begin = sent[event.piece]
-                arrived.add(event.piece)
-                if event.kind == "receive":
-                    drawn.append(self._arrow(event.piece, self._x[origin.host], begin, self._x[event.host], y))
-                else:
-                    drawn.append(self._stub(origin, begin, y))
+            piece = event.piece
+            if not piece or event.kind in ("hold", "release"):
+                continue
+            if piece not in sent:
+                if event.kind not in ("receive", "lost"):  # otherwise its beginning is left out
+                    sent[piece] = event, y
+                continue
+            origin, begin = sent[piece]
+            arrived.add(piece)
+            if event.kind == "lost":
+                drawn.append(self._stub(origin, begin, y))
+            else:
+                drawn.append(self._arrow(piece, self._x[origin.host], begin, self._x[event.host], y))
         drawn += [self._stub(*sent[piece], sent[piece][1] + 2 * _ROW) for piece in sent if piece not in arrived]
         return "".join(drawn)
 
@@ -284,6 +290,11 @@ def _name(host: str) -> str:
 def _printable(text: str) -> str:
     """Return *text* with escapes for control characters, and for those that change the direction of text."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _schedule(seed: int | str) -> str:
+    number, colon, draws = _printable(str(seed)).partition(":")
+    return number + (colon and (f" with only the draws {draws.replace(',', ', ')}" if draws else " without draws"))
 
 
 def _extent(events: list[Event]) -> str:
