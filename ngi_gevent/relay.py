@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import sleep
 
 from ngi_gevent.adapters import bottom
+from ngi_gevent.core import clock
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.output import HIGH_WATER
 from ngi_gevent.core.threads import Flag
@@ -81,10 +81,10 @@ class Relay:
         :raises Deadlock: called in a callback of one of the connections.
         """
         timeout = as_timeout(timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.now() + timeout
         # If this is called in a callback, the wait for that connection fails at once.
         for direction in sorted(self._directions, key=lambda direction: not direction.is_in_callback()):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - clock.now())
             if not direction.wait(left):
                 raise Timeout(f"the relay had not ended after {timeout} seconds")
         return self._reason
@@ -158,13 +158,13 @@ class _Direction:
     def _deliver_all(self) -> None:
         """Wait until the target's peer has received all output, which the kernel drops at an abort."""
         target = bottom(self._target)
-        size, since = target.unsent_size(), time.monotonic()
+        size, since = target.unsent_size(), clock.now()
         with suppress(WouldWait):  # in memory
-            while size and target and time.monotonic() < since + LAST_DELIVERY:
+            while size and target and clock.now() < since + LAST_DELIVERY:
                 sleep(CHECK_INTERVAL)
                 before, size = size, target.unsent_size()
                 if size != before:
-                    since = time.monotonic()
+                    since = clock.now()
 
     def _source_gone(self) -> None:
         if not self._relay.has_ended_in_order():

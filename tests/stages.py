@@ -23,11 +23,20 @@ import ngi_gevent
 from ngi_gevent import adapters, testing
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.testing import contract
-from ngi_gevent.testing.contract import PATIENCE, DatagramWitness, MemoryStage, SocketStage, Stage, Witness
+from ngi_gevent.testing.contract import (
+    PATIENCE,
+    DatagramWitness,
+    MemoryStage,
+    SimulationStage,
+    SocketStage,
+    Stage,
+    Witness,
+)
 from ngi_gevent.testing.faults.wrapping import WrappingImplementation
 
 __all__ = [
     "PATIENCE",
+    "SIMULATIONS",
     "STAGES",
     "WRAPPED_STAGES",
     "AdaptedMemoryStage",
@@ -315,6 +324,14 @@ def _has_ipv6() -> bool:
 IPV6 = _has_ipv6()
 NO_IPV6 = "this machine has no IPv6"
 needs_ipv6 = pytest.mark.skipif(not IPV6, reason=NO_IPV6)
+
+
+def simulation_stage(seed: int) -> type[Stage]:
+    """Return the stage of a simulation with *seed*."""
+    return type(f"SimulationStage{seed}", (SimulationStage,), {"name": f"simulation{seed}", "seed": seed})
+
+
+SIMULATIONS: list[type[Stage]] = [simulation_stage(seed) for seed in range(4)]
 
 STAGES: list[type[Stage]] = [MemoryStage, TCPStage, IPv6Stage, UnixStage, TLSStage, ThreadedStage]
 

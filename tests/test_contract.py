@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stages import (
+    SIMULATIONS,
     STAGES,
     WRAPPED_STAGES,
     AdaptedMemoryStage,
@@ -25,9 +26,9 @@ def tmp_path(folder):
 
 
 #: Quick tests try each way of wrapping over one implementation.  Faulty is a WrappingImplementation.
-SLOW_STAGES = [WrappedMemoryStage, WrappedTCPStage, AdaptedMemoryStage, FaultlessTCPStage]
+SLOW_STAGES = [WrappedMemoryStage, WrappedTCPStage, AdaptedMemoryStage, FaultlessTCPStage, *SIMULATIONS]
 
-stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES], slow=SLOW_STAGES))
+stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES, *SIMULATIONS], slow=SLOW_STAGES))
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 

@@ -27,7 +27,7 @@ from stages import PATIENCE, TLSSocket, Witness, needs_ipv6
 
 import ngi_gevent
 from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message
-from ngi_gevent.core import logs
+from ngi_gevent.core import clock, logs
 from ngi_gevent.sockets import handshake as handshake_module
 from ngi_gevent.sockets import tls as tls_module
 from ngi_gevent.sockets import transport
@@ -288,7 +288,8 @@ def test_handshakes_that_fail_do_not_fill_the_log(tls, info, monkeypatch):
     assert len(info.records) == transport.MOST_FAILED == 10
     fail(quiet, 1)
     assert len(info.records) == 11
-    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.RATE_PERIOD)
+    later = clock.now() + logs.RATE_PERIOD
+    monkeypatch.setattr(clock, "now", lambda: later)
     fail(noisy, 2)
     lines = [record.getMessage() for record in info.records]
     assert all("the TLS handshake failed: " in line for line in lines)

@@ -7,7 +7,6 @@ handled after all input that arrived before it, so a peer that sends a request a
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from ngi_gevent.adapters import bottom
+from ngi_gevent.core import clock
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionClosed, Timeout
@@ -32,12 +32,12 @@ def deadline_after(timeout: float | None) -> float | None:
     :raises ValueError: *timeout* is negative.
     """
     timeout = as_timeout(timeout)
-    return None if timeout is None else time.monotonic() + timeout
+    return None if timeout is None else clock.now() + timeout
 
 
 def left_until(deadline: float | None) -> float | None:
     """Return how many seconds are left until *deadline*, or None for no limit."""
-    return None if deadline is None else max(0, deadline - time.monotonic())
+    return None if deadline is None else max(0, deadline - clock.now())
 
 
 class Changes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from gevent.exceptions import ConcurrentObjectUseError
 
 from ngi_gevent.adapters import MAX_LINE
 from ngi_gevent.blocking.handler import File, Handler, deadline_after
+from ngi_gevent.core import clock
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.threads import let_others_run
 from ngi_gevent.errors import ConnectionClosed, LimitExceeded, Timeout
@@ -215,7 +215,7 @@ class Input(File):
                 self._let_others_run()
                 return True
             in_time = self._handler.wait_until(lambda: self._has(count), deadline)
-            self._slice_ends = time.monotonic() + SLICE
+            self._slice_ends = clock.now() + SLICE
             return in_time
         except LimitExceeded as error:
             self.limit_met = error
@@ -226,10 +226,10 @@ class Input(File):
     def _let_others_run(self) -> None:
         """Let other greenlets run if this one has read often and for long without waiting."""
         self._reads += 1
-        if not self._reads % READS_PER_LOOK and time.monotonic() > self._slice_ends:
+        if not self._reads % READS_PER_LOOK and clock.now() > self._slice_ends:
             if not self._handler.is_in_callback():
                 let_others_run()
-            self._slice_ends = time.monotonic() + SLICE
+            self._slice_ends = clock.now() + SLICE
 
     def _has(self, count: _Count) -> bool:
         """Return whether there is enough to read, or no more will arrive; ask for more if not."""

@@ -11,13 +11,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
 from typing import Any, TypeAlias
 
 from gevent import spawn_raw
 from greenlet import getcurrent
 
-from ngi_gevent.core import forks
+from ngi_gevent.core import clock, forks
 from ngi_gevent.core.threads import get_hub_if_exists
 
 __all__ = ["RATE_PERIOD", "Log", "LogRaised", "RateLimit", "connections", "datagrams", "format_reason", "listeners"]
@@ -113,7 +112,7 @@ class RateLimit:
 
     def __call__(self) -> int | None:
         """Count an entry.  Return how many before it were not written; None if this one must not be either."""
-        now = monotonic()
+        now = clock.now()
         if now >= self._until:
             self._until = now + RATE_PERIOD
             self._left = self._most

@@ -25,9 +25,8 @@ from gevent import get_hub
 from greenlet import getcurrent
 from greenlet import greenlet as raw_greenlet
 
-from ngi_gevent.core import forks
+from ngi_gevent.core import clock, forks
 from ngi_gevent.sockets.mailbox import Mailbox, this_thread
-from ngi_gevent.sockets.network import Network
 
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
@@ -73,7 +72,7 @@ class TurnTime:
     __slots__ = ("_asked", "_idle", "batch_size", "ends", "was_short")
 
     #: Return the time in seconds.
-    now = staticmethod(Network.now)
+    now = staticmethod(clock.now)
 
     def __init__(self, loop: Any) -> None:
         # Started, it makes the loop poll without waiting.  With a callback in its place, gevent would run many turns
@@ -157,7 +156,7 @@ def current_connection() -> Any:
 class Dispatcher:
     """The dispatcher of one hub.  Used on that hub's thread only."""
 
-    def __init__(self, hub: Any) -> None:
+    def __init__(self, hub: Any, mailbox: Mailbox | None = None) -> None:
         self.hub = hub
         self.loop = hub.loop
         #: Switches to the hub from a greenlet that is not gevent's, so that gevent's own switch has nothing to add.
@@ -171,7 +170,7 @@ class Dispatcher:
                 " remove GEVENT_LOOP from the environment, and do not set gevent.config.loop"
             ) from None
         #: Calls of other native threads.
-        self.mailbox = Mailbox(hub)
+        self.mailbox = mailbox or Mailbox(hub)
         #: Connections whose greenlets have something to look at.
         self.ready: list[Dispatched] = []
         #: Those of them whose greenlets take turns now.

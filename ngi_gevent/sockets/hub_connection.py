@@ -159,7 +159,7 @@ class HubConnection(BaseConnection):
 
     def closed_error(self, reason: Reason | None = None) -> ConnectionClosed:
         if self.is_of_parent():
-            message = f"the connection to {self.peer_address!r} belongs to the process that this one was forked from"
+            message = f"the connection to {self.peer_address!r} belongs to {self._dispatcher.mailbox.owner}"
             return ConnectionClosed(message, self)
         return super().closed_error(reason)
 

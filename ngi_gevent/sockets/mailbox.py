@@ -22,10 +22,9 @@ from gevent.event import Event
 from gevent.monkey import get_original
 from greenlet import getcurrent, greenlet
 
-from ngi_gevent.core import forks
+from ngi_gevent.core import clock, forks
 from ngi_gevent.core.threads import Flag, make_lock
 from ngi_gevent.errors import ImplementationClosed
-from ngi_gevent.sockets.network import Network
 
 __all__ = ["Mailbox", "this_thread"]
 
@@ -75,12 +74,15 @@ class Mailbox:
         "lock",
     )
 
+    #: What the hub, and everything on it, belongs to if ``is_of_parent``.
+    owner = "the process that this one was forked from"
+
     def __init__(self, hub: Any) -> None:
         self.calls: deque[tuple[Context, Callable[..., object], tuple[Any, ...]]] = deque()
         self.lock = make_lock()
         self._hub = ref(hub)  # what refers to a mailbox must not keep a hub that its thread has given up
         self.is_of_parent = False
-        life = _Life()
+        life = this_thread.life = this_thread.life or _Life()
         self._life = ref(life)
         self._open = True
         self._making: Any = None  # the greenlet that makes calls
@@ -88,7 +90,7 @@ class Mailbox:
         self._output: dict[Any, int] = {}  # bytes of output in the calls for each connection
         self._inside = 0  # callers that wait for what they have called
         self._returned = Event()
-        this_thread.calls, this_thread.life = self.calls, life
+        this_thread.calls = self.calls
 
     def is_here(self) -> bool:
         """Return whether the caller is on the hub's thread."""
@@ -173,9 +175,9 @@ class Mailbox:
 
         :param timeout: seconds to wait at most; None for no limit.
         """
-        until = inf if timeout is None else Network.now() + timeout
-        while not flag.wait(min(LOOK_AFTER, max(0.0, until - Network.now()))):
-            if self._loop() is None or Network.now() >= until:
+        until = inf if timeout is None else clock.now() + timeout
+        while not flag.wait(min(LOOK_AFTER, max(0.0, until - clock.now()))):
+            if self._loop() is None or clock.now() >= until:
                 return flag.is_set()
         return True
 
@@ -221,7 +223,9 @@ class Mailbox:
         return hub.loop
 
     def _run_callback(self, function: Callable[..., object], *arguments: Any) -> None:
-        self._loop().run_callback(function, *arguments)
+        loop = self._loop()
+        if loop is not None:
+            loop.run_callback(function, *arguments)
 
     def _deliver(self) -> None:
         with self.lock:

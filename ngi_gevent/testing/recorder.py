@@ -12,11 +12,11 @@ Each of these calls returns at once if the event has happened.  Otherwise the gr
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import bottom
+from ngi_gevent.core import clock
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionFailed
@@ -150,7 +150,7 @@ class Recorder:
     def wait_until(self, condition: Callable[[], object], timeout: float | None = PATIENCE, what: str = "") -> None:
         """Wait until *condition*, which is about this recorder, is true; *what* describes it in the failure."""
         timeout = as_timeout(timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.now() + timeout
         while True:
             flag = Flag()
             self._flags.append(flag)  # before the check, so that no event is missed between check and wait
@@ -170,9 +170,9 @@ class Recorder:
         if is_in_callback():
             return "this waits in a callback of the connection, before whose return nothing more happens"
         wait: Callable[[Flag, float | None], bool] = getattr(connection, "wait_for", Flag.wait)
-        if wait(flag, None if deadline is None else max(0.0, deadline - time.monotonic())):
+        if wait(flag, None if deadline is None else max(0.0, deadline - clock.now())):
             return ""
-        if deadline is not None and time.monotonic() < deadline:
+        if deadline is not None and clock.now() < deadline:
             return "nothing is left that can make it happen"
         return f"it did not happen in {timeout} seconds"
 

@@ -16,13 +16,15 @@ In a file of tests, import the rules, which are tests of that ``stage``::
 
     from ngi_gevent.testing.contract.rules import *
 
-A stage is a subclass of ``SocketStage``, whose peers are plain sockets, or of ``MemoryStage``, where nothing takes
-time.  ``Adapted`` tests an adapter that passes everything through unchanged, over any implementation.
+A stage is a subclass of ``SocketStage``, whose peers are plain sockets, of ``SimulationStage``, whose peers are plain
+sockets of a simulation, or of ``MemoryStage``, where nothing takes time.  ``Adapted`` tests an adapter that passes
+everything through unchanged, over any implementation.
 """
 
 import pytest
 
 from ngi_gevent.testing.contract.adapted import Adapted
+from ngi_gevent.testing.contract.simulated import SimulationStage
 from ngi_gevent.testing.contract.stage import PATIENCE, MemoryStage, SocketStage, Stage, playing, stages
 from ngi_gevent.testing.contract.witness import DatagramWitness, Witness
 
@@ -31,6 +33,7 @@ __all__ = [
     "Adapted",
     "DatagramWitness",
     "MemoryStage",
+    "SimulationStage",
     "SocketStage",
     "Stage",
     "Witness",

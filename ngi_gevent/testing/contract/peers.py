@@ -71,13 +71,17 @@ class SocketPeer:
         self.ended: str | None = None
         #: Bytes that the kernel has taken.
         self.sent = 0
+        self._connect(address)
+        self._tasks: Queue[Callable[[], object]] = Queue()
+        self._greenlets = [gevent.spawn(self._work)]
+
+    def _connect(self, address: Any) -> None:
+        self.socket: Any
         if isinstance(address, (str, bytes)):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(address)
         else:
             self.socket = socket.create_connection(address[:2])
-        self._tasks: Queue[Callable[[], object]] = Queue()
-        self._greenlets = [gevent.spawn(self._work)]
 
     @property
     def received(self) -> bytes:

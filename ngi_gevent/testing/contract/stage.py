@@ -43,6 +43,9 @@ class Stage:
     #: Whether everything has happened when a call returns.
     at_once = False
 
+    #: Whether native threads can use the implementation.
+    has_threads = True
+
     def __init__(self, tmp_path: object) -> None:
         self.tmp_path = tmp_path
         self.implementation = self.make()
@@ -67,6 +70,9 @@ class Stage:
     def until(self, condition: Callable[[], object]) -> None:
         """Wait until *condition* is true."""
         raise NotImplementedError
+
+    def compute(self) -> None:
+        """Let a callback take some time, where computing takes none."""
 
     def peer(self, listener: Any) -> Any:
         """Connect a client that knows nothing of NGI."""

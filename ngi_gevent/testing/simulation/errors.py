@@ -24,6 +24,9 @@ class NotSimulated(SimulationError):
 class Stuck(SimulationError, LoopExit):
     """The test waits, and nothing can happen any more.  The message says what each greenlet waits for."""
 
+    # That of LoopExit is on one line.
+    __str__ = Exception.__str__
+
 
 class Spins(SimulationError):
     """Greenlets run without end: either no time passes, or there was no end to it after very many turns of the loop."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import time
 
 import pytest
 
 from ngi_gevent import Deadlock, ImplementationClosed, ListenerClosed, Timeout
-from ngi_gevent.core import logs
+from ngi_gevent.core import clock, logs
 from ngi_gevent.core.datagram import MOST_RAISED
 from ngi_gevent.interfaces import IImplementation, IUDPListener
 from ngi_gevent.testing.contract.rules.common import Failure, both_ways, tracebacks
@@ -85,7 +84,8 @@ def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, 
     send(quiet, 1)
     assert len(tracebacks(caplog)) == MOST_RAISED + 1
     assert not any("more since" in record.getMessage() for record in tracebacks(caplog))
-    monkeypatch.setattr(logs, "monotonic", lambda: time.monotonic() + logs.RATE_PERIOD)
+    later = clock.now() + logs.RATE_PERIOD
+    monkeypatch.setattr(clock, "now", lambda: later)
     send(noisy, 2)
     *_, first, last = tracebacks(caplog)
     assert first.getMessage().endswith("raised an exception; 40 more since the last such entry")

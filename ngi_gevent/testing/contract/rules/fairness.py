@@ -18,6 +18,7 @@ def test_a_connection_with_many_records_lets_others_run(stage):
 
         def handle_input(self, connection, data):
             delivered.append(data)
+            stage.compute()
             if data:
                 connection.write(b"%d" % len(delivered))
             if len(delivered) > count:
@@ -42,6 +43,7 @@ def test_a_reader_of_many_lines_lets_others_run(stage):
     def read(input, output):
         for line in input:
             lines.append(line)
+            stage.compute()
             if line != b"\n":
                 output.write(b"%d" % len(lines))
         stage.happened()

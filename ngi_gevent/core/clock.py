@@ -1,0 +1,30 @@
+"""The clock of the calling native thread.  A simulation has its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gevent.monkey import get_original
+
+__all__ = ["now", "use"]
+
+
+# The original class: patched threading.local is about greenlets.
+class _Here(get_original("_thread", "_local")):  # type: ignore[misc]
+    now: Callable[[], float] = staticmethod(time.monotonic)
+
+
+_here = _Here()
+
+
+def now() -> float:
+    """Return the time in seconds, on a clock that never goes back."""
+    return _here.now()
+
+
+def use(clock: Callable[[], float]) -> Callable[[], float]:
+    """Use *clock* on this thread from now on, and return the one that was used before."""
+    before: Callable[[], float] = _here.now
+    _here.now = clock
+    return before

@@ -1,0 +1,76 @@
+"""What comes later: timers, and what the network will do, by virtual time."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from ngi_gevent.testing.simulation.watchers import Scheduled, Timer
+
+__all__ = ["Agenda"]
+
+#: Entries from which on those of stopped timers are removed, now and then.
+MOST_ENTRIES = 10_000
+
+
+class Agenda:
+    """Everything with a time, and the time itself.
+
+    :ivar time: virtual seconds since the start.
+    :ivar references: entries that keep the loop running.
+    :ivar one_shots: those of them that come once.
+    """
+
+    __slots__ = ("_entries", "_number", "one_shots", "references", "time")
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.references = self.one_shots = 0
+        self._number = 0  # of the last entry
+        #: An item that was stopped, or has another entry since, has another number than its old entry.
+        self._entries: list[tuple[float, int, Timer | Scheduled]] = []
+
+    def now(self) -> float:
+        """Return the virtual seconds since the start."""
+        return self.time
+
+    def push(self, seconds: float, item: Timer | Scheduled) -> None:
+        """Let *item* be due after so many seconds."""
+        self._number = number = self._number + 1
+        item.number = number
+        heappush(self._entries, (self.time + seconds if seconds > 0 else self.time, number, item))
+        if not number % MOST_ENTRIES and len(self._entries) > MOST_ENTRIES:
+            self._entries = [entry for entry in self._entries if entry[2].number == entry[1]]
+            heapify(self._entries)
+
+    def is_due(self) -> bool:
+        """Return whether an entry has its time."""
+        return bool(self._entries) and self._entries[0][0] <= self.time
+
+    def take_due(self) -> list[Timer | Scheduled]:
+        """Return what is due, in the order of its time, and forget its entries."""
+        entries, time, due = self._entries, self.time, []
+        while entries and entries[0][0] <= time:
+            _, number, item = heappop(entries)
+            if item.number == number:
+                due.append(item)
+        return due
+
+    def jump(self) -> bool:
+        """Let it be the time of the next entry.  Return False if there is none that keeps the loop running."""
+        entries = self._entries
+        while entries and entries[0][2].number != entries[0][1]:
+            heappop(entries)
+        if not self.references or not entries:
+            return False
+        self.time = max(self.time, entries[0][0])
+        return True
+
+    def drop(self, host: str) -> None:
+        """Stop everything of *host*."""
+        for _, _, item in self._entries:
+            if item.host == host:
+                item.stop()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()

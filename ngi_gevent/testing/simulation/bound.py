@@ -1,0 +1,118 @@
+"""What stream sockets and datagram sockets of a simulation have in common: a descriptor, and a name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Any, Protocol
+
+from ngi_gevent.testing.simulation.files import error
+from ngi_gevent.testing.simulation.sites import ANY, Site
+
+__all__ = ["BoundSocket", "World"]
+
+
+class World(Protocol):
+    """What a socket asks of the internet that it is in."""
+
+    loop: Any
+    trace: Any
+    draws: Any
+
+    def next_descriptor(self) -> int:
+        """Return a new descriptor."""
+
+    def way(self, origin: Site, target: Site) -> Any:
+        """Return the way from one host to another."""
+
+    def site_of(self, origin: Site, host: str) -> Site | None:
+        """Return the host that *origin* reaches at an address; None if there is none."""
+
+    def all_sites(self) -> list[Site]:
+        """Return all hosts."""
+
+
+class BoundSocket:
+    """A socket of a simulation.
+
+    :ivar name: the address that it is bound to; the family's wildcard until then.
+    """
+
+    kind: int
+    is_listening = False
+
+    def __init__(self, world: World, site: Site, family: int) -> None:
+        site.check_room(1)
+        self.world = world
+        self.site = site
+        self.family = family
+        self.name: Any = "" if family == socket.AF_UNIX else (ANY[socket.AddressFamily(family)], 0)
+        self.is_bound = False
+        self.is_closed = False
+        self.shares_port = False
+        self.reuses_address = False
+        self.is_dual_stack = False
+        self.descriptor = world.next_descriptor()
+        site.add(self.descriptor, self)
+        world.loop.add_descriptor(self.descriptor, self)
+
+    def takes(self, family: int) -> bool:
+        """Return whether it receives from addresses of *family*."""
+        return self.family == family or (self.is_dual_stack and family == socket.AF_INET)
+
+    def readiness(self) -> int:
+        """Return what the descriptor is ready for: 1 to read, 2 to write, 3 for both."""
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 after ``close``."""
+        return -1 if self.is_closed else self.descriptor
+
+    def bind(self, address: Any, /) -> None:
+        """Bind it.
+
+        :raises OSError: the address is in use, or not one of this host.
+        """
+        self.check_open()
+        if self.is_bound:
+            raise error(errno.EINVAL)
+        if self.family == socket.AF_UNIX:
+            self.name = self.site.files.bind(address, self)
+        else:
+            self.name = (address[0], self.site.bind(self, address[0], address[1]))
+        self.is_bound = True
+
+    def getsockname(self) -> Any:
+        """Return the address of this side."""
+        self.check_open()
+        return self.shown(self.name)
+
+    def shown(self, name: Any) -> Any:
+        """Return *name* as Python shows addresses of this family."""
+        if self.family == socket.AF_INET6:
+            host = name[0]
+            return (f"::ffff:{host}" if "." in host and not host.startswith("::") else host, name[1], 0, 0)
+        return name
+
+    def setsockopt(self, *_: Any) -> None:
+        """Refuse: options are methods of the network."""
+        raise error(errno.ENOPROTOOPT)
+
+    def check_open(self) -> None:
+        """Raise if it is closed."""
+        if self.is_closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def close(self) -> None:
+        """Close it."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.site.remove(self.descriptor)
+        self.world.loop.remove_descriptor(self.descriptor)
+        if self.is_bound:
+            if self.family == socket.AF_UNIX:
+                self.site.files.close(self)
+            else:
+                self.site.unbind(self, self.name[1])

@@ -1,0 +1,204 @@
+"""A host of a simulation: an implementation with its own network, which can crash."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import gevent
+
+from ngi_gevent.core.checks import as_timeout
+from ngi_gevent.sockets.dispatcher import Dispatcher
+from ngi_gevent.sockets.hub_registry import log_and_interrupt
+from ngi_gevent.sockets.implementation import Implementation
+from ngi_gevent.sockets.mailbox import Mailbox, this_thread
+from ngi_gevent.testing.simulation.errors import HostCrashed
+from ngi_gevent.testing.simulation.greenlets import Greenlets
+from ngi_gevent.testing.simulation.network import HostNetwork
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ngi_gevent.core.logs import LogRaised
+
+__all__ = ["Host", "make_dispatcher"]
+
+Result = TypeVar("Result")
+
+
+class World(Protocol):
+    """What a host asks of its simulation."""
+
+    raised: list[BaseException]
+    greenlets: Greenlets
+
+    def check_usable(self) -> None:
+        """Raise unless the simulation runs, and on this thread."""
+
+    def checked_seconds(self, name: str, seconds: float) -> float:
+        """Return *seconds*, or raise."""
+
+    def pause(self, host: Any, seconds: float) -> None:
+        """Hold back what *host* does."""
+
+    def crash(self, host: Any, *, silent: bool) -> None:
+        """Cut *host* off, count what it has as closed, and end its greenlets."""
+
+    def restart(self, host: Any) -> None:
+        """Start *host* again."""
+
+
+class HostMailbox(Mailbox):
+    """The mailbox of a host.  All hosts share the calls, since all of them are on the same native thread."""
+
+    __slots__ = ()
+
+    owner = "a host that has crashed"
+
+    def __init__(self, hub: Any, calls: deque[Any]) -> None:
+        super().__init__(hub)
+        self.calls = this_thread.calls = calls
+
+    def leave_to_parent(self) -> None:
+        self.is_of_parent = True  # the calls that are left may be other hosts'
+
+
+def make_dispatcher(hub: Any, calls: deque[Any]) -> Dispatcher:
+    """Return a dispatcher for the host whose turn it is."""
+    return Dispatcher(hub, HostMailbox(hub, calls))
+
+
+class Host(Implementation):
+    """An implementation whose network is simulated.  ``Simulation.host`` makes it.
+
+    Its methods can be called by the test, and by greenlets of any host: what they begin belongs to this host.  Names
+    and addresses are those of the simulation: the host's own name, ``'localhost'``, and the names of others.
+
+    After the simulation has ended, or while the host is down, they raise.
+    """
+
+    def __init__(self, simulation: World, name: str, start: Callable[[Host], object] | None) -> None:
+        super().__init__()
+        self._network: HostNetwork
+        self._simulation = simulation
+        self._name = name
+        self._start = start
+        self._is_up = False
+
+    def __repr__(self) -> str:
+        return f"<Host {self._name!r}>"
+
+    @property
+    def name(self) -> str:
+        """The name, which is also its host name in addresses."""
+        return self._name
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        """The IPv4 address and the IPv6 address."""
+        return self._network.addresses
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs: it has not crashed, or has started again."""
+        return self._is_up
+
+    # What a test does with it.
+
+    def spawn(self, function: Callable[..., object], *arguments: Any) -> gevent.Greenlet[..., Any]:
+        """Run *function* in a new greenlet of this host, soon.  Never blocks."""
+        with self._turn():
+            return gevent.spawn(function, *arguments)
+
+    def pause(self, seconds: float) -> None:
+        """Let nothing run on this host for so many virtual seconds, as if its process was stopped.  Never blocks.
+
+        :raises ValueError: *seconds* is negative.
+        """
+        seconds = self._simulation.checked_seconds("seconds", seconds)
+        with self._turn():
+            self._simulation.pause(self, seconds)
+
+    def crash(self, *, silent: bool = False) -> None:
+        """End everything on this host, at once.  Blocks the greenlet until its greenlets have ended.
+
+        Its connections are reset, as when the process is killed.  Its greenlets get ``GreenletExit``.  Its handlers are
+        not called any more.  Files of Unix sockets stay.  A host that is down already stays so.
+
+        :param silent: whether the host loses power instead: no peer hears of it.
+        """
+        self._simulation.check_usable()
+        if self._is_up:
+            self._is_up = False
+            self._simulation.crash(self, silent=silent)
+
+    def restart(self) -> None:
+        """Start the host again after a crash, with its start function if it has one.  Never blocks.
+
+        Global variables of modules have their values still, since all hosts are in one process.
+
+        :raises SimulationError: the host is up.
+        """
+        self._simulation.check_usable()
+        self._simulation.restart(self)
+
+    # What an implementation does.
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until nothing is outstanding on this host.  See ``IImplementation``."""
+        timeout = as_timeout(timeout)
+        with self._turn():
+            super().wait(timeout)
+
+    def close(self) -> None:
+        """Close all listeners, end all connections, and cancel all connection attempts of this host.  Never blocks."""
+        if self._is_up:
+            with self._turn():
+                super().close()
+
+    def __exit__(self, *arguments: object) -> None:
+        if self._is_up:
+            with self._turn():
+                super().__exit__(*arguments)
+
+    def _call(self, function: Callable[[], Result]) -> Result:
+        with self._turn():
+            return function()
+
+    def _on_error(self, registry: Any, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
+        if registry.mailbox.is_of_parent:
+            return  # the host has crashed, which ends handlers in any way
+        if isinstance(error, Exception):
+            self._simulation.raised.append(error)
+        log_and_interrupt(registry, peer, where, error, log)
+
+    # What its simulation does with it.
+
+    def come_up(self, network: Any) -> None:
+        """Begin on *network*, without connections."""
+        self._network = network
+        self._on_hub.clear()
+        self._closed = False
+        self._is_up = True
+        if self._start is not None:
+            self.spawn(self._start, self)
+
+    def leave(self) -> None:
+        """Count everything as closed, and tell no handler."""
+        for registry in list(self._on_hub.values()):
+            registry.leave_to_parent()
+
+    @contextmanager
+    def _turn(self) -> Iterator[Self]:
+        """Let the caller act on behalf of this host."""
+        self._simulation.check_usable()
+        if not self._is_up:
+            raise HostCrashed(f"host {self._name!r} has crashed; start it again with restart()")
+        greenlets = self._simulation.greenlets
+        before = greenlets.move(self._name)
+        try:
+            yield self
+        finally:
+            greenlets.move(before)

@@ -1,0 +1,79 @@
+"""The hub of a simulation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
+
+from gevent.exceptions import HubDestroyed
+from gevent.hub import Hub
+
+from ngi_gevent.testing.simulation.errors import NotSimulated
+from ngi_gevent.testing.simulation.loop import VirtualLoop
+
+__all__ = ["SimulatedHub"]
+
+
+class SimulatedHub(Hub):
+    """A hub on a virtual loop.
+
+    :ivar raised: called with the exceptions of greenlets and callbacks, which other hubs print.
+    """
+
+    def __init__(self, loop: VirtualLoop, raised: Callable[[BaseException], None]) -> None:
+        super().__init__(loop=cast(Any, loop))
+        self.virtual_loop = loop
+        self.raised = raised
+        self.threadpool = cast(Any, NoThreads())
+        self.resolver = cast(Any, NoResolver())
+
+    def run(self) -> None:
+        """Run the loop, and throw into the test why it has ended."""
+        loop = self.virtual_loop
+        while True:
+            loop.error_handler = self
+            try:
+                loop.run()
+            finally:
+                loop.error_handler = None
+            ended, loop.ended = loop.ended, None
+            assert self.parent is not None
+            assert ended is not None
+            self.parent.throw(ended)
+
+    def handle_error(self, context: Any, type: Any, value: Any, tb: Any) -> None:
+        """Collect an exception."""
+        if isinstance(value, HubDestroyed):
+            raise value
+        if not isinstance(value, self.NOT_ERROR) and not isinstance(value, self.SYSTEM_ERROR):
+            self.raised(value)
+        if context is None or isinstance(value, self.SYSTEM_ERROR):
+            self.handle_system_error(type, value, tb)
+
+
+class NoThreads:
+    """Takes the place of gevent's thread pool."""
+
+    @property
+    def size(self) -> int:
+        """Other native threads, which all count as the pool's: none of them can end a wait of the simulation."""
+        return len(sys._current_frames()) - 1
+
+    def kill(self) -> None:
+        """Do nothing: the hub is destroyed."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NotSimulated(f"gevent's thread pool was used ({name}); native threads do not follow the virtual time")
+
+
+class NoResolver:
+    """Takes the place of gevent's resolver."""
+
+    def close(self) -> None:
+        """Do nothing: the hub is destroyed."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NotSimulated(
+            f"{name} was called; only the connect and listener of a host look up names of the simulation"
+        )

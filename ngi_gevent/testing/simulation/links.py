@@ -1,0 +1,139 @@
+"""Links: how long data takes between two hosts, and what becomes of it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ngi_gevent.testing.simulation.schedule import Draws
+
+__all__ = ["Link", "Way", "check_chance", "check_number"]
+
+
+def check_number(name: str, value: float) -> float:
+    """Return *value*, which must be a finite number of 0 or more, or raise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be 0 or more; got {value!r}")
+    return value
+
+
+def check_chance(name: str, value: float) -> float:
+    """Return *value*, which must be a number from 0 to 1, or raise."""
+    if check_number(name, value) > 1:
+        raise ValueError(f"{name} must be from 0 to 1; got {value!r}")
+    return value
+
+
+class Way:
+    """One direction of a link.
+
+    :ivar is_cut: whether nothing passes.
+    """
+
+    __slots__ = ("_after", "_datagrams", "_draws", "_free_at", "_held", "_link", "_now", "is_cut")
+
+    def __init__(self, link: Link, draws: Draws, loop: Any) -> None:
+        self._link = link
+        self._draws = draws
+        self._now: Callable[[], float] = loop.now
+        self._after: Callable[..., object] = loop.after
+        self._free_at = 0.0  # when the last byte so far has left
+        self._datagrams: deque[Callable[[], object]] = deque()  # on their way, in order
+        self._held: deque[Callable[[], object]] = deque()
+        self.is_cut = False
+
+    def delay(self, size: int) -> float:
+        """Return after how many seconds a piece of *size* bytes arrives that is sent now."""
+        link = self._link
+        delay = link.latency
+        if link.jitter:
+            delay += self._draws.between(0.0, link.jitter)
+        if link.bandwidth is not None:
+            now = self._now()
+            self._free_at = max(now, self._free_at) + size / link.bandwidth
+            delay += self._free_at - now
+        return delay
+
+    def carry(self, size: int, arrive: Callable[[], object]) -> bool:
+        """Let a datagram of *size* bytes arrive: once, twice, or not at all.  Return False in the last case.
+
+        Datagrams keep their order, unless the seed draws that one is overtaken.  While the way is cut, all are lost.
+        """
+        link, draws = self._link, self._draws
+        if self.is_cut or draws.chance(link.loss):
+            return False
+        for _ in range(1 + draws.chance(link.duplicates)):
+            if draws.chance(link.reorder):
+                self._after(self.delay(size) + draws.between(0.0, 2 * (link.latency + link.jitter)), arrive)
+            else:
+                self._datagrams.append(arrive)
+                self._after(self.delay(size), self._deliver)
+        return True
+
+    def _deliver(self) -> None:
+        self._datagrams.popleft()()
+
+    def hold(self, send_again: Callable[[], object]) -> None:
+        """Call *send_again* once the way is not cut any more."""
+        self._held.append(send_again)
+
+    def cut(self) -> None:
+        """Let nothing pass."""
+        self.is_cut = True
+
+    def heal(self) -> None:
+        """Let everything pass, and first what was held."""
+        self.is_cut = False
+        held, self._held = self._held, deque()
+        for send_again in held:
+            send_again()
+
+
+class Link:
+    """The link between two hosts, in both directions.
+
+    :ivar latency: seconds that everything takes at least.
+    :ivar jitter: seconds that it takes longer, at most.  The seed draws how many.
+    :ivar bandwidth: bytes a second in each direction; None for no limit.
+    :ivar loss: the chance that a datagram is lost.
+    :ivar duplicates: the chance that a datagram arrives twice.
+    :ivar reorder: the chance that a datagram takes up to three times as long, so that later ones overtake it.
+    """
+
+    __slots__ = ("bandwidth", "duplicates", "jitter", "latency", "loss", "reorder")
+
+    def __init__(self, latency: float, jitter: float) -> None:
+        self.latency = latency
+        self.jitter = jitter
+        self.bandwidth: float | None = None
+        self.loss = self.duplicates = self.reorder = 0.0
+
+    def set(
+        self,
+        *,
+        latency: float | None = None,
+        jitter: float | None = None,
+        bandwidth: float | None = None,
+        loss: float | None = None,
+        duplicates: float | None = None,
+        reorder: float | None = None,
+    ) -> None:
+        """Change what is not None, from now on.  Never blocks.  Infinity is no limit of *bandwidth*.
+
+        :raises TypeError: a value is not a number.
+        :raises ValueError: a number is negative, a chance more than 1, or the bandwidth 0.
+        """
+        if bandwidth is not None and bandwidth != math.inf and not check_number("bandwidth", bandwidth):
+            raise ValueError("bandwidth must be more than 0; use Simulation.partition to let nothing pass")
+        times = {"latency": latency, "jitter": jitter}
+        chances = {"loss": loss, "duplicates": duplicates, "reorder": reorder}
+        new = {name: check_number(name, value) for name, value in times.items() if value is not None}
+        new |= {name: check_chance(name, value) for name, value in chances.items() if value is not None}
+        for name, value in new.items():
+            setattr(self, name, value)
+        if bandwidth is not None:
+            self.bandwidth = None if bandwidth == math.inf else bandwidth

@@ -1,0 +1,326 @@
+"""An event loop for gevent's hub in pure Python, whose time is virtual, and whose order a seed draws.
+
+A turn of the loop runs the callbacks that were there when it began, and then polls: which sockets are ready, and which
+timers are due.  Each turn takes a microsecond of virtual time, so that greenlets which only yield do not stop the
+clock.  If there is nothing to do now, the clock jumps to the next timer.
+
+Callbacks keep their order, as gevent guarantees it.  Drawn is the order of what is ready, and of what is due, in the
+same turn.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ngi_gevent.sockets.mailbox import this_thread
+from ngi_gevent.testing.simulation.agenda import Agenda
+from ngi_gevent.testing.simulation.descriptors import Descriptors, Pollable
+from ngi_gevent.testing.simulation.errors import NotSimulated, Spins, Stuck
+from ngi_gevent.testing.simulation.limits import Limits
+from ngi_gevent.testing.simulation.schedule import Draws
+from ngi_gevent.testing.simulation.trace import Trace
+from ngi_gevent.testing.simulation.watchers import Async, Callback, Io, Scheduled, Timer, TurnWatcher
+
+__all__ = ["VirtualLoop"]
+
+#: Virtual seconds that a turn takes.
+TURN_COST = 1e-6
+
+#: The watchers of each turn: before it polls, after it has, and if nothing else happens.
+PREPARE, CHECK, IDLE = "prepare", "check", "idle"
+
+
+class VirtualLoop:
+    """gevent's loop, in virtual time.
+
+    :ivar host: the host whose turn it is; empty for the test itself.
+    :ivar dispatchers: the dispatcher of each host.
+    :ivar trace: what happens.
+    :ivar ended: why the loop cannot go on.
+    :ivar describe_waiting: returns what each greenlet waits for.
+    """
+
+    # What gevent asks of any loop.
+    MAXPRI, MINPRI = 2, -2
+    approx_timer_resolution = TURN_COST
+    default = False
+    error_handler: Any = None
+
+    def __init__(self, schedule: Draws, limits: Limits, *, is_any_order: bool) -> None:
+        self.host = ""
+        self.dispatchers: dict[str, Any] = {}
+        self.ended: Exception | None = None
+        self.describe_waiting: Callable[[], list[str]] = list
+        self.agenda = Agenda()
+        self.trace = Trace(self.now)
+        self.limits = limits
+        self._schedule = schedule
+        self._is_any_order = is_any_order
+        self._callbacks: deque[Callback] = deque()
+        self._descriptors = Descriptors()
+        self._turn_watchers: dict[str, list[TurnWatcher]] = {PREPARE: [], CHECK: [], IDLE: []}
+        self._held: dict[str, list[Callable[[], None]]] = {}  # what each paused host would do now
+
+    # Time.
+
+    def now(self) -> float:
+        """Return the virtual seconds since the start."""
+        return self.agenda.time
+
+    def update_now(self) -> None:
+        """Do nothing: the time is always right."""
+
+    update = update_now
+
+    def compute(self, seconds: float) -> None:
+        """Let time pass without running anything."""
+        self.agenda.time += seconds
+
+    # Hosts.
+
+    def enter(self, host: str) -> None:
+        """Let it be the turn of *host*."""
+        if host is not self.host:
+            self.host = host
+            this_thread.dispatcher = self.dispatchers.get(host)
+
+    def hold(self, host: str) -> None:
+        """Let nothing of *host* run until ``release``."""
+        self._held.setdefault(host, [])
+
+    def release(self, host: str) -> None:
+        """Let *host* go on: first with what it has missed."""
+        for redo in self._held.pop(host, ()):
+            redo()
+        self._descriptors.all_changed()
+
+    def drop(self, host: str) -> None:
+        """Forget everything that *host* would do."""
+        self._held.pop(host, None)
+        self.agenda.drop(host)
+        self._descriptors.drop(host)
+        for callback in self._callbacks:
+            if callback.host == host:
+                callback.stop()
+        for watcher in [one for some in self._turn_watchers.values() for one in some]:
+            if watcher.host == host:
+                watcher.stop()
+
+    # What gevent calls.
+
+    def run_callback(self, function: Callable[..., object], *arguments: Any) -> Callback:
+        """Call *function* in the next turn."""
+        return self.call_soon(self.host, function, *arguments)
+
+    run_callback_threadsafe = run_callback
+
+    def io(self, fd: int, events: int, ref: bool = True, priority: int | None = None) -> Io:
+        """Return a watcher that calls while the descriptor is ready."""
+        self._descriptors.check(fd)
+        return Io(self, self._descriptors, fd, events, priority)
+
+    def timer(self, after: float, repeat: float = 0.0, ref: bool = True, priority: int | None = None) -> Timer:
+        """Return a watcher that calls after so many seconds."""
+        return Timer(self, self.agenda, after, repeat, ref, priority)
+
+    def prepare(self, ref: bool = True, priority: int | None = None) -> TurnWatcher:
+        """Return a watcher that calls before each poll."""
+        return TurnWatcher(self, self._turn_watchers[PREPARE], priority)
+
+    def check(self, ref: bool = True, priority: int | None = None) -> TurnWatcher:
+        """Return a watcher that calls after each poll."""
+        return TurnWatcher(self, self._turn_watchers[CHECK], priority)
+
+    def idle(self, ref: bool = True, priority: int | None = None) -> TurnWatcher:
+        """Return a watcher that calls in each turn in which nothing else happens."""
+        return TurnWatcher(self, self._turn_watchers[IDLE], priority)
+
+    def async_(self, ref: bool = True, priority: int | None = None) -> Async:
+        """Return a watcher that calls after its ``send``."""
+        return Async(self, priority)
+
+    def fork(self, ref: bool = True, priority: int | None = None) -> TurnWatcher:
+        """Return a watcher that never calls, since there are no processes."""
+        return TurnWatcher(self, [], priority)
+
+    def signal(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise: signals are not simulated."""
+        raise _not_simulated("signals")
+
+    def child(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise: processes are not simulated."""
+        raise _not_simulated("child processes")
+
+    def stat(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise: changes of files are not simulated."""
+        raise _not_simulated("watchers of files")
+
+    def reinit(self) -> NoReturn:
+        """Raise: processes are not simulated."""
+        raise _not_simulated("forks")
+
+    def install_sigchld(self) -> None:
+        """Do nothing, since there are no processes."""
+
+    reset_sigchld = install_sigchld
+
+    def closing_fd(self, fd: int) -> bool:
+        """Return whether watchers were waiting for a descriptor that is about to be closed."""
+        return False
+
+    def handle_error(self, context: Any, type: Any, value: Any, tb: Any) -> None:
+        """Pass an exception to the hub."""
+        if self.error_handler is None:
+            raise value
+        self.error_handler.handle_error(context, type, value, tb)
+
+    def destroy(self) -> bool:
+        """Forget everything."""
+        self._callbacks.clear()
+        self._held.clear()
+        self.agenda.clear()
+        self._descriptors.clear()
+        for watchers in self._turn_watchers.values():
+            watchers.clear()
+        return True
+
+    def debug(self) -> list[str]:
+        """Return what each greenlet waits for."""
+        return self.describe_waiting()
+
+    def _format(self) -> str:
+        return f"virtual time {self.now():.6f}"
+
+    # What hosts and the network call.
+
+    def call_soon(self, host: str, function: Callable[..., object], *arguments: Any) -> Callback:
+        """Call *function* on behalf of *host* in the next turn."""
+        callback = Callback(function, arguments, host)
+        self._callbacks.append(callback)
+        return callback
+
+    def after(self, seconds: float, function: Callable[..., object], *arguments: Any, host: str = "") -> Scheduled:
+        """Let something happen on *host* after so many seconds, unless the host crashes."""
+        return Scheduled(self.agenda, seconds, function, arguments, host)
+
+    def add_descriptor(self, descriptor: int, thing: Pollable) -> None:
+        """Ask *thing* for the readiness of *descriptor* from now on."""
+        self._descriptors.add(descriptor, thing)
+
+    def remove_descriptor(self, descriptor: int) -> None:
+        """Forget a descriptor that is closed."""
+        self._descriptors.remove(descriptor)
+
+    def changed(self, descriptor: int) -> None:
+        """Note that *descriptor* may be ready now."""
+        self._descriptors.changed(descriptor)
+
+    # The loop.
+
+    def run(self, nowait: bool = False, once: bool = False) -> None:
+        """Run until ``ended`` says why not."""
+        agenda, descriptors = self.agenda, self._descriptors
+        prepare, check, idle = (self._turn_watchers[name] for name in (PREPARE, CHECK, IDLE))
+        while self.ended is None:
+            exceeded = self.limits.exceeded()
+            if exceeded:
+                self.ended = Spins(self._message(exceeded))
+                break
+            agenda.time += TURN_COST
+            if prepare:
+                self._call_watchers(prepare)
+            if self._callbacks:
+                self._run_callbacks()
+            has_happened = bool(descriptors) and self._run_ready()
+            if agenda.is_due():
+                self._run_due()
+            elif not (self._callbacks or has_happened):
+                if idle:
+                    self._call_watchers(idle)
+                elif not descriptors:
+                    self._jump()
+            if check:
+                self._call_watchers(check)
+
+    def _jump(self) -> None:
+        """Move the clock to what comes next."""
+        agenda = self.agenda
+        is_only_periodic = not agenda.one_shots and self.limits.is_only_periodic()
+        if is_only_periodic or not agenda.jump():
+            self.ended = Stuck(self._message("nothing is left to happen, and the test still waits"))
+        else:
+            self.limits.note_jump()
+
+    def _message(self, what: str) -> str:
+        return "\n  ".join([f"{what}, at {self.now():.6f} seconds; waiting are:", *self.describe_waiting()])
+
+    def _run_callbacks(self) -> None:
+        if self._is_any_order:
+            self._callbacks = deque(self._in_drawn_order(list(self._callbacks)))
+        callbacks = self._callbacks
+        for _ in range(len(callbacks)):
+            callback = callbacks.popleft()
+            function, arguments = callback.callback, callback.args
+            if function is None or arguments is None:
+                continue
+            if callback.host in self._held:
+                self._held[callback.host].append(lambda callback=callback: self._callbacks.append(callback))  # type: ignore[misc]
+                continue
+            callback.callback = None
+            try:
+                self._call(callback, function, arguments)
+            finally:
+                callback.args = None
+
+    def _run_ready(self) -> bool:
+        ready = self._descriptors.take_ready(self._held)
+        if len(ready) > 1:
+            ready = self._in_drawn_order(ready)
+        for watcher in ready:
+            if watcher.callback is not None:  # an earlier one may have stopped it
+                self._call(watcher, watcher.callback, watcher.args)
+        return bool(ready)
+
+    def _run_due(self) -> None:
+        due = self.agenda.take_due()
+        if len(due) > 1:
+            due = self._in_drawn_order(due)
+            due.sort(key=_order_of_priority)
+        for item in due:
+            if item.host in self._held:
+                self._held[item.host].append(lambda item=item: self.agenda.push(0, item) if item.number else None)  # type: ignore[misc]
+            elif item.number:  # an earlier one may have stopped it
+                self.trace.mark(f"t{item.number}")
+                self._call(item, *item.expire())
+                if type(item) is Scheduled:
+                    self.limits.note_progress()
+
+    def _in_drawn_order(self, items: list[Any]) -> list[Any]:
+        pick, drawn = self._schedule.pick, []
+        while len(items) > 1:
+            drawn.append(items.pop(pick(len(items))))
+        return drawn + items
+
+    def _call_watchers(self, watchers: list[TurnWatcher]) -> None:
+        for watcher in watchers[:]:
+            if watcher.callback is not None and watcher.host not in self._held:  # an earlier one may have stopped it
+                self._call(watcher, watcher.callback, watcher.args)
+
+    def _call(self, caller: Any, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        if caller.host is not self.host:
+            self.enter(caller.host)
+        try:
+            function(*arguments)
+        except BaseException:
+            self.handle_error(caller, *sys.exc_info())
+
+
+def _order_of_priority(item: Timer | Scheduled) -> int:
+    return -item.priority
+
+
+def _not_simulated(what: str) -> NotSimulated:
+    return NotSimulated(f"{what} are not simulated; the simulation has neither processes nor the system's files")

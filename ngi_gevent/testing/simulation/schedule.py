@@ -1,0 +1,86 @@
+"""Decisions that a seed makes, each with a number, so that a run can repeat some of them only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from random import Random
+
+__all__ = ["Draws", "parse_replay"]
+
+#: Called with the name of the stream, the number of the draw, and what was drawn, if that is not the plain choice.
+Note = Callable[[str, int, object], None]
+
+
+class Draws:
+    """The draws of one stream: of the schedule (``s``), or of the network (``n``).
+
+    Each stream has its own random numbers, so that one draw more in one of them changes nothing in the others.  Seed 0
+    draws nothing: each choice is the plain one.
+
+    :ivar count: draws so far.
+    """
+
+    __slots__ = ("_kept", "_note", "_plain", "_random", "count", "name")
+
+    def __init__(self, seed: int, name: str, note: Note, kept: Collection[int] | None = None) -> None:
+        """:param kept: the numbers of the draws to make.  All others are plain.  None makes all of them."""
+        self.name = name
+        self.count = 0
+        self._note = note
+        self._plain = seed == 0
+        self._kept = kept
+        # Only this method is promised to give the same numbers on each version of Python.
+        self._random = Random(f"{name}{seed}").random
+
+    def _draw(self) -> float | None:
+        """Return a number from 0 to below 1; None for the plain choice."""
+        if self._plain:
+            return None
+        self.count += 1
+        drawn = self._random()
+        return drawn if self._kept is None or self.count in self._kept else None
+
+    def pick(self, count: int) -> int:
+        """Return a number from 0 to below *count*: 0 is plain."""
+        drawn = self._draw() if count > 1 else None
+        picked = 0 if drawn is None else int(drawn * count)
+        if picked:
+            self._note(self.name, self.count, picked)
+        return picked
+
+    def between(self, low: float, high: float) -> float:
+        """Return a number from *low* to *high*: *low* is plain."""
+        drawn = self._draw() if low < high else None
+        if drawn is None:
+            return low
+        result = low + drawn * (high - low)
+        self._note(self.name, self.count, result)
+        return result
+
+    def chance(self, probability: float) -> bool:
+        """Return True with *probability*: False is plain."""
+        if probability <= 0 or self._plain:
+            return False
+        drawn = self._draw() if probability < 1 else 0.0
+        if drawn is None or drawn >= probability:
+            return False
+        self._note(self.name, self.count, True)
+        return True
+
+
+def parse_replay(replay: str) -> tuple[int, dict[str, frozenset[int]] | None]:
+    """Return the seed, and the numbers of the draws to make in each stream; None for all of them.
+
+    :param replay: ``'7'``, or ``'7:s12,n45'`` for the draws 12 of the schedule and 45 of the network only.
+    :raises ValueError: *replay* has another form.
+    """
+    seed, colon, numbers = replay.partition(":")
+    try:
+        if not colon:
+            return int(seed), None
+        kept: dict[str, set[int]] = {"s": set(), "n": set()}
+        for number in filter(None, numbers.split(",")):
+            kept[number[0]].add(int(number[1:]))
+        return int(seed), {name: frozenset(some) for name, some in kept.items()}
+    except (KeyError, ValueError):
+        raise ValueError(f"a replay must be a seed, such as '7' or '7:s12,n45'; got {replay!r}") from None

@@ -1,0 +1,316 @@
+"""A network of hosts in memory, in virtual time, whose schedule a seed draws."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from gevent.event import Event as Happening
+from gevent.hub import set_hub  # type: ignore[attr-defined]
+from greenlet import GreenletExit, getcurrent
+
+from ngi_gevent.core import clock
+from ngi_gevent.core.threads import get_hub_if_exists, get_ident
+from ngi_gevent.sockets.mailbox import this_thread
+from ngi_gevent.testing.simulation.errors import NotSimulated, SimulationError
+from ngi_gevent.testing.simulation.greenlets import Greenlets
+from ngi_gevent.testing.simulation.host import Host, make_dispatcher
+from ngi_gevent.testing.simulation.hub import SimulatedHub
+from ngi_gevent.testing.simulation.internet import Internet
+from ngi_gevent.testing.simulation.limits import Limits
+from ngi_gevent.testing.simulation.loop import VirtualLoop
+from ngi_gevent.testing.simulation.schedule import Draws, parse_replay
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ngi_gevent.testing.simulation.links import Link
+    from ngi_gevent.testing.simulation.trace import Trace
+
+__all__ = ["Simulation"]
+
+#: Times that greenlets are killed at the end, since the ``finally`` clause of one may wait again.
+KILLS = 10
+
+
+class Simulation:
+    """Hosts, and the network between them.  Enter it with a ``with`` statement; what waits inside takes no real time.
+
+    Everything in it runs on one native thread, and happens in the same order each time for the same *seed*.  It ends
+    with the ``with`` statement: hosts lose power, and greenlets get ``GreenletExit``.  An exception of a handler or of
+    a greenlet is raised then, unless the test has taken it from ``raised``.
+
+    :param seed: decides the order of what happens at the same time, and how long data takes.  Seed 0 draws nothing.
+    :param replay: a seed, or ``'SEED:s12,n45'`` with the numbers of the only draws to make, instead of *seed*.
+    :param is_any_order: whether callbacks of gevent's hub run in any order, too.  gevent runs them in the order in
+        which they were made, and programs rely on it.
+    :param max_turns: turns of the loop after which the simulation is taken for one without an end.
+    :param keeps_all_events: whether ``trace.events`` keeps all events, and not the last 50.
+    :ivar raised: exceptions of handlers and greenlets.
+    :ivar random: random numbers for the program, the same for the same seed.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        replay: str | None = None,
+        is_any_order: bool = False,
+        max_turns: int = 5_000_000,
+        keeps_all_events: bool = False,
+    ) -> None:
+        kept = None
+        if replay is not None:
+            seed, kept = parse_replay(replay)
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise TypeError(f"seed must be an int; got {seed!r}")
+        self.seed = seed
+        self.raised: list[BaseException] = []
+        self.random = Random(f"p{seed}")
+        #: The draws that were not plain, such as ``'s12'``, in the order in which they were made.
+        self.deviations: list[str] = []
+        self._shows_choices = kept is not None
+        kept = kept or {"s": None, "n": None}  # type: ignore[dict-item]
+        draws = Draws(seed, "s", self._note_draw, kept["s"])
+        self._loop = VirtualLoop(draws, Limits(max_turns), is_any_order=is_any_order)
+        if keeps_all_events:
+            self.trace.keep_all()
+        self._internet = Internet(self._loop, Draws(seed, "n", self._note_draw, kept["n"]), self.trace)
+        self._hosts: dict[str, Host] = {}
+        self._thread: int | None = None
+        self._is_over = False
+        self._is_running = False
+        self._calls: deque[Any] = deque()  # of all hosts
+
+    # State.
+
+    @property
+    def trace(self) -> Trace:
+        """What has happened."""
+        return self._loop.trace
+
+    @property
+    def digest(self) -> str:
+        """A text that is the same for two runs in which the same has happened."""
+        return self.trace.digest
+
+    def now(self) -> float:
+        """Return the virtual seconds since the start."""
+        return self._loop.now()
+
+    def describe_waiting(self) -> list[str]:
+        """Return what each greenlet waits for, a line for each."""
+        return self.greenlets.describe()
+
+    # Hosts and links.
+
+    def host(self, name: str, start: Callable[[Host], object] | None = None, *, max_descriptors: int = 1024) -> Host:
+        """Add a host, and start it.  Never blocks.
+
+        :param name: its name in addresses.
+        :param start: called with the host in a new greenlet, now and after each restart.
+        :param max_descriptors: sockets that it can have open.
+        :raises ValueError: there is a host with this name, or it is none.
+        """
+        self.check_usable()
+        network = self._internet.add_host(name, max_descriptors=max_descriptors)
+        host = self._hosts[name] = Host(self, name, start)
+        self._come_up(host, network)
+        return host
+
+    def link(self, one: Host | str, other: Host | str) -> Link:
+        """Return the link between two hosts, to change its latency and so on.
+
+        :raises ValueError: there is no such host, or it is twice the same.
+        """
+        return self._internet.link(_name_of(one), _name_of(other))
+
+    def partition(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
+        """Let nothing pass from *one* host to the *other*, and not back either if *both*.  Never blocks.
+
+        Streams are held, and go on after ``heal``.  Datagrams are lost.  No host hears of it.
+        """
+        self._internet.partition(_name_of(one), _name_of(other), both=both)
+
+    def heal(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
+        """End a partition.  Never blocks."""
+        self._internet.heal(_name_of(one), _name_of(other), both=both)
+
+    def compute(self, seconds: float) -> None:
+        """Let virtual time pass without running anything else, as a handler that computes does.
+
+        :raises ValueError: *seconds* is negative.
+        """
+        self._loop.compute(self.checked_seconds("seconds", seconds))
+
+    # The with statement.
+
+    def __enter__(self) -> Self:
+        outer = get_hub_if_exists()
+        if isinstance(outer, SimulatedHub):
+            raise SimulationError("this thread is inside of a simulation already; end that one first")
+        if self._thread is not None:
+            raise SimulationError("this simulation has run already; make a new one")
+        if getcurrent() is outer:
+            raise SimulationError("a simulation cannot run in a callback of gevent's hub; enter it in a greenlet")
+        self._thread = get_ident()
+        self._ending = ExitStack()
+        before = this_thread.dispatcher, this_thread.calls
+        self._ending.callback(_restore, outer, before)
+        if gc.isenabled():
+            # What garbage there is depends on the rest of the process; the loop collects after so many turns.
+            gc.disable()
+            self._ending.callback(gc.enable)
+        self._ending.callback(clock.use, clock.use(self._loop.now))
+        hub = self._hub = SimulatedHub(self._loop, self._note_raised)
+        self._ending.callback(hub.destroy, destroy_loop=True)
+        set_hub(hub)
+        self.greenlets = Greenlets(self._loop, hub)
+        self._loop.describe_waiting = self.describe_waiting
+        if outer is not None:
+            self._guard(outer)
+        self.greenlets.start()
+        self._ending.callback(self.greenlets.stop)
+        self._loop.dispatchers[""] = this_thread.dispatcher = make_dispatcher(hub, self._calls)
+        self._is_running = True
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        with self._ending:
+            raised = list(self.raised)
+            self._end()
+        if error is None and raised:
+            raise raised[0]
+
+    def _end(self) -> None:
+        """Crash all hosts, and end all greenlets."""
+        try:
+            for host in self._hosts.values():
+                if host.is_up:
+                    host.crash(silent=True)
+            for _ in range(KILLS):
+                left = self.greenlets.of_host()
+                if not left:
+                    break
+                self._kill(left)
+        finally:
+            self._is_running = False
+            self._is_over = True
+
+    # What its hosts call.
+
+    def check_usable(self) -> None:
+        """Raise unless the simulation runs, and on this thread."""
+        if self._thread is None:
+            raise SimulationError("the simulation has not begun; use its hosts inside of `with simulation:`")
+        if self._thread != get_ident():
+            raise SimulationError("a simulation was used from another thread; it belongs to the one that began it")
+        if not self._is_running:
+            raise SimulationError("the simulation is over")
+
+    def checked_seconds(self, name: str, seconds: float) -> float:
+        """Return *seconds*, or raise."""
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"{name} must be a number; got {seconds!r}")
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"{name} must be 0 or more; got {seconds!r}")
+        return seconds
+
+    def pause(self, host: Host, seconds: float) -> None:
+        """Hold back what *host* does."""
+        self.trace.note("pause", host.name, f"for {seconds:g} seconds")
+        self._loop.hold(host.name)
+        self._loop.after(seconds, self._loop.release, host.name)
+
+    def crash(self, host: Host, *, silent: bool) -> None:
+        """Cut *host* off, count what it has as closed, and end its greenlets."""
+        self.trace.note("crash", host.name, "without power" if silent else "its process was killed")
+        self._internet.crash(host.name, silent=silent)
+        dispatcher = self._loop.dispatchers[host.name]
+        host.leave()
+        dispatcher.leave_to_parent()
+        self._loop.drop(host.name)
+        for _ in range(KILLS):
+            left = self.greenlets.of_host(host.name)
+            if not left:
+                break
+            self._kill(left)
+        self._loop.drop(host.name)
+
+    def restart(self, host: Host) -> None:
+        """Start *host* again."""
+        if host.is_up:
+            raise SimulationError(f"host {host.name!r} is up; only one that has crashed can start again")
+        self._come_up(host, self._internet.restart(host.name))
+
+    def _come_up(self, host: Host, network: Any) -> None:
+        self.trace.note("start", host.name, "")
+        before = self.greenlets.move(host.name)
+        try:
+            self._loop.dispatchers[host.name] = this_thread.dispatcher = make_dispatcher(self._hub, self._calls)
+            host.come_up(network)
+        finally:
+            self.greenlets.move(before)
+
+    def _kill(self, greenlets: list[Any]) -> None:
+        """Throw ``GreenletExit`` into *greenlets*, on the hub, one after the other."""
+        current = getcurrent()
+        done = Happening()
+
+        def kill() -> None:
+            for greenlet in greenlets:
+                if not greenlet.dead and greenlet is not current:
+                    greenlet.throw(GreenletExit)
+            done.set()
+
+        if current is self._hub:
+            kill()
+        else:
+            self._loop.call_soon("", kill)
+            done.wait()
+            if current in greenlets:
+                raise GreenletExit
+
+    def _note_raised(self, error: BaseException) -> None:
+        if not self._is_over:
+            self.raised.append(error)
+
+    def _note_draw(self, stream: str, number: int, drawn: object) -> None:
+        deviation = f"{stream}{number}"
+        self.deviations.append(deviation)
+        if self._shows_choices:
+            self.trace.note("choose", self._loop.host, f"{deviation}: {drawn}")
+        else:
+            self.trace.mark(f"{deviation} {drawn}")
+
+    def _guard(self, outer: Any) -> None:
+        """Throw an error into each greenlet that waits on the hub of outside."""
+        visitors: list[Any] = []
+        self.greenlets.left = lambda origin, target: visitors.append(origin)
+
+        def refuse() -> None:
+            guard[0] = outer.loop.run_callback(refuse)
+            while visitors:
+                visitors.pop().throw(
+                    NotSimulated(
+                        "an object of gevent that was first used outside of the simulation was waited for; make events,"
+                        " locks and queues inside of it"
+                    )
+                )
+
+        guard = [outer.loop.run_callback(refuse)]
+        self._ending.callback(lambda: guard[0].stop())
+
+
+def _restore(hub: Any, before: tuple[Any, Any]) -> None:
+    set_hub(hub)
+    this_thread.dispatcher, this_thread.calls = before
+
+
+def _name_of(host: Host | str) -> str:
+    return host.name if isinstance(host, Host) else host

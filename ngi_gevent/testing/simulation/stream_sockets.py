@@ -1,0 +1,244 @@
+"""Stream sockets: listening, connecting, and connected."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ngi_gevent.testing.simulation.bound import BoundSocket, World
+from ngi_gevent.testing.simulation.files import error
+from ngi_gevent.testing.simulation.sites import Site, plain_host
+from ngi_gevent.testing.simulation.streams import StreamEnd, UnixStreamEnd, pair
+
+__all__ = ["StreamSocket"]
+
+#: Seconds after which the kernel gives up to find a host in its own network.
+UNREACHABLE_AFTER = 3.0
+
+
+class StreamSocket(BoundSocket):
+    """A stream socket of a simulation.  No method blocks.
+
+    :ivar end: its end of the connection; None before.
+    """
+
+    kind = socket.SOCK_STREAM
+
+    def __init__(self, world: World, site: Site, family: int, end: StreamEnd | None = None) -> None:
+        super().__init__(world, site, family)
+        self.end: StreamEnd | None = None
+        self._backlog = 0
+        self._queue: deque[StreamEnd] = deque()  # connections to accept
+        self._waiting: deque[Callable[[], object]] = deque()  # attempts for which the queue has no room
+        if end is not None:
+            self._take_end(end)
+
+    @property
+    def is_listening(self) -> bool:  # type: ignore[override]
+        """Whether it accepts connections."""
+        return self._backlog > 0
+
+    def _take_end(self, end: StreamEnd) -> None:
+        self.end = end
+        self.name = end.name
+        descriptor, changed = self.descriptor, self.world.loop.changed
+        end.changed = lambda: changed(descriptor)
+        end.changed()
+
+    # Connections.
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Receive input."""
+        return self._connected().recv(size, peek=bool(flags & socket.MSG_PEEK))
+
+    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
+        """Send output."""
+        return self._connected().send(data)
+
+    def sendmsg(self, pieces: Iterable[bytes | memoryview], *_: Any) -> int:
+        """Send several pieces."""
+        return self._connected().send(b"".join(pieces))
+
+    def shutdown(self, how: int, /) -> None:
+        """End output, input, or both."""
+        end = self._connected()
+        if not end.is_established or end.is_gone:
+            raise error(errno.ENOTCONN)
+        if how != socket.SHUT_RD:
+            end.end_output()
+        if how != socket.SHUT_WR:
+            end.end_input()
+
+    def getpeername(self) -> Any:
+        """Return the address of the peer."""
+        end = self._connected()
+        if not end.is_established or (end.is_gone and self.family != socket.AF_UNIX):
+            raise error(errno.ENOTCONN)
+        return self.shown(end.peer.name)
+
+    def close(self) -> None:
+        if self.is_closed:
+            return
+        queue, self._queue = self._queue, deque()
+        waiting, self._waiting = self._waiting, deque()
+        self._backlog = 0
+        super().close()
+        if self.end is not None:
+            self.end.close()
+        for end in queue:
+            end.reset()
+        for attempt in waiting:
+            attempt()
+
+    def _connected(self) -> StreamEnd:
+        self.check_open()
+        if self.end is None:
+            raise error(errno.ENOTCONN)
+        return self.end
+
+    def readiness(self) -> int:
+        if self.end is not None:
+            return self.end.readiness()
+        return 1 if self._queue else 0
+
+    # Listening.
+
+    def listen(self, backlog: int, /) -> None:
+        """Accept connections."""
+        self.check_open()
+        self._backlog = backlog + 1  # as on Linux
+
+    def accept(self) -> tuple[StreamSocket, Any]:
+        """Return the next connection.
+
+        :raises BlockingIOError: there is none.
+        """
+        self.check_open()
+        if not self._backlog:
+            raise error(errno.EINVAL)
+        if not self._queue:
+            raise error(errno.EAGAIN)
+        self.site.check_room(1)
+        end = self._queue.popleft()
+        if self._waiting:
+            self._waiting.popleft()()
+        accepted = StreamSocket(self.world, self.site, self.family, end)
+        self.world.trace.note("accept", self.site.name, f"a connection on {_label(self.site, self.name)}")
+        return accepted, self.shown(end.peer.name)
+
+    def queue(self, end: StreamEnd) -> None:
+        """Take a connection to accept."""
+        self._queue.append(end)
+        self.world.loop.changed(self.descriptor)
+
+    def is_full(self) -> bool:
+        """Return whether no connection more can wait to be accepted."""
+        return len(self._queue) >= self._backlog
+
+    def wait_for_room(self, attempt: Callable[[], object]) -> None:
+        """Call *attempt* once there is room, or the socket is closed."""
+        self._waiting.append(attempt)
+
+    # Connecting.
+
+    def connect_to_path(self, path: str | bytes) -> None:
+        """Connect to a Unix socket.
+
+        :raises BlockingIOError: its queue is full.
+        :raises OSError: there is none.
+        """
+        self.check_open()
+        listening = self.site.files.find(path)
+        if listening.kind != self.kind:
+            raise error(errno.EPROTOTYPE)
+        if not listening.is_listening:
+            raise error(errno.ECONNREFUSED)
+        if listening.is_full():
+            raise error(errno.EAGAIN)
+        ends = UnixStreamEnd(self.world, self.site, self.name), UnixStreamEnd(self.world, self.site, listening.name)
+        label = listening.name if isinstance(listening.name, str) else repr(listening.name)
+        pair(self.world, ends, (f"{self.site.name}:client", f"{self.site.name}:{label}"))
+        for end in ends:
+            end.is_established = True
+        self._take_end(ends[0])
+        listening.queue(ends[1])
+
+    def connect_to_port(self, host: str, port: int, done: Callable[[], object]) -> StreamEnd:
+        """Begin to connect over TCP, and call *done* when that has succeeded or failed.  Return this end.
+
+        :raises OSError: the attempt fails at once.
+        """
+        self.check_open()
+        world, site = self.world, self.site
+        plain = plain_host(host)
+        target = world.site_of(site, plain)
+        name = self.name
+        if not self.is_bound:
+            name = (site.source(self.family, plain), site.pick_port())
+        elif not name[0].strip("0.:"):  # bound to any address
+            name = (site.source(self.family, plain), name[1])
+        end = StreamEnd(world, site, name)
+        self._take_end(end)
+        end.changed = done
+        label = f"{site.name}:{name[1]} -> {target.name if target else host}:{port}"
+        world.trace.note("connect", site.name, label)
+        if target is None:
+            world.loop.after(UNREACHABLE_AFTER, self._fail, end, errno.EHOSTUNREACH)
+        else:
+            self._travel(end, target, plain if plain.strip("0.:") else site.source(self.family, plain), port)
+        return end
+
+    def connected(self) -> None:
+        """Notice events for the application from now on: the attempt is over."""
+        end = self.end
+        assert end is not None
+        self._take_end(end)
+
+    def _fail(self, end: StreamEnd, code: int) -> None:
+        if not end.is_gone:
+            end.error = code
+            end.is_gone = True
+            self.site.forget(end)
+            end.changed()
+
+    def _travel(self, end: StreamEnd, target: Site, host: str, port: int) -> None:
+        """Let the attempt reach the host that it is for."""
+        way = self.world.way(self.site, target)
+        if way.is_cut:
+            self.world.trace.note("hold", self.site.name, f"a connection attempt to {target.name}:{port}")
+            way.hold(lambda: self._travel(end, target, host, port))
+        else:
+            self.world.loop.after(way.delay(0), self._arrive, end, target, host, port)
+
+    def _arrive(self, end: StreamEnd, target: Site, host: str, port: int) -> None:
+        way = self.world.way(self.site, target)
+        if not target.is_up:
+            target.missed.append(lambda: self._arrive(end, target, host, port))
+        elif way.is_cut:
+            self._travel(end, target, host, port)
+        elif end.is_open and not end.is_gone:
+            self._meet(end, target, host, port)
+
+    def _meet(self, end: StreamEnd, target: Site, host: str, port: int) -> None:
+        sockets = target.receivers(self.kind, self.family, host, port)
+        listening = [sock for sock in sockets if sock.is_listening]
+        back = self.world.way(target, self.site)
+        if not listening:
+            self.world.trace.note("refuse", target.name, f"{self.site.name}:{end.name[1]} -> {target.name}:{port}")
+            self.world.loop.after(back.delay(0), self._fail, end, errno.ECONNREFUSED)
+            return
+        chosen = listening[self.world.draws.pick(len(listening))]
+        if chosen.is_full():
+            chosen.wait_for_room(lambda: self._arrive(end, target, host, port))
+            return
+        other = StreamEnd(self.world, target, (host, port))
+        pair(self.world, (end, other), (f"{self.site.name}:{end.name[1]}", f"{target.name}:{port}"))
+        other.accept()
+        chosen.queue(other)
+
+
+def _label(site: Site, name: Any) -> str:
+    return f"{site.name}:{name[1]}" if isinstance(name, tuple) else f"{site.name}:{name!r}"

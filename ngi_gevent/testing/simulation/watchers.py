@@ -1,0 +1,276 @@
+"""The watchers of a virtual loop: what gevent starts and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Async", "Callback", "Io", "Scheduled", "Timer", "TurnWatcher"]
+
+
+class Loop(Protocol):
+    """What a watcher asks of its loop."""
+
+    @property
+    def host(self) -> str:
+        """The host whose turn it is."""
+
+    def call_soon(self, host: str, function: Callable[..., object], /) -> object:
+        """Call *function* on behalf of *host* in the next turn."""
+
+
+class Times(Protocol):
+    """What timers ask of the agenda."""
+
+    references: int
+    one_shots: int
+
+    def push(self, seconds: float, item: Any, /) -> None:
+        """Let *item* be due after so many seconds."""
+
+
+class Polled(Protocol):
+    """What an io watcher asks of the descriptors."""
+
+    def watch(self, watcher: Any, /) -> None:
+        """Look at the descriptor of *watcher*."""
+
+    def unwatch(self, watcher: Any, /) -> None:
+        """Forget *watcher*."""
+
+
+class Callback:
+    """A function to call in the next turn, on behalf of *host*."""
+
+    __slots__ = ("args", "callback", "host")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], host: str) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.args: tuple[Any, ...] | None = args
+        self.host = host
+
+    def stop(self) -> None:
+        """Do not call it."""
+        self.callback = self.args = None
+
+    close = stop
+
+    def __bool__(self) -> bool:
+        """Return whether the call is still to come, or is not over."""
+        return self.args is not None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the call is still to come."""
+        return self.callback is not None
+
+
+class Scheduled:
+    """Something that the network, or the simulation, will do."""
+
+    __slots__ = ("_agenda", "args", "callback", "host", "number")
+
+    priority = 0
+
+    def __init__(
+        self, agenda: Times, seconds: float, callback: Callable[..., object], args: tuple[Any, ...], host: str
+    ) -> None:
+        self._agenda = agenda
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
+        self.host = host
+        #: The number of its entry, as long as it has one.
+        self.number = 0
+        agenda.push(seconds, self)
+        agenda.references += 1
+        agenda.one_shots += 1
+
+    def expire(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
+        """Stop, and return the function to call now, and its arguments."""
+        callback, args = self.callback, self.args
+        assert callback is not None
+        self.cancel()
+        return callback, args
+
+    def cancel(self) -> None:
+        """Do not let it happen, unless it has."""
+        if self.number:
+            self.number = 0
+            self._agenda.references -= 1
+            self._agenda.one_shots -= 1
+            self.callback, self.args = None, ()
+
+    stop = cancel
+
+
+class Watcher:
+    """A watcher of gevent.  It calls on behalf of the host that has started it."""
+
+    __slots__ = ("__weakref__", "args", "callback", "host", "loop", "priority")
+
+    def __init__(self, loop: Loop, priority: int | None) -> None:
+        self.loop = loop
+        self.priority = priority or 0
+        self.host = loop.host
+        self.callback: Callable[..., object] | None = None
+        self.args: tuple[Any, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        """Whether it is started."""
+        return self.callback is not None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it has fired, and has not called yet."""
+        return False
+
+    def start(self, callback: Callable[..., object], *args: Any, **_: Any) -> None:
+        """Call *callback* from now on."""
+        if not callable(callback):
+            raise TypeError(f"a watcher must be started with a function; got {callback!r}")
+        was_active = self.callback is not None
+        self.callback, self.args = callback, args
+        self.host = self.loop.host
+        if not was_active:
+            self._begin()
+
+    def stop(self) -> None:
+        """Call no more."""
+        if self.callback is not None:
+            self.callback, self.args = None, ()
+            self._end()
+
+    def close(self) -> None:
+        """Call no more, ever."""
+        self.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        raise NotImplementedError
+
+
+class Timer(Watcher):
+    """Calls after a time, and perhaps again."""
+
+    __slots__ = ("_agenda", "after", "number", "ref", "repeat")
+
+    def __init__(self, loop: Loop, agenda: Times, after: float, repeat: float, ref: bool, priority: int | None) -> None:
+        super().__init__(loop, priority)
+        if repeat < 0:
+            raise ValueError(f"repeat must be 0 or more seconds; got {repeat!r}")
+        self._agenda = agenda
+        self.after = after
+        self.repeat = repeat
+        self.ref = ref
+        #: The number of its entry, as long as it has one.
+        self.number = 0
+
+    def again(self, callback: Callable[..., object], *args: Any, **_: Any) -> None:
+        """Begin again, with the time between two calls."""
+        self.stop()
+        self.after = self.repeat
+        self.start(callback, *args)
+
+    def expire(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
+        """Return the function to call now, and its arguments.  Wait for the next time, or stop."""
+        callback, args = self.callback, self.args
+        assert callback is not None
+        if self.repeat:
+            self._agenda.push(self.repeat, self)
+        else:
+            self.stop()
+        return callback, args
+
+    def _begin(self) -> None:
+        self._count(1)
+        self._agenda.push(self.after, self)
+
+    def _end(self) -> None:
+        if self.number:
+            self.number = 0
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        if self.ref:
+            self._agenda.references += change
+            if not self.repeat:
+                self._agenda.one_shots += change
+
+
+class Io(Watcher):
+    """Calls in each turn in which a descriptor is ready."""
+
+    __slots__ = ("_descriptors", "events", "fd")
+
+    def __init__(self, loop: Loop, descriptors: Polled, fd: int, events: int, priority: int | None) -> None:
+        super().__init__(loop, priority)
+        self._descriptors = descriptors
+        self.fd = fd
+        self.events = events
+
+    def _begin(self) -> None:
+        self._descriptors.watch(self)
+
+    def _end(self) -> None:
+        self._descriptors.unwatch(self)
+
+
+class TurnWatcher(Watcher):
+    """Calls in each turn, at the place that its list has."""
+
+    __slots__ = ("_watchers",)
+
+    def __init__(self, loop: Loop, watchers: list[TurnWatcher], priority: int | None) -> None:
+        super().__init__(loop, priority)
+        self._watchers = watchers
+
+    def _begin(self) -> None:
+        self._watchers.append(self)
+
+    def _end(self) -> None:
+        self._watchers.remove(self)
+
+
+class Async(Watcher):
+    """Calls, soon, after ``send``."""
+
+    __slots__ = ("_sent",)
+
+    def __init__(self, loop: Loop, priority: int | None) -> None:
+        super().__init__(loop, priority)
+        self._sent = False
+
+    def send(self) -> None:
+        """Call once, soon, however often this is called until then."""
+        if not self._sent:
+            self._sent = True
+            self.loop.call_soon(self.host, self._call)
+
+    send_ignoring_arg = send
+
+    @property
+    def pending(self) -> bool:
+        return self._sent
+
+    def _call(self) -> None:
+        self._sent = False
+        if self.callback is not None:
+            self.callback(*self.args)
+
+    def _begin(self) -> None:
+        pass
+
+    def _end(self) -> None:
+        pass
