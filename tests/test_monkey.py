@@ -316,3 +316,35 @@ def test_a_threaded_implementation_is_first_used_after_the_main_thread_has_ended
         *(["can't create new thread at interpreter shutdown\n"] if sys.version_info >= (3, 12) else []),
     ]
     assert answer in answers
+
+
+@pytest.mark.parametrize("head", PATCHED)
+def test_inside_of_a_simulation_patched_functions_wait_on_the_hub_and_the_originals_raise(head):
+    program = """
+    import select, socket, subprocess, threading, time
+    from gevent.monkey import get_original
+    from ngi_gevent.core import threads
+    from ngi_gevent.testing.simulation.errors import NotSimulated
+    from ngi_gevent.testing.simulation.fence import Fence
+
+    def fails(function, *arguments):
+        try:
+            function(*arguments)
+        except NotSimulated:
+            return True
+
+    with Fence():
+        time.sleep(0.001)
+        thread = threading.Thread(target=time.sleep, args=[0])
+        thread.start()
+        thread.join()
+        assert fails(get_original("time", "sleep"), 0)
+        assert fails(get_original("select", "select"), [], [], [], 0)
+        assert fails(get_original("_thread", "start_new_thread"), int, ())
+        assert fails(threads.start_new_thread, int, ())
+        assert fails(socket.socket)
+        assert fails(subprocess.run, ["true"])
+    get_original("time", "sleep")(0)
+    print("ok")
+    """
+    assert run(head, program) == "ok\n"

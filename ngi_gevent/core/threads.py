@@ -40,7 +40,6 @@ CHECK_INTERVAL = 1.0
 
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
 allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
-start_new_thread: Callable[..., int] = get_original("_thread", "start_new_thread")
 _new_lock: Callable[[], Any] = get_original("_thread", "RLock")
 
 _locks: WeakSet[Any] = WeakSet()
@@ -64,6 +63,12 @@ def _free_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_free_locks)
+
+
+def start_new_thread(function: Callable[..., object], arguments: tuple[Any, ...]) -> int:
+    """Run *function* in a new native thread, and return its ident."""
+    # Asked for at each call, since a simulation replaces the original.
+    return get_original("_thread", "start_new_thread")(function, arguments)  # type: ignore[no-any-return]
 
 
 def is_only_thread() -> bool:
