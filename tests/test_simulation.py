@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import random
+import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -259,11 +262,13 @@ def test_a_simulation_is_used_once():
             late()
 
 
-def test_another_thread_is_refused(simulation):
-    host = simulation.host("server")
+def test_another_thread_is_refused():
+    simulation = Simulation()
+    begun = threading.Event()
     errors: list[BaseException] = []
 
     def use() -> None:
+        begun.wait()
         for call in (lambda: simulation.host("other"), lambda: host.listener(None, print)):
             try:
                 call()
@@ -272,7 +277,10 @@ def test_another_thread_is_refused(simulation):
 
     started: Any = threading.Thread(target=use)
     started.start()
-    started.join()
+    with simulation:
+        host = simulation.host("server")
+        begun.set()
+        started.join()
     assert [str(error) for error in errors] == [
         "a simulation was used from another thread; it belongs to the one that began it"
     ] * 2
@@ -481,3 +489,24 @@ def test_a_host_must_have_a_name_of_its_own(simulation):
     simulation.host("server")
     with pytest.raises(ValueError, match="server"):
         simulation.host("server")
+
+
+def test_the_functions_of_time_and_random_follow_the_simulation_if_asked_to():
+    drawn = []
+    for _ in range(2):
+        with Simulation(7, patches_time=True):
+            before = time.monotonic(), time.time()
+            gevent.sleep(1000)
+            assert time.monotonic() - before[0] == pytest.approx(1000)
+            assert time.time() - before[1] == pytest.approx(1000)
+            drawn.append(random.random())
+    assert drawn[0] == drawn[1]
+    with Simulation():
+        before_real = time.monotonic()
+        gevent.sleep(1000)
+        assert time.monotonic() - before_real < 500
+
+
+def test_a_call_that_leaves_the_simulation_is_refused(simulation):
+    with pytest.raises(NotSimulated, match=r"socket\.socket was called inside of a simulation; use the connect"):
+        socket.socket()

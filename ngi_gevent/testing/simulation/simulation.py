@@ -18,12 +18,14 @@ from ngi_gevent.core import clock
 from ngi_gevent.core.threads import get_hub_if_exists, get_ident
 from ngi_gevent.sockets.mailbox import this_thread
 from ngi_gevent.testing.simulation.errors import NotSimulated, SimulationError
+from ngi_gevent.testing.simulation.fence import Fence
 from ngi_gevent.testing.simulation.greenlets import Greenlets
 from ngi_gevent.testing.simulation.host import Host, make_dispatcher
 from ngi_gevent.testing.simulation.hub import SimulatedHub
 from ngi_gevent.testing.simulation.internet import Internet
 from ngi_gevent.testing.simulation.limits import Limits
 from ngi_gevent.testing.simulation.loop import VirtualLoop
+from ngi_gevent.testing.simulation.program import patched_time
 from ngi_gevent.testing.simulation.schedule import Draws, parse_replay
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Simulation:
         which they were made, and programs rely on it.
     :param max_turns: turns of the loop after which the simulation is taken for one without an end.
     :param keeps_all_events: whether ``trace.events`` keeps all events, and not the last 50.
+    :param patches_time: whether the functions of the modules ``time`` and ``random`` follow the simulation, for
+        programs that call them.  Functions that were imported from there before do not.
     :ivar raised: exceptions of handlers and greenlets.
     :ivar random: random numbers for the program, the same for the same seed.
     """
@@ -63,6 +67,7 @@ class Simulation:
         is_any_order: bool = False,
         max_turns: int = 5_000_000,
         keeps_all_events: bool = False,
+        patches_time: bool = False,
     ) -> None:
         kept = None
         if replay is not None:
@@ -82,6 +87,7 @@ class Simulation:
             self.trace.keep_all()
         self._internet = Internet(self._loop, Draws(seed, "n", self._note_draw, kept["n"]), self.trace)
         self._hosts: dict[str, Host] = {}
+        self._patches_time = patches_time
         self._thread: int | None = None
         self._is_over = False
         self._is_running = False
@@ -159,26 +165,32 @@ class Simulation:
         if getcurrent() is outer:
             raise SimulationError("a simulation cannot run in a callback of gevent's hub; enter it in a greenlet")
         self._thread = get_ident()
-        self._ending = ExitStack()
-        before = this_thread.dispatcher, this_thread.calls
-        self._ending.callback(_restore, outer, before)
+        with ExitStack() as ending:
+            ending.callback(_restore, outer, (this_thread.dispatcher, this_thread.calls))
+            self._begin(outer, ending)
+            self._ending = ending.pop_all()
+        self._is_running = True
+        return self
+
+    def _begin(self, outer: Any, ending: ExitStack) -> None:
         if gc.isenabled():
             # What garbage there is depends on the rest of the process; the loop collects after so many turns.
             gc.disable()
-            self._ending.callback(gc.enable)
-        self._ending.callback(clock.use, clock.use(self._loop.now))
+            ending.callback(gc.enable)
+        ending.callback(clock.use, clock.use(self._loop.now))
         hub = self._hub = SimulatedHub(self._loop, self._note_raised)
-        self._ending.callback(hub.destroy, destroy_loop=True)
+        ending.callback(hub.destroy, destroy_loop=True)
         set_hub(hub)
         self.greenlets = Greenlets(self._loop, hub)
         self._loop.describe_waiting = self.describe_waiting
         if outer is not None:
-            self._guard(outer)
+            self._guard(outer, ending)
         self.greenlets.start()
-        self._ending.callback(self.greenlets.stop)
+        ending.callback(self.greenlets.stop)
         self._loop.dispatchers[""] = this_thread.dispatcher = make_dispatcher(hub, self._calls)
-        self._is_running = True
-        return self
+        ending.enter_context(Fence())
+        if self._patches_time:
+            ending.enter_context(patched_time(self._loop.now, self.random))
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         with self._ending:
@@ -288,7 +300,7 @@ class Simulation:
         else:
             self.trace.mark(f"{deviation} {drawn}")
 
-    def _guard(self, outer: Any) -> None:
+    def _guard(self, outer: Any, ending: ExitStack) -> None:
         """Throw an error into each greenlet that waits on the hub of outside."""
         visitors: list[Any] = []
         self.greenlets.left = lambda origin, target: visitors.append(origin)
@@ -304,7 +316,7 @@ class Simulation:
                 )
 
         guard = [outer.loop.run_callback(refuse)]
-        self._ending.callback(lambda: guard[0].stop())
+        ending.callback(lambda: guard[0].stop())
 
 
 def _restore(hub: Any, before: tuple[Any, Any]) -> None:
