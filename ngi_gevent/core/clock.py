@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gevent.monkey import get_original
 
-__all__ = ["now", "use"]
+__all__ = ["is_virtual", "now", "use"]
 
 
 # The original class: patched threading.local is about greenlets.
@@ -21,6 +21,11 @@ _here = _Here()
 def now() -> float:
     """Return the time in seconds, on a clock that never goes back."""
     return _here.now()
+
+
+def is_virtual() -> bool:
+    """Return whether this thread has the clock of a simulation."""
+    return _here.now is not time.monotonic
 
 
 def use(clock: Callable[[], float]) -> Callable[[], float]:
