@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
-from stages import STAGES, IPv6Stage, SocketStage, Stage, TCPStage, TLSStage, UnixStage, params
+from stages import SIMULATIONS, STAGES, IPv6Stage, SocketStage, Stage, TCPStage, TLSStage, UnixStage, params
 
 from ngi_gevent.testing.contract import playing
 
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Outside of the contract, quick tests need only one family of addresses: above the transport nothing depends on it.
-KINDS = params(STAGES, slow=[IPv6Stage, UnixStage])
+KINDS = params([*STAGES, SIMULATIONS[1]], slow=[IPv6Stage, UnixStage, SIMULATIONS[1]])
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)

@@ -62,7 +62,7 @@ def test_half_an_answer_is_not_taken_for_a_whole_one_when_its_implementation_clo
             connection.write(b"half of it")
             clients.close()
 
-    clients = type(socket_stage.implementation)()
+    clients = socket_stage.make()
     address = socket_stage.listen(Half).address
     with pytest.raises(ngi_gevent.UnexpectedResponse, match="stopped"):
         message(clients.connect, address, b"hello", timeout=10)

@@ -272,6 +272,7 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     served = socket_stage.served[0]
     peer.send(b"last words")
     socket_stage.until(lambda: peer.sent == 15)
+    socket_stage.settle()
     peer.close()  # with "before" unread in it, which breaks the connection
     served.release.set()
     socket_stage.until(lambda: served.closed)
@@ -666,7 +667,7 @@ def test_an_implementation_that_closes_lets_closed_clients_finish_delivering(soc
             connection.close()
             clients.close()
 
-    clients = type(socket_stage.implementation)()
+    clients = socket_stage.make()
     listener = socket_stage.listen()
     clients.connect(listener.address, Last(socket_stage))
     socket_stage.until(lambda: socket_stage.served and socket_stage.served[0].closed)
@@ -676,7 +677,7 @@ def test_an_implementation_that_closes_lets_closed_clients_finish_delivering(soc
 
 def test_the_end_of_a_with_statement_waits_until_closed_connections_have_delivered(socket_stage):
     listener = socket_stage.listen()
-    with type(socket_stage.implementation)() as clients:
+    with socket_stage.make() as clients:
         connection = blocking.connect(listener.address, clients.connect, PATIENCE)
         connection.write(b"x" * 24_000_000)
         connection.close()
@@ -706,7 +707,7 @@ def test_the_end_of_a_with_statement_does_not_wait_for_a_handler_that_is_blocked
     monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.01)
     listener = socket_stage.listen()
     client = Blocking(socket_stage)
-    with gevent.Timeout(PATIENCE), type(socket_stage.implementation)() as clients:
+    with gevent.Timeout(PATIENCE), socket_stage.make() as clients:
         clients.connect(listener.address, client, linger_timeout=0.01)
         socket_stage.until(lambda: socket_stage.served and client.connection)
         socket_stage.served[0].connection.write(b"x")

@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 from gevent.monkey import get_original
 
-__all__ = ["now", "use"]
+__all__ = ["is_virtual", "now", "use"]
 
+
+_REAL: Callable[[], float] = time.monotonic  # a simulation can replace that of the module
 
 # The original class: patched threading.local is about greenlets.
 class _Here(get_original("_thread", "_local")):  # type: ignore[misc]
-    now: Callable[[], float] = staticmethod(time.monotonic)
+    now: Callable[[], float] = staticmethod(_REAL)
 
 
 _here = _Here()
@@ -21,6 +23,11 @@ _here = _Here()
 def now() -> float:
     """Return the time in seconds, on a clock that never goes back."""
     return _here.now()
+
+
+def is_virtual() -> bool:
+    """Return whether this thread has the clock of a simulation."""
+    return _here.now is not _REAL
 
 
 def use(clock: Callable[[], float]) -> Callable[[], float]:

@@ -19,6 +19,7 @@ from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 from greenlet import getcurrent
 
+from ngi_gevent.core import clock
 from ngi_gevent.errors import Deadlock
 
 __all__ = [
@@ -116,7 +117,7 @@ class Flag:
 
         :param timeout: seconds to wait at most; None for no limit.
         :param alone: whether only this thread can set it.  If nothing on it can set it any more, and there is no other
-            thread, a *timeout* counts as expired at once.
+            thread, a *timeout* counts as expired at once, except in virtual time.
         :raises Deadlock: the same, without a *timeout*.
         """
         switch_out = getattr(getcurrent(), "switch_out", None)
@@ -128,7 +129,7 @@ class Flag:
                 self._wait_natively(timeout)
             elif timeout is None:
                 raise Deadlock(NOTHING_LEFT)
-        elif alone and (timeout is None or is_only_thread()):
+        elif alone and (timeout is None or (is_only_thread() and not clock.is_virtual())):
             while not self._wait_on_this_hub(hub, timeout):
                 self._wait_for_any_thread(hub, CHECK_INTERVAL)
         else:
