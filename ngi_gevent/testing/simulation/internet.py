@@ -75,14 +75,11 @@ class Internet:
     def crash(self, name: str, *, silent: bool) -> None:
         """End all that the host has.  If not *silent*, its kernel resets its connections."""
         site = self._site(name)
-        ends, sockets = list(site.ends), site.sockets()
-        for end in ends:
-            end.is_open = False
-            end.changed = bool
-            if silent:
-                end.vanish()
-            elif not end.is_gone:
+        sockets = site.sockets()
+        for end in list(site.ends):
+            if not (silent or end.is_gone):
                 end.abort()
+            end.vanish()
         site.crash()
         site.is_up = not silent  # the kernel of a process that is killed goes on, and refuses
         for sock in sockets:
