@@ -77,15 +77,13 @@ class Simulation:
         self.seed = seed
         self.raised: list[BaseException] = []
         self.random = Random(f"p{seed}")
-        #: The draws that were not plain, such as ``'s12'``, in the order in which they were made.
-        self.deviations: list[str] = []
         self._shows_choices = kept is not None
         kept = kept or {"s": None, "n": None}  # type: ignore[dict-item]
-        draws = Draws(seed, "s", self._note_draw, kept["s"])
-        self._loop = VirtualLoop(draws, Limits(max_turns), is_any_order=is_any_order)
+        self._draws = [Draws(seed, name, self._note_draw, kept[name]) for name in ("s", "n")]
+        self._loop = VirtualLoop(self._draws[0], Limits(max_turns), is_any_order=is_any_order)
         if keeps_all_events:
             self.trace.keep_all()
-        self._internet = Internet(self._loop, Draws(seed, "n", self._note_draw, kept["n"]), self.trace)
+        self._internet = Internet(self._loop, self._draws[1], self.trace)
         self._hosts: dict[str, Host] = {}
         self._patches_time = patches_time
         self._thread: int | None = None
@@ -104,6 +102,11 @@ class Simulation:
     def digest(self) -> str:
         """A text that is the same for two runs in which the same has happened."""
         return self.trace.digest
+
+    @property
+    def deviations(self) -> list[str]:
+        """The draws so far that were not plain, such as ``'s12'``: first those of the schedule, then the network's."""
+        return [f"{draws.name}{number}" for draws in self._draws for number in draws.deviations]
 
     def now(self) -> float:
         """Return the virtual seconds since the start."""
@@ -294,7 +297,6 @@ class Simulation:
 
     def _note_draw(self, stream: str, number: int, drawn: object) -> None:
         deviation = f"{stream}{number}"
-        self.deviations.append(deviation)
         if self._shows_choices:
             self.trace.note("choose", self._loop.host, f"{deviation}: {drawn}")
         else:
