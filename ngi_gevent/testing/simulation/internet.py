@@ -82,7 +82,7 @@ class Internet:
             if silent:
                 end.vanish()
             elif not end.is_gone:
-                end.reset()
+                end.abort()
         site.crash()
         site.is_up = not silent  # the kernel of a process that is killed goes on, and refuses
         for sock in sockets:

@@ -31,13 +31,14 @@ def check_chance(name: str, value: float) -> float:
 class Way:
     """One direction of a link.
 
+    :ivar link: the link that it is a direction of.
     :ivar is_cut: whether nothing passes.
     """
 
-    __slots__ = ("_after", "_datagrams", "_draws", "_free_at", "_held", "_link", "_now", "is_cut")
+    __slots__ = ("_after", "_datagrams", "_draws", "_free_at", "_held", "_now", "is_cut", "link")
 
     def __init__(self, link: Link, draws: Draws, loop: Any) -> None:
-        self._link = link
+        self.link = link
         self._draws = draws
         self._now: Callable[[], float] = loop.now
         self._after: Callable[..., object] = loop.after
@@ -48,7 +49,7 @@ class Way:
 
     def delay(self, size: int) -> float:
         """Return after how many seconds a piece of *size* bytes arrives that is sent now."""
-        link = self._link
+        link = self.link
         delay = link.latency
         if link.jitter:
             delay += self._draws.between(0.0, link.jitter)
@@ -63,7 +64,7 @@ class Way:
 
         Datagrams keep their order, unless the seed draws that one is overtaken.  While the way is cut, all are lost.
         """
-        link, draws = self._link, self._draws
+        link, draws = self.link, self._draws
         if self.is_cut or draws.chance(link.loss):
             return False
         for _ in range(1 + draws.chance(link.duplicates)):

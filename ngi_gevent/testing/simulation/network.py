@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import select
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -14,15 +14,17 @@ from ngi_gevent.sockets.network import Network, Resolved, Socket
 from ngi_gevent.testing.simulation.bound import BoundSocket, World
 from ngi_gevent.testing.simulation.datagrams import BUFFER, DatagramSocket
 from ngi_gevent.testing.simulation.errors import HostCrashed, NotSimulated
-from ngi_gevent.testing.simulation.files import error
 from ngi_gevent.testing.simulation.sites import Site
 from ngi_gevent.testing.simulation.stream_sockets import StreamSocket
-from ngi_gevent.testing.simulation.streams import SEND_BUFFER
+from ngi_gevent.testing.simulation.streams import FINISHED, SEND_BUFFER
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import KeepAlive
 
 __all__ = ["HostNetwork"]
+
+#: The events of a broken connection, or one that has ended in both directions.
+BROKEN = select.POLLERR | select.POLLHUP
 
 PROTOCOLS = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
 
@@ -105,7 +107,7 @@ class HostNetwork(Network):
         return sock
 
     def plain(self, sock: Socket) -> Socket:
-        return sock
+        return cast(Socket, getattr(sock, "end", None) or sock)  # its calls, without those of the socket around it
 
     def connect(self, sock: Any, address: Any) -> None:
         self._check_up()
@@ -154,7 +156,7 @@ class HostNetwork(Network):
 
     def reset_on_close(self, sock: Any) -> None:
         if sock.end is not None:
-            sock.end.linger = False
+            sock.end.resets = True
 
     # Questions to the kernel.
 
@@ -170,19 +172,19 @@ class HostNetwork(Network):
         return (os.getpid(), os.getuid(), os.getgid()) if sock.family == socket.AF_UNIX else None
 
     def has_input(self, sock: Any) -> bool:
-        return bool(sock.readiness() & 1)
+        return bool(sock.poll() & (select.POLLIN | BROKEN))
 
     def is_broken(self, sock: Any) -> bool:
-        return cast(bool, sock.end.is_finished())
+        return bool(sock.poll() & BROKEN)
 
     def has_error(self, sock: Any) -> bool:
-        return bool(sock.end.error)
+        return bool(sock.poll() & select.POLLERR)
 
     def take_error(self, sock: Any) -> OSError:
-        return cast(OSError, sock.end.take_error()) if sock.end.error else error(errno.EPIPE)
+        return cast(OSError, sock.end.take_error())
 
     def peer_has_finished(self, sock: Any) -> bool:
-        return bool(sock.end.peer_has_ended or sock.end.is_finished())
+        return bool(sock.poll() & (FINISHED | BROKEN))
 
 
 def _numeric(host: str) -> tuple[int, str, int] | None:

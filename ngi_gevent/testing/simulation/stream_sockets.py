@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from ngi_gevent.testing.simulation.bound import BoundSocket, World
 from ngi_gevent.testing.simulation.files import error
 from ngi_gevent.testing.simulation.sites import Site, plain_host
-from ngi_gevent.testing.simulation.streams import StreamEnd, UnixStreamEnd, pair
+from ngi_gevent.testing.simulation.streams import StreamEnd, UnixEnd
+from ngi_gevent.testing.simulation.tcp import TCPEnd, join
 
 __all__ = ["StreamSocket"]
-
-PEEK = int(socket.MSG_PEEK)
 
 #: Seconds after which the kernel gives up to find a host in its own network.
 UNREACHABLE_AFTER = 3.0
@@ -33,6 +34,7 @@ class StreamSocket(BoundSocket):
         super().__init__(world, site, family)
         self.end: StreamEnd | None = None
         self._backlog = 0
+        self._begun = 0  # connections that the peers have not confirmed
         self._queue: deque[StreamEnd] = deque()  # connections to accept
         self._waiting: deque[Callable[[], object]] = deque()  # attempts for which the queue has no room
         if end is not None:
@@ -54,7 +56,7 @@ class StreamSocket(BoundSocket):
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """Receive input."""
-        return self._connected().recv(size, peek=flags == PEEK)
+        return self._connected().recv(size, flags)
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
         """Send output."""
@@ -65,33 +67,37 @@ class StreamSocket(BoundSocket):
         return self._connected().send(b"".join(pieces))
 
     def shutdown(self, how: int, /) -> None:
-        """End output, input, or both."""
-        end = self._connected()
-        if not end.is_established or end.is_gone:
+        """End output, input, or both; or stop listening."""
+        self.check_open()
+        if self._backlog and how != socket.SHUT_WR:
+            self._stop_listening()
+        elif self.end is None:
             raise error(errno.ENOTCONN)
-        if how != socket.SHUT_RD:
-            end.end_output()
-        if how != socket.SHUT_WR:
-            end.end_input()
+        else:
+            self.end.shutdown(how)
 
     def getpeername(self) -> Any:
         """Return the address of the peer."""
         end = self._connected()
-        if not end.is_established or (end.is_gone and self.family != socket.AF_UNIX):
+        if not end.is_established or (end.is_over() and self.family != socket.AF_UNIX):
             raise error(errno.ENOTCONN)
         return self.shown(end.peer.name)
 
     def close(self) -> None:
         if self.is_closed:
             return
+        super().close()
+        self._stop_listening()
+        if self.end is not None:
+            self.end.close()
+
+    def _stop_listening(self) -> None:
+        """Reset the connections that were not accepted, and refuse the attempts."""
         queue, self._queue = self._queue, deque()
         waiting, self._waiting = self._waiting, deque()
         self._backlog = 0
-        super().close()
-        if self.end is not None:
-            self.end.close()
         for end in queue:
-            end.reset()
+            end.abort()
         for attempt in waiting:
             attempt()
 
@@ -104,7 +110,13 @@ class StreamSocket(BoundSocket):
     def readiness(self) -> int:
         if self.end is not None:
             return self.end.readiness()
-        return 1 if self._queue else 0
+        return 1 if self._queue or not self._backlog else 0
+
+    def poll(self) -> int:
+        """Return what has happened, as the events of ``select.poll``."""
+        if self.end is not None:
+            return self.end.poll()
+        return select.POLLIN if self._queue else 0 if self._backlog else select.POLLHUP
 
     # Listening.
 
@@ -121,14 +133,13 @@ class StreamSocket(BoundSocket):
         self.check_open()
         if not self._backlog:
             raise error(errno.EINVAL)
+        self.site.check_room(1)  # first, as Linux does
         if not self._queue:
             raise error(errno.EAGAIN)
-        self.site.check_room(1)
         end = self._queue.popleft()
-        if self._waiting:
-            self._waiting.popleft()()
+        self._let_in()
         accepted = StreamSocket(self.world, self.site, self.family, end)
-        self.world.trace.note("accept", self.site.name, f"a connection on {_label(self.site, self.name)}")
+        self.world.trace.note("accept", self.site.name, end.label)
         return accepted, self.shown(end.peer.name)
 
     def queue(self, end: StreamEnd) -> None:
@@ -138,11 +149,31 @@ class StreamSocket(BoundSocket):
 
     def is_full(self) -> bool:
         """Return whether no connection more can wait to be accepted."""
-        return len(self._queue) >= self._backlog
+        return len(self._queue) + self._begun >= self._backlog
+
+    def begin(self, end: TCPEnd) -> None:
+        """Accept the connection attempt of *end*'s peer, and queue it once the peer has confirmed that."""
+        self._begun += 1
+        end.changed = partial(self._begin_is_over, end)
+        end.accept()
+
+    def _begin_is_over(self, end: TCPEnd) -> None:
+        self._begun -= 1
+        end.changed = bool
+        if end.is_gone:  # the peer has given up
+            self._let_in()
+        elif self._backlog:
+            self.queue(end)
+        else:
+            end.abort()
 
     def wait_for_room(self, attempt: Callable[[], object]) -> None:
         """Call *attempt* once there is room, or the socket is closed."""
         self._waiting.append(attempt)
+
+    def _let_in(self) -> None:
+        if self._waiting:
+            self._waiting.popleft()()
 
     # Connecting.
 
@@ -160,15 +191,15 @@ class StreamSocket(BoundSocket):
             raise error(errno.ECONNREFUSED)
         if listening.is_full():
             raise error(errno.EAGAIN)
-        ends = UnixStreamEnd(self.world, self.site, self.name), UnixStreamEnd(self.world, self.site, listening.name)
-        label = listening.name if isinstance(listening.name, str) else repr(listening.name)
-        pair(self.world, ends, (f"{self.site.name}:client", f"{self.site.name}:{label}"))
-        for end in ends:
-            end.is_established = True
+        ends = UnixEnd(self.world, self.site, self.name), UnixEnd(self.world, self.site, listening.name)
+        names = f"{self.site.name}:client", _label(self.site, listening.name)
+        for end, peer, label in zip(ends, reversed(ends), (names, reversed(names)), strict=True):
+            end.peer, end.label, end.is_established = peer, " -> ".join(label), True
+        self.world.trace.note("connect", self.site.name, ends[0].label)
         self._take_end(ends[0])
         listening.queue(ends[1])
 
-    def connect_to_port(self, host: str, port: int, done: Callable[[], object]) -> StreamEnd:
+    def connect_to_port(self, host: str, port: int, done: Callable[[], object]) -> TCPEnd:
         """Begin to connect over TCP, and call *done* when that has succeeded or failed.  Return this end.
 
         :raises OSError: the attempt fails at once.
@@ -182,10 +213,11 @@ class StreamSocket(BoundSocket):
             name = (site.source(self.family, plain), site.pick_port())
         elif not name[0].strip("0.:"):  # bound to any address
             name = (site.source(self.family, plain), name[1])
-        end = StreamEnd(world, site, name)
+        end = TCPEnd(world, site, name, (plain, port))
         self._take_end(end)
-        end.changed = done
+        end.changed = lambda: world.loop.after(0, done, host=site.name)
         label = f"{site.name}:{name[1]} -> {target.name if target else host}:{port}"
+        end.label = label
         world.trace.note("connect", site.name, label)
         if target is None:
             world.loop.after(UNREACHABLE_AFTER, self._fail, end, errno.EHOSTUNREACH)
@@ -202,11 +234,11 @@ class StreamSocket(BoundSocket):
     def _fail(self, end: StreamEnd, code: int) -> None:
         if not end.is_gone:
             end.error = code
-            end.is_gone = True
+            end.is_gone = end.has_ended = end.has_no_input = True
             self.site.forget(end)
             end.changed()
 
-    def _travel(self, end: StreamEnd, target: Site, host: str, port: int) -> None:
+    def _travel(self, end: TCPEnd, target: Site, host: str, port: int) -> None:
         """Let the attempt reach the host that it is for."""
         way = self.world.way(self.site, target)
         if way.is_cut:
@@ -215,7 +247,7 @@ class StreamSocket(BoundSocket):
         else:
             self.world.loop.after(way.delay(0), self._arrive, end, target, host, port)
 
-    def _arrive(self, end: StreamEnd, target: Site, host: str, port: int) -> None:
+    def _arrive(self, end: TCPEnd, target: Site, host: str, port: int) -> None:
         way = self.world.way(self.site, target)
         if not target.is_up:
             target.missed.append(lambda: self._arrive(end, target, host, port))
@@ -224,22 +256,21 @@ class StreamSocket(BoundSocket):
         elif end.is_open and not end.is_gone:
             self._meet(end, target, host, port)
 
-    def _meet(self, end: StreamEnd, target: Site, host: str, port: int) -> None:
+    def _meet(self, end: TCPEnd, target: Site, host: str, port: int) -> None:
         sockets = target.receivers(self.kind, self.family, host, port)
         listening = [sock for sock in sockets if sock.is_listening]
         back = self.world.way(target, self.site)
         if not listening:
-            self.world.trace.note("refuse", target.name, f"{self.site.name}:{end.name[1]} -> {target.name}:{port}")
+            self.world.trace.note("refuse", target.name, end.label)
             self.world.loop.after(back.delay(0), self._fail, end, errno.ECONNREFUSED)
             return
         chosen = listening[self.world.draws.pick(len(listening))]
         if chosen.is_full():
             chosen.wait_for_room(lambda: self._arrive(end, target, host, port))
             return
-        other = StreamEnd(self.world, target, (host, port))
-        pair(self.world, (end, other), (f"{self.site.name}:{end.name[1]}", f"{target.name}:{port}"))
-        other.accept()
-        chosen.queue(other)
+        other = TCPEnd(self.world, target, (host, port), end.name)
+        join(self.world, end, other)
+        chosen.begin(other)
 
 
 def _label(site: Site, name: Any) -> str:
