@@ -10,9 +10,11 @@ from gevent.monkey import get_original
 __all__ = ["is_virtual", "now", "use"]
 
 
+_REAL: Callable[[], float] = time.monotonic  # a simulation can replace that of the module
+
 # The original class: patched threading.local is about greenlets.
 class _Here(get_original("_thread", "_local")):  # type: ignore[misc]
-    now: Callable[[], float] = staticmethod(time.monotonic)
+    now: Callable[[], float] = staticmethod(_REAL)
 
 
 _here = _Here()
@@ -25,7 +27,7 @@ def now() -> float:
 
 def is_virtual() -> bool:
     """Return whether this thread has the clock of a simulation."""
-    return _here.now is not time.monotonic
+    return _here.now is not _REAL
 
 
 def use(clock: Callable[[], float]) -> Callable[[], float]:
