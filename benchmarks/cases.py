@@ -132,6 +132,11 @@ def in_memory(work: str) -> Callable[[Bench, Server, Settings], Sequence[Measure
     return measure
 
 
+def memory(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+    """The growth of a process that simulates ten times as many connections as there are idle ones elsewhere."""
+    return [Measurement(bench.in_memory("simulated-memory", 10 * settings.idle)["MiB"])]
+
+
 #: Not a server, but the least that has to be done to get at lines.
 SPLIT = Server("bytes.split", "", "benchmarks", "split")
 
@@ -160,6 +165,30 @@ CASES = [
         (Row("round-trips", "round trips of 64 B in memory", "round trips/s"),),
         (OURS,),
         in_memory("round-trips"),
+        False,
+    ),
+    Case(
+        (Row("simulated-seconds", "simulation: 10 clients, a line a second each", "simulated s/s"),),
+        (OURS,),
+        in_memory("simulated-seconds"),
+        False,
+    ),
+    Case(
+        (Row("simulated-resets", "simulation: conversations that end with a reset", "conversations/s"),),
+        (OURS,),
+        in_memory("simulated-resets"),
+        False,
+    ),
+    Case(
+        (Row("simulated-races", "simulation: seeds of a race", "seeds/s"),),
+        (OURS,),
+        in_memory("simulated-races"),
+        False,
+    ),
+    Case(
+        (Row("simulated-memory", "simulation: growth after 100,000 connections (less is better)", "MiB"),),
+        (OURS,),
+        memory,
         False,
     ),
 ]

@@ -5,7 +5,9 @@
 ``split``
     the same chunks just split, which is the least that can be done about them in Python;
 ``round-trips``
-    64 bytes written by a client in memory, and sent back by the server.
+    64 bytes written by a client in memory, and sent back by the server;
+``simulated-...``
+    see ``benchmarks.simulated``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks import simulated
 from benchmarks.servers.ngi import Echo
 from ngi_gevent import adapters, testing
 
@@ -90,7 +93,14 @@ def round_trips() -> Iterator[int]:
             raise AssertionError(f"{client.size} bytes came of {sent * len(MESSAGE)}")
 
 
-WORKS: dict[str, Callable[[], Iterator[int]]] = {"lines": lines, "split": split, "round-trips": round_trips}
+WORKS: dict[str, Callable[[], Iterator[int]]] = {
+    "lines": lines,
+    "split": split,
+    "round-trips": round_trips,
+    "simulated-seconds": simulated.seconds,
+    "simulated-resets": simulated.resets,
+    "simulated-races": simulated.races,
+}
 
 
 def measured(counts: Iterator[int], seconds: float) -> dict[str, float]:
@@ -106,4 +116,6 @@ def measured(counts: Iterator[int], seconds: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(WORKS[sys.argv[1]](), float(sys.argv[2]))))
+    work, amount = sys.argv[1], float(sys.argv[2])
+    is_memory = work == "simulated-memory"
+    print(json.dumps(simulated.memory(int(amount)) if is_memory else measured(WORKS[work](), amount)))

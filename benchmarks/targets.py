@@ -81,4 +81,6 @@ TARGETS = [
     Target("echo-beside-idle", "≥ 0.9 × the same with none idle", 0.9, _against_row("echo-alone")),
     Target("lines", "≥ 1,000,000 lines/s", 1_000_000, _figure),
     Target("round-trips", "≥ 200,000 round trips/s", 200_000, _figure),
+    Target("simulated-seconds", "≥ 1,000 simulated s/s", 1_000, _figure),
+    Target("simulated-races", "≥ 17 seeds/s: 1,000 in a minute", 17, _figure),
 ]

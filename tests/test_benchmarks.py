@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import chart, in_memory, report, work
+from benchmarks import chart, in_memory, report, simulated, work
 from benchmarks.__main__ import parser
 from benchmarks.cases import CASES, QUICK, Case, Row, rate_and_cpu, with_cpu
 from benchmarks.figures import Figures, Measurement, Spread
@@ -594,6 +594,13 @@ def test_works_in_memory_count_what_was_delivered():
     assert [next(in_memory.lines()), next(in_memory.split())] == [chunk.count(b"\n")] * 2
     trips = in_memory.round_trips()
     assert [next(trips), next(trips)] == [1000, 2000]
+
+
+def test_works_in_a_simulation_check_what_happened():
+    assert [next(simulated.resets()), next(simulated.races())] == [10, 1]
+    seconds = simulated.seconds()
+    assert [next(seconds), next(seconds)] == [10, 20]
+    seconds.close()
 
 
 def test_a_rate_in_memory_is_that_of_its_seconds():

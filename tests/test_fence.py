@@ -31,18 +31,9 @@ from gevent.monkey import get_original
 import ngi_gevent
 from ngi_gevent.core import threads
 from ngi_gevent.sockets.network import Network
-from ngi_gevent.testing.simulation.errors import NotSimulated, SimulationError
+from ngi_gevent.testing.simulation import NotSimulated, SimulationError
 from ngi_gevent.testing.simulation.fence import Fence, is_inside
 from ngi_gevent.testing.simulation.program import patched_time
-
-
-def from_a_gevent_pool() -> None:
-    pool = gevent.threadpool.ThreadPool(1)
-    try:
-        pool.spawn(int).get()
-    finally:
-        gevent.get_hub()  # which the pool belongs to
-
 
 LEAVING = {
     "socket.socket": [

@@ -23,7 +23,7 @@ def run(pytester, monkeypatch):
     return run
 
 
-def test_a_test_runs_over_both(run):
+def test_a_test_runs_over_each(run):
     result = run(
         """
         from ngi_gevent import testing
@@ -52,8 +52,9 @@ def test_a_test_runs_over_both(run):
         "-v",
         fresh=True,
     )
-    result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(["*test_echo?memory? PASSED*", "*test_echo?network? PASSED*"])
+    result.assert_outcomes(passed=6)
+    ways = ["memory", "network", "seed0", "seed1", "seed2"]
+    result.stdout.fnmatch_lines([f"*test_echo?{way}? PASSED*" for way in ways])
 
 
 def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run, monkeypatch):
@@ -68,11 +69,12 @@ def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run,
         def test_failing(ngi_implementation):
             ngi_implementation.listener(None, testing.Recorder)
             assert False
-        """
+        """,
+        "--ngi-seeds=1",
     )
-    result.assert_outcomes(passed=2, errors=2, failed=2)
+    result.assert_outcomes(passed=3, errors=3, failed=3)
     result.stdout.fnmatch_lines(["E*left over:", "E*Listener on ('in memory', 1), accepting*made at *.py:4"])
-    result.stdout.fnmatch_lines(["E*left over:", "E*Listener on ('127.0.0.1', *), accepting*made at *.py:4"])
+    result.stdout.fnmatch_lines(["E*left over:", "E*Listener on ('127.0.0.1', *), accepting*made at *.py:4"] * 2)
     result.stdout.no_fnmatch_line("*made at *.py:7*")
 
 
@@ -117,9 +119,10 @@ def test_a_handler_that_raises_fails_the_test_unless_the_test_expects_it(run):
         def test_failing(ngi):
             talk(ngi)
             assert False
-        """
+        """,
+        "--ngi-seeds=1",
     )
-    result.assert_outcomes(passed=6, errors=4, failed=1)
+    result.assert_outcomes(passed=9, errors=6, failed=1)
     result.stdout.fnmatch_lines(["E *RuntimeError: a bug", "E *AssertionError: a handler raised RuntimeError(*); *"])
 
 
@@ -170,3 +173,216 @@ def test_what_is_left_over_shows_the_plans_too(run):
     )
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*left over:*", "*Faulty: plans carried out*", "Plan(datagrams=('lost',))"])
+
+
+RACE = """
+        import gevent
+        import pytest
+
+        def test_race(simulation):
+            order = []
+
+            def work(number):
+                for _ in range(5):
+                    gevent.sleep(1)
+                    order.append(number)
+
+            gevent.joinall([gevent.spawn(work, number) for number in range(2)])
+            assert order[2:4] != [1, 0], "overtaken"
+"""
+
+
+def test_an_item_for_each_seed(run):
+    text = """
+        import pytest
+
+        seeds = []
+
+        def test_unmarked(simulation):
+            seeds.append(simulation.seed)
+
+        @pytest.mark.ngi_seeds(2)
+        def test_marked(simulation):
+            assert seeds == [0, 1, 2] or len(seeds) == 1
+
+        @pytest.fixture
+        def begun(simulation):
+            return simulation.now()
+
+        def test_through_a_fixture(begun):
+            assert begun == 0
+    """
+    result = run(text, "-v")
+    result.assert_outcomes(passed=8)
+    result.stdout.fnmatch_lines(["*test_unmarked?seed0? PASSED*", "*test_marked?seed1? PASSED*"])
+    run(text, "--ngi-seeds=1").assert_outcomes(passed=3)
+    result = run(text, "--ngi-replay=9", "-v")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*test_marked?seed9? PASSED*"])
+
+
+def test_a_failure_shows_its_seed_how_to_replay_it_and_how_it_ended(run):
+    result = run(RACE, "--ngi-seeds=30", "-x", "-m", "not slow")
+    result.assert_outcomes(failed=1, passed=result.parseoutcomes()["passed"])
+    [command] = [line for line in result.outlines if line.startswith("pytest ")]
+    seed = command.rpartition("[seed")[2].partition("]")[0]
+    file = "test_a_failure_shows_its_seed_how_to_replay_it_and_how_it_ended.py"
+    assert command == f"pytest '{file}::test_race[seed{seed}]' --ngi-replay={seed} -m 'not slow'"
+    result.stdout.fnmatch_lines(["*- simulation -*", f"seed {seed}; replay it with", "the greenlets at the end:"])
+    result.stdout.no_fnmatch_line("*shrunk*")
+
+    result = run(RACE, f"--ngi-replay={seed}")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*- simulation, shrunk -*", "draws that are needed: 1 of *", "* choose *s*: 1"])
+    replay = [line for line in result.outlines if line.startswith("pytest ")][-1].rpartition("=")[2]
+    assert replay.startswith(f"{seed}:s")
+
+    result = run(RACE, f"--ngi-replay={replay}")
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*shrunk*")
+    run(RACE, f"--ngi-replay={seed}:").assert_outcomes(passed=1)
+
+
+def test_the_fixtures_of_a_test_are_fresh_in_each_run_of_shrinking(run):
+    result = run(
+        """
+        import pytest
+
+        made = []
+
+        @pytest.fixture
+        def thing(simulation):
+            made.append([])
+            yield made[-1]
+            made[-1].append("ended")
+
+        def test_thing(thing):
+            assert thing == []
+            thing.append("used")
+            assert all(one == ["used", "ended"] for one in made[:-1])
+            raise ValueError
+        """,
+        "--ngi-replay=3",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["draws that are needed: 0 of 0*", "*also fails under seed 0"])
+
+
+def test_a_test_that_depends_on_something_else_is_said_to(run):
+    result = run(
+        """
+        runs = []
+
+        def test_once(simulation):
+            runs.append(1)
+            assert len(runs) > 1
+        """,
+        "--ngi-replay=3",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the test depends on something that no seed decides"])
+
+
+def test_an_exception_of_a_greenlet_is_an_error_of_the_test_unless_it_failed(run):
+    result = run(
+        """
+        import gevent
+
+        def test_swallowed(simulation):
+            gevent.spawn(int, "x").join()
+
+        def test_expected(simulation):
+            gevent.spawn(int, "x").join()
+            assert isinstance(simulation.raised.pop(), ValueError)
+
+        def test_failing(simulation):
+            gevent.spawn(int, "y").join()
+            assert False
+        """,
+        "--ngi-seeds=1",
+    )
+    result.assert_outcomes(passed=2, errors=1, failed=1)
+    result.stdout.fnmatch_lines(["E *ValueError: *'x'", "a handler or a greenlet raised ValueError(*'y'*"])
+
+
+def test_timelines_of_failures_and_replays(run, pytester):
+    text = (
+        RACE
+        + """
+        def test_passing(simulation):
+            gevent.sleep(1)
+            assert True
+    """
+    )
+    run(text, "--ngi-seeds=30", "-x", "--ngi-timeline=pages/new")
+    [page] = (pytester.path / "pages" / "new").iterdir()
+    assert page.name.startswith("test_timelines_of_failures_and_replays.py-test_race-seed")
+    assert "<!DOCTYPE html>" in page.read_text()
+    run(text, "--ngi-replay=1", "--ngi-timeline=pages", "-k", "passing")
+    assert [path.name for path in (pytester.path / "pages").glob("*.html")] == [
+        "test_timelines_of_failures_and_replays.py-test_passing-seed1.html"
+    ]
+
+
+def test_another_fixture_with_the_same_name_is_left_alone(run):
+    result = run(
+        """
+        import pytest
+
+        @pytest.fixture
+        def simulation():
+            return "theirs"
+
+        def test_theirs(simulation):
+            assert simulation == "theirs"
+
+        class TestOurs:
+            @pytest.fixture
+            def simulation(self, request):
+                return "again theirs"
+
+            def test(self, simulation):
+                assert simulation == "again theirs"
+        """
+    )
+    result.assert_outcomes(passed=2)
+    result = run(
+        """
+        import pytest
+
+        @pytest.fixture
+        def simulation(simulation):
+            simulation.compute(5)
+            return simulation
+
+        def test_ours(simulation):
+            assert simulation.now() == 5
+        """,
+        "-v",
+    )
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*seed2*PASSED*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ngi-seeds=0"], "*--ngi-seeds must be an int >= 1; got 0"),
+        (["--ngi-seeds=many"], "*--ngi-seeds: invalid int value: 'many'"),
+        (["--ngi-replay=many"], "*--ngi-replay: a replay must be a seed, *; got 'many'"),
+        (["--ngi-replay=1", "--ngi-seeds=1"], "*--ngi-seeds and --ngi-replay exclude each other*"),
+        (["--ngi-timeline=file"], "*--ngi-timeline must be a folder; got 'file', which is a file"),
+    ],
+)
+def test_options_are_checked(run, pytester, arguments, message):
+    (pytester.path / "file").touch()
+    result = run("", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([message])
+
+
+@pytest.mark.parametrize("mark", ["ngi_seeds(0)", "ngi_seeds(n=3)"])
+def test_the_mark_is_checked(run, mark):
+    result = run(f"import pytest\n@pytest.mark.{mark}\ndef test(simulation): pass")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*ngi_seeds takes one argument, an int >= 1; got Mark(*"])

@@ -90,7 +90,7 @@ def test_the_fixtures_are_in_the_reference():
     import pytest_ngi_gevent
 
     fixtures = {name for name in pytest_ngi_gevent.__all__ if not name.startswith("pytest_")}
-    assert len(fixtures) == 3
+    assert len(fixtures) == 4
     assert {f"pytest_ngi_gevent.{name}" for name in fixtures} <= set(documented())
 
 

@@ -12,6 +12,7 @@ __all__ = ["is_virtual", "now", "use"]
 
 _REAL: Callable[[], float] = time.monotonic  # a simulation can replace that of the module
 
+
 # The original class: patched threading.local is about greenlets.
 class _Here(get_original("_thread", "_local")):  # type: ignore[misc]
     now: Callable[[], float] = staticmethod(_REAL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection
 from random import Random
 
@@ -18,14 +19,16 @@ class Draws:
     draws nothing: each choice is the plain one.
 
     :ivar count: draws so far.
+    :ivar deviations: the numbers of those that were not plain.
     """
 
-    __slots__ = ("_kept", "_note", "_plain", "_random", "count", "name")
+    __slots__ = ("_kept", "_note", "_plain", "_random", "count", "deviations", "name")
 
     def __init__(self, seed: int, name: str, note: Note, kept: Collection[int] | None = None) -> None:
         """:param kept: the numbers of the draws to make.  All others are plain.  None makes all of them."""
         self.name = name
         self.count = 0
+        self.deviations = array("Q")  # a long run has millions
         self._note = note
         self._plain = seed == 0
         self._kept = kept
@@ -45,7 +48,7 @@ class Draws:
         drawn = self._draw() if count > 1 else None
         picked = 0 if drawn is None else int(drawn * count)
         if picked:
-            self._note(self.name, self.count, picked)
+            self._deviate(picked)
         return picked
 
     def between(self, low: float, high: float) -> float:
@@ -54,7 +57,7 @@ class Draws:
         if drawn is None:
             return low
         result = low + drawn * (high - low)
-        self._note(self.name, self.count, result)
+        self._deviate(result)
         return result
 
     def chance(self, probability: float) -> bool:
@@ -64,8 +67,12 @@ class Draws:
         drawn = self._draw() if probability > 0 else None
         if drawn is None or drawn >= probability:
             return False
-        self._note(self.name, self.count, True)
+        self._deviate(True)
         return True
+
+    def _deviate(self, drawn: object) -> None:
+        self.deviations.append(self.count)
+        self._note(self.name, self.count, drawn)
 
 
 def parse_replay(replay: str) -> tuple[int, dict[str, frozenset[int]] | None]:

@@ -77,15 +77,13 @@ class Simulation:
         self.seed = seed
         self.raised: list[BaseException] = []
         self.random = Random(f"p{seed}")
-        #: The draws that were not plain, such as ``'s12'``, in the order in which they were made.
-        self.deviations: list[str] = []
         self._shows_choices = kept is not None
         kept = kept or {"s": None, "n": None}  # type: ignore[dict-item]
-        draws = Draws(seed, "s", self._note_draw, kept["s"])
-        self._loop = VirtualLoop(draws, Limits(max_turns), is_any_order=is_any_order)
+        self._draws = [Draws(seed, name, self._note_draw, kept[name]) for name in ("s", "n")]
+        self._loop = VirtualLoop(self._draws[0], Limits(max_turns), is_any_order=is_any_order)
         if keeps_all_events:
             self.trace.keep_all()
-        self._internet = Internet(self._loop, Draws(seed, "n", self._note_draw, kept["n"]), self.trace)
+        self._internet = Internet(self._loop, self._draws[1], self.trace)
         self._hosts: dict[str, Host] = {}
         self._patches_time = patches_time
         self._thread: int | None = None
@@ -104,6 +102,11 @@ class Simulation:
     def digest(self) -> str:
         """A text that is the same for two runs in which the same has happened."""
         return self.trace.digest
+
+    @property
+    def deviations(self) -> list[str]:
+        """The draws so far that were not plain, such as ``'s12'``: first those of the schedule, then the network's."""
+        return [f"{draws.name}{number}" for draws in self._draws for number in draws.deviations]
 
     def now(self) -> float:
         """Return the virtual seconds since the start."""
@@ -134,17 +137,35 @@ class Simulation:
 
         :raises ValueError: there is no such host, or it is twice the same.
         """
+        self.check_usable()
         return self._internet.link(_name_of(one), _name_of(other))
+
+    def set_links(
+        self,
+        *,
+        latency: float | None = None,
+        jitter: float | None = None,
+        bandwidth: float | None = None,
+        loss: float | None = None,
+        duplicates: float | None = None,
+        reorder: float | None = None,
+    ) -> None:
+        """Change all links between two hosts, also those of hosts to come.  See ``Link.set``.  Never blocks."""
+        self.check_usable()
+        values = {"latency": latency, "jitter": jitter, "bandwidth": bandwidth}
+        self._internet.set_links(**values, loss=loss, duplicates=duplicates, reorder=reorder)
 
     def partition(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
         """Let nothing pass from *one* host to the *other*, and not back either if *both*.  Never blocks.
 
         Streams are held, and go on after ``heal``.  Datagrams are lost.  No host hears of it.
         """
+        self.check_usable()
         self._internet.partition(_name_of(one), _name_of(other), both=both)
 
     def heal(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
         """End a partition.  Never blocks."""
+        self.check_usable()
         self._internet.heal(_name_of(one), _name_of(other), both=both)
 
     def compute(self, seconds: float) -> None:
@@ -152,6 +173,7 @@ class Simulation:
 
         :raises ValueError: *seconds* is negative.
         """
+        self.check_usable()
         self._loop.compute(self.checked_seconds("seconds", seconds))
 
     # The with statement.
@@ -236,8 +258,7 @@ class Simulation:
     def pause(self, host: Host, seconds: float) -> None:
         """Hold back what *host* does."""
         self.trace.note("pause", host.name, f"for {seconds:g} seconds")
-        self._loop.hold(host.name)
-        self._loop.after(seconds, self._loop.release, host.name)
+        self._loop.hold(host.name, seconds)
 
     def crash(self, host: Host, *, silent: bool) -> None:
         """Cut *host* off, count what it has as closed, and end its greenlets."""
@@ -294,7 +315,6 @@ class Simulation:
 
     def _note_draw(self, stream: str, number: int, drawn: object) -> None:
         deviation = f"{stream}{number}"
-        self.deviations.append(deviation)
         if self._shows_choices:
             self.trace.note("choose", self._loop.host, f"{deviation}: {drawn}")
         else:
