@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import stat
+from random import Random
 from typing import Any
 
 import gevent
@@ -632,11 +633,15 @@ def test_a_machine_without_power_is_silent_until_it_starts_again():
 
 def test_files_stay_in_a_crash():
     world = World()
-    network = world.internet.add_host("host")
+    network = world.internet.add_host("server")
     sock = network.make_socket(socket.AF_UNIX, STREAM)
     sock.bind("/socket")
-    world.internet.crash("host", silent=True)
-    again = world.internet.restart("host")
+    lock = network.lock("/")
+    world.internet.crash("server", silent=True)
+    again = world.internet.restart("server")
+    again.lock("/")
+    for call in (network.stat, "/socket"), (network.unlink, "/socket"), (network.lock, "/tmp"), (network.unlock, lock):
+        crashed(*call)  # as a finally clause of the old life may do
     assert stat.S_ISSOCK(again.stat("/socket").st_mode)
     assert result_of(again.make_socket(socket.AF_UNIX, STREAM).bind, "/socket") == "EADDRINUSE"
     assert result_of(again.connect, again.make_socket(socket.AF_UNIX, STREAM), "/socket") == "ECONNREFUSED"
@@ -808,3 +813,131 @@ def test_equal_seeds_have_equal_traces():
 
     digests = [digest(seed) for seed in (0, 0, 1, 1, 2)]
     assert digests[0] == digests[1] != digests[2] == digests[3] != digests[4]
+
+
+def test_nothing_reaches_the_system():
+    network = Pair().server
+    own = {name for name, value in vars(Network).items() if not name.startswith("_") and callable(value)}
+    assert own - set(vars(type(network))) - set(vars(network)) == set()
+
+
+def test_sockets_that_share_a_port():
+    def shares(seed):
+        pair = Pair(seed)
+        listeners, receivers = [], []
+        for kind, sockets, port in (STREAM, listeners, 80), (DATAGRAM, receivers, 90):
+            for _ in range(2):
+                sock = pair.server.make_socket(socket.AF_INET, kind)
+                pair.server.share_port(sock)
+                sock.bind(("0.0.0.0", port))
+                sockets.append(sock)
+        for sock in listeners:
+            sock.listen(20)
+        attempts = [pair.begin(address=(pair.address[0], 80)) for _ in range(10)]
+        pair.settle()
+        gevent.joinall(attempts, timeout=5)
+        for _ in range(2):
+            sender = pair.client.make_socket(socket.AF_INET, DATAGRAM)
+            for _ in range(3):
+                sender.sendto(b"x", (pair.address[0], 90))
+        pair.settle()
+        accepted = [len([None for _ in range(20) if pair.server.accept(sock)]) for sock in listeners]
+        return accepted, [len(received(sock)) for sock in receivers]
+
+    assert shares(0) == ([10, 0], [3, 3])
+    accepted, datagrams = shares(1)
+    assert sum(accepted) == 10 != max(accepted)
+    assert datagrams == [3, 3]
+
+
+def live(seed: int) -> Pair:
+    """Let two hosts do anything, and look that no byte is lost, doubled, or out of place."""
+    draw = Random(seed)
+    pair = Pair(seed, jitter=1, bandwidth=draw.choice([None, 50_000]), loss=0.1, duplicates=0.1, reorder=0.1)
+    sent, got, ends = {}, {}, []
+    data = bytes(range(256)) * 1000
+    for _ in range(60):
+        what = draw.choice(["connect", *["send"] * 5, *["recv"] * 6, "shut", "close", "reset", "cut", "heal", "crash"])
+        if what == "connect" and len(ends) < 6:
+            sock = pair.stream()
+            attempt = pair.begin(sock)
+            pair.settle(draw.choice([0.5, 5, 50]))
+            gevent.sleep(0)
+            if attempt.value is sock:
+                ends.append(sock)
+            else:
+                attempt.kill()
+                sock.close()
+        elif what == "cut":
+            pair.internet.partition(
+                *draw.choice([("server", "client"), ("client", "server")]), both=draw.random() < 0.5
+            )
+        elif what == "heal":
+            pair.internet.heal("server", "client")
+        elif what == "crash" and draw.random() < 0.2:
+            name = draw.choice(["server", "client"])
+            pair.internet.crash(name, silent=draw.random() < 0.5)
+            pair.settle(draw.choice([0, 5]))
+            setattr(pair, name, pair.internet.restart(name))
+            if name == "server":
+                pair.listener = pair.server.make_socket(socket.AF_INET, STREAM)
+                pair.listener.bind(pair.address)
+                pair.listener.listen(2)
+        accepted = pair.server.accept(pair.listener)
+        if accepted:
+            ends.append(accepted[0])
+        if ends and what in ("send", "recv", "shut", "close", "reset"):
+            sock = draw.choice(ends)
+            end = sock.end
+            count = draw.choice([1, 100, 50_000])
+            if what == "send":
+                start = sent.get(end, 0)
+                piece = data[start % 256 :][:count]
+                size = result_of(sock.send, piece)
+                if isinstance(size, int):
+                    sent[end] = start + size
+            elif what == "recv":
+                piece = result_of(sock.recv, count)
+                start = got.get(end, 0)
+                if isinstance(piece, bytes):
+                    assert piece == data[start % 256 :][: len(piece)]
+                    got[end] = start + len(piece)
+                    assert got[end] <= sent.get(end.peer, 0)
+                    assert piece or not end._got_end or got[end] == sent.get(end.peer, 0)
+            elif what == "shut":
+                result_of(sock.shutdown, draw.randrange(3))
+            else:
+                if what == "reset":
+                    pair.server.reset_on_close(sock)
+                sock.close()
+        pair.settle(draw.choice([0, 0.5, 3]))
+    pair.internet.heal("server", "client")
+    pair.settle(1000)
+    for end in ends:
+        if end.fileno() != -1:
+            while isinstance(piece := result_of(end.recv, 100_000), bytes) and piece:
+                pair.settle(10)
+            end.close()
+    pair.listener.close()
+    pair.settle(100_000)
+    return pair
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(20), pytest.param(range(1000, 2000), marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_no_life_loses_bytes_or_leaves_anything(seeds):
+    for seed in seeds:
+        pair = live(seed)
+        assert live(seed).trace.digest == pair.trace.digest, seed
+        assert left(pair) == [], seed
+
+
+def left(pair: Pair) -> list[Any]:
+    """Return the sockets, and the ends of connections, that the kernels of both hosts still have.
+
+    An end that has delivered everything waits for that of its peer, which never comes from a host that has lost power.
+    """
+    sites = [network._site for network in (pair.server, pair.client)]
+    ends = [end for site in sites for end in site.ends if end.peer._generation == end.peer.site.generation]
+    return [*ends, *(sock for site in sites for sock in site.sockets())]

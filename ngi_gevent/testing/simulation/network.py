@@ -14,6 +14,7 @@ from ngi_gevent.sockets.network import Network, Resolved, Socket
 from ngi_gevent.testing.simulation.bound import BoundSocket, World
 from ngi_gevent.testing.simulation.datagrams import BUFFER, DatagramSocket
 from ngi_gevent.testing.simulation.errors import HostCrashed, NotSimulated
+from ngi_gevent.testing.simulation.files import Files
 from ngi_gevent.testing.simulation.sites import Site
 from ngi_gevent.testing.simulation.stream_sockets import StreamSocket
 from ngi_gevent.testing.simulation.streams import FINISHED, SEND_BUFFER
@@ -54,6 +55,10 @@ class HostNetwork(Network):
         if self._generation != self._site.generation:
             raise HostCrashed(f"host {self._site.name!r} has crashed since this was made")
 
+    def _files(self) -> Files:
+        self._check_up()
+        return self._site.files
+
     # Names.
 
     def resolve(self, host: str, port: int, kind: int, flags: int = 0) -> list[Resolved]:
@@ -69,22 +74,22 @@ class HostNetwork(Network):
         return [(family, kind, protocol, "", _name(family, address, port)) for family, address in found]
 
     def stat(self, path: str | bytes) -> os.stat_result:
-        return self._site.files.stat(path)
+        return self._files().stat(path)
 
     def unlink(self, path: str | bytes) -> None:
-        self._site.files.unlink(path)
+        self._files().unlink(path)
 
     def restrict_file(self, sock: Socket) -> None:
         """Do nothing: no other user is simulated."""
 
     def change_file(self, path: str | bytes, mode: int | None, owner: tuple[int, int] | None) -> None:
-        self._site.files.change(path, mode, owner)
+        self._files().change(path, mode, owner)
 
     def lock(self, folder: str) -> Any:
-        return self._site.files.lock(folder)
+        return self._files().lock(folder)
 
     def unlock(self, lock: Any) -> None:
-        self._site.files.unlock(lock)
+        self._files().unlock(lock)
 
     # Descriptors.
 
