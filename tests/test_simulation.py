@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from gevent.pool import Pool
 from gevent.queue import Empty, Queue
 from greenlet import greenlet
 
+from ngi_gevent import testing
 from ngi_gevent.core import clock
 from ngi_gevent.testing.simulation import HostCrashed, NotSimulated, Simulation, SimulationError, Spins, Stuck
 
@@ -585,3 +587,19 @@ def test_the_functions_of_time_and_random_follow_the_simulation_if_asked_to():
 def test_a_call_that_leaves_the_simulation_is_refused(simulation):
     with pytest.raises(NotSimulated, match=r"socket\.socket was called inside of a simulation; use the connect"):
         socket.socket()
+
+
+def test_a_simulation_that_is_over_is_freed():
+    simulation = Simulation()
+    with simulation:
+        server, client = simulation.host("server"), simulation.host("client")
+        server.listener(("server", 80), testing.Recorder)
+        recorder = testing.Recorder()
+        client.connect(("server", 80), recorder)
+        recorder.wait_connected()
+        server.crash()
+        recorder.wait_closed()
+    freed = weakref.ref(simulation)
+    del simulation, server, client, recorder
+    gc.collect()
+    assert freed() is None

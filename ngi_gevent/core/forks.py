@@ -13,7 +13,9 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["Owned", "add", "children", "generation", "keep", "leave"]
+from gevent.monkey import get_original
+
+__all__ = ["Owned", "add", "children", "generation", "keep", "keep_in", "leave"]
 
 
 class Owned(Protocol):
@@ -28,7 +30,14 @@ class Owned(Protocol):
 
 _generation = _children = 0
 _owned: WeakSet[Owned] = WeakSet()
-_kept: list[object] = []
+
+
+# The original class: patched threading.local is about greenlets.
+class _Here(get_original("_thread", "_local")):  # type: ignore[misc]
+    kept: list[object] = []  # noqa: RUF012 - shared by all threads that have no other
+
+
+_here = _Here()
 
 
 def add(thing: Owned) -> None:
@@ -46,7 +55,17 @@ def leave(things: Iterable[Owned]) -> None:
 
 def keep(*things: object) -> None:
     """Keep *things* in memory.  In a child, generators and greenlets of the parent would run if they were freed."""
-    _kept.extend(things)
+    _here.kept.extend(things)
+
+
+def keep_in(things: list[object]) -> list[object]:
+    """Keep what this thread keeps in *things* from now on, and return where it did before.
+
+    A host of a simulation that crashes leaves its objects as a parent does.  They are kept as long as the simulation.
+    """
+    before: list[object] = _here.kept
+    _here.kept = things
+    return before
 
 
 def generation() -> int:

@@ -14,7 +14,7 @@ from gevent.event import Event as Happening
 from gevent.hub import set_hub  # type: ignore[attr-defined]
 from greenlet import GreenletExit, getcurrent
 
-from ngi_gevent.core import clock
+from ngi_gevent.core import clock, forks
 from ngi_gevent.core.threads import get_hub_if_exists, get_ident
 from ngi_gevent.sockets.mailbox import this_thread
 from ngi_gevent.testing.simulation.errors import NotSimulated, SimulationError
@@ -200,6 +200,8 @@ class Simulation:
             gc.disable()
             ending.callback(gc.enable)
         ending.callback(clock.use, clock.use(self._loop.now))
+        self._left: list[object] = []  # by hosts that crashed
+        ending.callback(forks.keep_in, forks.keep_in(self._left))
         hub = self._hub = SimulatedHub(self._loop, self._note_raised)
         ending.callback(hub.destroy, destroy_loop=True)
         set_hub(hub)
