@@ -61,12 +61,21 @@ class World:
 
     def call(self, function, *arguments):
         """Call a function that blocks its greenlet; let everything happen until it is back."""
-        greenlet = gevent.spawn(function, *arguments)
-        greenlet.rawlink(lambda _: None)
-        while not greenlet.ready():
+        results = []
+
+        def run():
+            try:
+                results.append(function(*arguments))
+            except OSError as error:
+                results.append(error)
+
+        gevent.spawn(run)
+        while not results:
             gevent.sleep(0)
             self.settle()
-        return greenlet.get()
+        if isinstance(results[0], OSError):
+            raise results[0]
+        return results[0]
 
     def texts(self, *kinds):
         """The texts of all events of these kinds."""
@@ -104,12 +113,12 @@ def make_pair(network, family, call, *, peer_network=None, host="127.0.0.1"):
             os.rmdir(os.path.dirname(address))
 
 
-def result_of(function, *arguments):
+def result_of(function, *arguments, **options):
     """Return what a call returns, or the name of its error."""
     try:
-        return function(*arguments)
+        return function(*arguments, **options)
     except OSError as error:
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno] if error.errno else str(error)
 
 
 def snapshot(network, sock):

@@ -315,6 +315,18 @@ def test_an_event_of_outside_is_refused_and_works_again_afterwards():
     assert woken.wait(20)
 
 
+def test_all_links_can_be_changed_at_once(simulation):
+    for name in "ab":
+        simulation.host(name)
+    simulation.link("a", "b").set(loss=0.5)
+    simulation.set_links(latency=0.25)
+    simulation.host("c")
+    links = [simulation.link("a", other) for other in "bc"]
+    assert [(link.latency, link.loss) for link in links] == [(0.25, 0.5), (0.25, 0)]
+    with pytest.raises(ValueError, match="loss must be from 0 to 1; got 2"):
+        simulation.set_links(loss=2)
+
+
 # The end.
 
 
@@ -463,6 +475,69 @@ def test_a_paused_host_does_nothing_until_it_goes_on(simulation):
     gevent.sleep(11.2)
     assert ticks["paused"] == [1, 2, 12.5, 13.5]
     assert ticks["running"] == list(range(1, 14))
+
+
+def test_a_second_pause_does_not_shorten_the_first(simulation):
+    host, ticks = simulation.host("server"), []
+    host.spawn(lambda: (gevent.sleep(1), ticks.append(round(simulation.now()))))
+    gevent.sleep(0)
+    host.pause(50)
+    host.pause(5)
+    gevent.sleep(100)
+    assert ticks == [50]
+
+
+def test_who_waits_for_a_host_learns_that_it_crashes(simulation):
+    server, client = simulation.host("server"), simulation.host("client")
+    server.listener(("server", 80), print)
+    errors = []
+
+    def wait() -> None:
+        try:
+            server.wait()
+        except HostCrashed as error:
+            errors.append(error)
+
+    client.spawn(wait)
+    gevent.spawn_later(5, server.crash)
+    with pytest.raises(HostCrashed, match="host 'server' has crashed"):
+        server.wait()
+    gevent.sleep(1)
+    assert len(errors) == 1
+
+
+class Interrupt(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupt])
+def test_what_must_end_the_test_is_raised_where_it_waits(simulation, error):
+    def interrupt() -> None:
+        raise error
+
+    gevent.get_hub().loop.run_callback(interrupt)
+    with pytest.raises(error):
+        gevent.sleep(10)
+    gevent.sleep(1)  # the hub goes on, so that the simulation can end in order
+
+
+def test_ctrl_c_between_two_callbacks_is_raised_where_the_test_waits(simulation, monkeypatch):
+    loop: Any = gevent.get_hub().loop
+    jump, jumps = loop.agenda.jump, []
+
+    class Agenda(type(loop.agenda)):  # type: ignore[misc]
+        __slots__ = ()
+
+        def jump(self) -> bool:
+            jumps.append(1)
+            if len(jumps) == 1:
+                raise KeyboardInterrupt
+            return jump()
+
+    loop.agenda.__class__ = Agenda
+    with pytest.raises(KeyboardInterrupt):
+        gevent.sleep(10)
+    gevent.sleep(1)
 
 
 def test_a_host_that_waits_for_an_event_of_another_is_woken_as_itself(simulation):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from typing import Any, Protocol
 
+from ngi_gevent.testing.simulation.errors import HostCrashed
 from ngi_gevent.testing.simulation.files import error
 from ngi_gevent.testing.simulation.sites import ANY, Site
 
@@ -50,12 +52,21 @@ class BoundSocket:
         self.name: Any = "" if family == socket.AF_UNIX else (ANY[socket.AddressFamily(family)], 0)
         self.is_bound = False
         self.is_closed = False
+        self._generation = site.generation
         self.shares_port = False
         self.reuses_address = False
         self.is_dual_stack = False
         self.descriptor = world.next_descriptor()
         site.add(self.descriptor, self)
         world.loop.add_descriptor(self.descriptor, self)
+
+    def __repr__(self) -> str:
+        return f"<socket of host {self.site.name!r}, bound to {self.name!r}>"
+
+    @property
+    def type(self) -> int:
+        """The kind, as a socket of the standard library has it."""
+        return self.kind
 
     def takes(self, family: int) -> bool:
         """Return whether it receives from addresses of *family*."""
@@ -64,6 +75,10 @@ class BoundSocket:
     def readiness(self) -> int:
         """Return what the descriptor is ready for: 1 to read, 2 to write, 3 for both."""
         raise NotImplementedError
+
+    def poll(self) -> int:
+        """Return what has happened, as the events of ``select.poll``."""
+        return select.POLLIN if self.readiness() & 1 else 0
 
     def fileno(self) -> int:
         """Return the descriptor; -1 after ``close``."""
@@ -80,7 +95,8 @@ class BoundSocket:
         if self.family == socket.AF_UNIX:
             self.name = self.site.files.bind(address, self)
         else:
-            self.name = (address[0], self.site.bind(self, address[0], address[1]))
+            host = address[0] or ANY[socket.AddressFamily(self.family)]
+            self.name = (host, self.site.bind(self, host, address[1]))
         self.is_bound = True
 
     def getsockname(self) -> Any:
@@ -100,7 +116,9 @@ class BoundSocket:
         raise error(errno.ENOPROTOOPT)
 
     def check_open(self) -> None:
-        """Raise if it is closed."""
+        """Raise if it is closed, or its host has crashed."""
+        if self._generation != self.site.generation:
+            raise HostCrashed(f"host {self.site.name!r} has crashed since this socket was made")
         if self.is_closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 

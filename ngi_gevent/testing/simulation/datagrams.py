@@ -10,7 +10,7 @@ from typing import Any
 
 from ngi_gevent.testing.simulation.bound import BoundSocket, World
 from ngi_gevent.testing.simulation.files import error
-from ngi_gevent.testing.simulation.sites import ANY, LOOPBACK, Site, is_broadcast, plain_host
+from ngi_gevent.testing.simulation.sites import ANY, LOOPBACK, Site, family_of, is_broadcast, plain_host
 
 __all__ = ["BUFFER", "DatagramSocket"]
 
@@ -35,6 +35,7 @@ class DatagramSocket(BoundSocket):
     def __init__(self, world: World, site: Site, family: int) -> None:
         super().__init__(world, site, family)
         self.can_broadcast = False
+        self.is_dual_stack = family == socket.AF_INET6
         self._queue: deque[tuple[bytes, Any, DatagramSocket]] = deque()
         self._size = 0
         self._unreceived = 0  # bytes of this socket that receivers over Unix sockets have
@@ -83,12 +84,12 @@ class DatagramSocket(BoundSocket):
                 sender._unreceived -= len(data) + OVERHEAD
 
     def _send_to_path(self, data: bytes, path: str | bytes) -> None:
-        receiver = self.site.files.find(path)
-        if receiver.kind != self.kind:
-            raise error(errno.EPROTOTYPE)
         size = len(data) + OVERHEAD
         if size > BUFFER:
             raise error(errno.EMSGSIZE)
+        receiver = self.site.files.find(path)
+        if receiver.kind != self.kind:
+            raise error(errno.EPROTOTYPE)
         if self._unreceived + size > BUFFER or len(receiver._queue) >= MAX_QUEUE:
             raise error(errno.EAGAIN)
         self._unreceived += size
@@ -99,6 +100,8 @@ class DatagramSocket(BoundSocket):
         receiver.take(data, name, self, label, piece)
 
     def _send_to_port(self, data: bytes, host: str, port: int) -> None:
+        if not port:
+            raise error(errno.EINVAL)
         if len(data) > MAX_SIZE:
             raise error(errno.EMSGSIZE)
         plain = plain_host(host)
@@ -119,10 +122,10 @@ class DatagramSocket(BoundSocket):
     def _send(self, data: bytes, target: Site, host: str, port: int) -> None:
         world, site = self.world, self.site
         if not host.strip("0.:"):
-            host = LOOPBACK[socket.AddressFamily(self.family)]
+            host = LOOPBACK[family_of(host)]
         source = self.name[0]
         if not source.strip("0.:"):
-            source = site.source(self.family, target.addresses[socket.AF_INET] if is_broadcast(host) else host)
+            source = site.source(target.addresses[socket.AF_INET] if is_broadcast(host) else host)
         sender = (source, self.name[1])
         label = f"{site.name}:{self.name[1]} -> {target.name}:{port} {len(data)} bytes"
         piece = world.trace.new_piece()
@@ -133,11 +136,12 @@ class DatagramSocket(BoundSocket):
 
     def _arrive(self, data: bytes, target: Site, host: str, port: int, sender: Any, label: str, piece: int) -> None:
         world = self.world
-        receivers = target.receivers(self.kind, self.family, host, port) if target.is_up else []
+        receivers = target.receivers(self.kind, host, port) if target.is_up else []
         if not receivers or world.way(self.site, target).is_cut:
             world.trace.note("lost", target.name, label, piece)
             return
-        chosen = receivers if is_broadcast(host) else [receivers[world.draws.pick(len(receivers))]]
+        # As on Linux, one of several sockets receives all that one sender sends.
+        chosen = receivers if is_broadcast(host) else [receivers[sender[1] % len(receivers)]]
         for receiver in chosen:
             receiver.take(data, receiver.shown(sender), self, label, piece)
 

@@ -54,9 +54,10 @@ class Files:
             self._abstract[name] = socket
             return name
         path = os.fsdecode(path)
-        if path in self._files:
+        full = os.path.abspath(path)
+        if full in self._files:
             raise error(errno.EADDRINUSE)
-        self._files[path] = _File(socket, next(self._numbers))
+        self._files[full] = _File(socket, next(self._numbers))
         return path
 
     def find(self, path: str | bytes) -> Any:
@@ -86,7 +87,7 @@ class Files:
     def unlink(self, path: str | bytes) -> None:
         """Remove a file, or raise ``OSError``."""
         self._file(path)
-        del self._files[os.fsdecode(path)]
+        del self._files[os.path.abspath(os.fsdecode(path))]
 
     def change(self, path: str | bytes, mode: int | None, owner: tuple[int, int] | None) -> None:
         """Change permissions and owner of a file, or raise ``OSError``."""
@@ -99,6 +100,7 @@ class Files:
 
     def lock(self, folder: str) -> str:
         """Lock a folder, or raise ``BlockingIOError``."""
+        folder = os.path.abspath(folder)
         if folder in self._locked:
             raise error(errno.EAGAIN)
         self._locked.add(folder)
@@ -117,6 +119,6 @@ class Files:
 
     def _file(self, path: str | bytes) -> _File:
         try:
-            return self._files[os.fsdecode(path)]
+            return self._files[os.path.abspath(os.fsdecode(path))]
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(path)) from None

@@ -147,10 +147,14 @@ class Host(Implementation):
     # What an implementation does.
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding on this host.  See ``IImplementation``."""
+        """Wait until nothing is outstanding on this host.  See ``IImplementation``.
+
+        :raises HostCrashed: the host has crashed, before the call or meanwhile.
+        """
         timeout = as_timeout(timeout)
-        with self._turn():
-            super().wait(timeout)
+        self._check_up()
+        super().wait(timeout)
+        self._check_up()
 
     def close(self) -> None:
         """Close all listeners, end all connections, and cancel all connection attempts of this host.  Never blocks."""
@@ -189,13 +193,17 @@ class Host(Implementation):
         """Count everything as closed, and tell no handler."""
         for registry in list(self._on_hub.values()):
             registry.leave_to_parent()
+            registry.wake()
+
+    def _check_up(self) -> None:
+        self._simulation.check_usable()
+        if not self._is_up:
+            raise HostCrashed(f"host {self._name!r} has crashed; start it again with restart()")
 
     @contextmanager
     def _turn(self) -> Iterator[Self]:
         """Let the caller act on behalf of this host."""
-        self._simulation.check_usable()
-        if not self._is_up:
-            raise HostCrashed(f"host {self._name!r} has crashed; start it again with restart()")
+        self._check_up()
         greenlets = self._simulation.greenlets
         before = greenlets.move(self._name)
         try:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
+from gevent import Timeout
 from gevent.exceptions import HubDestroyed
 from gevent.hub import Hub
 
@@ -35,20 +36,25 @@ class SimulatedHub(Hub):
             loop.error_handler = self
             try:
                 loop.run()
-            finally:
-                loop.error_handler = None
-            ended, loop.ended = loop.ended, None
+            except HubDestroyed:
+                raise
+            except BaseException as error:  # Ctrl-C, most likely, between two callbacks
+                ended: BaseException = error
+            else:
+                assert loop.ended is not None
+                ended, loop.ended = loop.ended, None
             assert self.parent is not None
-            assert ended is not None
             self.parent.throw(ended)
 
     def handle_error(self, context: Any, type: Any, value: Any, tb: Any) -> None:
         """Collect an exception."""
         if isinstance(value, HubDestroyed):
             raise value
-        if not isinstance(value, self.NOT_ERROR) and not isinstance(value, self.SYSTEM_ERROR):
+        if isinstance(value, self.NOT_ERROR):
+            return
+        if isinstance(value, (Exception, Timeout)) and not isinstance(value, self.SYSTEM_ERROR):
             self.raised(value)
-        if context is None or isinstance(value, self.SYSTEM_ERROR):
+        else:  # such as the exception with which a limit of the test's real time ends it
             self.handle_system_error(type, value, tb)
 
 

@@ -45,6 +45,7 @@ class Internet:
         self._sites: dict[str, Site] = {}
         self._descriptors = count(FIRST_DESCRIPTOR)
         self._ways: dict[tuple[str, str], Way] = {}
+        self._default_link = Link(LATENCY, JITTER)
         self._links: dict[tuple[str, str], Link] = {}
 
     # Hosts.
@@ -65,7 +66,7 @@ class Internet:
         site = Site(name, len(self._sites) + 1, max_descriptors)
         for other in (*self._sites, name):
             is_itself = other == name
-            link = Link(LOCAL_LATENCY, LOCAL_JITTER) if is_itself else Link(LATENCY, JITTER)
+            link = Link(LOCAL_LATENCY, LOCAL_JITTER) if is_itself else self._default_link.copy()
             for pair in (name, other), (other, name):
                 self._links[pair] = link
                 self._ways[pair] = Way(link, self.draws, self.loop)
@@ -75,14 +76,11 @@ class Internet:
     def crash(self, name: str, *, silent: bool) -> None:
         """End all that the host has.  If not *silent*, its kernel resets its connections."""
         site = self._site(name)
-        ends, sockets = list(site.ends), site.sockets()
-        for end in ends:
-            end.is_open = False
-            end.changed = bool
-            if silent:
-                end.vanish()
-            elif not end.is_gone:
+        sockets = site.sockets()
+        for end in list(site.ends):
+            if not (silent or end.is_gone):
                 end.abort()
+            end.vanish()
         site.crash()
         site.is_up = not silent  # the kernel of a process that is killed goes on, and refuses
         for sock in sockets:
@@ -95,6 +93,13 @@ class Internet:
         return HostNetwork(self, site)
 
     # Links.
+
+    def set_links(self, **values: float | None) -> None:
+        """Change all links between two hosts, also those of hosts to come."""
+        self._default_link.set(**values)
+        for (one, other), link in self._links.items():
+            if one != other:
+                link.set(**values)
 
     def link(self, one: str, other: str) -> Link:
         """Return the link between two hosts.

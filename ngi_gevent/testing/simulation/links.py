@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from ngi_gevent.testing.simulation.schedule import Draws
@@ -112,6 +113,10 @@ class Link:
         self.jitter = jitter
         self.bandwidth: float | None = None
         self.loss = self.duplicates = self.reorder = 0.0
+
+    def copy(self) -> Link:
+        """Return another link with the same values."""
+        return copy(self)
 
     def set(
         self,

@@ -64,6 +64,7 @@ class VirtualLoop:
         self._descriptors = Descriptors()
         self._turn_watchers: dict[str, list[TurnWatcher]] = {PREPARE: [], CHECK: [], IDLE: []}
         self._held: dict[str, list[Callable[[], None]]] = {}  # what each paused host would do now
+        self._held_until: dict[str, float] = {}
 
     # Time.
 
@@ -84,17 +85,21 @@ class VirtualLoop:
 
     def enter(self, host: str) -> None:
         """Let it be the turn of *host*."""
+        self._active[host] = None
         if host is not self.host:
             self.host = host
-            self._active[host] = None
             this_thread.dispatcher = self.dispatchers.get(host)
 
-    def hold(self, host: str) -> None:
-        """Let nothing of *host* run until ``release``."""
+    def hold(self, host: str, seconds: float) -> None:
+        """Let nothing of *host* run for so many seconds, or as long as an earlier call has said."""
         self._held.setdefault(host, [])
+        until = self._held_until[host] = max(self._held_until.get(host, 0.0), self.now() + seconds)
+        self.after(until - self.now(), self._release, host, until)
 
-    def release(self, host: str) -> None:
-        """Let *host* go on: first with what it has missed."""
+    def _release(self, host: str, until: float) -> None:
+        """Let *host* go on, unless it is held for longer: first with what it has missed."""
+        if until < self._held_until.get(host, 0.0):
+            return
         for redo in self._held.pop(host, ()):
             redo()
         self._descriptors.all_changed()
@@ -102,6 +107,7 @@ class VirtualLoop:
     def drop(self, host: str) -> None:
         """Forget everything that *host* would do."""
         self._held.pop(host, None)
+        self._held_until.pop(host, None)
         self.agenda.drop(host)
         self._descriptors.drop(host)
         for callback in self._callbacks:
@@ -234,11 +240,9 @@ class VirtualLoop:
             agenda.time += TURN_COST
             # A process whose loop has had nothing to do does not turn its loop.
             active, self._active = self._active, {}
-            self.host = ""
             if prepare:
                 self._call_watchers([watcher for watcher in prepare if watcher.host in active])
                 self._active.clear()
-                self.host = ""
             if self._callbacks:
                 self._run_callbacks()
             has_happened = bool(descriptors) and self._run_ready()
@@ -317,8 +321,7 @@ class VirtualLoop:
                 self._call(watcher, watcher.callback, watcher.args)
 
     def _call(self, caller: Any, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-        if caller.host is not self.host:
-            self.enter(caller.host)
+        self.enter(caller.host)
         try:
             function(*arguments)
         except BaseException:

@@ -104,6 +104,8 @@ class HostNetwork(Network):
     def adopt(self, sock: Any) -> Any:
         if not isinstance(sock, BoundSocket):
             raise NotSimulated(f"a host of a simulation cannot listen on a real socket; got {sock!r}")
+        if sock.site is not self._site:
+            raise NotSimulated(f"a host cannot listen on a socket of another host; got {sock!r}")
         return sock
 
     def plain(self, sock: Socket) -> Socket:

@@ -61,10 +61,10 @@ class Draws:
         return result
 
     def chance(self, probability: float) -> bool:
-        """Return True with *probability*: False is plain."""
-        if probability <= 0 or self._plain:
-            return False
-        drawn = self._draw() if probability < 1 else 0.0
+        """Return True with *probability*: False is plain, unless it is 1."""
+        if probability >= 1:
+            return True
+        drawn = self._draw() if probability > 0 else None
         if drawn is None or drawn >= probability:
             return False
         self._deviate(True)

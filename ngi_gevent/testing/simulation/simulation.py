@@ -137,17 +137,35 @@ class Simulation:
 
         :raises ValueError: there is no such host, or it is twice the same.
         """
+        self.check_usable()
         return self._internet.link(_name_of(one), _name_of(other))
+
+    def set_links(
+        self,
+        *,
+        latency: float | None = None,
+        jitter: float | None = None,
+        bandwidth: float | None = None,
+        loss: float | None = None,
+        duplicates: float | None = None,
+        reorder: float | None = None,
+    ) -> None:
+        """Change all links between two hosts, also those of hosts to come.  See ``Link.set``.  Never blocks."""
+        self.check_usable()
+        values = {"latency": latency, "jitter": jitter, "bandwidth": bandwidth}
+        self._internet.set_links(**values, loss=loss, duplicates=duplicates, reorder=reorder)
 
     def partition(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
         """Let nothing pass from *one* host to the *other*, and not back either if *both*.  Never blocks.
 
         Streams are held, and go on after ``heal``.  Datagrams are lost.  No host hears of it.
         """
+        self.check_usable()
         self._internet.partition(_name_of(one), _name_of(other), both=both)
 
     def heal(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
         """End a partition.  Never blocks."""
+        self.check_usable()
         self._internet.heal(_name_of(one), _name_of(other), both=both)
 
     def compute(self, seconds: float) -> None:
@@ -155,6 +173,7 @@ class Simulation:
 
         :raises ValueError: *seconds* is negative.
         """
+        self.check_usable()
         self._loop.compute(self.checked_seconds("seconds", seconds))
 
     # The with statement.
@@ -241,8 +260,7 @@ class Simulation:
     def pause(self, host: Host, seconds: float) -> None:
         """Hold back what *host* does."""
         self.trace.note("pause", host.name, f"for {seconds:g} seconds")
-        self._loop.hold(host.name)
-        self._loop.after(seconds, self._loop.release, host.name)
+        self._loop.hold(host.name, seconds)
 
     def crash(self, host: Host, *, silent: bool) -> None:
         """Cut *host* off, count what it has as closed, and end its greenlets."""

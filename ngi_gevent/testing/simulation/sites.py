@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 from ngi_gevent.testing.simulation.files import Files, error
@@ -72,13 +71,10 @@ class Site:
         """Return whether *host* is an address of this host."""
         return host in self.addresses.values() or host in ANY.values() or is_loopback(host)
 
-    def source(self, family: int, target: str) -> str:
+    def source(self, target: str) -> str:
         """Return the address from which this host sends to *target*."""
-        if is_loopback(target) or target == self.addresses[socket.AddressFamily(family)]:
-            return target
-        if target in ANY.values():
-            return LOOPBACK[socket.AddressFamily(family)]
-        return self.addresses[socket.AddressFamily(family)]
+        family = family_of(target)
+        return LOOPBACK[family] if is_loopback(target) or target in ANY.values() else self.addresses[family]
 
     def pick_port(self) -> int:
         """Return a port that is free, and count it as used."""
@@ -117,9 +113,9 @@ class Site:
             if not bound:
                 del self._bound[sock.kind, port]
 
-    def receivers(self, kind: int, family: int, host: str, port: int) -> list[Any]:
+    def receivers(self, kind: int, host: str, port: int) -> list[Any]:
         """Return the sockets that get what is sent to an address: those bound to exactly it, or those to any."""
-        host = plain_host(host)
+        family = family_of(host)
         bound = [sock for sock in self._bound.get((kind, port), ()) if sock.takes(family)]
         return [sock for sock in bound if plain_host(sock.name[0]) == host] or [
             sock for sock in bound if sock.name[0] in ANY.values()
@@ -170,8 +166,6 @@ def _overlap(sock: Any, host: str, other: Any) -> bool:
     return host == its or host in ANY.values() or its in ANY.values()
 
 
-def families(sock: Any) -> Iterator[int]:
-    """Yield the families of addresses from which *sock* receives."""
-    yield sock.family
-    if sock.is_dual_stack:
-        yield socket.AF_INET
+def family_of(host: str) -> socket.AddressFamily:
+    """Return the family of an address without its IPv6 form, if it is IPv4."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

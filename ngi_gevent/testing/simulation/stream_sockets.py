@@ -56,25 +56,31 @@ class StreamSocket(BoundSocket):
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """Receive input."""
-        return self._connected().recv(size, flags)
+        self.check_open()
+        if self.end is None:
+            raise error(errno.EINVAL if self.family == socket.AF_UNIX else errno.ENOTCONN)
+        return self.end.recv(size, flags)
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
         """Send output."""
-        return self._connected().send(data)
+        self.check_open()
+        if self.end is None:
+            raise error(errno.ENOTCONN if self.family == socket.AF_UNIX else errno.EPIPE)
+        return self.end.send(data)
 
     def sendmsg(self, pieces: Iterable[bytes | memoryview], *_: Any) -> int:
         """Send several pieces."""
-        return self._connected().send(b"".join(pieces))
+        return self.send(b"".join(pieces))
 
     def shutdown(self, how: int, /) -> None:
         """End output, input, or both; or stop listening."""
         self.check_open()
         if self._backlog and how != socket.SHUT_WR:
             self._stop_listening()
-        elif self.end is None:
-            raise error(errno.ENOTCONN)
-        else:
+        elif self.end is not None:
             self.end.shutdown(how)
+        elif self.family != socket.AF_UNIX:
+            raise error(errno.ENOTCONN)
 
     def getpeername(self) -> Any:
         """Return the address of the peer."""
@@ -139,7 +145,7 @@ class StreamSocket(BoundSocket):
         end = self._queue.popleft()
         self._let_in()
         accepted = StreamSocket(self.world, self.site, self.family, end)
-        self.world.trace.note("accept", self.site.name, end.label)
+        self.world.trace.note("accept", self.site.name, end.peer.label)
         return accepted, self.shown(end.peer.name)
 
     def queue(self, end: StreamEnd) -> None:
@@ -210,9 +216,11 @@ class StreamSocket(BoundSocket):
         target = world.site_of(site, plain)
         name = self.name
         if not self.is_bound:
-            name = (site.source(self.family, plain), site.pick_port())
+            name = (site.source(plain), site.pick_port())
         elif not name[0].strip("0.:"):  # bound to any address
-            name = (site.source(self.family, plain), name[1])
+            name = (site.source(plain), name[1])
+        if self.is_bound and any(end.name == name and end.target == (plain, port) for end in site.ends):
+            raise error(errno.EADDRNOTAVAIL)  # the peer could not tell the two connections apart
         end = TCPEnd(world, site, name, (plain, port))
         self._take_end(end)
         end.changed = lambda: world.loop.after(0, done, host=site.name)
@@ -222,7 +230,7 @@ class StreamSocket(BoundSocket):
         if target is None:
             world.loop.after(UNREACHABLE_AFTER, self._fail, end, errno.EHOSTUNREACH)
         else:
-            self._travel(end, target, plain if plain.strip("0.:") else site.source(self.family, plain), port)
+            self._travel(end, target, plain if plain.strip("0.:") else site.source(plain), port)
         return end
 
     def connected(self) -> None:
@@ -242,10 +250,14 @@ class StreamSocket(BoundSocket):
         """Let the attempt reach the host that it is for."""
         way = self.world.way(self.site, target)
         if way.is_cut:
-            self.world.trace.note("hold", self.site.name, f"a connection attempt to {target.name}:{port}")
-            way.hold(lambda: self._travel(end, target, host, port))
+            self.world.trace.note("hold", self.site.name, end.label)
+            way.hold(lambda: self._go_on(end, target, host, port))
         else:
             self.world.loop.after(way.delay(0), self._arrive, end, target, host, port)
+
+    def _go_on(self, end: TCPEnd, target: Site, host: str, port: int) -> None:
+        self.world.trace.note("release", self.site.name, end.label)
+        self._travel(end, target, host, port)
 
     def _arrive(self, end: TCPEnd, target: Site, host: str, port: int) -> None:
         way = self.world.way(self.site, target)
@@ -257,7 +269,7 @@ class StreamSocket(BoundSocket):
             self._meet(end, target, host, port)
 
     def _meet(self, end: TCPEnd, target: Site, host: str, port: int) -> None:
-        sockets = target.receivers(self.kind, self.family, host, port)
+        sockets = target.receivers(self.kind, host, port)
         listening = [sock for sock in sockets if sock.is_listening]
         back = self.world.way(target, self.site)
         if not listening:

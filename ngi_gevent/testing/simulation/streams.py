@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ngi_gevent.testing.simulation.errors import HostCrashed
 from ngi_gevent.testing.simulation.files import error
 from ngi_gevent.testing.simulation.sites import Site
 
@@ -27,6 +28,7 @@ class StreamEnd:
     """One end of a connection, in the kernel of its host.
 
     :ivar name: the address of this end.
+    :ivar target: the address that it connects to, or was connected from, over TCP.
     :ivar peer: the other end; this one itself until it is known.
     :ivar label: both ends, for the trace.
     :ivar error: the number of an error that the next call raises, or 0.
@@ -40,6 +42,7 @@ class StreamEnd:
     """
 
     __slots__ = (
+        "_generation",
         "_incoming",
         "_world",
         "changed",
@@ -56,12 +59,15 @@ class StreamEnd:
         "peer",
         "resets",
         "site",
+        "target",
     )
 
-    def __init__(self, world: Any, site: Site, name: Any) -> None:
+    def __init__(self, world: Any, site: Site, name: Any, target: Any = None) -> None:
         self._world = world
+        self._generation = site.generation
         self.site = site
         self.name = name
+        self.target = target
         self.peer: Any = self
         self.label = ""
         self._incoming: deque[bytes | memoryview] = deque()
@@ -120,11 +126,22 @@ class StreamEnd:
 
     def _no_input(self) -> bytes:
         """Return the end of input, or raise."""
+        if not self.is_open:
+            raise self._closed_error()
         if self.error:
             raise self.take_error()
         if self.has_no_input:
             return b""
         raise error(errno.EAGAIN)
+
+    def _no_output(self) -> OSError:
+        """Return why nothing can be sent."""
+        return self.take_error() if self.is_open else self._closed_error()
+
+    def _closed_error(self) -> OSError:
+        if self._generation != self.site.generation:
+            return HostCrashed(f"host {self.site.name!r} has crashed since this connection was made")
+        return error(errno.EBADF)
 
     def shutdown(self, how: int) -> None:
         """End output, input, or both.
@@ -193,7 +210,7 @@ class UnixEnd(StreamEnd):
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
         peer = self.peer
         if self.has_ended:
-            raise error(errno.EPIPE)
+            raise error(errno.EPIPE) if self.is_open else self._closed_error()
         size = len(data)
         room = SEND_BUFFER - peer.incoming_size
         if size > room:

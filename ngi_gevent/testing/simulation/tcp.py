@@ -46,14 +46,11 @@ class TCPEnd(StreamEnd):
         "_refuses",
         "_unsent",
         "_way",
-        "target",
     )
 
     def __init__(self, world: Any, site: Site, name: Any, target: Any) -> None:
-        super().__init__(world, site, name)
+        super().__init__(world, site, name, target)
         self._way: Any = None
-        #: The address that it connects to, or has been connected from.
-        self.target = target
         self._queued = 0  # bytes that the peer's kernel has not acknowledged, the end being one
         self._acks: deque[tuple[float, int]] = deque()  # when acknowledgements arrive, and of how much
         self._unsent: deque[bytes | str] = deque()  # what has not left
@@ -69,7 +66,7 @@ class TCPEnd(StreamEnd):
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
         if self.error or self.has_ended or not self.is_established:
-            raise self.take_error()
+            raise self._no_output()
         size = len(data)
         if self._acks:
             self._take_acks()
@@ -124,7 +121,7 @@ class TCPEnd(StreamEnd):
             self._send_unsent()
 
     def _no_input(self) -> bytes:
-        return b"" if self._got_end else super()._no_input()
+        return b"" if self._got_end and self.is_open else super()._no_input()
 
     def _taken(self, size: int) -> None:
         if self.peer._unsent and not self._is_opening and 4 * self.incoming_size <= 3 * RECEIVE_BUFFER:
