@@ -147,7 +147,9 @@ def test_the_peer_is_told_of_an_end_before_the_connection_that_closes_is_gone(st
     sides = dict(zip(("client", "served"), stage.talk(), strict=True))
     order = []
     for side, witness in sides.items():
-        witness.connection.when_closed(lambda side=side, witness=witness: (order.append((side, witness.closed)), stage.happened()))
+        witness.connection.when_closed(
+            lambda side=side, witness=witness: (order.append((side, witness.closed)), stage.happened())
+        )
     sides.pop(closing).connection.close()
     ((other, witness),) = sides.items()
     stage.until(lambda: witness.gone and len(order) == 2)
