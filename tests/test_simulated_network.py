@@ -15,8 +15,9 @@ import pytest
 from kernels import World, make_pair, program, result_of, run
 from stages import needs_ipv6
 
+from ngi_gevent import testing
 from ngi_gevent.sockets.network import Network
-from ngi_gevent.testing.simulation import HostCrashed, NotSimulated
+from ngi_gevent.testing.simulation import HostCrashed, NotSimulated, Simulation
 from ngi_gevent.testing.simulation.streams import RECEIVE_BUFFER, SEND_BUFFER
 
 FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
@@ -941,3 +942,41 @@ def left(pair: Pair) -> list[Any]:
     sites = [network._site for network in (pair.server, pair.client)]
     ends = [end for site in sites for end in site.ends if end.peer._generation == end.peer.site.generation]
     return [*ends, *(sock for site in sites for sock in site.sockets())]
+
+
+# In a whole simulation.
+
+
+def serve(connection):
+    connection.set_handler(testing.Recorder())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_paused_host_does_not_notice_that_it_is_connected(seed):
+    connected = []
+
+    class Client(testing.Recorder):
+        def connected(self, connection):
+            connected.append(simulation.now())
+            super().connected(connection)
+
+    with Simulation(seed) as simulation:
+        server, client = simulation.host("server"), simulation.host("client")
+        server.listener(("server", 8000), serve)
+        client.connect(("server", 8000), Client())
+        client.pause(10)
+        gevent.sleep(20)
+    assert len(connected) == 1
+    assert 10 <= connected[0] < 10.1
+
+
+def test_a_listener_takes_a_simulated_socket():
+    with Simulation() as simulation:
+        server, client = simulation.host("server"), simulation.host("client")
+        sock = server._network.make_socket(socket.AF_INET, STREAM)
+        sock.bind(("0.0.0.0", 8000))
+        server.listener(sock, serve)
+        recorder = testing.Recorder()
+        client.connect(("10.0.0.1", 8000), recorder)
+        gevent.sleep(1)
+        assert recorder.connection
