@@ -40,6 +40,7 @@ _error = pytest.StashKey[type[BaseException]]()
 _replay = pytest.StashKey[str]()
 _simulation = pytest.StashKey[Any]()
 _end = pytest.StashKey[str]()
+_events = pytest.StashKey[list[Any]]()
 
 
 # Options.
@@ -187,6 +188,7 @@ def _simulated(request: pytest.FixtureRequest, replay: str) -> Iterator[Any]:
         finally:
             # The end of a simulation adds events, and ends greenlets.
             stash[_end] = _describe_end(simulation)
+            stash[_events] = list(simulation.trace.events) if keeps_all else []
             if stash.get(_failed, False):
                 simulation.raised.clear()  # the report of the failure shows them
 
@@ -292,10 +294,11 @@ def pytest_write_timeline(item: pytest.Item) -> Generator[None, object, object]:
     result = yield
     folder, replay = (item.config.getoption(f"ngi_{name}") for name in ("timeline", "replay"))
     has_failed = item.stash.get(_failed, False)
-    if folder is not None and _simulation in item.stash and (has_failed or replay is not None):
+    if folder is not None and _events in item.stash and (has_failed or replay is not None):
         from ngi_gevent.testing.simulation.timeline import render_timeline
 
-        page = render_timeline(item.stash[_simulation].trace.events, _replay_of(item), item.nodeid)
+        events: list[Any] = item.stash[_events]
+        page = render_timeline(events, _replay_of(item), item.nodeid)
         name = re.sub(r"[^\w.=-]+", "-", item.nodeid).strip("-")[-200:]
         path = Path(folder) / f"{name}.html"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ def test_the_first_seed_that_fails_is_told_with_the_draws_that_are_needed():
 
 def test_a_failure_under_every_seed_needs_no_draws():
     def test(simulation):
+        simulation.host("server")
         gevent.joinall([gevent.spawn(gevent.sleep, 1) for _ in range(20)])
         Event().wait()
 
@@ -54,6 +55,8 @@ def test_a_failure_under_every_seed_needs_no_draws():
         explore(test, [5])
     assert failure.value.replay == "5:"
     assert isinstance(failure.value.__cause__, Stuck)
+    assert "server       start" in str(failure.value)
+    assert "crash" not in str(failure.value)
 
 
 def test_exceptions_of_greenlets_and_of_pytest_count():

@@ -310,8 +310,8 @@ def test_timelines_of_failures_and_replays(run, pytester):
         RACE
         + """
         def test_passing(simulation):
+            simulation.host("server")
             gevent.sleep(1)
-            assert True
     """
     )
     run(text, "--ngi-seeds=30", "-x", "--ngi-timeline=pages/new")
@@ -319,9 +319,10 @@ def test_timelines_of_failures_and_replays(run, pytester):
     assert page.name.startswith("test_timelines_of_failures_and_replays.py-test_race-seed")
     assert "<!DOCTYPE html>" in page.read_text()
     run(text, "--ngi-replay=1", "--ngi-timeline=pages", "-k", "passing")
-    assert [path.name for path in (pytester.path / "pages").glob("*.html")] == [
-        "test_timelines_of_failures_and_replays.py-test_passing-seed1.html"
-    ]
+    [page] = (pytester.path / "pages").glob("*.html")
+    assert page.name == "test_timelines_of_failures_and_replays.py-test_passing-seed1.html"
+    assert "<td>start</td>" in page.read_text()
+    assert "<td>crash</td>" not in page.read_text()
 
 
 def test_another_fixture_with_the_same_name_is_left_alone(run):

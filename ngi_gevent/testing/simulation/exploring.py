@@ -139,26 +139,29 @@ class _Failure(NamedTuple):
 
     error: BaseException
     simulation: Simulation
+    #: As they were before the simulation ended, which adds events, and ends greenlets.
+    events: list[Event]
     waiting: list[str]
 
 
 def _run(test: Test, simulation: Simulation) -> _Failure | None:
+    events: list[Event] = []
     waiting: list[str] = []
     has_begun = False
     try:
         with simulation:
             has_begun = True
+            is_fine = False
             try:
                 test(simulation)
-            except BaseException:
-                waiting = simulation.describe_waiting()
-                raise
-            if simulation.raised:
-                waiting = simulation.describe_waiting()
+                is_fine = not simulation.raised
+            finally:
+                if not is_fine:
+                    events, waiting = list(simulation.trace.events), simulation.describe_waiting()
     except BaseException as error:
         if not has_begun or isinstance(error, _no_failures()):
             raise
-        return _Failure(error, simulation, waiting)
+        return _Failure(error, simulation, events, waiting)
     return None
 
 
@@ -179,9 +182,9 @@ def _shrink(test: Test, seed: int, failure: _Failure, options: dict[str, Any]) -
 
 
 def _as_failed_seed(test: Test, seed: int, failure: _Failure, options: dict[str, Any]) -> FailedSeed:
-    error, simulation, waiting = failure
+    error, simulation, events, waiting = failure
     head = f"seed {seed} fails with {type(error).__name__}; run it again with Simulation(seed={seed})"
-    end = describe_end(simulation.trace.events, waiting)
+    end = describe_end(events, waiting)
     again = _run(test, Simulation(seed, **options))
     if again is None or again.simulation.digest != simulation.digest:
         unstable = "in a second run, something else happened: the test depends on something that no seed decides"

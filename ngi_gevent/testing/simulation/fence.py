@@ -130,7 +130,7 @@ class _Replacements:
 
     def _replace(self, module: str, name: str, instead: str) -> None:
         originals = monkey.saved.get(module, {})  # type: ignore[attr-defined]
-        owner = originals if name in originals else vars(importlib.import_module(module))
+        owner = originals if name in originals else vars(sys.modules.get(module) or importlib.import_module(module))
         original = owner.get(name)
         if original is not None:
             guarded = owner[name] = _guarded(original, f"{module}.{name}", instead)
@@ -145,6 +145,7 @@ def _check_event(event: str, arguments: object) -> None:
         _refuse(*_EVENTS[event])
 
 
+@functools.cache  # short simulations would spend a quarter of their time here
 def _guarded(function: Callable[..., Any], call: str, instead: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*arguments: Any, **options: Any) -> Any:

@@ -318,7 +318,8 @@ class Simulation:
     def _note_draw(self, stream: str, number: int, drawn: object) -> None:
         deviation = f"{stream}{number}"
         if self._shows_choices:
-            self.trace.note("choose", self._loop.host, f"{deviation}: {drawn}")
+            shown = f"{drawn:.6f}" if isinstance(drawn, float) else drawn
+            self.trace.note("choose", self._loop.host, f"{deviation}: {shown}")
         else:
             self.trace.mark(f"{deviation} {drawn}")
 
