@@ -940,8 +940,22 @@ def left(pair: Pair) -> list[Any]:
     An end that has delivered everything waits for that of its peer, which never comes from a host that has lost power.
     """
     sites = [network._site for network in (pair.server, pair.client)]
-    ends = [end for site in sites for end in site.ends if end.peer._generation == end.peer.site.generation]
-    return [*ends, *(sock for site in sites for sock in site.sockets())]
+    ends = [end for site in sites for end in site.ends]
+    waiting = [end for end in ends if end.peer and end.peer._generation != end.peer.site.generation]
+    return [*(end for end in ends if end not in waiting), *(sock for site in sites for sock in site.sockets())]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_ends_are_freed_without_a_collection_of_garbage(resets):
+    pair = Pair()
+    socks = pair.streams()
+    ends = [sock.end for sock in socks]
+    if resets:
+        pair.client.reset_on_close(socks[0])
+    for sock in socks:
+        sock.close()
+        pair.settle()
+    assert [end.peer for end in ends] == [None, None]
 
 
 # In a whole simulation.

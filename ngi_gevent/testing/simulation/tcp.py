@@ -134,7 +134,8 @@ class TCPEnd(StreamEnd):
     def _open(self) -> None:
         """Let the peer send what there is room for."""
         self._is_opening = False
-        self.peer._send_unsent()
+        if self.peer is not None:
+            self.peer._send_unsent()
 
     # Questions.
 
@@ -173,7 +174,7 @@ class TCPEnd(StreamEnd):
         self._release()
 
     def _reset_peer(self) -> None:
-        if not self._has_reset and self._way is not None:
+        if not self._has_reset and self.peer is not None:
             self._has_reset = True
             self._signal(RESET)
 
@@ -347,6 +348,10 @@ class TCPEnd(StreamEnd):
 
     def _release(self) -> None:
         self.site.forget(self)
+        peer = self.peer
+        if peer is None or self.is_open or peer.is_open or self._flight or peer._flight or peer in peer.site.ends:
+            return
+        self.peer = peer.peer = None  # both are freed at once: a simulation rarely collects garbage
 
 
 def join(world: Any, client: TCPEnd, server: TCPEnd) -> None:
