@@ -115,6 +115,6 @@ class Greenlets:
                 return
             self._number += 1
             life = self._lives[target] = Life(target, loop.host, self._number)
-        loop.trace.mark(f"g{life.number}")
+        loop.trace.mark(life.number)
         loop.limits.note_progress()
         loop.enter(life.host)

@@ -1,7 +1,7 @@
 """An event loop for gevent's hub in pure Python, whose time is virtual, and whose order a seed draws.
 
-A turn of the loop runs the callbacks that were there when it began, and then polls: which sockets are ready, and which
-timers are due.  Each turn takes a microsecond of virtual time, so that greenlets which only yield do not stop the
+A turn of the loop runs the callbacks that were there when it began, and then polls: which timers are due, and which
+sockets are ready.  Each turn takes a microsecond of virtual time, so that greenlets which only yield do not stop the
 clock.  If there is nothing to do now, the clock jumps to the next timer.
 
 Callbacks keep their order, as gevent guarantees it.  Drawn is the order of what is ready, and of what is due, in the
@@ -22,15 +22,12 @@ from ngi_gevent.testing.simulation.errors import NotSimulated, Spins, Stuck
 from ngi_gevent.testing.simulation.limits import Limits
 from ngi_gevent.testing.simulation.schedule import Draws
 from ngi_gevent.testing.simulation.trace import Trace
-from ngi_gevent.testing.simulation.watchers import Async, Callback, Io, Scheduled, Timer, TurnWatcher
+from ngi_gevent.testing.simulation.watchers import Async, ByHost, Callback, Io, Scheduled, Timer, TurnWatcher
 
 __all__ = ["VirtualLoop"]
 
 #: Virtual seconds that a turn takes.
 TURN_COST = 1e-6
-
-#: The watchers of each turn: before it polls, after it has, and if nothing else happens.
-PREPARE, CHECK, IDLE = "prepare", "check", "idle"
 
 
 class VirtualLoop:
@@ -62,7 +59,9 @@ class VirtualLoop:
         self._is_any_order = is_any_order
         self._callbacks: deque[Callback] = deque()
         self._descriptors = Descriptors()
-        self._turn_watchers: dict[str, list[TurnWatcher]] = {PREPARE: [], CHECK: [], IDLE: []}
+        self._prepare = ByHost()
+        self._check: list[TurnWatcher] = []
+        self._idle: list[TurnWatcher] = []
         self._held: dict[str, list[Callable[[], None]]] = {}  # what each paused host would do now
         self._held_until: dict[str, float] = {}
 
@@ -113,7 +112,7 @@ class VirtualLoop:
         for callback in self._callbacks:
             if callback.host == host:
                 callback.stop()
-        for watcher in [one for some in self._turn_watchers.values() for one in some]:
+        for watcher in [*self._prepare.by_host.get(host, ()), *self._check, *self._idle]:
             if watcher.host == host:
                 watcher.stop()
 
@@ -136,15 +135,15 @@ class VirtualLoop:
 
     def prepare(self, ref: bool = True, priority: int | None = None) -> TurnWatcher:
         """Return a watcher that calls before each poll."""
-        return TurnWatcher(self, self._turn_watchers[PREPARE], priority)
+        return TurnWatcher(self, self._prepare, priority)
 
     def check(self, ref: bool = True, priority: int | None = None) -> TurnWatcher:
         """Return a watcher that calls after each poll."""
-        return TurnWatcher(self, self._turn_watchers[CHECK], priority)
+        return TurnWatcher(self, self._check, priority)
 
     def idle(self, ref: bool = True, priority: int | None = None) -> TurnWatcher:
         """Return a watcher that calls in each turn in which nothing else happens."""
-        return TurnWatcher(self, self._turn_watchers[IDLE], priority)
+        return TurnWatcher(self, self._idle, priority)
 
     def async_(self, ref: bool = True, priority: int | None = None) -> Async:
         """Return a watcher that calls after its ``send``."""
@@ -191,8 +190,9 @@ class VirtualLoop:
         self._held.clear()
         self.agenda.clear()
         self._descriptors.clear()
-        for watchers in self._turn_watchers.values():
-            watchers.clear()
+        self._prepare.by_host.clear()
+        self._check.clear()
+        self._idle.clear()
         return True
 
     def debug(self) -> list[str]:
@@ -231,7 +231,7 @@ class VirtualLoop:
     def run(self, nowait: bool = False, once: bool = False) -> None:
         """Run until ``ended`` says why not."""
         agenda, descriptors = self.agenda, self._descriptors
-        prepare, check, idle = (self._turn_watchers[name] for name in (PREPARE, CHECK, IDLE))
+        prepare, check, idle = self._prepare.by_host, self._check, self._idle
         while self.ended is None:
             exceeded = self.limits.exceeded()
             if exceeded:
@@ -240,15 +240,18 @@ class VirtualLoop:
             agenda.time += TURN_COST
             # A process whose loop has had nothing to do does not turn its loop.
             active, self._active = self._active, {}
-            if prepare:
-                self._call_watchers([watcher for watcher in prepare if watcher.host in active])
-                self._active.clear()
+            for host in active:
+                if host in prepare:
+                    self._call_watchers(prepare[host][:])
+            self._active.clear()
             if self._callbacks:
                 self._run_callbacks()
-            has_happened = bool(descriptors) and self._run_ready()
-            if agenda.is_due():
+            has_happened = agenda.is_due()
+            if has_happened:
                 self._run_due()
-            elif not (self._callbacks or has_happened):
+            if descriptors:
+                has_happened = self._run_ready() or has_happened
+            if not (self._callbacks or has_happened):
                 if idle:
                     self._call_watchers(idle[:])
                 elif not descriptors:
@@ -304,7 +307,7 @@ class VirtualLoop:
             if item.host in self._held:
                 self._held[item.host].append(lambda item=item: self.agenda.push(0, item) if item.number else None)  # type: ignore[misc]
             elif item.number:  # an earlier one may have stopped it
-                self.trace.mark(f"t{item.number}")
+                self.trace.mark(-item.number)
                 self._call(item, *item.expire())
                 if type(item) is Scheduled:
                     self.limits.note_progress()

@@ -316,12 +316,11 @@ class Simulation:
             self.raised.append(error)
 
     def _note_draw(self, stream: str, number: int, drawn: object) -> None:
-        deviation = f"{stream}{number}"
         if self._shows_choices:
             shown = f"{drawn:.6f}" if isinstance(drawn, float) else drawn
-            self.trace.note("choose", self._loop.host, f"{deviation}: {shown}")
+            self.trace.note("choose", self._loop.host, f"{stream}{number}: {shown}")
         else:
-            self.trace.mark(f"{deviation} {drawn}")
+            self.trace.mark((stream, number, drawn))
 
     def _guard(self, outer: Any, ending: ExitStack) -> None:
         """Throw an error into each greenlet that waits on the hub of outside."""

@@ -31,21 +31,23 @@ class Event(NamedTuple):
 
 
 class Trace:
-    """The events of one simulation.  Equal digests mean that the same happened, in the same order.
-
-    :ivar events: the events that are kept, oldest first.
-    """
+    """The events of one simulation.  Equal digests mean that the same happened, in the same order."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._pieces = 0
-        self._entries: list[str] = []
+        self._entries: list[object] = []
         self._digest = blake2b(digest_size=16)
-        self.events: deque[Event] = deque(maxlen=KEPT)
+        self._events: deque[tuple[float, str, str, str, int]] = deque(maxlen=KEPT)
+
+    @property
+    def events(self) -> list[Event]:
+        """The events that are kept, oldest first."""
+        return [Event(*event) for event in self._events]
 
     def keep_all(self) -> None:
         """Keep all events from now on."""
-        self.events = deque(self.events)
+        self._events = deque(self._events)
 
     def new_piece(self) -> int:
         """Return the number of a new piece of data."""
@@ -54,12 +56,12 @@ class Trace:
 
     def note(self, kind: str, host: str, text: str, piece: int = 0) -> None:
         """Note an event.  *text* has the same words in each run: no addresses of objects, no data of a handshake."""
-        time = self._now()
-        self.events.append(Event(time, kind, host, text, piece))
-        self.mark(f"{time:.9f} {kind} {host} {text}")
+        event = (self._now(), kind, host, text, piece)
+        self._events.append(event)
+        self.mark(event)
 
-    def mark(self, entry: str) -> None:
-        """Note for the digest only."""
+    def mark(self, entry: object) -> None:
+        """Note a number, a text or a tuple of these, for the digest only."""
         entries = self._entries
         entries.append(entry)
         if len(entries) >= AT_ONCE:
@@ -73,5 +75,5 @@ class Trace:
 
     def _flush(self) -> None:
         if self._entries:
-            self._digest.update(("\n".join(self._entries) + "\n").encode("utf-8", "surrogatepass"))
+            self._digest.update(repr(self._entries).encode("utf-8", "surrogatepass"))  # once, since that is faster
             self._entries.clear()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Async", "Callback", "Io", "Scheduled", "Timer", "TurnWatcher"]
+__all__ = ["Async", "ByHost", "Callback", "Io", "Scheduled", "Timer", "TurnWatcher"]
 
 
 class Loop(Protocol):
@@ -134,8 +134,8 @@ class Watcher:
             raise TypeError(f"a watcher must be started with a function; got {callback!r}")
         was_active = self.callback is not None
         self.callback, self.args = callback, args
-        self.host = self.loop.host
         if not was_active:
+            self.host = self.loop.host
             self._begin()
 
     def stop(self) -> None:
@@ -227,12 +227,30 @@ class Io(Watcher):
         self._descriptors.unwatch(self)
 
 
+class ByHost:
+    """Watchers of each turn, by the hosts that have started them."""
+
+    def __init__(self) -> None:
+        self.by_host: dict[str, list[TurnWatcher]] = {}
+
+    def append(self, watcher: TurnWatcher) -> None:
+        """Add *watcher*."""
+        self.by_host.setdefault(watcher.host, []).append(watcher)
+
+    def remove(self, watcher: TurnWatcher) -> None:
+        """Remove *watcher*."""
+        watchers = self.by_host[watcher.host]
+        watchers.remove(watcher)
+        if not watchers:
+            del self.by_host[watcher.host]
+
+
 class TurnWatcher(Watcher):
     """Calls in each turn, at the place that its list has."""
 
     __slots__ = ("_watchers",)
 
-    def __init__(self, loop: Loop, watchers: list[TurnWatcher], priority: int | None) -> None:
+    def __init__(self, loop: Loop, watchers: list[TurnWatcher] | ByHost, priority: int | None) -> None:
         super().__init__(loop, priority)
         self._watchers = watchers
 
