@@ -19,7 +19,7 @@ from ngi_gevent.testing.simulation.files import error
 from ngi_gevent.testing.simulation.sites import Site
 from ngi_gevent.testing.simulation.streams import RECEIVE_BUFFER, SEND_BUFFER, StreamEnd
 
-__all__ = ["TCPEnd", "join"]
+__all__ = ["TCPEnd"]
 
 #: The chance that a piece is cut on its way, so that its parts arrive at different times.
 CUT = 0.1
@@ -100,10 +100,8 @@ class TCPEnd(StreamEnd):
             return
         self.is_open = False
         self._world.trace.note("close", self.site.name, self.label)
-        if not self.is_established:
-            self.is_gone = self._refuses = True
-            self._release()
-        elif self.is_over():
+        if self.is_over() or not self.is_established:
+            self.is_gone = True
             self._release()
         elif self._incoming or self.resets:
             self.abort()
@@ -303,11 +301,9 @@ class TCPEnd(StreamEnd):
 
     def _refuse(self) -> None:
         """Break the connection, since data has arrived that cannot be received any more."""
-        if self.is_gone:
-            self._reset_peer()
-        else:
+        if not self.is_gone:
             self._be_reset()
-            self._reset_peer()
+        self._reset_peer()
 
     # Acknowledgements.
 
@@ -352,11 +348,3 @@ class TCPEnd(StreamEnd):
         if peer is None or self.is_open or peer.is_open or self._flight or peer._flight or peer in peer.site.ends:
             return
         self.peer = peer.peer = None  # both are freed at once: a simulation rarely collects garbage
-
-
-def join(world: Any, client: TCPEnd, server: TCPEnd) -> None:
-    """Let two ends send to each other."""
-    there, back = world.way(client.site, server.site), world.way(server.site, client.site)
-    names = f"{client.site.name}:{client.name[1]}", f"{server.site.name}:{server.name[1]}"
-    client.join(server, there, f"{names[0]} -> {names[1]}")
-    server.join(client, back, f"{names[1]} -> {names[0]}")
