@@ -59,8 +59,8 @@ MISTAKES = {
     ),
     "a connection closes without waiting for its peer": Mistake(
         "sockets/linger.py",
-        "        self._taken = now\n        self._wait_on()\n",
-        "        self._taken = now\n        self._connection.handle(LOSE)\n",
+        "+ DISCARD_TIMEOUT\n        self._wait_on()\n",
+        "+ DISCARD_TIMEOUT\n        self._connection.handle(LOSE)\n",
     ),
     "the rest of a batch is forgotten when a turn ends": Mistake(
         "sockets/dispatcher.py", "            self.ready[:0] = reversed(self.batch)\n", ""
