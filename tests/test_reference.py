@@ -43,6 +43,7 @@ PUBLIC = [
     "ngi_gevent.relay",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
+    "ngi_gevent.testing.simulation",
 ]
 
 #: A directive, all the names that it documents, and its options.
