@@ -92,7 +92,7 @@ def start(host: Host) -> None:
 def forward(host: Host, client: Any) -> None:
     """Be a proxy for the echo server of this host."""
     try:
-        relay(client, blocking.connect((host.name, ECHO), host.connect, timeout=1), timeout=3)
+        relay(client, blocking.connect((host.name, ECHO), host.connect, timeout=1)).wait(3)
     except EXPECTED:
         client.abort()
 
@@ -181,8 +181,8 @@ def disturb(simulation: Simulation, hosts: list[Host], random: Random) -> None:
         simulation.compute(0.3)
 
 
-def run_program(seed: int) -> tuple[str, int]:
-    """Run the program of *seed*, and return the digest, and how many exceptions were raised in handlers."""
+def run_program(seed: int, steps: int = 25) -> str:
+    """Run the program of *seed*, in which something about the network changes so many times.  Return the digest."""
     random = Random(seed)
     with Simulation(seed) as simulation:
         hosts = [simulation.host(f"host{number}", start) for number in range(3)]
@@ -190,15 +190,13 @@ def run_program(seed: int) -> tuple[str, int]:
         for host in hosts:
             for _ in range(2):
                 host.spawn(act, host, names, Random(random.random()))
-        for _ in range(25):
+        for _ in range(steps):
             gevent.sleep(random.random() * 2)
             disturb(simulation, hosts, random)
-        raised = len(simulation.raised)
-        simulation.raised.clear()
-        return simulation.digest, raised
+        return simulation.digest
 
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
     for seed in range(*map(int, sys.argv[1:])):
-        print(*run_program(seed))
+        print(run_program(seed))
