@@ -54,8 +54,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line("skipped: " + ", ".join(f"{count} ({reason})" for reason, count in reasons.items()))
 
 
-def pytest_collection_finish() -> None:
-    """Keep what there is by now from the collector: many tests collect, and would look at all tests each time."""
+@pytest.fixture(scope="module", autouse=True)
+def frozen_objects() -> None:
+    """Keep what there is from the collector: many tests collect, which would look at all other tests each time."""
     gc.collect()
     gc.freeze()
 
