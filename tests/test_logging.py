@@ -541,13 +541,13 @@ def test_a_limit_that_another_peer_met_is_an_error_of_the_function(tcp, lines, c
     assert record.exc_info[0] is ngi_gevent.LimitExceeded
 
 
-def test_a_failed_handshake_is_one_line(tcp, lines):
-    listener = tcp.listen(Echo, ssl_context=server_context(), handshake_timeout=0.05)
-    refused, silent = tcp.peer(listener), tcp.peer(listener)
+def test_a_failed_handshake_is_one_line(simulated, lines):
+    listener = simulated.listen(Echo, ssl_context=server_context())
+    refused, silent = simulated.peer(listener), simulated.peer(listener)
     refused.send(b"no TLS at all")
     refused.read()
     silent.read()
-    tcp.until(lambda: refused.ended and silent.ended)
+    simulated.until(lambda: refused.ended and silent.ended)
     told = [line for line in lines() if line[0] == "connection"]
     assert len(told) == 2
     assert all("the TLS handshake failed: " in message for _, _, message in told)
