@@ -14,8 +14,10 @@ from gevent.event import Event
 from stages import PATIENCE, Witness
 
 import ngi_gevent
+from ngi_gevent.core import clock
 from ngi_gevent.sockets import attempts
 from ngi_gevent.sockets.attempts import Attempts, in_turns
+from ngi_gevent.testing.contract.simulated import BlockingSocket
 
 
 def v4(number):
@@ -239,39 +241,37 @@ def connect(tcp, monkeypatch, port, *hosts):
 
 
 @pytest.fixture
-def full():
-    """An address at which the kernel answers nothing: the queue of its listener is full."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.2", 0))
-        listening.listen(0)
-        queue = [socket.socket() for _ in range(4)]
-        for waiting in queue:
-            waiting.setblocking(False)
-            waiting.connect_ex(listening.getsockname())
-        yield listening.getsockname()
-        for waiting in queue:
-            waiting.close()
+def half(simulated):
+    """The address of a host that its first address, of IPv6, does not lead to: the queue of its listener is full."""
+    server = simulated.simulation.host("server")
+    network = server._network
+    for family, host in (socket.AF_INET6, network.addresses[1]), (socket.AF_INET, network.addresses[0]):
+        listening = network.make_socket(family, socket.SOCK_STREAM)
+        listening.bind((host, 80))
+        listening.listen(0 if family == socket.AF_INET6 else 5)
+    simulated.peers.append(BlockingSocket(simulated.implementation, (network.addresses[1], 80)))
+    return "server", 80
 
 
-def test_a_host_whose_first_address_does_not_answer_is_reached(tcp, monkeypatch, full):
-    monkeypatch.setattr(attempts, "STAGGER", 0.01)
-    listener = tcp.implementation.listener(("127.0.0.1", full[1]), tcp.server())
-    tcp.listeners.append(listener)
-    client = connect(tcp, monkeypatch, full[1], "127.0.0.2", "127.0.0.1")
-    assert client.connection.peer_address == listener.address
-    tcp.until(lambda: tcp.served)
+def test_a_host_whose_first_address_does_not_answer_is_reached(simulated, half):
+    client = Witness(simulated)
+    simulated.implementation.connect(half, client)
+    began = clock.now()
+    simulated.until(lambda: client.connection)
+    assert clock.now() - began == pytest.approx(attempts.STAGGER, abs=0.01)
+    assert client.connection.peer_address == ("10.0.0.2", 80)
 
 
-def test_attempts_under_way_are_given_up_with_their_implementation(tcp, monkeypatch, full):
-    monkeypatch.setattr(attempts, "STAGGER", 0.001)
-    monkeypatch.setattr(gevent.get_hub(), "resolver", Resolver("127.0.0.2", "127.0.0.2", "127.0.0.1"))
-    client = Witness(tcp)
-    with type(tcp.implementation)() as implementation:
-        implementation.connect(("many.example", full[1]), client)
-        gevent.sleep(0.005)
-    tcp.until(lambda: client.failed)
+def test_attempts_under_way_are_given_up_with_their_implementation(simulated, half):
+    client = Witness(simulated)
+    with simulated.make() as implementation:
+        simulated.simulation.partition("server", implementation)
+        implementation.connect(half, client)
+        gevent.sleep(10)
+    simulated.until(lambda: client.failed)
     assert client.failed == "stopped"
     gevent.sleep(0)  # the turn in which their sockets are closed
+    assert implementation._network._site.sockets() == []
 
 
 def test_the_reason_of_a_failed_connect_lists_the_addresses(tcp, monkeypatch):
