@@ -1,16 +1,22 @@
-"""How the key-value server is tested: in memory, on sockets, with its input cut, and with a network that fails.
+"""How the key-value server is tested: in memory, on sockets, in a simulation, and with a network that fails.
 
 Run by ``pytest``: the fixtures ``ngi`` and ``ngi_implementation`` are there once ngi_gevent is installed.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
+import gevent
 import pytest
 from key_value_server import MAX_LINE, MAX_VALUE, KeyValueHandler, key_value_server
 
+import ngi_gevent
+from ngi_gevent import blocking
 from ngi_gevent.testing import Faults, Faulty, Input, Plan, Recorder, check_chunking, check_work, converse
+from ngi_gevent.testing.simulation import FailedSeed, Simulation, explore
 
 
 def fresh(connection: Any) -> KeyValueHandler:
@@ -135,3 +141,82 @@ def test_whatever_the_network_does_an_answer_is_right_or_missing(ngi: Any, seed:
             client.connection.abort()
     assert store in ({}, {"a": b"one"})
     listener.close()
+
+
+# Clients that wait, in a simulation: each on a host of its own, in virtual time, under as many schedules as wanted.
+
+ADDRESS = ("server", 8000)
+
+
+def ask(host: Any, request_: bytes, timeout: float = 1) -> bytes:
+    """Send one request from *host*, and return the answer.  Waits."""
+    output, input = blocking.open(ADDRESS, connect=host.connect, timeout=timeout)
+    output.write(request_ + b"quit\n")
+    answer = input.read()
+    output.close()
+    return answer
+
+
+def add_one(host: Any) -> None:
+    """Read a number, and write one more.  This loses an update if two clients do it at once."""
+    number = int(ask(host, b"get n\n").splitlines()[1])
+    ask(host, b"set n 1\n%d\n" % (number + 1))
+
+
+def add_one_alone(host: Any) -> None:
+    """The same, with a token that one client has at a time: ``delete`` succeeds for one of them only."""
+    while ask(host, b"delete token\n") != b"ok\n":
+        gevent.sleep(0.01)
+    add_one(host)
+    ask(host, b"set token 0\n\n")
+
+
+def count_by_two(simulation: Simulation, add: Callable[[Any], None]) -> None:
+    """Two clients add one each, and begin at times that the seed draws."""
+    store = {"n": b"0", "token": b""}
+    simulation.host("server").listener(ADDRESS, key_value_server(store))
+
+    def begin_later(client: Any) -> None:
+        gevent.sleep(simulation.random.random() / 10)
+        add(client)
+
+    clients = [simulation.host(name) for name in ("one", "other")]
+    gevent.joinall([client.spawn(begin_later, client) for client in clients])
+    assert store["n"] == b"2"
+
+
+def test_a_lost_update_is_found_and_its_seed_shows_it_again() -> None:
+    def test(simulation: Simulation) -> None:
+        count_by_two(simulation, add_one)
+
+    with pytest.raises(FailedSeed, match="run it again with Simulation") as failed:
+        explore(test, range(1000))
+    with pytest.raises(AssertionError, match="2"), Simulation(replay=failed.value.replay) as simulation:
+        test(simulation)
+
+
+@pytest.mark.ngi_seeds(20)
+def test_no_update_is_lost_by_clients_that_take_turns(simulation: Simulation) -> None:
+    count_by_two(simulation, add_one_alone)
+
+
+def ask_until_answered(host: Any, request_: bytes) -> tuple[bytes, int]:
+    """Ask again if there is no answer, after pauses that double.  Return the answer, and how often it was asked for."""
+    for attempt in itertools.count(1):
+        try:
+            return ask(host, request_), attempt
+        except (ngi_gevent.ConnectionFailed, ngi_gevent.Timeout):
+            gevent.sleep(min(0.5 * 2**attempt, 8))
+    raise AssertionError("unreachable")
+
+
+def test_a_client_that_tries_again_gets_its_answer_after_a_partition(simulation: Simulation) -> None:
+    server, client = simulation.host("server"), simulation.host("client")
+    server.listener(ADDRESS, key_value_server({"colour": b"blue"}))
+    asking = client.spawn(ask_until_answered, client, b"get colour\n")
+    simulation.partition(server, client)
+    gevent.sleep(10)
+    assert not asking.ready()
+    simulation.heal(server, client)
+    assert asking.get() == (b"value 4\nblue\n", 4)
+    assert simulation.now() < 20

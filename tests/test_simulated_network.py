@@ -15,8 +15,9 @@ import pytest
 from kernels import World, make_pair, program, result_of, run
 from stages import needs_ipv6
 
+from ngi_gevent import testing
 from ngi_gevent.sockets.network import Network
-from ngi_gevent.testing.simulation import HostCrashed, NotSimulated
+from ngi_gevent.testing.simulation import HostCrashed, NotSimulated, Simulation
 from ngi_gevent.testing.simulation.streams import RECEIVE_BUFFER, SEND_BUFFER
 
 FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
@@ -939,5 +940,57 @@ def left(pair: Pair) -> list[Any]:
     An end that has delivered everything waits for that of its peer, which never comes from a host that has lost power.
     """
     sites = [network._site for network in (pair.server, pair.client)]
-    ends = [end for site in sites for end in site.ends if end.peer._generation == end.peer.site.generation]
-    return [*ends, *(sock for site in sites for sock in site.sockets())]
+    ends = [end for site in sites for end in site.ends]
+    waiting = [end for end in ends if end.peer and end.peer._generation != end.peer.site.generation]
+    return [*(end for end in ends if end not in waiting), *(sock for site in sites for sock in site.sockets())]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_ends_are_freed_without_a_collection_of_garbage(resets):
+    pair = Pair()
+    socks = pair.streams()
+    ends = [sock.end for sock in socks]
+    if resets:
+        pair.client.reset_on_close(socks[0])
+    for sock in socks:
+        sock.close()
+        pair.settle()
+    assert [end.peer for end in ends] == [None, None]
+
+
+# In a whole simulation.
+
+
+def serve(connection):
+    connection.set_handler(testing.Recorder())
+
+
+def test_a_paused_host_does_not_notice_that_it_is_connected():
+    connected = []
+
+    def connect():
+        sock = client._network.make_socket(socket.AF_INET, STREAM)
+        client._network.connect(sock, ("10.0.0.1", 8000))
+        connected.append(simulation.now())
+
+    with Simulation() as simulation:
+        server, client = simulation.host("server"), simulation.host("client")
+        server.listener(("server", 8000), serve)
+        client.spawn(connect)
+        gevent.sleep(0.0005)  # the attempt is on its way
+        client.pause(10)
+        gevent.sleep(20)
+    assert len(connected) == 1
+    assert 10 <= connected[0] < 10.1
+
+
+def test_a_listener_takes_a_simulated_socket():
+    with Simulation() as simulation:
+        server, client = simulation.host("server"), simulation.host("client")
+        sock = server._network.make_socket(socket.AF_INET, STREAM)
+        sock.bind(("0.0.0.0", 8000))
+        server.listener(sock, serve)
+        recorder = testing.Recorder()
+        client.connect(("10.0.0.1", 8000), recorder)
+        gevent.sleep(1)
+        assert recorder.connection

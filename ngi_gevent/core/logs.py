@@ -34,9 +34,10 @@ RATE_PERIOD = 10.0
 class Log:
     """A logger whose handlers may block or raise.
 
-    It is called on the calling greenlet, except on the hub: then it is called soon, on its own greenlet.  Exceptions in
-    filters and handlers of the log never reach the caller.  They go to standard error, as in ``logging`` itself.  A
-    ``GreenletExit``, a ``gevent.Timeout`` or a ``KeyboardInterrupt`` that arrives while the log blocks does reach it.
+    It is called on the calling greenlet, except on the hub: then it is called soon, on its own greenlet.  In a
+    simulation, it is called at once, also on the hub, where it cannot wait.  Exceptions in filters and handlers of the
+    log never reach the caller.  They go to standard error, as in ``logging`` itself.  A ``GreenletExit``, a
+    ``gevent.Timeout`` or a ``KeyboardInterrupt`` that arrives while the log blocks does reach it.
 
     :param limit: writes the entry only if this rate limit allows it, and says how many were not written.
     """
@@ -68,7 +69,8 @@ class Log:
                 return
             if more:
                 line, arguments = f"{line}; %d more since the last such entry", (*arguments, more)
-        if getcurrent() is get_hub_if_exists():
+        # In a simulation, logging must not change what happens: a failure is replayed with more log entries.
+        if getcurrent() is get_hub_if_exists() and not clock.is_virtual():
             spawn_raw(self._log_in, forks.generation(), level, line, *arguments, **options)
         else:
             self._log(level, line, *arguments, **options)

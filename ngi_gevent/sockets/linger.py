@@ -6,8 +6,9 @@ leaves OPEN discards its input while output is pending, then ends its own side, 
 Each of these is bounded.  Input is discarded at ``DISCARD_SIZE`` bytes every ``DISCARD_PAUSE`` seconds, so that a peer
 which sends on cannot keep the processor busy.  Output is pending for as long as the peer takes some of it within
 ``SEND_TIMEOUT`` seconds.  An iterable can take any time, but once the owner is closed, it must yield something within
-``SEND_TIMEOUT`` seconds.  After the last of the output, the connection waits until nothing has arrived for as many
-seconds as the option ``linger_timeout`` says, and ``DISCARD_TIMEOUT`` seconds at most.
+``SEND_TIMEOUT`` seconds.  After the last of the output, which includes what the kernel has for the peer, the
+connection waits until nothing has arrived for as many seconds as the option ``linger_timeout`` says, and
+``DISCARD_TIMEOUT`` seconds at most.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Linger:
         "_pause",
         "_pulled",
         "_queued",
+        "_taken",
         "_timer",
         "_transport",
         "_until",
@@ -101,6 +103,7 @@ class Linger:
         self._queued = 0  # bytes of output that the kernel had not delivered at the last look
         self._arrived = False  # whether input has come since the last look
         self._discarded = 0  # bytes since the last pause
+        self._taken = 0.0  # when the kernel has last delivered output, or had none
         self._until = 0.0
 
     def close(self) -> None:
@@ -174,7 +177,7 @@ class Linger:
 
     def _give_up(self) -> None:
         """Reset the connection, because the peer or an iterable makes no progress."""
-        peer, left = self._connection.peer_address, self._output.size
+        peer, left = self._connection.peer_address, self._output.size or self._transport.queued_output()
         self._connection.handle(BREAK)
         logs.connections.info("connection with %r broken off: %d bytes were left to send to it", peer, left)
 
@@ -215,15 +218,17 @@ class Linger:
 
     def wait_for_peer(self) -> None:
         """Wait for the end of input: this side has ended, and all output is with the kernel."""
-        self._until = self._transport.now() + DISCARD_TIMEOUT
+        now = self._transport.now()
+        self._until = now + DISCARD_TIMEOUT
+        self._taken = now
         self._wait_on()
 
     def _wait_on(self) -> None:
         self._queued = self._transport.queued_output()
         self._arrived = False
         left = self._until - self._transport.now()
-        if left <= 0:  # the kernel still delivers output, or this would have ended
-            left = DISCARD_TIMEOUT
+        if left <= 0:  # the kernel still has output to deliver, or this would have ended
+            left = SEND_TIMEOUT
         timeout = self._output.linger_timeout
         self._start_timer(left if timeout is None else min(timeout, left), self._check_for_end)
 
@@ -232,8 +237,13 @@ class Linger:
             self.discard_input()  # after a stall, what arrived in time may not have been received
         if self._timer is None:
             return  # which has ended it
-        left = self._transport.queued_output()
-        if 0 < left < self._queued or (self._arrived and self._transport.now() < self._until):
+        now, left = self._transport.now(), self._transport.queued_output()
+        if left < self._queued:
+            self._taken = now
+        if left and now >= self._taken + SEND_TIMEOUT:
+            self._give_up()
+        elif left or (self._arrived and now < self._until):
+            # A peer that does not read for a while, and goes on sending, would lose what the kernel has for it.
             self._wait_on()
         else:
             self._connection.handle(LOSE)

@@ -14,7 +14,7 @@ from ngi_gevent.testing.simulation.bound import BoundSocket, World
 from ngi_gevent.testing.simulation.files import error
 from ngi_gevent.testing.simulation.sites import Site, plain_host
 from ngi_gevent.testing.simulation.streams import StreamEnd, UnixEnd
-from ngi_gevent.testing.simulation.tcp import TCPEnd, join
+from ngi_gevent.testing.simulation.tcp import TCPEnd
 
 __all__ = ["StreamSocket"]
 
@@ -281,8 +281,16 @@ class StreamSocket(BoundSocket):
             chosen.wait_for_room(lambda: self._arrive(end, target, host, port))
             return
         other = TCPEnd(self.world, target, (host, port), end.name)
-        join(self.world, end, other)
+        _join(self.world, end, other)
         chosen.begin(other)
+
+
+def _join(world: World, client: TCPEnd, server: TCPEnd) -> None:
+    """Let two ends send to each other."""
+    there, back = world.way(client.site, server.site), world.way(server.site, client.site)
+    names = f"{client.site.name}:{client.name[1]}", f"{server.site.name}:{server.name[1]}"
+    client.join(server, there, f"{names[0]} -> {names[1]}")
+    server.join(client, back, f"{names[1]} -> {names[0]}")
 
 
 def _label(site: Site, name: Any) -> str:

@@ -29,7 +29,7 @@ class StreamEnd:
 
     :ivar name: the address of this end.
     :ivar target: the address that it connects to, or was connected from, over TCP.
-    :ivar peer: the other end; this one itself until it is known.
+    :ivar peer: the other end; None before the two have met, and once both are closed.
     :ivar label: both ends, for the trace.
     :ivar error: the number of an error that the next call raises, or 0.
     :ivar has_ended: whether nothing can be sent any more.
@@ -68,7 +68,7 @@ class StreamEnd:
         self.site = site
         self.name = name
         self.target = target
-        self.peer: Any = self
+        self.peer: Any = None
         self.label = ""
         self._incoming: deque[bytes | memoryview] = deque()
         self.incoming_size = 0
@@ -251,6 +251,8 @@ class UnixEnd(StreamEnd):
         self._world.trace.note("close", self.site.name, self.label)
         self.site.forget(self)
         peer.changed()
+        if not peer.is_open:
+            self.peer = peer.peer = None  # both are freed at once: a simulation rarely collects garbage
 
     def abort(self) -> None:
         self.peer.error = errno.ECONNRESET
@@ -263,7 +265,7 @@ class UnixEnd(StreamEnd):
         self.is_gone = self.has_ended = self.has_no_input = True
 
     def queued(self) -> int:
-        return self.peer.incoming_size  # type: ignore[no-any-return]
+        return 0 if self.peer is None else self.peer.incoming_size
 
     def _taken(self, size: int) -> None:
         peer = self.peer

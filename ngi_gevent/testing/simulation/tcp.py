@@ -19,7 +19,7 @@ from ngi_gevent.testing.simulation.files import error
 from ngi_gevent.testing.simulation.sites import Site
 from ngi_gevent.testing.simulation.streams import RECEIVE_BUFFER, SEND_BUFFER, StreamEnd
 
-__all__ = ["TCPEnd", "join"]
+__all__ = ["TCPEnd"]
 
 #: The chance that a piece is cut on its way, so that its parts arrive at different times.
 CUT = 0.1
@@ -100,10 +100,8 @@ class TCPEnd(StreamEnd):
             return
         self.is_open = False
         self._world.trace.note("close", self.site.name, self.label)
-        if not self.is_established:
-            self.is_gone = self._refuses = True
-            self._release()
-        elif self.is_over():
+        if self.is_over() or not self.is_established:
+            self.is_gone = True
             self._release()
         elif self._incoming or self.resets:
             self.abort()
@@ -134,7 +132,8 @@ class TCPEnd(StreamEnd):
     def _open(self) -> None:
         """Let the peer send what there is room for."""
         self._is_opening = False
-        self.peer._send_unsent()
+        if self.peer is not None:
+            self.peer._send_unsent()
 
     # Questions.
 
@@ -173,7 +172,7 @@ class TCPEnd(StreamEnd):
         self._release()
 
     def _reset_peer(self) -> None:
-        if not self._has_reset and self._way is not None:
+        if not self._has_reset and self.peer is not None:
             self._has_reset = True
             self._signal(RESET)
 
@@ -302,11 +301,9 @@ class TCPEnd(StreamEnd):
 
     def _refuse(self) -> None:
         """Break the connection, since data has arrived that cannot be received any more."""
-        if self.is_gone:
-            self._reset_peer()
-        else:
+        if not self.is_gone:
             self._be_reset()
-            self._reset_peer()
+        self._reset_peer()
 
     # Acknowledgements.
 
@@ -347,11 +344,7 @@ class TCPEnd(StreamEnd):
 
     def _release(self) -> None:
         self.site.forget(self)
-
-
-def join(world: Any, client: TCPEnd, server: TCPEnd) -> None:
-    """Let two ends send to each other."""
-    there, back = world.way(client.site, server.site), world.way(server.site, client.site)
-    names = f"{client.site.name}:{client.name[1]}", f"{server.site.name}:{server.name[1]}"
-    client.join(server, there, f"{names[0]} -> {names[1]}")
-    server.join(client, back, f"{names[1]} -> {names[0]}")
+        peer = self.peer
+        if peer is None or self.is_open or peer.is_open or self._flight or peer._flight or peer in peer.site.ends:
+            return
+        self.peer = peer.peer = None  # both are freed at once: a simulation rarely collects garbage

@@ -1,0 +1,76 @@
+"""The same seed makes the same happen, in the same order: in each process, and beside everything else."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gevent
+import pytest
+import simulated_programs
+from greenlet import greenlet
+from simulated_programs import run_program
+
+#: Programs that the slow part runs.
+PROGRAMS = 200
+
+
+def count_greenlets() -> int:
+    gc.collect()
+    return sum(isinstance(thing, greenlet) for thing in gc.get_objects())
+
+
+def assert_repeats(seeds: range) -> None:
+    before = count_greenlets()
+    for seed in seeds:
+        first = run_program(seed)
+        # What else has happened in the process must not matter.
+        garbage = [[number] for number in range(1000)]
+        garbage.append(garbage)
+        gevent.sleep(0)
+        assert run_program(seed) == first, seed
+    assert count_greenlets() <= before
+
+
+def digests_in_another_process(seeds: range, hash_seed: int) -> list[str]:
+    command = [sys.executable, simulated_programs.__file__, str(seeds.start), str(seeds.stop)]
+    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_program_repeats():
+    assert run_program(0, 8) == run_program(0, 8) != run_program(1, 8)
+
+
+def test_a_program_repeats_in_another_process():
+    seeds = range(2, 3)
+    assert digests_in_another_process(seeds, 1) == [run_program(seed) for seed in seeds]
+
+
+def test_a_program_repeats_whatever_is_logged(caplog):
+    def run(level: int) -> str:
+        with caplog.at_level(level, "ngi_gevent"):
+            return run_program(0, 8)
+
+    assert run(logging.DEBUG) == run(logging.CRITICAL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("first", range(0, PROGRAMS, 50))
+def test_programs_repeat(first):
+    assert_repeats(range(first, first + 50))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_programs_repeat_under_each_seed_of_hashes():
+    seeds = range(PROGRAMS)
+    assert digests_in_another_process(seeds, 1) == digests_in_another_process(seeds, 4242)
