@@ -293,7 +293,7 @@ def test_room_for_output_is_not_watched_when_everything_is_sent(tcp):
         while not connection._output.is_waiting_for_peer():
             gevent.sleep(0.001)
     peer.read()
-    tcp.until(lambda: len(peer.received) == 24_000_000)
+    tcp.until(lambda: peer.size == 24_000_000)
     with gevent.Timeout(PATIENCE):
         while connection._output.is_waiting_for_peer():
             gevent.sleep(0.001)
@@ -590,7 +590,7 @@ def test_output_behind_an_iterator_that_waits_is_bounded_too(tcp):
     assert served.size < 1_000_000
     release.set()
     peer.read()
-    tcp.until(lambda: len(peer.received) == 16_000_004)
+    tcp.until(lambda: peer.size == 16_000_004)
     assert not served.connection._output.is_pausing
 
 
@@ -1111,7 +1111,7 @@ def test_a_timeout_that_an_iterator_left_behind_costs_nothing_that_was_written(t
     tcp.until(lambda: tcp.served and tcp.served[0].trace)
     assert isinstance(tcp.served[0].trace[0], gevent.Timeout)
     peer.read()
-    tcp.until(lambda: len(peer.received) == 20_000_009)
+    tcp.until(lambda: peer.size == 20_000_009)
     assert peer.received == b"first" + b"x" * 20_000_000 + b"last"
     timeouts[0].close()
 
