@@ -177,7 +177,7 @@ class Linger:
 
     def _give_up(self) -> None:
         """Reset the connection, because the peer or an iterable makes no progress."""
-        peer, left = self._connection.peer_address, self._output.size or self._transport.queued_output()
+        peer, left = self._connection.peer_address, self._output.size
         self._connection.handle(BREAK)
         logs.connections.info("connection with %r broken off: %d bytes were left to send to it", peer, left)
 
@@ -240,10 +240,10 @@ class Linger:
         now, left = self._transport.now(), self._transport.queued_output()
         if left < self._queued:
             self._taken = now
-        if left and now >= self._taken + SEND_TIMEOUT:
-            self._give_up()
-        elif left or (self._arrived and now < self._until):
-            # A peer that does not read for a while, and goes on sending, would lose what the kernel has for it.
+        # A peer that does not read for a while, and then sends something, would lose what is left.  The kernel goes on
+        # trying to deliver it after the close.
+        is_delivering = left > 0 and now < self._taken + SEND_TIMEOUT
+        if is_delivering or (not left and self._arrived and now < self._until):
             self._wait_on()
         else:
             self._connection.handle(LOSE)
