@@ -62,9 +62,6 @@ MISTAKES = {
         "+ DISCARD_TIMEOUT\n        self._wait_on()\n",
         "+ DISCARD_TIMEOUT\n        self._connection.handle(LOSE)\n",
     ),
-    "the rest of a batch is forgotten when a turn ends": Mistake(
-        "sockets/dispatcher.py", "            self.ready[:0] = reversed(self.batch)\n", ""
-    ),
     "a connection that has ended is not forgotten by its listener": Mistake(
         "core/listening.py",
         "        del self._connections[connection]\n        self._check_empty()\n",
