@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ngi_gevent.core.callbacks import handles_eof
+from ngi_gevent.core.callbacks import give_handler, handles_eof, name_of_handler
 from ngi_gevent.core.checks import as_bytes, as_iterator, check_count, check_handler, close_iterator
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import LOW_WATER
@@ -99,6 +99,14 @@ class Base:
         return self.connection.local_address
 
     @property
+    def data(self) -> Any:
+        return self.connection.data
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        self.connection.data = value
+
+    @property
     def ssl_object(self) -> Any:
         return self.connection.ssl_object
 
@@ -117,7 +125,7 @@ class Base:
         first = self._handler is None
         self._handler = handler
         if first:
-            self.connection.set_handler(self)
+            give_handler(self.connection, self)
 
     def setHandler(self, handler: IConnectionHandler) -> None:  # noqa: N802 (NGI 1's spelling)
         """Deprecated: ``set_handler`` as NGI 1 spelled it."""
@@ -192,6 +200,10 @@ class Base:
     def has_eof_handler(self) -> bool:
         """Return whether the handler, behind all adapters, has ``handle_eof``."""
         return handles_eof(self._handler)
+
+    def handler_name(self) -> str:
+        """Return the name of the handler, behind all adapters, for showing."""
+        return name_of_handler(self._handler)
 
     def handle_eof(self, connection: Any) -> None:
         """Call the handler's ``handle_eof``.  If it has none, end the connection."""

@@ -48,7 +48,11 @@ class ConnectionClosed(NGIError, ValueError):
 
 
 class ImplementationClosed(NGIError, ValueError):
-    """Yours: an implementation was used after its ``close()``."""
+    """Yours: an implementation was used after its ``close()``.
+
+    A handler that connects again at the end of its connection need not catch it: if it leaves a callback of an
+    implementation that has been closed, it is logged at level DEBUG.
+    """
 
 
 class ListenerClosed(NGIError, ValueError):

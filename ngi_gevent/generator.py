@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from ngi_gevent.core.callbacks import give_handler
 from ngi_gevent.errors import ConnectionFailed
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ class _GeneratorHandler:
     def __init__(self, generator: Generator[None, bytes, object], connection: Any) -> None:
         self._generator = generator
         if self._resume(connection, next, generator):
-            connection.set_handler(self)
+            give_handler(connection, self)
+
+    def handler_name(self) -> str:
+        """Return the name of the generator's function, for showing."""
+        return getattr(self._generator, "__qualname__", type(self._generator).__name__)
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         self._resume(connection, self._generator.send, data)

@@ -268,6 +268,12 @@ class IConnection(Protocol):
         these on the connection's thread, and leave reading and writing to the connection.
         """
 
+    data: Any
+    """A place for the application's own state, None at first.  The library never reads it.
+
+    It is the same for all adapters on a connection.  Readable and writable after the close, too.
+    """
+
     def __bool__(self) -> bool:
         """Return whether the connection is open, so that ``write`` accepts data.
 

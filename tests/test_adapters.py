@@ -12,7 +12,7 @@ import pytest
 from iterables import Unbegun
 from stages import Witness
 
-from ngi_gevent import ConnectionClosed, LimitExceeded, adapters, testing
+from ngi_gevent import ConnectionClosed, LimitExceeded, adapters, blocking, generator, testing
 
 
 class Handler(testing.Recorder):
@@ -105,6 +105,48 @@ def test_a_later_handler_takes_over():
     assert (first.data, second.data) == (b"one", b"two")
     with pytest.raises(TypeError):
         adapter.set_handler(None)
+
+
+class Old:
+    """A connection as programs for NGI 1 have them: with ``setHandler``, and without ``set_handler``."""
+
+    def __init__(self, connection):
+        self.connection = connection
+
+    def __getattr__(self, name):
+        if name == "set_handler":
+            raise AttributeError(name)
+        return getattr(self.connection, name)
+
+    def setHandler(self, handler):  # noqa: N802 (NGI 1's spelling)
+        self.handler = handler
+        self.connection.set_handler(self)
+
+    def handle_input(self, connection, data):
+        self.handler.handle_input(self, data.upper())
+
+
+def test_connections_that_have_only_the_method_of_ngi_1_work_and_warn():
+    @generator.handler(connection_adapter=Old)
+    def answer(connection):
+        connection.write((yield))
+
+    def read(connection):
+        return blocking.open(Old(connection))[1].read(5)
+
+    handler, peer = Handler(), testing.Recorder()
+    for use in (
+        lambda connection: adapters.Lines(Old(connection)).set_handler(handler),
+        answer,
+        lambda connection: gevent.spawn(read, connection).get(timeout=10),
+    ):
+        connection = testing.Connection(peer)
+        connection.test_input(b"hello\n")
+        with pytest.warns(DeprecationWarning, match="name the method of Old set_handler"):
+            used = use(connection)
+    assert (handler.data, peer.data, used) == (b"HELLO", b"HELLO\n", b"HELLO")
+    with pytest.raises(AttributeError, match="set_handler"):
+        adapters.Base(object()).set_handler(handler)
 
 
 def over(adapter_class, **limits):

@@ -14,7 +14,7 @@ import pytest
 from gevent.event import Event
 
 import ngi_gevent
-from ngi_gevent import adapters, blocking, testing
+from ngi_gevent import adapters, blocking, generator, testing
 from ngi_gevent.testing import contract, leaks
 
 KINDS = [testing.Implementation, ngi_gevent.Implementation]
@@ -78,6 +78,30 @@ def test_an_open_connection_is_named_with_where_it_was_made(kind):
     ]
     assert all("Connection (" in line for line in lines[1:])
     client.wait_until(lambda: client.gone)
+
+
+@pytest.mark.usefixtures("little_grace")
+def test_an_open_connection_is_named_with_the_handler_that_the_program_gave_it(kind):
+    class Chat:
+        def __init__(self, connection):
+            adapters.Lines(adapters.Base(connection)).set_handler(self)
+
+        def handle_input(self, connection, data): ...
+
+    @generator.handler(connection_adapter=adapters.Sized)
+    def ask(connection):
+        yield
+
+    with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
+        client = blocking.connect(implementation.listener(None, Chat).address, implementation.connect)
+        ask(client)
+        client.drain(below=1)
+        gevent.sleep(0)
+    handlers = [line.partition("handler: ")[2].partition(",")[0] for line in str(caught.value).split("\n")]
+    assert sorted(filter(None, handlers)) == [
+        "Chat",
+        "test_an_open_connection_is_named_with_the_handler_that_the_program_gave_it.<locals>.ask",
+    ]
 
 
 @pytest.mark.usefixtures("little_grace")

@@ -373,15 +373,16 @@ def test_a_client_address_is_the_clients():
     assert next(listener.connections()).peer_address == "me"
 
 
-def test_a_local_address_is_the_clients():
+@pytest.mark.parametrize("name", ["local_address", "client_address"])
+def test_a_local_address_is_the_clients(name):
     implementation = testing.Implementation()
     listener = implementation.listener("address", Echo)
     client = testing.Recorder()
-    implementation.connect("address", client, local_address="me")
+    implementation.connect("address", client, **{name: "me"})
     assert client.connection.local_address == "me"
     assert next(listener.connections()).peer_address == "me"
     with pytest.raises(TypeError, match="hashable"):
-        implementation.connect("address", client, local_address=[])
+        implementation.connect("address", client, **{name: []})
 
 
 OPTIONS: ListenOptions = {

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -112,6 +113,27 @@ def test_two_hundred_threads_talk_to_a_word_count_server():
     # What tests before this one left may be gone.
     assert descriptors() <= before[0]
     assert set(threading.enumerate()) <= before[1]
+
+
+def test_threads_have_the_names_that_they_are_given_and_others_by_default():
+    class Tell(ngi_gevent.testing.Recorder):
+        def connected(self, connection):
+            connection.write(f"{threading.current_thread().name}, {gevent.get_hub().name}".encode())
+            connection.close()
+
+    names = []
+    for options in {}, {}, {"name": "gateway"}:
+        client = ngi_gevent.testing.Recorder()
+        with Threaded(**options) as implementation:
+            implementation.listener(None, Tell().connected).connect(client)
+            client.wait_closed()
+        names += client.data.decode().split(", ")
+        implementation.join(PATIENCE)
+    assert names[0] == names[1] != names[2] == names[3]
+    assert all(re.fullmatch(r"ngi_gevent\.Threaded-\d+", name) for name in names[:4])
+    assert names[4:] == ["gateway", "gateway"]
+    with pytest.raises(TypeError, match="name must be text or None; got True"):
+        Threaded(name=True)
 
 
 def test_a_greenlet_that_wants_the_program_to_end_does_not_end_the_thread_of_a_threaded():
@@ -755,7 +777,7 @@ def test_join_waits_for_the_end_of_the_thread():
     implementation, client = Threaded(), ngi_gevent.testing.Recorder()
     implementation.join()  # it was never started
     implementation.listener(None, Join().connected).connect(client)
-    (thread,) = (each for each in threading.enumerate() if each.name == "ngi_gevent.Threaded")
+    (thread,) = (each for each in threading.enumerate() if each.name.startswith("ngi_gevent.Threaded-"))
     client.wait_connected().write(b"x")
     client.expect(b"deadlock")
     with pytest.raises(ngi_gevent.Timeout, match="StreamListener"):

@@ -129,15 +129,15 @@ def open(
     Never blocks for a connection; for an address, connects as :func:`connect` does.  After the end of input, the
     connection stays open for output.  Closing the output closes the connection, and so does dropping both files then.
 
-    :param address_or_connection: an address; or a connection, which is anything that has ``set_handler``.  The files
-        become its handler.
+    :param address_or_connection: an address; or a connection, which is anything that has ``set_handler``, or
+        ``setHandler``, as in NGI 1.  The files become its handler.
     :param connect: an implementation's method; ``ngi_gevent.connect`` by default.
     :param timeout: seconds to wait for a connection at most; None for no limit.
     :raises ConnectionFailed: there was no connection.
     :raises ConnectionTimeout: there was no connection in time.
     """
     connection = address_or_connection
-    if hasattr(connection, "set_handler"):
+    if hasattr(connection, "set_handler") or hasattr(connection, "setHandler"):
         as_timeout(timeout)
     else:
         connection = _connect(address_or_connection, connect, timeout)

@@ -15,6 +15,7 @@ from weakref import ref
 
 from ngi_gevent.adapters import bottom
 from ngi_gevent.core import clock
+from ngi_gevent.core.callbacks import give_handler
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ConnectionClosed, Timeout
@@ -105,7 +106,7 @@ class Handler:
         self._discards = False  # whether the input file is closed
         self._changes = Changes()
         self._lease: ref[Lease] | None = None  # once there is a file
-        connection.set_handler(self)
+        give_handler(connection, self)
         connection.when_closed(self.end)
         if connection.input_ended and connection:  # an earlier handler has had the end of input
             self.handle_eof(connection)

@@ -6,6 +6,7 @@ Implementations call these methods on the greenlet, or in the turn, where callba
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +18,7 @@ from ngi_gevent.errors import ConnectionClosed, Timeout
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnectionHandler, Reason
 
-__all__ = ["Callbacks", "ConnectionOwner", "Delivering", "handles_eof", "is_end_of"]
+__all__ = ["Callbacks", "ConnectionOwner", "Delivering", "give_handler", "handles_eof", "is_end_of", "name_of_handler"]
 
 #: Places where exceptions come from, for the log.
 ITERABLE = "an iterable given to writelines"
@@ -33,6 +34,25 @@ def handles_eof(handler: object) -> bool:
     """Return whether *handler* has ``handle_eof``.  An adapter has it always, and answers for its own handler."""
     of_adapter: Callable[[], bool] | None = getattr(handler, "has_eof_handler", None)
     return hasattr(handler, "handle_eof") if of_adapter is None else of_adapter()
+
+
+def give_handler(connection: Any, handler: IConnectionHandler) -> None:
+    """Set *handler* on *connection*, which the application may have written for NGI 1, with only ``setHandler``."""
+    if hasattr(connection, "set_handler") or not hasattr(connection, "setHandler"):
+        connection.set_handler(handler)
+    else:
+        warnings.warn(
+            f"setHandler is deprecated: name the method of {type(connection).__qualname__} set_handler",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        connection.setHandler(handler)
+
+
+def name_of_handler(handler: object) -> str:
+    """Return the name of *handler*, for showing.  An adapter names its own handler, and a generator its function."""
+    named: Callable[[], str] | None = getattr(handler, "handler_name", None)
+    return type(handler).__name__ if named is None else named()
 
 
 class Delivering(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.callbacks import Callbacks, ConnectionOwner, Delivering
+from ngi_gevent.core.callbacks import Callbacks, ConnectionOwner, Delivering, name_of_handler
 from ngi_gevent.core.checks import as_timeout, check_count, check_handler, check_reason
 from ngi_gevent.core.lifecycle import (
     ABORT,
@@ -46,7 +46,7 @@ def unsent_size_of(items: Iterable[Any]) -> int | None:
 class BaseConnection(Callbacks):
     """A connection, as the application uses it.  See ``IConnection`` for the contract."""
 
-    __slots__ = ("_blocks", "_output", "control", "local_address")
+    __slots__ = ("_blocks", "_output", "control", "data", "local_address")
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class BaseConnection(Callbacks):
     ) -> None:
         super().__init__(owner, peer_address)
         self.control: Any = control
+        self.data: Any = None
         self.local_address = local_address
         self._output = output
         self._blocks: tuple[WhileOpen, ...] = ()  # to interrupt when the connection ends
@@ -68,7 +69,7 @@ class BaseConnection(Callbacks):
     def __repr__(self) -> str:
         told = f"{self.local_address!r} to {self.peer_address!r}, {self._lifecycle.state}"
         if not self._lifecycle.is_gone():
-            handler = "no handler" if self._handler is None else f"handler: {type(self._handler).__name__}"
+            handler = "no handler" if self._handler is None else f"handler: {name_of_handler(self._handler)}"
             told += f", {handler}, bytes pending: {self._output.size}"
         return f"<{type(self).__name__} {told}>"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
@@ -13,7 +15,13 @@ if TYPE_CHECKING:
     from ngi_gevent.core.listening import ListenerOwner
     from ngi_gevent.interfaces import Data, IUDPHandler
 
-__all__ = ["BUFFER_SIZE", "BaseDatagramListener", "check_datagram_handler", "check_datagram_options"]
+__all__ = [
+    "BUFFER_SIZE",
+    "BaseDatagramListener",
+    "check_datagram_handler",
+    "check_datagram_options",
+    "log_datagram_refusal",
+]
 
 #: Log entries for exceptions of one listener's handler in ``logs.RATE_PERIOD`` seconds.
 MOST_RAISED = 10
@@ -45,6 +53,16 @@ def check_datagram_options(
     check_flag("reuse_port", reuse_port)
     check_flag("broadcast", broadcast)
     check_file_options(mode, owner)
+
+
+@contextmanager
+def log_datagram_refusal(address: Any) -> Iterator[None]:
+    """Log the ``OSError`` that leaves this block: there is no UDP listener on *address*."""
+    try:
+        yield
+    except OSError as error:
+        logs.datagrams.warning("unable to receive datagrams on %r: %s", address, logs.format_reason(error))
+        raise
 
 
 @documented_by(IUDPListener)

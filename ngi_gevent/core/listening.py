@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
@@ -14,7 +15,7 @@ from ngi_gevent.interfaces import IListener, documented_by
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IServer, IServerConnection
 
-__all__ = ["BaseListener", "ListenerOwner", "check_listen_options"]
+__all__ = ["BaseListener", "ListenerOwner", "check_listen_options", "log_refusal"]
 
 
 def check_listen_options(
@@ -30,6 +31,16 @@ def check_listen_options(
     check_flag("reuse_port", reuse_port)
     check_flag("dual_stack", dual_stack)
     check_file_options(mode, owner)
+
+
+@contextmanager
+def log_refusal(address: Any) -> Iterator[None]:
+    """Log the ``OSError`` that leaves this block: there is no listener on *address*, one or a list of them."""
+    try:
+        yield
+    except OSError as error:
+        logs.listeners.warning("unable to listen on %r: %s", address, logs.format_reason(error))
+        raise
 
 
 class ListenerOwner(Protocol):

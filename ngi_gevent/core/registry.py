@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.connection import BaseConnection, unsent_size_of
+from ngi_gevent.errors import ImplementationClosed
 
 __all__ = ["OnError", "Registry", "log_error"]
 
@@ -45,6 +46,7 @@ class Registry:
         self._items: dict[_Item, None] = {}
         self._on_error = on_error
         self._wakers: list[Callable[[], object]] = []  # of waiting callers
+        self._stopped = False
 
     def __bool__(self) -> bool:
         return bool(self._items)
@@ -76,6 +78,7 @@ class Registry:
 
     def stop(self) -> None:
         """End everything without waiting, except connections that are closed already: they finish delivering."""
+        self._stopped = True
         for item in list(self._items):
             if not isinstance(item, BaseConnection) or item.delivers_input():
                 item.stop()
@@ -88,4 +91,8 @@ class Registry:
         self.forget(connection)
 
     def handler_raised(self, peer: Any, where: str, error: BaseException, log: logs.LogRaised = log_raised) -> None:
-        self._on_error(self, peer, where, error, log)
+        # A handler that connects again cannot know that the end of its connection was that of the program.
+        if self._stopped and log is log_raised and isinstance(error, ImplementationClosed):
+            logs.connections.debug("connection with %r: %s used the implementation after its close", peer, where)
+        else:
+            self._on_error(self, peer, where, error, log)

@@ -16,7 +16,7 @@ from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import THIS_HOST, check_send_address, unix_path, with_address
-from ngi_gevent.core.datagram import BaseDatagramListener
+from ngi_gevent.core.datagram import BaseDatagramListener, log_datagram_refusal
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IUDPListener, documented_by
 from ngi_gevent.sockets.binding import BindOptions, bind_one, ipv4_first
@@ -76,7 +76,8 @@ class DatagramListener(BaseDatagramListener):
         self._hub = hub
         self._mailbox = Dispatcher.current().mailbox
         options = BindOptions(socket.SOCK_DGRAM, reuse_port=reuse_port, mode=mode, owner=owner)
-        self._binding = bind_one(network, address, options)
+        with log_datagram_refusal(address):
+            self._binding = bind_one(network, address, options)
         self._socket = self._binding.socket
         try:
             if broadcast:

@@ -32,7 +32,6 @@ class HubRegistry(Registry):
         self.sender = DatagramSender(network)
         self.mailbox = Dispatcher.current().mailbox
         self._kept: tuple[Any, str, BaseException, LogRaised] | None = None  # the error for the next wait
-        self._stopped = False
         forks.add(self)
 
     def leave_to_parent(self) -> None:
@@ -44,11 +43,10 @@ class HubRegistry(Registry):
         forks.leave(items)
 
     def stop(self) -> None:
-        self._stopped = True  # no wait must come any more
+        super().stop()  # after this, no error is kept, because no wait must come any more
         kept, self._kept = self._kept, None
         if kept is not None:
             log_error(self, *kept)
-        super().stop()
         self.sender.close()
 
     def wait(self, timeout: float | None) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import get_hub, spawn_raw
 
 from ngi_gevent.core import forks, logs
-from ngi_gevent.core.listening import BaseListener, ListenerOwner
+from ngi_gevent.core.listening import BaseListener, ListenerOwner, log_refusal
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IListener, documented_by
@@ -70,7 +70,8 @@ class StreamListener(BaseListener):
             sock.listen(backlog)
 
         options = BindOptions(socket.SOCK_STREAM, listen, reuse_port, dual_stack, mode, owner)
-        bindings = bind_all(network, addresses, options)
+        with log_refusal(addresses if len(addresses) > 1 else addresses[0]):
+            bindings = bind_all(network, addresses, options)
         try:
             self.addresses = tuple(binding.socket.getsockname() for binding in bindings)
             self._log_opened()

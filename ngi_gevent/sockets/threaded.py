@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import threading
 from collections.abc import Callable
+from itertools import count
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,8 @@ IDLE_PATIENCE = 0.1
 
 Result = TypeVar("Result")
 
+_numbers = count(1)  # for the names of threads
+
 
 def log_or_exit(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Log *error*.  A child that was forked in a handler ends if it is ``SystemExit``, since it has no other thread."""
@@ -54,12 +57,19 @@ class Threaded(Implementation):
     program, monkey-patched or not.  Handlers run on that thread; their exceptions are logged.  Every method can be
     called from any thread, and blocks only until that thread has made the call: a handler that keeps the thread,
     without waiting on gevent, keeps callers too.
+
+    :param name: the name of the thread and of its hub; by default ``'ngi_gevent.Threaded-'`` and a number.  In a
+        monkey-patched program, only the hub has it, because ``threading`` is about greenlets there.
+    :raises TypeError: *name* is not text.
     """
 
     _on_error = staticmethod(log_or_exit)
 
-    def __init__(self) -> None:
+    def __init__(self, *, name: str | None = None) -> None:
         super().__init__()
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be text or None; got {name!r:.100}")
+        self._name = f"ngi_gevent.Threaded-{next(_numbers)}" if name is None else name
         self._starting = make_lock()
         self._start: _Start | None = None  # in progress or done
         self._stop = Event()
@@ -192,8 +202,7 @@ class Threaded(Implementation):
                 get_hub()
                 start_new_thread(self._serve, (start,))
             else:
-                name = "ngi_gevent.Threaded"
-                threading.Thread(target=self._serve, args=[start], name=name, daemon=True).start()
+                threading.Thread(target=self._serve, args=[start], name=self._name, daemon=True).start()
         except Exception as error:
             self._start_failed(start, error)
 
@@ -211,6 +220,7 @@ class Threaded(Implementation):
         start.ident = get_ident()
         try:
             hub = get_hub()
+            hub.name = self._name
             keep_running = hub.loop.async_()  # or a loop with nothing to do would end
             keep_running.start(lambda: None)
             registry = self._on_hub[hub] = self._make_registry()

@@ -339,10 +339,19 @@ class Connection(BaseConnection):
             self._report_end()
         if self.peer._wire:
             self.peer._lose_output(self._wire[-1] if self._wire else None)
-        if not self._has_output():
+        if not self._has_output() and self._lifecycle.state is CLOSING:
+            if self._lingers():
+                self._queue_turn()
+                return
             self.handle(LOSE)
         if self._lifecycle.state is CLOSED:
             self.end_callbacks()
+
+    def _lingers(self) -> bool:
+        """Return whether this waits for the peer's end, as on sockets: the peer has a turn, and was not told yet."""
+        peer = self.peer
+        is_told = not (peer._lifecycle.is_established() or peer._lifecycle.owes_reason())
+        return peer._turn_is_queued and not is_told and not self._lifecycle.input_is_over
 
     def _drop_output(self) -> None:
         self._close_iterables_later()

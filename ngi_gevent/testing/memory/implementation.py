@@ -10,8 +10,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server
-from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_datagram_options
-from ngi_gevent.core.listening import check_listen_options
+from ngi_gevent.core.datagram import (
+    BUFFER_SIZE,
+    check_datagram_handler,
+    check_datagram_options,
+    log_datagram_refusal,
+)
+from ngi_gevent.core.listening import check_listen_options, log_refusal
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout, WouldWait
@@ -73,7 +78,13 @@ class Implementation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def connect(self, address: Hashable, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
+    def connect(
+        self,
+        address: Hashable,
+        handler: IClientConnectHandler,
+        client_address: Hashable = None,
+        **options: Unpack[ConnectOptions],
+    ) -> None:
         """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.
 
         Never blocks.  It returns after all callbacks, unless this is called in a callback.  Without a listener or
@@ -82,8 +93,10 @@ class Implementation:
 
         The options are those for sockets.  They are checked, and two have an effect in memory: *output_limit*, and
         *local_address*, which is any hashable here.
+
+        :param client_address: the same as *local_address*, under the name that ``listener.connect`` has for it, too.
         """
-        self._connect_to(None, address, handler, None, **options)
+        self._connect_to(None, address, handler, client_address, **options)
 
     def _connect_to(
         self,
@@ -103,6 +116,7 @@ class Implementation:
         checked = ConnectionOptions.checked(**options)
         transport.client_factory(HOST, checked, ssl_context, server_hostname)
         check_hashable(local_address)
+        check_hashable(client_address)
         self._check_open()
         check_client_handler(handler)
         check_hashable(address)
@@ -148,7 +162,8 @@ class Implementation:
         check_listen_options(backlog, max_connections, reuse_port, dual_stack, mode, owner)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
         transport.server_factory(options, ssl_context, handshake_timeout)
-        addresses = self._free_addresses(address, self._listeners)
+        with log_refusal(address):
+            addresses = self._free_addresses(address, self._listeners)
         listener = Listener(
             self._listeners, self._connect_to, self._registry, addresses, handler, max_connections, output_limit
         )
@@ -188,7 +203,8 @@ class Implementation:
         self._check_open()
         check_datagram_handler(handler)
         check_datagram_options(buffer_size, **options)
-        address = self._free_address(address, self._datagram_listeners)
+        with log_datagram_refusal(address):
+            address = self._free_address(address, self._datagram_listeners)
         listener = DatagramListener(self._datagram_listeners, self._registry, address, handler, buffer_size)
         self._datagram_listeners[address] = listener
         self._registry.add(listener)

@@ -42,6 +42,22 @@ def test_the_kernel_tells_who_the_peer_of_a_unix_socket_is(stage):
     assert [connection.peer_credentials for connection in connections] == [here] * 3
 
 
+# The application's own state.
+
+
+def test_data_belongs_to_the_application_and_outlives_the_connection(stage):
+    client, served = stage.talk()
+    assert served.connection.data is client.connection.data is None
+    adapters.Lines(adapters.Base(served.connection)).data = "Ann"
+    assert [connection.data for connection in stage.listeners[0].connections()] == ["Ann"]
+    assert adapters.Sized(served.connection).data == "Ann"
+    assert client.connection.data is None
+    client.connection.close()
+    stage.until(lambda: served.gone and client.gone)
+    served.connection.data += ", who left"
+    assert served.connection.data == "Ann, who left"
+
+
 # States.
 
 

@@ -233,12 +233,15 @@ def test_a_closed_implementation_has_closed_its_datagram_listeners(stage):
 # Checks of arguments.
 
 
-def test_a_datagram_address_in_use_is_refused_by_name(stage):
+def test_a_datagram_address_in_use_is_refused_by_name_and_logged(stage, caplog):
     listener = stage.listen_udp(DatagramWitness(stage))
     with pytest.raises(OSError, match="in use") as caught:
         stage.implementation.udp_listener(listener.address, DatagramWitness(stage))
     assert caught.value.errno == errno.EADDRINUSE
     assert repr(listener.address) in str(caught.value)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("ngi_gevent.datagram", "WARNING")
+    assert record.getMessage().startswith(f"unable to receive datagrams on {listener.address!r}: OSError: ")
 
 
 def test_a_datagram_handler_that_cannot_be_called_is_refused(stage):

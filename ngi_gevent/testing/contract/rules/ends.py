@@ -142,4 +142,18 @@ def test_reasons_make_fair_log_lines(stage):
     assert [str(served.closed) for served in stage.served] == ["stopped", "end of input"]
 
 
+@pytest.mark.parametrize("closing", ["client", "served"])
+def test_the_peer_is_told_of_an_end_before_the_connection_that_closes_is_gone(stage, closing):
+    sides = dict(zip(("client", "served"), stage.talk(), strict=True))
+    order = []
+    for side, witness in sides.items():
+        witness.connection.when_closed(
+            lambda side=side, witness=witness: (order.append((side, witness.closed)), stage.happened())
+        )
+    sides.pop(closing).connection.close()
+    ((other, witness),) = sides.items()
+    stage.until(lambda: witness.gone and len(order) == 2)
+    assert order == [(other, "end of input"), (closing, None)]
+
+
 __all__ = [name for name in dir() if name.startswith("test_")]

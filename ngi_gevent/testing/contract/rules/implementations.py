@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 import ngi_gevent
@@ -66,6 +68,30 @@ def test_close_ends_everything_and_a_closed_implementation_says_so(stage):
             use()
     implementation.wait(10)
     stage.implementation = stage.make()
+
+
+def test_a_handler_that_connects_again_while_the_implementation_closes_leaves_no_traceback(stage, caplog):
+    class Again(Witness):
+        def handle_close(self, connection, reason):
+            super().handle_close(connection, reason)
+            implementation.connect(address, self)
+
+    implementation = stage.implementation
+    client = Again(stage)
+    listener = stage.listen(Again)
+    address = listener.address
+    listener.connect(client)
+    stage.until(lambda: stage.served and client.connection)
+    with caplog.at_level(logging.DEBUG, logger="ngi_gevent.connection"):
+        implementation.close()
+        stage.until(lambda: client.gone and stage.served[0].gone)
+        implementation.wait(10)
+    stage.implementation = stage.make()
+    used = [
+        record for record in caplog.records if record.getMessage().endswith("used the implementation after its close")
+    ]
+    assert [record.levelname for record in used] == ["DEBUG"] * 2
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 def test_the_end_of_a_with_statement_closes_an_implementation(stage):

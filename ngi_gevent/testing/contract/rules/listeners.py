@@ -31,11 +31,14 @@ def test_a_listener_on_a_list_of_addresses_has_all_of_them(stage):
         stage.implementation.listener([], stage.server(Echo))
 
 
-def test_an_address_in_use_is_refused_by_name(stage):
+def test_an_address_in_use_is_refused_by_name_and_logged(stage, caplog):
     listener = stage.listen()
     with pytest.raises(OSError, match="in use") as caught:
         stage.implementation.listener(listener.address, stage.server())
     assert str(listener.address[0] if isinstance(listener.address, tuple) else listener.address) in str(caught.value)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("ngi_gevent.listener", "WARNING")
+    assert record.getMessage().startswith(f"unable to listen on {listener.address!r}: OSError: ")
     assert stage.client(listener).connection
 
 
