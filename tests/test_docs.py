@@ -14,8 +14,8 @@ from ngi_gevent import testing
 
 ROOT = Path(__file__).parent.parent
 
-#: Its pages, but for the one whose blocks need more than one module.
-PAGES = [page for page in sorted(pages.DOCS.rglob("*.md")) if page.name != "testing.md" and "_build" not in page.parts]
+#: Its pages.
+PAGES = [page for page in sorted(pages.DOCS.rglob("*.md")) if "_build" not in page.parts]
 
 
 def named(page):
@@ -115,26 +115,6 @@ def run(pytester, monkeypatch):
 @pytest.mark.slow
 def test_the_first_test_can_be_copied(run):
     run(test_greeter="\n".join(blocks("testing.md")[:2])).assert_outcomes(passed=1)
-
-
-@pytest.mark.slow
-def test_every_block_runs(run):
-    code = blocks("testing.md")
-    tests = [block for block in code if "contract" not in block]
-    assert len(tests) == len(code) - 2
-    result = run(test_testing="\n".join(tests))
-    named = sum(block.count("def test_") for block in tests)
-    each, simulated, seeds = 4, 2, 100  # tests over each implementation, in simulations (three seeds), and of each plan
-    result.assert_outcomes(passed=named + 4 * each + 2 * simulated + seeds - 1)
-
-
-@pytest.mark.slow
-def test_the_contract_runs_as_it_is_documented(run):
-    conftest, test = [block for block in blocks("testing.md") if "contract" in block]
-    result = run(conftest=conftest, test_contract=test)
-    outcomes = result.parseoutcomes()
-    assert set(outcomes) == {"passed"}
-    assert outcomes["passed"] >= 100
 
 
 def test_the_files_that_pages_name_are_there():

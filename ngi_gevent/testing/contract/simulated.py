@@ -23,7 +23,7 @@ READ, WRITE = 1, 2  # what gevent's io watchers watch for
 class SimulationStage(SocketStage):
     """A host of a simulation.  The simulation lasts as long as the stage.
 
-    Subclasses have other seeds.
+    :cvar seed: the seed of the simulation, 0 by default.  Subclasses have others.
     """
 
     name = "simulation"
