@@ -31,6 +31,7 @@ from ngi_gevent.core import clock
 from ngi_gevent.sockets import acceptor
 from ngi_gevent.sockets.network import Network
 from ngi_gevent.testing.simulation.stream_sockets import StreamSocket
+from ngi_gevent.testing.simulation.streams import RECEIVE_BUFFER, SEND_BUFFER
 
 
 class Echo(Witness):
@@ -297,6 +298,8 @@ def test_a_connection_whose_iterator_takes_its_time_is_not_idle(simulated):
 
     peer, served = talk_to_idle(simulated, Witness)
     served.connection.writelines(lines())
+    gevent.sleep(99)
+    assert served.connection
     simulated.until(lambda: served.closed and peer.ended)
     assert isinstance(served.closed, ngi_gevent.Timeout)
     assert peer.received == b"first last"
@@ -330,21 +333,26 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
     assert peer.ended == "broken"
 
 
+#: Bytes that the kernels of two hosts take at once.
+SIZE = RECEIVE_BUFFER + SEND_BUFFER
+
+
 def test_a_peer_that_reads_what_was_sent_long_ago_is_not_idle(simulated):
     class Answer(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
-            connection.write(b"x" * 600_000)  # most of it waits at the server
+            connection.write(b"x" * SIZE)
 
     peer = simulated.peer(simulated.listen(Answer, idle_timeout=30)).socket
     for _ in range(2):
         peer.sendall(b"?")
-        left = 600_000
+        left = SIZE
         while left:
-            piece = peer.recv(min(left, 50_000))
+            piece = peer.recv(min(left, 10_000))
             assert piece
             left -= len(piece)
-            gevent.sleep(5)
+            if left > RECEIVE_BUFFER:  # otherwise all of it has arrived, and this side may be silent
+                gevent.sleep(5)
     assert simulated.served[0].chunks == [b"?", b"?"]
 
 
