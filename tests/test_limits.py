@@ -90,12 +90,16 @@ def test_a_pause_is_two_lines_in_the_log_however_many_come_and_go(simulated, cap
         clients[-2].connection.abort()
         simulated.until(lambda: clients[-1].data)
     clients += [simulated.client(listener), simulated.client(listener)]  # the last one has to wait
-    gevent.sleep(5 * acceptor.QUIET)  # while it is full, it is not over
-    (begin,) = lines(caplog)
-    assert begin == f"{listener.address!r} accepts no more connections for now: there are 2, which is max_connections"
+    gevent.sleep(5.2 * acceptor.QUIET)  # while it is full, it is not over
     for client in clients:
         client.connection.abort()
-    gevent.sleep(2 * acceptor.QUIET)
+    clients = [simulated.client(listener) for _ in range(3)]  # for a moment, it is full again
+    for client in clients:
+        client.connection.abort()
+    gevent.sleep(acceptor.QUIET)
+    (begin,) = lines(caplog)
+    assert begin == f"{listener.address!r} accepts no more connections for now: there are 2, which is max_connections"
+    gevent.sleep(acceptor.QUIET)
     assert lines(caplog)[1:] == [f"{listener.address!r} accepts connections again"]
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
