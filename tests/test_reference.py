@@ -13,7 +13,7 @@ from pathlib import Path
 import pages
 import pytest
 
-from ngi_gevent import adapters, relay
+from ngi_gevent import adapters, reconnecting, relay
 from ngi_gevent.blocking import input
 from ngi_gevent.core import datagram, logs, output
 from ngi_gevent.core.options import LINGER_TIMEOUT
@@ -40,6 +40,7 @@ PUBLIC = [
     "ngi_gevent.generator",
     "ngi_gevent.interfaces",
     "ngi_gevent.message",
+    "ngi_gevent.reconnecting",
     "ngi_gevent.relay",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
@@ -113,8 +114,8 @@ def rows(page):
 
 def amount(text):
     """The number that *text* begins with, in bytes or seconds."""
-    number, unit = re.fullmatch(r"([\d,]+)(?: (KiB|MiB))?.*", text).groups()
-    return int(number.replace(",", "")) * {"KiB": 1024, "MiB": 1024 * 1024, None: 1}[unit]
+    number, unit = re.fullmatch(r"([\d,.]+)(?: (KiB|MiB))?.*", text).groups()
+    return float(number.replace(",", "")) * {"KiB": 1024, "MiB": 1024 * 1024, None: 1}[unit]
 
 
 def test_the_limits_are_what_they_are():
@@ -143,6 +144,8 @@ def test_the_limits_are_what_they_are():
     assert "in 10 seconds" in fixed[-1]
     assert logs.RATE_PERIOD == 10
     assert amount(limits["below"]) == output.LOW_WATER
+    assert amount(limits["first"]) == reconnecting.FIRST_PAUSE
+    assert amount(limits["longest"]) == reconnecting.LONGEST_PAUSE
 
 
 def test_every_option_of_a_listener_is_among_the_limits():
