@@ -74,7 +74,7 @@ def reconnecting(
       before it begins anew with the first pause.  A shorter one counts as a failure, because a server can accept and
       close at once.
     * The next attempt begins once ``failed_connect`` has returned, also if it raises; or once the connection is gone,
-      whoever has ended it.
+      whichever side has ended it.
     * A pause is outstanding: ``wait()`` of the implementation waits for it.
     * When the implementation is closed, this ends.  A pause or an attempt then ends with ``failed_connect('stopped')``.
     * In memory, no time passes.  An attempt after a pause is made at once if something listens on *address*, and
