@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections import Counter
@@ -53,6 +54,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line("skipped: " + ", ".join(f"{count} ({reason})" for reason, count in reasons.items()))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_objects() -> None:
+    """Keep what there is from the collector: many tests collect, which would look at all other tests each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def no_socket_left() -> Iterator[None]:
     before = open_files()
@@ -92,3 +100,9 @@ def tcp(folder: Path, no_socket_left: None) -> Iterator[Stage]:
 def tls(folder: Path, no_socket_left: None) -> Iterator[Stage]:
     """TLS over TCP."""
     yield from playing(TLSStage, folder)
+
+
+@pytest.fixture
+def simulated(folder: Path) -> Iterator[Stage]:
+    """A host of a simulation, for tests about time: an hour costs nothing, and is exactly an hour."""
+    yield from playing(SIMULATIONS[0], folder)

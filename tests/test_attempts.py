@@ -14,8 +14,11 @@ from gevent.event import Event
 from stages import PATIENCE, Witness
 
 import ngi_gevent
+from ngi_gevent.core import clock
 from ngi_gevent.sockets import attempts
 from ngi_gevent.sockets.attempts import Attempts, in_turns
+from ngi_gevent.testing.contract.simulated import BlockingSocket
+from ngi_gevent.testing.simulation import Simulation
 
 
 def v4(number):
@@ -77,13 +80,10 @@ class Peers:
 
 @pytest.fixture
 def peers():
-    return Peers()
-
-
-@pytest.fixture
-def never(monkeypatch):
-    """Only a failure lets the next attempt begin."""
-    monkeypatch.setattr(attempts, "STAGGER", PATIENCE)
+    """Peers in a simulation, in which the pauses between two attempts take no time."""
+    with Simulation() as simulation:
+        yield Peers()
+        simulation.raised.clear()  # the greenlets of races that fail
 
 
 def racing(peers, *candidates):
@@ -100,18 +100,17 @@ def refused(number=errno.ECONNREFUSED):
     return OSError(number, os.strerror(number))
 
 
-def test_a_peer_that_does_not_answer_delays_the_next_attempt_only_a_little(peers, monkeypatch):
-    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+def test_a_peer_that_does_not_answer_delays_the_next_attempt_only_a_little(peers):
     race = racing(peers, v6(1), v4(1))
     until(lambda: peers.begun == [v6(1), v4(1)])
+    assert clock.now() == pytest.approx(attempts.STAGGER, abs=0.01)
     peers.answer(v4(1))
     assert race.get(timeout=PATIENCE) is peers.socks[v4(1)]
     until(lambda: v6(1) in peers.cancelled)
     assert not peers.socks[v4(1)].closed
 
 
-def test_a_peer_that_answers_late_is_not_given_up_for_a_later_attempt(peers, monkeypatch):
-    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+def test_a_peer_that_answers_late_is_not_given_up_for_a_later_attempt(peers):
     race = racing(peers, v6(1), v4(1))
     until(lambda: len(peers.begun) == 2)
     peers.answer(v6(1))
@@ -119,16 +118,16 @@ def test_a_peer_that_answers_late_is_not_given_up_for_a_later_attempt(peers, mon
     until(lambda: peers.cancelled == [v4(1)])
 
 
-def test_a_failure_lets_the_next_attempt_begin_at_once(peers, never):
+def test_a_failure_lets_the_next_attempt_begin_at_once(peers):
     peers.answer(v6(1), refused())
     peers.answer(v4(1), refused())
     peers.answer(v6(2))
     assert racing(peers, v6(1), v6(2), v4(1), v4(2)).get(timeout=PATIENCE) is peers.socks[v6(2)]
     assert peers.begun == [v6(1), v4(1), v6(2)]
+    assert clock.now() < 0.01
 
 
-def test_of_two_that_connect_in_the_same_turn_one_is_closed(peers, monkeypatch):
-    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+def test_of_two_that_connect_in_the_same_turn_one_is_closed(peers):
     race = racing(peers, v6(1), v4(1))
     until(lambda: len(peers.begun) == 2)
     peers.answer(v6(1))
@@ -145,7 +144,7 @@ def test_of_two_that_connect_in_the_same_turn_one_is_closed(peers, monkeypatch):
         ([errno.ENETUNREACH, errno.ECONNREFUSED], OSError, None),
     ],
 )
-def test_if_all_fail_the_error_lists_each_address_with_its_reason(peers, never, numbers, kind, number):
+def test_if_all_fail_the_error_lists_each_address_with_its_reason(peers, numbers, kind, number):
     for candidate, each in zip((v6(1), v4(1)), numbers, strict=True):
         peers.answer(candidate, refused(each))
     with pytest.raises(kind) as caught:
@@ -161,9 +160,8 @@ def test_a_host_without_addresses_cannot_be_reached(peers):
 
 
 @pytest.mark.parametrize("connects", [False, True])
-def test_all_attempts_end_if_they_are_interrupted(peers, monkeypatch, connects):
+def test_all_attempts_end_if_they_are_interrupted(peers, connects):
     """One of them may be connected in the same turn."""
-    monkeypatch.setattr(attempts, "STAGGER", 0.001)
     race = racing(peers, v6(1), v4(1))
     until(lambda: len(peers.begun) == 2)
     if connects:
@@ -175,7 +173,7 @@ def test_all_attempts_end_if_they_are_interrupted(peers, monkeypatch, connects):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_another_error_than_of_the_network_ends_all_attempts(peers, never, error):
+def test_another_error_than_of_the_network_ends_all_attempts(peers, error):
     peers.answer(v6(1), error())
     with pytest.raises(error):
         Attempts([v6(1), v4(1)], peers.connect).first()
@@ -200,21 +198,17 @@ def test_attempts_that_failed_do_not_need_the_garbage_collector(error):
         gc.enable()
 
 
-def test_attempts_that_were_cancelled_do_not_need_the_garbage_collector(peers, monkeypatch):
-    monkeypatch.setattr(attempts, "STAGGER", 0.001)
+def test_attempts_that_were_cancelled_do_not_need_the_garbage_collector(peers):
+    """It does not run in a simulation."""
     race = Attempts([v6(1), v4(1)], peers.connect)
     first, gone = gevent.spawn(race.first), weakref.ref(race)
-    gc.disable()
-    try:
-        until(lambda: len(peers.begun) == 2)
-        peers.answer(v4(1))
-        assert first.get(timeout=PATIENCE) is peers.socks[v4(1)]
-        until(lambda: peers.cancelled == [v6(1)])
-        gevent.sleep(0)
-        del race, first
-        assert gone() is None
-    finally:
-        gc.enable()
+    until(lambda: len(peers.begun) == 2)
+    peers.answer(v4(1))
+    assert first.get(timeout=PATIENCE) is peers.socks[v4(1)]
+    until(lambda: peers.cancelled == [v6(1)])
+    gevent.sleep(0)
+    del race, first
+    assert gone() is None
 
 
 # On sockets.
@@ -239,39 +233,37 @@ def connect(tcp, monkeypatch, port, *hosts):
 
 
 @pytest.fixture
-def full():
-    """An address at which the kernel answers nothing: the queue of its listener is full."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.2", 0))
-        listening.listen(0)
-        queue = [socket.socket() for _ in range(4)]
-        for waiting in queue:
-            waiting.setblocking(False)
-            waiting.connect_ex(listening.getsockname())
-        yield listening.getsockname()
-        for waiting in queue:
-            waiting.close()
+def half(simulated):
+    """The address of a host that its first address, of IPv6, does not lead to: the queue of its listener is full."""
+    server = simulated.simulation.host("server")
+    network = server._network
+    for family, host in (socket.AF_INET6, network.addresses[1]), (socket.AF_INET, network.addresses[0]):
+        listening = network.make_socket(family, socket.SOCK_STREAM)
+        listening.bind((host, 80))
+        listening.listen(0 if family == socket.AF_INET6 else 5)
+    simulated.peers.append(BlockingSocket(simulated.implementation, (network.addresses[1], 80)))
+    return "server", 80
 
 
-def test_a_host_whose_first_address_does_not_answer_is_reached(tcp, monkeypatch, full):
-    monkeypatch.setattr(attempts, "STAGGER", 0.01)
-    listener = tcp.implementation.listener(("127.0.0.1", full[1]), tcp.server())
-    tcp.listeners.append(listener)
-    client = connect(tcp, monkeypatch, full[1], "127.0.0.2", "127.0.0.1")
-    assert client.connection.peer_address == listener.address
-    tcp.until(lambda: tcp.served)
+def test_a_host_whose_first_address_does_not_answer_is_reached(simulated, half):
+    client = Witness(simulated)
+    simulated.implementation.connect(half, client)
+    began = clock.now()
+    simulated.until(lambda: client.connection)
+    assert clock.now() - began == pytest.approx(attempts.STAGGER, abs=0.01)
+    assert client.connection.peer_address == ("10.0.0.2", 80)
 
 
-def test_attempts_under_way_are_given_up_with_their_implementation(tcp, monkeypatch, full):
-    monkeypatch.setattr(attempts, "STAGGER", 0.001)
-    monkeypatch.setattr(gevent.get_hub(), "resolver", Resolver("127.0.0.2", "127.0.0.2", "127.0.0.1"))
-    client = Witness(tcp)
-    with type(tcp.implementation)() as implementation:
-        implementation.connect(("many.example", full[1]), client)
-        gevent.sleep(0.005)
-    tcp.until(lambda: client.failed)
+def test_attempts_under_way_are_given_up_with_their_implementation(simulated, half):
+    client = Witness(simulated)
+    with simulated.make() as implementation:
+        simulated.simulation.partition("server", implementation)
+        implementation.connect(half, client)
+        gevent.sleep(10)
+    simulated.until(lambda: client.failed)
     assert client.failed == "stopped"
     gevent.sleep(0)  # the turn in which their sockets are closed
+    assert implementation._network._site.sockets() == []
 
 
 def test_the_reason_of_a_failed_connect_lists_the_addresses(tcp, monkeypatch):

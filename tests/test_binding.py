@@ -17,6 +17,7 @@ import pytest
 from stages import PATIENCE, Witness, needs_ipv6
 
 import ngi_gevent
+from ngi_gevent.core import clock
 from ngi_gevent.sockets import binding
 from ngi_gevent.sockets.network import Network
 
@@ -275,14 +276,12 @@ def test_a_socket_that_does_not_listen_yet_is_not_taken_for_that_of_a_dead_serve
         assert connects(tcp, path)
 
 
-def test_a_lock_that_is_never_released_is_waited_for_only_so_long(tcp, tmp_path, monkeypatch):
-    monkeypatch.setattr(binding, "LOCK_TIMEOUT", 0.01)
-    network = Network()
-    lock = network.lock(str(tmp_path))
-    try:
-        assert connects(tcp, listen(tcp, tmp_path / "socket").address)
-    finally:
-        network.unlock(lock)
+def test_a_lock_that_is_never_released_is_waited_for_only_so_long(simulated):
+    network = simulated.implementation._network
+    lock = network.lock("/folder")
+    assert connects(simulated, listen(simulated, "/folder/socket").address)
+    assert clock.now() == pytest.approx(binding.LOCK_TIMEOUT, abs=0.02)
+    network.unlock(lock)
 
 
 STARTING = """

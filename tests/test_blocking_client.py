@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import socket
-import time
 import traceback
 
 import gevent
@@ -240,24 +238,21 @@ def test_a_connection_that_takes_too_long_is_aborted_when_it_comes():
         assert not connection
 
 
-def test_a_connect_that_takes_too_long_is_given_up(tcp):
+def test_a_connect_that_takes_too_long_is_given_up(simulated):
     """A retry loop against a host that does not answer must not run out of descriptors."""
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen(0)
-        queue = [socket.socket() for _ in range(4)]  # more than the kernel queues: further ones wait
-        for waiting in queue:
-            waiting.setblocking(False)
-            waiting.connect_ex(busy.getsockname())
-        for call in (
-            lambda: blocking.connect(busy.getsockname(), tcp.implementation.connect, timeout=0.05),
-            lambda: blocking.request(tcp.implementation.connect, busy.getsockname(), ask, timeout=0.05),
-        ):
-            with pytest.raises(ConnectionTimeout):
-                call()
-        tcp.implementation.wait(5)
-        for waiting in queue:
-            waiting.close()
+    server = simulated.simulation.host("server")
+    server.listener(("server", 80), Echo)
+    address, connect = ("server", 80), simulated.implementation.connect
+    simulated.simulation.partition("server", simulated.implementation)
+    with pytest.raises(ConnectionTimeout):
+        blocking.connect(address, connect, timeout=30)
+    assert clock.now() == pytest.approx(30, abs=0.01)
+    with pytest.raises(ConnectionTimeout):
+        blocking.request(connect, address, ask, timeout=20)
+    assert clock.now() == pytest.approx(50, abs=0.01)
+    simulated.implementation.wait(5)
+    assert simulated.implementation._network._site.sockets() == []
+    server.close()
 
 
 def test_arguments_in_the_wrong_order_are_refused():
@@ -325,17 +320,17 @@ def test_connect_connects_by_default_as_the_package_does():
     ngi_gevent.wait(10)
 
 
-def test_greenlets_go_on_while_a_request_waits(tcp):
+def test_greenlets_go_on_while_a_request_waits(simulated):
     class Later(Witness):
         def handle_input(self, connection, data):
-            gevent.spawn_later(0.05, connection.write, data.upper())
+            gevent.spawn_later(1000, connection.write, data.upper())
 
-    listener = tcp.listen(Later)
-    requests = [gevent.spawn(blocking.request, tcp.implementation.connect, listener.address, ask) for _ in range(20)]
-    began = time.monotonic()
-    assert blocking.request(tcp.implementation.connect, listener.address, ask) is None
-    assert [request.get(timeout=10) for request in requests] == [None] * 20
-    assert time.monotonic() - began < 1
+    listener = simulated.listen(Later)
+    connect = simulated.implementation.connect
+    requests = [gevent.spawn(blocking.request, connect, listener.address, ask) for _ in range(20)]
+    assert blocking.request(connect, listener.address, ask) is None
+    assert [request.get() for request in requests] == [None] * 20
+    assert clock.now() == pytest.approx(1000, abs=0.1)
 
 
 def test_a_request_can_be_made_in_a_handler(tcp):

@@ -166,17 +166,17 @@ def test_the_end_of_the_output_leaves_the_input_open(stage):
         output.write_eof()
 
 
-def test_flush_goes_on_while_the_peer_finishes(socket_stage):
-    output, input, peer = talk(socket_stage)
+def test_flush_goes_on_while_the_peer_finishes(simulated):
+    output, input, peer = talk(simulated)
     output.write(bytes(MUCH))
     with pytest.raises(Timeout):
-        output.flush(timeout=0.01)
+        output.flush(timeout=60)
     flushing = gevent.spawn(output.flush)
     peer.finish()
     peer.read()
     flushing.get(timeout=PATIENCE)
     output.close()
-    socket_stage.until(lambda: peer.ended)
+    simulated.until(lambda: peer.ended)
     assert len(peer.received) == MUCH
 
 

@@ -32,10 +32,9 @@ stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES, *SIMULATIONS], slow=S
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_pauses():
+@pytest.fixture(autouse=True)
+def short_pauses(no_socket_left, stage, monkeypatch):
     """The rules say what happens after the pauses of the library, not how long these are."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    if not isinstance(stage, contract.SimulationStage):  # where they take no time
         monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
         monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.02)
-        yield

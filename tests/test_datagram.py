@@ -23,6 +23,7 @@ from stages import PATIENCE, DatagramWitness, needs_ipv6
 
 import ngi_gevent
 from ngi_gevent import ImplementationClosed, ListenerClosed, Timeout, testing
+from ngi_gevent.core import clock
 from ngi_gevent.sockets import datagram_socket
 from ngi_gevent.sockets.datagram_socket import MOST_AT_ONCE, DatagramSender
 from ngi_gevent.sockets.network import Network
@@ -603,17 +604,17 @@ def test_a_unix_client_that_is_connected_to_another_address_is_not_answered(
 
 
 @pytest.mark.parametrize("send_with", ["send", "udp"])
-def test_outside_of_handlers_a_unix_receiver_is_waited_for_only_so_long(
-    tcp, tmp_path, clients, caplog, monkeypatch, send_with
-):
-    monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", 0.005)
-    listener = tcp.implementation.udp_listener(tmp_path / "server", DatagramWitness(tcp))
-    tcp.listeners.append(listener)
-    send = listener.send if send_with == "send" else tcp.implementation.udp
-    silent = clients.make()
+def test_outside_of_handlers_a_unix_receiver_is_waited_for_only_so_long(simulated, caplog, send_with):
+    listener = simulated.implementation.udp_listener("/server", DatagramWitness(simulated))
+    simulated.listeners.append(listener)
+    send = listener.send if send_with == "send" else simulated.implementation.udp
+    silent = simulated.implementation._network.make_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    silent.bind("/silent")
     for _ in range(15):
-        send(silent.getsockname(), b"x")
+        send("/silent", b"x")
+    silent.close()
     assert len(dropped(caplog)) == 1
+    assert clock.now() == pytest.approx(4 * datagram_socket.SEND_TIMEOUT, rel=0.05)
 
 
 def test_what_is_told_of_receivers_is_forgotten(tcp, tmp_path, clients, monkeypatch):

@@ -10,6 +10,8 @@ import pytest
 from stages import PATIENCE, Witness, needs_ipv6
 
 import ngi_gevent
+from ngi_gevent.core import clock
+from ngi_gevent.sockets import linger
 from ngi_gevent.sockets.network import Network
 from ngi_gevent.testing.contract.rules.common import Echo
 
@@ -62,24 +64,28 @@ def test_a_listener_on_a_socket_of_another_family_sets_no_options_of_tcp(tcp):
     assert listener.address == sock.getsockname()
 
 
-def test_an_idle_client_is_closed(tcp):
-    client = connected(tcp, tcp.listen().address, idle_timeout=0.01)
-    tcp.until(lambda: client.closed)
+def test_an_idle_client_is_closed(simulated):
+    client = connected(simulated, simulated.listen().address, idle_timeout=60)
+    simulated.until(lambda: client.closed)
+    assert clock.now() == pytest.approx(60, abs=0.01)
     assert isinstance(client.closed, ngi_gevent.Timeout)
-    tcp.until(lambda: tcp.served[0].closed)
-    assert tcp.served[0].closed == "end of input"
+    simulated.until(lambda: simulated.served[0].closed)
+    assert simulated.served[0].closed == "end of input"
 
 
-def test_a_client_that_is_closed_waits_for_its_peer_as_long_as_it_is_told(tcp):
+def test_a_client_that_is_closed_waits_for_its_peer_as_long_as_it_is_told(simulated):
     """The servers have no handler, and do not notice the end."""
-    listener = tcp.listen(lambda connection: None)
-    brief, long = (connected(tcp, listener.address, linger_timeout=timeout) for timeout in (0.01, None))
+    listener = simulated.listen(lambda connection: None)
+    brief, long = (connected(simulated, listener.address, linger_timeout=timeout) for timeout in (5, None))
     for client in brief, long:
         client.connection.close()
-    tcp.until(lambda: brief.gone)
+    simulated.until(lambda: brief.gone)
+    assert clock.now() == pytest.approx(5, abs=0.01)
+    gevent.sleep(20)
     assert not long.gone
+    simulated.until(lambda: long.gone)
+    assert clock.now() == pytest.approx(linger.DISCARD_TIMEOUT, abs=0.01)
     listener.close()
-    tcp.until(lambda: long.gone)
 
 
 # The address of this side.

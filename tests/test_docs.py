@@ -124,8 +124,8 @@ def test_every_block_runs(run):
     assert len(tests) == len(code) - 2
     result = run(test_testing="\n".join(tests))
     named = sum(block.count("def test_") for block in tests)
-    each, seeds = 4, 100  # tests over each implementation and under three seeds, and of each plan
-    result.assert_outcomes(passed=named + 4 * each + seeds - 1)
+    each, simulated, seeds = 4, 2, 100  # tests over each implementation, in simulations (three seeds), and of each plan
+    result.assert_outcomes(passed=named + 4 * each + 2 * simulated + seeds - 1)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 
 import gevent
@@ -16,6 +15,7 @@ from stages import PATIENCE, Witness
 import ngi_gevent
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.sockets import hub_registry, linger
+from ngi_gevent.testing.contract.simulated import BlockingSocket
 
 
 class Waiting(Witness):
@@ -39,27 +39,25 @@ class Waiting(Witness):
 
 
 @pytest.mark.parametrize("ended_by", ["the peer", "both"])
-def test_a_peer_that_finishes_and_then_resets_is_noticed_while_an_iterator_waits(socket_stage, monkeypatch, ended_by):
-    monkeypatch.setattr(linger, "CHECK_INTERVAL", 0.01)
-    peer = socket_stage.peer(socket_stage.listen(Waiting, max_connections=1))
+def test_a_peer_that_finishes_and_then_resets_is_noticed_while_an_iterator_waits(simulated, ended_by):
+    peer = simulated.peer(simulated.listen(Waiting, max_connections=1))
     peer.send(b"close" if ended_by == "both" else b"x")
     peer.finish()
-    with gevent.Timeout(PATIENCE):
-        while not (socket_stage.served and socket_stage.served[0].connection._lifecycle.input_is_over):
-            gevent.sleep(0.001)
-    served = socket_stage.served[0]
-    with gevent.Timeout(PATIENCE):
-        while served.connection.is_reading():  # otherwise the end of input would wake the loop again and again
-            gevent.sleep(0.001)
+    gevent.sleep(0.1)
+    served = simulated.served[0]
+    assert served.connection._lifecycle.input_is_over
+    assert not served.connection.is_reading()  # otherwise the end of input would wake the loop again and again
+    gevent.sleep(1000)
     assert not served.released
+    reset_at = simulated.simulation.now()
     peer.reset()
-    socket_stage.until(lambda: served.released and served.gone)
+    simulated.until(lambda: served.released and served.gone)
+    assert simulated.simulation.now() - reset_at <= linger.CHECK_INTERVAL
     assert served.closed == (None if ended_by == "both" else "end of input")
-    assert socket_stage.client(socket_stage.listeners[0]).connection  # there is room for another
+    assert simulated.client(simulated.listeners[0]).connection  # there is room for another
 
 
-def test_a_peer_that_finishes_and_waits_is_not_taken_for_one_that_has_gone(socket_stage, monkeypatch):
-    monkeypatch.setattr(linger, "CHECK_INTERVAL", 0.001)
+def test_a_peer_that_finishes_and_waits_is_not_taken_for_one_that_has_gone(simulated):
     go_on = Event()
 
     class Server(Witness):
@@ -71,16 +69,13 @@ def test_a_peer_that_finishes_and_waits_is_not_taken_for_one_that_has_gone(socke
             go_on.wait()
             yield b"last"
 
-    peer = socket_stage.peer(socket_stage.listen(Server))
+    peer = simulated.peer(simulated.listen(Server))
     peer.send(b"x")
     peer.finish()
     peer.read()
-    with gevent.Timeout(PATIENCE):
-        while not (socket_stage.served and socket_stage.served[0].connection._lifecycle.input_is_over):
-            gevent.sleep(0.001)
-    gevent.sleep(0.02)  # twenty looks
+    gevent.sleep(20.5)  # twenty looks
     go_on.set()
-    socket_stage.until(lambda: peer.ended)
+    simulated.until(lambda: peer.ended)
     assert (peer.received, peer.ended) == (b"firstlast", "end")
 
 
@@ -91,54 +86,43 @@ class Goodbye(Witness):
         connection.close()
 
 
-def send_until_refused(peer):
-    """Have a plain socket send until it is told that nobody receives; how many bytes it has sent."""
-    sent = 0
-    try:
+def test_what_a_closed_connection_discards_is_bounded(simulated):
+    """A peer that sends for ever is throttled, and reset in the end."""
+    listener = simulated.listen(Goodbye)
+    peer, began, sent = simulated.peer(listener).socket, simulated.simulation.now(), 0
+    with pytest.raises(ConnectionError):
         while True:
-            sent += peer.send(bytes(65536))
-    except OSError:
-        return sent
+            peer.sendall(bytes(65536))
+            sent += 65536
+    assert simulated.simulation.now() - began == pytest.approx(linger.DISCARD_TIMEOUT, abs=1.1)
+    rate = linger.DISCARD_SIZE / linger.DISCARD_PAUSE
+    assert sent == pytest.approx(rate * linger.DISCARD_TIMEOUT, rel=0.05)
+    simulated.until(lambda: simulated.served[0].gone)
 
 
-def test_what_a_closed_connection_discards_is_bounded(tcp, monkeypatch):
-    monkeypatch.setattr(linger, "DISCARD_SIZE", 65536)
-    monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.02)
-    monkeypatch.setattr(linger, "DISCARD_TIMEOUT", 0.1)
-    listener = tcp.listen(Goodbye, linger_timeout=0.05)
-    with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address) as peer:
-        sent = send_until_refused(peer)
-    tcp.until(lambda: tcp.served[0].gone)
-    assert sent < 32_000_000  # most of it in the kernel's buffers
-
-
-def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(tcp):
+def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(simulated):
     """It goes on for longer than a closed connection waits for input."""
-    listener = tcp.listen(Goodbye, linger_timeout=0.05)
-    with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address) as peer:
-        for _ in range(10):
-            peer.sendall(bytes(10_000))
-            gevent.sleep(0.01)
-        peer.shutdown(gevent.socket.SHUT_WR)
-        assert peer.recv(100) == b"413 too large"
-    tcp.until(lambda: tcp.served[0].gone)
-    assert tcp.served[0].closed is None
+    peer = simulated.peer(simulated.listen(Goodbye)).socket
+    for _ in range(25):
+        peer.sendall(bytes(10_000))
+        gevent.sleep(0.9)
+    peer.shutdown(gevent.socket.SHUT_WR)
+    assert peer.recv(100) == b"413 too large"
+    simulated.until(lambda: simulated.served[0].gone)
+    assert simulated.served[0].closed is None
 
 
-@pytest.mark.parametrize(("size", "pause"), [(linger.DISCARD_SIZE, 1000), (1, 0.001)])
-def test_discarding_pauses_after_much_input_and_then_goes_on(tcp, monkeypatch, size, pause):
+def test_discarding_pauses_after_much_input_and_then_goes_on(simulated):
     """The end is noticed only if what comes before it is discarded."""
-    monkeypatch.setattr(linger, "DISCARD_SIZE", size)
-    monkeypatch.setattr(linger, "DISCARD_PAUSE", pause)
-    peer = tcp.peer(tcp.listen(Goodbye, linger_timeout=None))
+    peer = simulated.peer(simulated.listen(Goodbye))
     peer.send(b"x")
     peer.read()
-    tcp.until(lambda: peer.ended)
-    for _ in range(5):
-        peer.send(b"more")
-        gevent.sleep(0.001)
+    simulated.until(lambda: peer.ended)
+    began = simulated.simulation.now()
+    peer.send(bytes(4 * linger.DISCARD_SIZE + 1))
     peer.finish()
-    tcp.until(lambda: tcp.served[0].gone)
+    simulated.until(lambda: simulated.served[0].gone)
+    assert simulated.simulation.now() - began == pytest.approx(4 * linger.DISCARD_PAUSE, abs=0.01)
 
 
 def test_a_peer_that_resets_ends_the_discarding(tcp, capfd):
@@ -151,7 +135,7 @@ def test_a_peer_that_resets_ends_the_discarding(tcp, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp):
+def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(simulated):
     """It takes nothing for longer than a closed connection waits for input."""
 
     class Answer(Witness):
@@ -160,14 +144,12 @@ def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(tcp):
             connection.close()
 
     received = 0
-    with gevent.Timeout(PATIENCE), gevent.socket.socket() as peer:
-        peer.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, 65536)
-        peer.connect(tcp.listen(Answer, linger_timeout=0.05).address)
-        for _ in range(12):
-            peer.sendall(bytes(1000))
-            gevent.sleep(0.01)
-        while data := peer.recv(65536):
-            received += len(data)
+    peer = simulated.peer(simulated.listen(Answer)).socket
+    for _ in range(12):
+        peer.sendall(bytes(1000))
+        gevent.sleep(0.9)
+    while data := peer.recv(65536):
+        received += len(data)
     assert received == 1_000_000
 
 
@@ -221,7 +203,7 @@ def test_no_memory_to_discard_input_with_ends_the_connection(tcp, capfd):
     assert capfd.readouterr().err.count("\nMemoryError\n") == 1
 
 
-def closed_with(tcp, iterable, close):
+def closed_with(stage, iterable, close):
     """Have a server write *iterable* and close its connection, then *close* what has the connection."""
 
     def serve(connection):
@@ -229,20 +211,19 @@ def closed_with(tcp, iterable, close):
         connection.writelines(iterable)
         connection.close()
         connections.append(connection)
-        tcp.happened()
+        stage.happened()
 
     connections, gone = [], Event()
-    peer = tcp.peer(tcp.listen(serve))
+    peer = stage.peer(stage.listen(serve))
     peer.read()
-    tcp.until(lambda: connections)
+    stage.until(lambda: connections)
     close()
     return peer, gone
 
 
 @pytest.mark.parametrize("what", ["listener", "implementation"])
-def test_an_iterable_that_yields_nothing_does_not_outlive_its_listener(tcp, what, monkeypatch):
+def test_an_iterable_that_yields_nothing_does_not_outlive_its_listener(simulated, what):
     """It is closed on a greenlet that can block, and the peer learns that the answer is cut."""
-    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
     ended = Event()
 
     def hang():
@@ -254,33 +235,28 @@ def test_an_iterable_that_yields_nothing_does_not_outlive_its_listener(tcp, what
             ended.set()
 
     def close():
-        (tcp.listeners[0] if what == "listener" else tcp.implementation).close()
+        (simulated.listeners[0] if what == "listener" else simulated.implementation).close()
 
-    peer, gone = closed_with(tcp, hang(), close)
-    assert gone.wait(PATIENCE)
-    assert ended.wait(PATIENCE)
-    tcp.until(lambda: peer.ended)
+    peer, gone = closed_with(simulated, hang(), close)
+    assert gone.wait(1000)
+    assert simulated.simulation.now() == pytest.approx(linger.SEND_TIMEOUT, abs=0.01)
+    assert ended.wait(1000)
+    simulated.until(lambda: peer.ended)
     assert (peer.received, peer.ended) == (b"first", "broken")
-    if what == "implementation":
-        tcp.implementation = ngi_gevent.Implementation()
 
 
-def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_closed(tcp, monkeypatch):
-    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.02)
-
+def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_closed(simulated):
     def trickle():
-        end = time.monotonic() + 0.1
-        while time.monotonic() < end:
-            gevent.sleep(0)
+        for _ in range(4):
+            gevent.sleep(29)
             yield b"x"
         yield b"the last"
 
-    peer, gone = closed_with(tcp, trickle(), lambda: tcp.listeners[0].close())
-    tcp.until(lambda: peer.ended)
+    peer, gone = closed_with(simulated, trickle(), lambda: simulated.listeners[0].close())
+    simulated.until(lambda: peer.ended)
     peer.close()
-    assert gone.wait(PATIENCE)
-    assert peer.ended == "end"
-    assert peer.received.endswith(b"xthe last")
+    assert gone.wait(1000)
+    assert (peer.received, peer.ended) == (b"xxxxthe last", "end")
 
 
 def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_that_lingers(tcp):
@@ -340,21 +316,39 @@ def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
     assert connection() is None
 
 
-@pytest.mark.parametrize("make", [ngi_gevent.Implementation, ngi_gevent.Threaded])
-def test_the_end_of_a_with_statement_does_not_wait_for_a_peer_that_takes_nothing(make, monkeypatch):
-    """Its connection is reset, so that it does not take a part of the answer for all of it."""
+def served_without_a_reader(implementation):
+    """Have a server write much and close; return its address, and a flag that it sets then."""
 
     def serve(connection):
         connection.write(bytes(10_000_000))
         connection.close()
         served.set()
 
+    served = Flag()
+    return implementation.listener(None, serve).address, served
+
+
+def test_the_end_of_a_with_statement_does_not_wait_for_a_peer_that_takes_nothing(simulated):
+    """Its connection is reset, so that it does not take a part of the answer for all of it."""
+    with simulated.make() as implementation:
+        address, served = served_without_a_reader(implementation)
+        peer = BlockingSocket(implementation, address)
+        assert served.wait(PATIENCE)
+    assert simulated.simulation.now() == pytest.approx(hub_registry.SEND_TIMEOUT, abs=1.1)
+    implementation.wait(PATIENCE)
+    with pytest.raises(ConnectionResetError):
+        while peer.recv(1 << 20):
+            pass
+    peer.close()
+
+
+def test_the_end_of_a_with_statement_of_a_thread_does_not_wait_for_a_peer_that_takes_nothing(monkeypatch):
     for module in linger, hub_registry:
         monkeypatch.setattr(module, "SEND_TIMEOUT", 0.05)
     monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.01)
-    served = Flag()
-    with gevent.Timeout(PATIENCE), make() as implementation:
-        sock = gevent.socket.create_connection(implementation.listener(None, serve).address)
+    with gevent.Timeout(PATIENCE), ngi_gevent.Threaded() as implementation:
+        address, served = served_without_a_reader(implementation)
+        sock = gevent.socket.create_connection(address)
         assert served.wait(PATIENCE)
     implementation.wait(PATIENCE)
     with sock, pytest.raises(ConnectionResetError):

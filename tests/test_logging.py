@@ -25,6 +25,7 @@ from ngi_gevent import adapters, blocking
 from ngi_gevent.core import logs
 from ngi_gevent.message import message
 from ngi_gevent.sockets import linger
+from ngi_gevent.testing.contract.simulated import BlockingSocket
 
 
 class Echo(Witness):
@@ -100,14 +101,14 @@ def test_a_failed_connect(tcp, lines):
         ]
 
 
-def test_limits_are_told_by_default_to_who_asks_for_more_than_warnings(tcp, lines):
-    listener = tcp.listen(Echo, idle_timeout=0.05)
-    tcp.client(listener)
-    tcp.until(lambda: tcp.served and tcp.served[0].closed)
+def test_limits_are_told_by_default_to_who_asks_for_more_than_warnings(simulated, lines):
+    listener = simulated.listen(Echo, idle_timeout=60)
+    simulated.client(listener)
+    simulated.until(lambda: simulated.served and simulated.served[0].closed)
     (line,) = [line for line in lines(logging.INFO) if line[0] == "connection"]
     assert line[1] == "INFO"
     assert "idle_timeout" in line[2]
-    assert repr(tcp.served[0].connection.peer_address) in line[2]
+    assert repr(simulated.served[0].connection.peer_address) in line[2]
 
 
 def test_too_much_output_is_told(stage, lines):
@@ -144,14 +145,13 @@ def test_a_line_that_is_too_long_is_told(tcp, lines):
     assert "all is lost" not in line[2]
 
 
-def test_output_that_the_peer_did_not_take_is_told(tcp, lines, monkeypatch):
-    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
-    tcp.peer(tcp.listen())
-    tcp.until(lambda: tcp.served)
-    connection = tcp.served[0].connection
+def test_output_that_the_peer_did_not_take_is_told(simulated, lines):
+    simulated.peer(simulated.listen())
+    simulated.until(lambda: simulated.served)
+    connection = simulated.served[0].connection
     connection.write(b"x" * 50_000_000)
     connection.close()
-    tcp.until(lambda: tcp.served[0].gone)
+    simulated.until(lambda: simulated.served[0].gone)
     gevent.idle()
     (line,) = [line for line in lines(logging.INFO) if line[0] == "connection"]
     assert line[1] == "INFO"
@@ -319,23 +319,23 @@ def wait_a_turn(record):
     gevent.sleep(0)
 
 
-def test_a_log_that_waits_costs_no_connection_and_no_listener(tcp, collect):
+def test_a_log_that_waits_costs_no_connection_and_no_listener(simulated, collect):
     collect(wait_a_turn)
-    listener = tcp.listen(Echo, idle_timeout=0.05)
-    clients = [tcp.client(listener) for _ in range(3)]
+    listener = simulated.listen(Echo, idle_timeout=60)
+    clients = [simulated.client(listener) for _ in range(3)]
     for client in clients:
         client.connection.write(b"hello")
-    tcp.until(lambda: all(client.data == b"hello" for client in clients))
-    tcp.until(lambda: all(client.closed for client in clients))
-    tcp.until(lambda: all(served.gone for served in tcp.served))
-    assert [str(served.closed) for served in tcp.served] == [
-        "nothing was received or sent for 0.05 seconds, the idle_timeout"
+    simulated.until(lambda: all(client.data == b"hello" for client in clients))
+    simulated.until(lambda: all(client.closed for client in clients))
+    simulated.until(lambda: all(served.gone for served in simulated.served))
+    assert [str(served.closed) for served in simulated.served] == [
+        "nothing was received or sent for 60 seconds, the idle_timeout"
     ] * 3
     closed = Event()
     gevent.get_hub().loop.run_callback(lambda: (listener.close(), closed.set()))
     closed.wait()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(listener.address)
+        BlockingSocket(simulated.implementation, listener.address)
 
 
 def test_a_log_that_waits_loses_no_end_that_is_met_on_the_hub(tcp, collect, monkeypatch):
@@ -541,13 +541,13 @@ def test_a_limit_that_another_peer_met_is_an_error_of_the_function(tcp, lines, c
     assert record.exc_info[0] is ngi_gevent.LimitExceeded
 
 
-def test_a_failed_handshake_is_one_line(tcp, lines):
-    listener = tcp.listen(Echo, ssl_context=server_context(), handshake_timeout=0.05)
-    refused, silent = tcp.peer(listener), tcp.peer(listener)
+def test_a_failed_handshake_is_one_line(simulated, lines):
+    listener = simulated.listen(Echo, ssl_context=server_context())
+    refused, silent = simulated.peer(listener), simulated.peer(listener)
     refused.send(b"no TLS at all")
     refused.read()
     silent.read()
-    tcp.until(lambda: refused.ended and silent.ended)
+    simulated.until(lambda: refused.ended and silent.ended)
     told = [line for line in lines() if line[0] == "connection"]
     assert len(told) == 2
     assert all("the TLS handshake failed: " in message for _, _, message in told)

@@ -8,6 +8,7 @@ import pytest
 from stages import Witness
 
 import ngi_gevent
+from ngi_gevent.core import clock
 from ngi_gevent.message import message
 
 
@@ -89,10 +90,11 @@ def test_nobody_there(stage):
         message(stage.implementation.connect, listener.address, b"hello")
 
 
-def test_no_answer_in_time(tcp):
-    listener = tcp.listen()
+def test_no_answer_in_time(simulated):
+    listener = simulated.listen()
     with pytest.raises(ngi_gevent.Timeout):
-        message(tcp.implementation.connect, listener.address, b"hello", timeout=0.03)
+        message(simulated.implementation.connect, listener.address, b"hello", timeout=60)
+    assert clock.now() == pytest.approx(60, abs=0.01)
 
 
 def test_an_expectation_that_raises_is_raised(stage):

@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from ngi_gevent import ConnectionFailed, adapters, testing
+from ngi_gevent.core import clock
 from ngi_gevent.testing import contract
 
 
@@ -126,7 +127,7 @@ def test_what_is_expected_may_be_any_bytes():
 
 @pytest.mark.parametrize("kind", [contract.MemoryStage, contract.SocketStage])
 def test_a_stage_says_what_it_has_waited_for(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(contract.stage, "PATIENCE", 0.01)
+    monkeypatch.setattr(contract.SocketStage, "patience", 0.01)
     stage = kind(tmp_path)
     with pytest.raises(AssertionError, match=r"happen.*: stage.until\(lambda: stage.served\) \(.*test_recorder.py:\d+"):
         stage.until(lambda: stage.served)
@@ -190,12 +191,13 @@ def test_in_memory_too_a_wait_ends_with_its_timeout():
         busy.kill()
 
 
-def test_what_takes_too_long_fails(tcp):
+def test_what_takes_too_long_fails(simulated):
     client = testing.Recorder()
-    tcp.listen(Echo).connect(client)
+    simulated.listen(Echo).connect(client)
     client.wait_connected()
-    with pytest.raises(AssertionError, match=r"expected b'x' next, and it did not happen in 0.01 seconds: got b''"):
-        client.expect(b"x", timeout=0.01)
+    with pytest.raises(AssertionError, match=r"expected b'x' next, and it did not happen in 1000 seconds: got b''"):
+        client.expect(b"x", timeout=1000)
+    assert clock.now() == pytest.approx(1000, abs=0.01)
 
 
 def test_greenlets_go_on_meanwhile_in_memory_too():

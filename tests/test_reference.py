@@ -28,6 +28,7 @@ from ngi_gevent.sockets import (
     sender,
     transport,
 )
+from ngi_gevent.testing.simulation import Simulation
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -44,6 +45,7 @@ PUBLIC = [
     "ngi_gevent.relay",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
+    "ngi_gevent.testing.simulation",
 ]
 
 #: A directive, all the names that it documents, and its options.
@@ -143,6 +145,8 @@ def test_the_limits_are_what_they_are():
     ]
     assert "in 10 seconds" in fixed[-1]
     assert logs.RATE_PERIOD == 10
+    assert amount(limits["max_turns"]) == inspect.signature(Simulation).parameters["max_turns"].default
+    assert amount(limits["max_descriptors"]) == inspect.signature(Simulation.host).parameters["max_descriptors"].default
     assert amount(limits["below"]) == output.LOW_WATER
     assert amount(limits["first"]) == reconnecting.FIRST_PAUSE
     assert amount(limits["longest"]) == reconnecting.LONGEST_PAUSE

@@ -19,10 +19,13 @@ from stages import PATIENCE, Witness, end_by
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, Deadlock, ImplementationClosed, adapters, blocking, testing
+from ngi_gevent.core import clock
 from ngi_gevent.core import output as output_module
+from ngi_gevent.core.options import LINGER_TIMEOUT
 from ngi_gevent.sockets import hub_connection, hub_registry, linger, probe, sender
 from ngi_gevent.sockets.dispatcher import Dispatcher
 from ngi_gevent.sockets.network import Network
+from ngi_gevent.testing.contract.simulated import BlockingSocket
 
 
 class Blocking(Witness):
@@ -290,7 +293,7 @@ def test_room_for_output_is_not_watched_when_everything_is_sent(tcp):
         while not connection._output.is_waiting_for_peer():
             gevent.sleep(0.001)
     peer.read()
-    tcp.until(lambda: len(peer.received) == 24_000_000)
+    tcp.until(lambda: peer.size == 24_000_000)
     with gevent.Timeout(PATIENCE):
         while connection._output.is_waiting_for_peer():
             gevent.sleep(0.001)
@@ -392,25 +395,30 @@ def test_what_is_written_after_output_was_dropped_is_refused_and_nothing_else(tc
     assert caplog.records == []
 
 
-def test_a_peer_that_never_reads_holds_a_closed_connection_only_for_so_long(tcp, monkeypatch):
-    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.03)
-    tcp.peer(tcp.listen())
-    tcp.until(lambda: tcp.served)
-    connection = tcp.served[0].connection
+def test_a_peer_that_never_reads_holds_a_closed_connection_only_for_so_long(simulated):
+    simulated.peer(simulated.listen())
+    simulated.until(lambda: simulated.served)
+    connection = simulated.served[0].connection
     connection.write(b"x" * 24_000_000)
+    closed_at = clock.now()
     connection.close()
-    tcp.until(lambda: connection._lifecycle.is_gone())
-    assert tcp.served[0].trace == []
+    simulated.until(lambda: simulated.served[0].gone)
+    assert clock.now() - closed_at == pytest.approx(linger.SEND_TIMEOUT, abs=0.01)
+    assert simulated.served[0].trace == []
 
 
-def test_a_peer_that_never_closes_holds_a_closed_connection_only_for_a_moment(tcp):
-    peer = tcp.peer(tcp.listen(linger_timeout=0.03))
+@pytest.mark.parametrize("seconds", [LINGER_TIMEOUT, 25])
+def test_a_peer_that_never_closes_holds_a_closed_connection_only_for_a_moment(simulated, seconds):
+    options = {} if seconds == LINGER_TIMEOUT else {"linger_timeout": seconds}
+    peer = simulated.peer(simulated.listen(**options))
     peer.read()
-    tcp.until(lambda: tcp.served)
-    connection = tcp.served[0].connection
+    simulated.until(lambda: simulated.served)
+    connection = simulated.served[0].connection
     connection.write(b"bye")
+    closed_at = clock.now()
     connection.close()
-    tcp.until(lambda: connection._lifecycle.is_gone())
+    simulated.until(lambda: simulated.served[0].gone)
+    assert clock.now() - closed_at == pytest.approx(seconds, abs=0.01)
     assert (peer.received, peer.ended) == (b"bye", "end")
 
 
@@ -582,7 +590,7 @@ def test_output_behind_an_iterator_that_waits_is_bounded_too(tcp):
     assert served.size < 1_000_000
     release.set()
     peer.read()
-    tcp.until(lambda: len(peer.received) == 16_000_004)
+    tcp.until(lambda: peer.size == 16_000_004)
     assert not served.connection._output.is_pausing
 
 
@@ -688,30 +696,30 @@ def test_the_end_of_a_with_statement_waits_until_closed_connections_have_deliver
 
 
 @pytest.mark.parametrize("output", ["much", "an iterator that waits"])
-def test_the_end_of_a_with_statement_does_not_wait_for_ever(tcp, monkeypatch, output):
+def test_the_end_of_a_with_statement_does_not_wait_for_ever(simulated, output):
     """For a peer that takes nothing, nor for an iterator that yields nothing."""
-    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.02)
-    monkeypatch.setattr(hub_registry, "SEND_TIMEOUT", 0.02)
-    monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.02)
     never = Event()
-    tcp.peer(tcp.listen(lambda connection: None))
-    with gevent.Timeout(PATIENCE), type(tcp.implementation)() as clients:
-        connection = blocking.connect(tcp.listeners[0].address, clients.connect, PATIENCE)
+    simulated.peer(simulated.listen(lambda connection: None))
+    with simulated.make() as clients:
+        connection = blocking.connect(simulated.listeners[0].address, clients.connect, PATIENCE)
         connection.writelines([b"x" * 24_000_000] if output == "much" else (never.wait() for _ in range(1)))
         connection.close()
+        closed_at = clock.now()
+    assert clock.now() - closed_at == pytest.approx(hub_registry.SEND_TIMEOUT, abs=1.1)
     connection.abort()
     clients.wait(PATIENCE)
 
 
-def test_the_end_of_a_with_statement_does_not_wait_for_a_handler_that_is_blocked(socket_stage, monkeypatch):
-    monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.01)
-    listener = socket_stage.listen()
-    client = Blocking(socket_stage)
-    with gevent.Timeout(PATIENCE), socket_stage.make() as clients:
-        clients.connect(listener.address, client, linger_timeout=0.01)
-        socket_stage.until(lambda: socket_stage.served and client.connection)
-        socket_stage.served[0].connection.write(b"x")
-        socket_stage.until(lambda: client.trace)
+def test_the_end_of_a_with_statement_does_not_wait_for_a_handler_that_is_blocked(simulated):
+    listener = simulated.listen()
+    client = Blocking(simulated)
+    with simulated.make() as clients:
+        clients.connect(listener.address, client)
+        simulated.until(lambda: simulated.served and client.connection)
+        simulated.served[0].connection.write(b"x")
+        simulated.until(lambda: client.trace)
+        closed_at = clock.now()
+    assert clock.now() - closed_at < LINGER_TIMEOUT + hub_registry.CHECK_INTERVAL
     assert client.trace == ["in"]
     client.release.set()
     clients.wait(PATIENCE)
@@ -858,35 +866,35 @@ def test_a_dropped_iterator_may_block_while_it_cleans_up(tcp):
     tcp.until(lambda: cleaned)
 
 
-def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(tcp, monkeypatch):
+def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(simulated):
     def lines():
         yield b"x" * 24_000_000
-        gevent.sleep(0.25)
+        gevent.sleep(1000)
         yield b"end"
 
-    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.1)
-    peer = tcp.peer(tcp.listen())
+    peer = simulated.peer(simulated.listen())
     peer.read()
-    tcp.until(lambda: tcp.served)
-    connection = tcp.served[0].connection
+    simulated.until(lambda: simulated.served)
+    connection = simulated.served[0].connection
     connection.writelines(lines())
     connection.close()
-    tcp.until(lambda: peer.ended)
+    simulated.until(lambda: peer.ended)
     assert (len(peer.received), peer.ended) == (24_000_003, "end")
 
 
-def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_moment(tcp):
-    peer = tcp.peer(tcp.listen(linger_timeout=0.03))
-    tcp.until(lambda: tcp.served)
-    connection = tcp.served[0].connection
+def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_moment(simulated):
+    peer = simulated.peer(simulated.listen())
+    simulated.until(lambda: simulated.served)
+    connection = simulated.served[0].connection
     connection.write(b"x" * 24_000_000)
-    with gevent.Timeout(20):
-        while connection._output._write_watcher is None:
-            gevent.sleep(0)
-    tcp.listeners[0].close()
+    gevent.sleep(0.1)
+    assert connection._output._write_watcher is not None
+    simulated.listeners[0].close()
     while len(peer.received) < 100_000:  # enough for the socket to be writable once more
         peer._pieces.append(peer.socket.recv(1_000_000))
-    tcp.until(lambda: connection._lifecycle.is_gone())
+    closed_at = clock.now()
+    simulated.until(lambda: simulated.served[0].gone)
+    assert clock.now() - closed_at < LINGER_TIMEOUT + 0.01
 
 
 def test_a_handler_may_write_to_many_connections(socket_stage):
@@ -904,19 +912,18 @@ def test_a_handler_may_write_to_many_connections(socket_stage):
     socket_stage.until(lambda: all(client.data == b"somebody said hello" for client in clients))
 
 
-def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(tcp, monkeypatch):
-    monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.1)
-    peer = tcp.peer(tcp.listen())
-    tcp.until(lambda: tcp.served)
-    connection = tcp.served[0].connection
+def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(simulated):
+    peer = simulated.peer(simulated.listen())
+    simulated.until(lambda: simulated.served)
+    connection = simulated.served[0].connection
     connection.write(b"x" * 24_000_000)
     connection.close()
     taken = 0
     for _ in range(10):
         taken += len(peer.socket.recv(200_000))
-        gevent.sleep(0.025)
+        gevent.sleep(29)
     peer.read()
-    tcp.until(lambda: peer.ended)
+    simulated.until(lambda: peer.ended)
     assert (taken + len(peer.received), peer.ended) == (24_000_000, "end")
 
 
@@ -982,34 +989,32 @@ def test_nothing_is_left_in_the_loop(tcp):
     assert not dispatcher._turn.active
 
 
-def test_close_wait_lets_clients_finish(tcp):
+def test_close_wait_lets_clients_finish(simulated):
     """One client that finishes in time, one that never does, and a new one."""
 
     class Slow(Witness):
         def handle_input(self, connection, data):
-            finish.wait()
+            gevent.sleep(599)
             connection.write(b"x" * 300_000)
             connection.close()
 
-    finish = Event()
-
-    listener = tcp.listen(Slow)
-    finishing, staying = tcp.peer(listener), tcp.peer(listener)
+    listener = simulated.listen(Slow)
+    finishing, staying = simulated.peer(listener), simulated.peer(listener)
     finishing.read()
     staying.read()
     finishing.send(b"please")
-    tcp.until(lambda: len(tcp.served) == 2)
-    began = time.monotonic()
-    waiting = gevent.spawn(listener.close_wait, 0.2)
+    simulated.until(lambda: len(simulated.served) == 2)
+    began = clock.now()
+    waiting = gevent.spawn(listener.close_wait, 600)
     gevent.sleep(0)
-    late = Witness(tcp)
+    late = Witness(simulated)
     listener.connect(late)
-    tcp.until(lambda: late.failed)
-    finish.set()
-    tcp.until(lambda: finishing.ended)
-    assert waiting.get(timeout=10) == 1
-    assert 0.2 <= time.monotonic() - began < 5
-    tcp.until(lambda: staying.ended)
+    simulated.until(lambda: late.failed)
+    simulated.until(lambda: finishing.ended)
+    assert not waiting.ready()
+    assert waiting.get() == 1
+    assert clock.now() - began == pytest.approx(600, abs=0.01)
+    simulated.until(lambda: staying.ended)
     assert (len(finishing.received), finishing.ended, staying.ended) == (300_000, "end", "end")
 
 
@@ -1019,17 +1024,16 @@ def test_handlers_hear_of_the_end_before_close_wait_returns(tcp):
     assert served.closed == "stopped"
 
 
-def test_close_wait_returns_when_the_last_has_finished(tcp):
-    listener = tcp.listen()
-    peers = [tcp.peer(listener) for _ in range(3)]
-    tcp.until(lambda: len(tcp.served) == 3)
+def test_close_wait_returns_when_the_last_has_finished(simulated):
+    listener = simulated.listen()
+    peers = [simulated.peer(listener) for _ in range(3)]
+    simulated.until(lambda: len(simulated.served) == 3)
     waiting = gevent.spawn(listener.close_wait, 30)
-    gevent.sleep(0)
+    gevent.sleep(10)
     for peer in peers:
         peer.finish()
-    began = time.monotonic()
-    assert waiting.get(timeout=10) == 0
-    assert time.monotonic() - began < 5
+    assert waiting.get() == 0
+    assert clock.now() == pytest.approx(10, abs=0.01)
 
 
 def test_wait_serves_until_nothing_is_outstanding(tcp):
@@ -1044,12 +1048,11 @@ def test_wait_serves_until_nothing_is_outstanding(tcp):
     assert client.closed == "end of input"
 
 
-def test_wait_raises_when_it_takes_too_long(tcp):
-    tcp.listen()
-    began = time.monotonic()
+def test_wait_raises_when_it_takes_too_long(simulated):
+    simulated.listen()
     with pytest.raises(TimeoutError, match="StreamListener"):
-        tcp.implementation.wait(0.03)
-    assert time.monotonic() - began >= 0.03
+        simulated.implementation.wait(60)
+    assert clock.now() == pytest.approx(60, abs=0.01)
 
 
 def test_reading_goes_on_when_a_list_is_sent_and_an_iterator_behind_it_waits(tcp):
@@ -1108,42 +1111,40 @@ def test_a_timeout_that_an_iterator_left_behind_costs_nothing_that_was_written(t
     tcp.until(lambda: tcp.served and tcp.served[0].trace)
     assert isinstance(tcp.served[0].trace[0], gevent.Timeout)
     peer.read()
-    tcp.until(lambda: len(peer.received) == 20_000_009)
+    tcp.until(lambda: peer.size == 20_000_009)
     assert peer.received == b"first" + b"x" * 20_000_000 + b"last"
     timeouts[0].close()
 
 
-def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_has_computed(tcp):
+def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_has_computed(simulated):
 
     class Compute(Witness):
         def handle_input(self, connection, data):
-            time.sleep(0.07)  # no greenlet runs meanwhile, and the loop does not
+            simulated.simulation.compute(10)  # no greenlet runs meanwhile, and the loop does not
             connection.close()
-            self.closed_at = time.monotonic()
+            self.closed_at = clock.now()
 
-    tcp.peer(tcp.listen(Compute, linger_timeout=0.05)).send(b"x")
-    tcp.until(lambda: tcp.served and tcp.served[0].gone)
-    assert time.monotonic() - tcp.served[0].closed_at > 0.04
+    simulated.peer(simulated.listen(Compute)).send(b"x")
+    simulated.until(lambda: simulated.served and simulated.served[0].gone)
+    assert clock.now() - simulated.served[0].closed_at == pytest.approx(LINGER_TIMEOUT, abs=0.01)
 
 
-def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_before_the_close(tcp):
+def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_before_the_close(simulated):
     """Whatever it sends once the socket is closed would reset the connection, and drop what it has not read."""
 
     class Answer(Witness):
         def handle_input(self, connection, data):
-            connection.write(b"x" * 3_000_000)
+            connection.write(b"x" * 3_000_000)  # most of it waits at the server
             connection.close()
 
     received = 0
-    with gevent.socket.socket() as peer:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)  # so that the rest waits at the server
-        peer.connect(tcp.listen(Answer, linger_timeout=0.1).address)
-        peer.sendall(b"go")
-        while data := peer.recv(100_000):
-            received += len(data)
-            if received < 2_500_000:
-                peer.sendall(b".")
-                gevent.sleep(0.01)
+    peer = simulated.peer(simulated.listen(Answer)).socket
+    peer.sendall(b"go")
+    while data := peer.recv(100_000):
+        received += len(data)
+        if received < 2_500_000:
+            peer.sendall(b".")
+            gevent.sleep(5)
     assert received == 3_000_000
 
 
@@ -1332,27 +1333,25 @@ def test_a_send_that_fails_when_another_thread_has_just_aborted_raises_nothing(t
     assert tcp.served[0].gone
 
 
-def test_a_pause_holds_back_input_of_a_peer_that_closes_its_unix_socket(tmp_path, monkeypatch):
+def test_a_pause_holds_back_input_of_a_peer_that_closes_its_unix_socket(simulated):
     """Such a socket has ended in both directions then, which is no break."""
-    monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.005)
     served = testing.Recorder()
 
     def serve(connection):
         connection.pause_reading()
         served.connected(connection)
 
-    with ngi_gevent.Implementation() as implementation:
-        listener = implementation.listener(tmp_path / "socket", serve)
-        with gevent.socket.socket(socket.AF_UNIX) as peer:
-            peer.connect(listener.address)
-            peer.sendall(b"last words")
-        connection = served.wait_connected()
-        gevent.sleep(0.03)  # for some looks
-        assert connection
-        connection.resume_reading()
-        assert served.wait_closed() == "end of input"
-        assert served.data == b"last words"
-        listener.close()
+    listener = simulated.implementation.listener("/socket", serve)
+    peer = BlockingSocket(simulated.implementation, listener.address)
+    peer.sendall(b"last words")
+    peer.close()
+    connection = served.wait_connected()
+    gevent.sleep(100 * probe.PROBE_INTERVAL)
+    assert connection
+    connection.resume_reading()
+    assert served.wait_closed() == "end of input"
+    assert served.data == b"last words"
+    listener.close()
 
 
 def test_a_parser_that_is_dropped_may_block_while_it_cleans_up(tcp):
@@ -1385,7 +1384,7 @@ def test_a_parser_that_is_dropped_may_block_while_it_cleans_up(tcp):
     assert served.trace == [b"1", ("close", "stopped")]
 
 
-def test_a_reset_is_noticed_while_iterables_that_hang_keep_the_connection_from_reading(tcp, monkeypatch):
+def test_a_reset_is_noticed_while_iterables_that_hang_keep_the_connection_from_reading(simulated):
     """Nothing is to be sent, so no watcher runs."""
 
     class Hanging(Witness):
@@ -1401,16 +1400,17 @@ def test_a_reset_is_noticed_while_iterables_that_hang_keep_the_connection_from_r
         finally:
             closed.append(True)
 
-    monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.005)
     closed = []
-    peer = tcp.peer(tcp.listen(Hanging))
+    peer = simulated.peer(simulated.listen(Hanging))
     peer.send(b"one")
-    tcp.until(lambda: tcp.served and tcp.served[0].data == b"one")
+    simulated.until(lambda: simulated.served and simulated.served[0].data == b"one")
     peer.send(b"two")
-    tcp.until(lambda: tcp.served[0].data == b"onetwo")
+    simulated.until(lambda: simulated.served[0].data == b"onetwo")
     peer.send(b"unread")
-    gevent.sleep(0.02)
+    gevent.sleep(10 * probe.PROBE_INTERVAL)
+    reset_at = clock.now()
     peer.reset()
-    tcp.until(lambda: tcp.served[0].closed)
-    assert tcp.served[0].data == b"onetwounread"
+    simulated.until(lambda: simulated.served[0].closed)
+    assert simulated.served[0].data == b"onetwounread"
+    assert clock.now() - reset_at < probe.PROBE_INTERVAL + 0.01
     assert closed

@@ -28,11 +28,12 @@ from stages import PATIENCE, TLSSocket, Witness, needs_ipv6
 import ngi_gevent
 from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message
 from ngi_gevent.core import clock, logs
-from ngi_gevent.sockets import handshake as handshake_module
 from ngi_gevent.sockets import tls as tls_module
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.network import Network
+from ngi_gevent.sockets.transport import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo
+from ngi_gevent.testing.contract.simulated import BlockingSocket
 
 CONTEXTS = [ssl.SSLContext, gevent.ssl.SSLContext]
 
@@ -53,6 +54,20 @@ def plain(stage, listener):
     sock = gevent.socket.create_connection(listener.address[:2])
     stage.peers.append(sock)
     return sock
+
+
+def listen_for_tls(stage, server=None, **options):
+    """A listener for TLS on a stage that is not one of TLS."""
+    return stage.listen(server, ssl_context=server_context(), **options)
+
+
+#: The options of a client of one.
+SECURE = {"ssl_context": client_context(), "server_hostname": "localhost"}
+
+
+def stranger_of(simulated, listener):
+    """A socket of the simulation that is connected, and has not said anything."""
+    return simulated.peer(listener).socket
 
 
 @pytest.fixture
@@ -260,14 +275,15 @@ def test_silent_strangers_delay_nobody(tls, info):
     assert info.records == []
 
 
-def test_a_handshake_has_only_so_much_time(tls, info):
-    listener = tls.listen(handshake_timeout=0.05)
-    stranger = plain(tls, listener)
+def test_a_handshake_has_only_so_much_time(simulated, info):
+    listener = listen_for_tls(simulated)
+    stranger = stranger_of(simulated, listener)
     assert stranger.recv(100) == b""
+    assert clock.now() == pytest.approx(HANDSHAKE_TIMEOUT, abs=0.01)
     until(lambda: not listener._connections)
-    assert repr(stranger.getsockname()) in failure_line(info)
-    assert "0.05 seconds" in failure_line(info)
-    assert tls.served == []
+    assert repr(stranger._socket.getsockname()) in failure_line(info)
+    assert "10.0 seconds" in failure_line(info)
+    assert simulated.served == []
 
 
 def test_handshakes_that_fail_do_not_fill_the_log(tls, info, monkeypatch):
@@ -296,52 +312,37 @@ def test_handshakes_that_fail_do_not_fill_the_log(tls, info, monkeypatch):
     assert [line.partition("; ")[2] for line in lines] == [""] * 11 + ["15 more since the last such entry", ""]
 
 
-def test_a_byte_now_and_then_does_not_prolong_a_handshake(tls, info):
-    listener = tls.listen(handshake_timeout=0.1)
-    stranger = plain(tls, listener)
-    hello = client_hello()
+def test_a_byte_now_and_then_does_not_prolong_a_handshake(simulated, info):
+    stranger = stranger_of(simulated, listen_for_tls(simulated))
     ended = gevent.spawn(stranger.recv, 100)
-    began = time.monotonic()
-    for byte in hello:
+    for byte in client_hello():
         if info.records:
             break
         stranger.sendall(bytes([byte]))
-        gevent.sleep(0.01)
-    assert time.monotonic() - began < 2
-    ended.join(PATIENCE)
-    assert "seconds" in failure_line(info)
+        gevent.sleep(0.9)
+    ended.join()
+    assert clock.now() == pytest.approx(HANDSHAKE_TIMEOUT, abs=1)
+    assert "10.0 seconds" in failure_line(info)
 
 
-def test_no_handshake_is_over_time_because_of_a_stall(tls, info):
+STALL = HANDSHAKE_TIMEOUT + 1
+
+
+def test_no_handshake_is_over_time_because_of_a_stall(simulated, info):
     """The whole process stands still for longer than the handshake timeout after the clients have begun theirs."""
-    listener = tls.listen(Echo, handshake_timeout=0.4)
-    clients = [plain(tls, listener) for _ in range(10)]
+    listener = listen_for_tls(simulated, Echo)
+    clients = [stranger_of(simulated, listener) for _ in range(10)]
     until(lambda: len(listener._connections) == 10)
     secured = [TLSSocket(client, handshake=False) for client in clients]
-    time.sleep(0.45)
-    gevent.joinall([gevent.spawn(client.shake_hands) for client in secured], timeout=PATIENCE, raise_error=True)
+    simulated.simulation.compute(STALL)
+    gevent.joinall([gevent.spawn(client.shake_hands) for client in secured], raise_error=True)
     for client in secured:
         client.sendall(b"x")
-    tls.until(lambda: len(tls.served) == 10 and all(served.data for served in tls.served))
+    simulated.until(lambda: len(simulated.served) == 10 and all(served.data for served in simulated.served))
     assert info.records == []
 
 
-@pytest.fixture
-def extensions(monkeypatch):
-    """The times that handshakes got in addition, in seconds, and their timers, which have more for a busy machine."""
-    began = []
-
-    class Timeout(gevent.Timeout):
-        @classmethod
-        def start_new(cls, seconds):
-            began.append((seconds, super().start_new(PATIENCE)))
-            return began[-1][1]
-
-    monkeypatch.setattr(handshake_module, "Timeout", Timeout)
-    return began
-
-
-def test_input_that_is_received_late_is_not_taken_for_late_input(tls, info, extensions):
+def test_input_that_is_received_late_is_not_taken_for_late_input(simulated, info):
     """Handlers compute before the input of a handshake is received, in whatever order.
 
     Nothing more has arrived when the timeout is due, since the client waits for an answer.
@@ -349,72 +350,68 @@ def test_input_that_is_received_late_is_not_taken_for_late_input(tls, info, exte
 
     class Computing(Echo):
         def handle_input(self, connection, data):
-            time.sleep(0.06)
+            simulated.simulation.compute(STALL)
 
-    listener = tls.listen(Computing, handshake_timeout=0.05)
-    others = [tls.client(listener) for _ in range(2)]
-    tls.until(lambda: len(tls.served) == 2)
-    sock = plain(tls, listener)
+    listener = listen_for_tls(simulated, Computing)
+    others = [Witness(simulated) for _ in range(2)]
+    for other in others:
+        simulated.implementation.connect(listener.address, other, **SECURE)
+    simulated.until(lambda: len(simulated.served) == 2)
+    sock = stranger_of(simulated, listener)
     until(lambda: len(listener._connections) == 3)
     for connection in [other.connection for other in others]:
         connection.write(b"x")
         connection._output.send_pending()
         if connection is others[0].connection:
             client = TLSSocket(sock, handshake=False)
-    until(lambda: extensions)
+    gevent.sleep(HANDSHAKE_TIMEOUT - 1)
     client.shake_hands()
-    tls.until(lambda: len(tls.served) == 3)
+    simulated.until(lambda: len(simulated.served) == 3)
     assert info.records == []
 
 
-def test_more_time_for_a_handshake_ends_with_it(tls, info, extensions):
-    listener = tls.listen(Echo, handshake_timeout=0.02)
-    sock = plain(tls, listener)
+def test_more_time_for_a_handshake_ends_with_it(simulated, info):
+    listener = listen_for_tls(simulated, Echo)
+    sock = stranger_of(simulated, listener)
     until(lambda: listener._connections)
     client = TLSSocket(sock, handshake=False)
-    time.sleep(0.03)
+    simulated.simulation.compute(STALL)
     client.shake_hands()
+    gevent.sleep(100)
     client.sendall(b"hello")
     assert client.recv(100) == b"HELLO"
-    ((seconds, timer),) = extensions
-    assert (seconds, timer.pending) == (0.02, False)
     assert info.records == []
 
 
-def test_without_a_stall_a_handshake_gets_no_more_time(tls, info, extensions):
-    listener = tls.listen(handshake_timeout=0.05)
-    stranger = plain(tls, listener)
+def test_without_a_stall_a_handshake_gets_no_more_time(simulated, info):
+    stranger = stranger_of(simulated, listen_for_tls(simulated))
     stranger.sendall(client_hello()[:1])
-    until(lambda: info.records)
-    assert "0.05 seconds" in failure_line(info)
-    assert extensions == []
+    assert stranger.recv(100) == b""
+    assert "10.0 seconds" in failure_line(info)
+    assert clock.now() == pytest.approx(HANDSHAKE_TIMEOUT, abs=0.01)
 
 
-def test_a_handshake_that_is_stopped_when_its_time_is_over_is_no_error(tls, info):
-    listener = tls.listen(handshake_timeout=0.05)
-    plain(tls, listener)
+def test_a_handshake_that_is_stopped_when_its_time_is_over_is_no_error(simulated, info):
+    listener = listen_for_tls(simulated)
+    stranger_of(simulated, listener)
     until(lambda: listener._connections)
-    gevent.spawn(time.sleep, 0.1)
+    gevent.spawn(simulated.simulation.compute, STALL)
     gevent.sleep(0.001)  # which ends in the same turn as the handshake's time, and before it
     listener.close()
     until(lambda: not listener._connections)
     assert "stopped" in failure_line(info)
 
 
-def test_a_stall_prolongs_a_handshake_only_once(tls, info):
-    listener = tls.listen(handshake_timeout=0.05)
-    stranger = plain(tls, listener)
-    until(lambda: listener._connections or info.records)
-    hello = client_hello()
-    began = time.monotonic()
-    for byte in hello:
-        time.sleep(0.06)
+def test_a_stall_prolongs_a_handshake_only_once(simulated, info):
+    stranger = stranger_of(simulated, listen_for_tls(simulated))
+    gevent.sleep(1)
+    for byte in client_hello():
+        simulated.simulation.compute(STALL)
         if info.records:
             break
         stranger.sendall(bytes([byte]))
         gevent.sleep(0.001)
-    until(lambda: info.records)
-    assert time.monotonic() - began < 1
+    assert clock.now() < 4 * STALL
     assert "seconds" in failure_line(info)
 
 
@@ -657,49 +654,58 @@ def test_a_server_that_resets_in_the_handshake_is_told(tls):
     assert isinstance(failed(tls, tls.listen(server, ssl_context=None).address), ConnectionResetError)
 
 
-def test_a_connect_has_only_so_much_time_for_its_handshake(tls):
-    listener = tls.listen(ssl_context=None)
-    reason = failed(tls, listener.address, timeout=0.05)
+@pytest.mark.parametrize("seconds", [CONNECT_TIMEOUT, 5])
+def test_a_connect_has_only_so_much_time_for_its_handshake(simulated, seconds):
+    listener = simulated.listen()
+    reason = failed(simulated, listener.address, **SECURE, **({} if seconds == CONNECT_TIMEOUT else {"timeout": 5}))
+    assert clock.now() == pytest.approx(seconds, abs=0.05)
     assert isinstance(reason, ConnectionTimeout)
-    assert "0.05 seconds" in str(reason)
+    assert f"{seconds} seconds" in str(reason)
     until(lambda: not listener._connections)
 
 
-def test_who_is_told_of_a_timeout_may_block(tls, caplog):
+def test_who_is_told_of_a_timeout_may_block(simulated, caplog):
     class Patient(Witness):
         def failed_connect(self, reason):
-            before = time.monotonic()
-            gevent.sleep(0.05)
-            self.slept = time.monotonic() - before
+            gevent.sleep(1000)
             super().failed_connect(reason)
 
-    client = Patient(tls)
-    tls.implementation.connect(tls.listen(ssl_context=None).address, client, timeout=0.05)
-    tls.until(lambda: client.failed)
-    assert client.slept >= 0.048
+    client = Patient(simulated)
+    simulated.implementation.connect(simulated.listen().address, client, **SECURE, timeout=5)
+    simulated.until(lambda: client.failed)
+    assert clock.now() == pytest.approx(1005, abs=0.05)
     assert caplog.records == []
 
 
-def test_a_connect_has_only_so_much_time_without_tls_too(tcp, tmp_path):
-    with socket.socket(socket.AF_UNIX) as busy:
-        path = str(tmp_path / "busy")
-        busy.bind(path)
+@pytest.mark.parametrize("why", ["its queue is full", "nothing passes"])
+def test_a_connect_has_only_so_much_time_without_tls_too(simulated, why):
+    server = simulated.simulation.host("server")
+    if why == "nothing passes":
+        simulated.simulation.partition("server", simulated.implementation)
+        address = server.listener(("server", 80), Witness).address
+    else:
+        busy = simulated.implementation._network.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        busy.bind("/busy")
         busy.listen(0)
-        with socket.socket(socket.AF_UNIX) as first:
-            first.connect(path)
-            assert isinstance(failed(tcp, path, timeout=0.05), ConnectionTimeout)
+        address = "/busy"
+        simulated.peers.append(BlockingSocket(simulated.implementation, address))
+    assert isinstance(failed(simulated, address), ConnectionTimeout)
+    assert clock.now() == pytest.approx(CONNECT_TIMEOUT, abs=0.05)
+    server.close()
 
 
-def test_who_waits_for_a_connect_gets_its_timeout(tls):
-    address = tls.listen(ssl_context=None).address
-    connect = functools.partial(tls.implementation.connect, timeout=0.02)
-    with pytest.raises(ConnectionTimeout, match=r"0\.02"):
-        blocking.connect(address, connect)
-    with pytest.raises(ConnectionTimeout, match=r"0\.02"):
-        blocking.request(connect, address, Witness(tls))
-    with pytest.raises(ConnectionTimeout, match=r"0\.03"):
-        blocking.connect(address, tls.implementation.connect, 0.03)
-    until(lambda: not tls.listeners[0]._connections)
+def test_who_waits_for_a_connect_gets_its_timeout(simulated):
+    address = simulated.listen().address
+    connect = functools.partial(simulated.implementation.connect, **SECURE)
+    with pytest.raises(ConnectionTimeout, match="20"):
+        blocking.connect(address, functools.partial(connect, timeout=20))
+    assert clock.now() == pytest.approx(20, abs=0.05)
+    with pytest.raises(ConnectionTimeout, match="20"):
+        blocking.request(functools.partial(connect, timeout=20), address, Witness(simulated))
+    with pytest.raises(ConnectionTimeout, match="30"):
+        blocking.connect(address, connect, 30)
+    assert clock.now() == pytest.approx(70, abs=0.05)
+    until(lambda: not simulated.listeners[0]._connections)
 
 
 def test_a_failed_handshake_is_a_failed_connection_to_who_waits(tls):

@@ -30,7 +30,7 @@ __all__ = ["CHECK_INTERVAL", "SEND_TIMEOUT", "Linger"]
 #: Seconds for which the peer of a closing connection may take nothing before the connection is reset.
 SEND_TIMEOUT = 30.0
 
-#: Seconds for which a closed connection, everything delivered, discards what a peer goes on sending.
+#: Seconds for which a closed connection, after the last output that the kernel has delivered, waits for the peer.
 DISCARD_TIMEOUT = 30.0
 
 #: Bytes that are discarded before the peer has to wait, and for how many seconds: 16 MiB/s, which a large upload that
@@ -85,7 +85,6 @@ class Linger:
         "_pause",
         "_pulled",
         "_queued",
-        "_taken",
         "_timer",
         "_transport",
         "_until",
@@ -103,7 +102,6 @@ class Linger:
         self._queued = 0  # bytes of output that the kernel had not delivered at the last look
         self._arrived = False  # whether input has come since the last look
         self._discarded = 0  # bytes since the last pause
-        self._taken = 0.0  # when the kernel has last delivered output, or had none
         self._until = 0.0
 
     def close(self) -> None:
@@ -177,7 +175,7 @@ class Linger:
 
     def _give_up(self) -> None:
         """Reset the connection, because the peer or an iterable makes no progress."""
-        peer, left = self._connection.peer_address, self._output.size or self._transport.queued_output()
+        peer, left = self._connection.peer_address, self._output.size
         self._connection.handle(BREAK)
         logs.connections.info("connection with %r broken off: %d bytes were left to send to it", peer, left)
 
@@ -218,18 +216,13 @@ class Linger:
 
     def wait_for_peer(self) -> None:
         """Wait for the end of input: this side has ended, and all output is with the kernel."""
-        now = self._transport.now()
-        self._until = now + DISCARD_TIMEOUT
-        self._taken = now
+        self._until = self._transport.now() + DISCARD_TIMEOUT
         self._wait_on()
 
     def _wait_on(self) -> None:
         self._queued = self._transport.queued_output()
         self._arrived = False
-        left = self._until - self._transport.now()
-        if left <= 0:  # the kernel still has output to deliver, or this would have ended
-            left = SEND_TIMEOUT
-        timeout = self._output.linger_timeout
+        left, timeout = self._until - self._transport.now(), self._output.linger_timeout
         self._start_timer(left if timeout is None else min(timeout, left), self._check_for_end)
 
     def _check_for_end(self) -> None:
@@ -239,11 +232,10 @@ class Linger:
             return  # which has ended it
         now, left = self._transport.now(), self._transport.queued_output()
         if left < self._queued:
-            self._taken = now
-        if left and now >= self._taken + SEND_TIMEOUT:
-            self._give_up()
-        elif left or (self._arrived and now < self._until):
-            # A peer that does not read for a while, and goes on sending, would lose what the kernel has for it.
+            self._until = now + DISCARD_TIMEOUT
+        # A peer that does not read for a while, and then sends something, would lose what is left.  The kernel goes on
+        # trying to deliver it after the close.
+        if now < self._until and (left or self._arrived):
             self._wait_on()
         else:
             self._connection.handle(LOSE)

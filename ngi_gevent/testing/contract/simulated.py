@@ -29,6 +29,7 @@ class SimulationStage(SocketStage):
     name = "simulation"
     seed = 0
     has_threads = False
+    patience = 3600  # virtual seconds, which cost nothing
     simulation: Simulation | None = None
     _hosts = 0
 

@@ -163,6 +163,9 @@ class MemoryStage(Stage):
 class SocketStage(Stage):
     """An implementation on sockets, which uses the hub of the test's thread."""
 
+    #: Seconds in which everything that a test waits for happens.
+    patience = PATIENCE
+
     def __init__(self, tmp_path: object) -> None:
         super().__init__(tmp_path)
         self._happened = Event()
@@ -174,7 +177,7 @@ class SocketStage(Stage):
         self._happened.set()
 
     def until(self, condition: Callable[[], object]) -> None:
-        with gevent.Timeout(PATIENCE, AssertionError(f"it did not happen in time: {_shown(condition)}")):
+        with gevent.Timeout(self.patience, AssertionError(f"it did not happen in time: {_shown(condition)}")):
             while not condition():
                 self._happened.clear()
                 self._happened.wait()

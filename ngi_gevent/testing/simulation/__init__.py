@@ -1,4 +1,4 @@
-"""A network in memory, in virtual time: for testing handlers that wait."""
+"""Hosts and a network in memory, in virtual time: for tests of handlers that wait, and of failures."""
 
 from ngi_gevent.testing.simulation.errors import HostCrashed, NotSimulated, SimulationError, Spins, Stuck
 from ngi_gevent.testing.simulation.exploring import FailedSeed, explore, shrink

@@ -10,7 +10,7 @@ __all__ = ["HostCrashed", "NotSimulated", "SimulationError", "Spins", "Stuck"]
 
 
 class SimulationError(NGIError, RuntimeError):
-    """The root of these errors, and itself a use of a simulation that is not possible."""
+    """The root of these errors.  Raised itself if a simulation is used in a way that is not possible."""
 
 
 class HostCrashed(SimulationError, ConnectionError):
@@ -22,11 +22,11 @@ class NotSimulated(SimulationError):
 
 
 class Stuck(SimulationError, LoopExit):
-    """The test waits, and nothing can happen any more.  The message says what each greenlet waits for."""
+    """The test waits, and nothing is left to happen.  The message says where each greenlet waits."""
 
     # That of LoopExit is on one line.
     __str__ = Exception.__str__
 
 
 class Spins(SimulationError):
-    """Greenlets run without end: either no time passes, or there was no end to it after very many turns of the loop."""
+    """Greenlets run without end: no time passes, or the loop has made more than ``max_turns`` turns."""

@@ -26,7 +26,8 @@ Test = Callable[[Simulation], object]
 class FailedSeed(SimulationError, AssertionError):
     """A test fails under a seed.  The exception of the test is the cause.
 
-    :ivar replay: the seed, and the draws that it takes, if they could be told: for ``Simulation(replay=...)``.
+    :ivar replay: the seed, and the draws that are needed, for ``Simulation(replay=...)``.  Only the seed, if a second
+        run differed.
     """
 
     def __init__(self, message: str, replay: str) -> None:
@@ -35,7 +36,7 @@ class FailedSeed(SimulationError, AssertionError):
 
 
 def explore(test: Test, seeds: Iterable[int] = range(1000), **options: Any) -> None:
-    """Call *test* with a simulation for each seed, until it fails.  Blocks until then, or until all seeds are tried.
+    """Call *test* with a new simulation for each seed, until it fails.  Blocks until then, or until all are tried.
 
     A failing schedule is shrunk, as by :func:`shrink`, with up to 200 more runs.
 

@@ -26,8 +26,7 @@ from ngi_gevent.testing.simulation.errors import NotSimulated
 
 __all__ = ["Fence", "is_inside"]
 
-_NO_SOCKET = "use the connect and listener of a host"
-_NO_NAME = "pass the name of a host to connect or listener"
+_NO_SOCKET = "use connect and listener of a host, not of ngi_gevent"
 _NO_PROCESS = "a simulation runs in one process; use hosts"
 _NO_THREAD = "a simulation runs on one native thread; use gevent.spawn"
 _NO_SLEEP = "it would take real time; use gevent.sleep"
@@ -45,10 +44,10 @@ _EVENTS = {
     "socket.__new__": ("socket.socket", _NO_SOCKET),
     "socket.bind": ("socket.bind", _NO_SOCKET),
     "socket.connect": ("socket.connect", _NO_SOCKET),
-    "socket.getaddrinfo": ("socket.getaddrinfo", _NO_NAME),
-    "socket.gethostbyaddr": ("socket.gethostbyaddr", _NO_NAME),
-    "socket.gethostbyname": ("socket.gethostbyname", _NO_NAME),
-    "socket.getnameinfo": ("socket.getnameinfo", _NO_NAME),
+    "socket.getaddrinfo": ("socket.getaddrinfo", _NO_SOCKET),
+    "socket.gethostbyaddr": ("socket.gethostbyaddr", _NO_SOCKET),
+    "socket.gethostbyname": ("socket.gethostbyname", _NO_SOCKET),
+    "socket.getnameinfo": ("socket.getnameinfo", _NO_SOCKET),
     "socket.sendmsg": ("socket.sendmsg", _NO_SOCKET),
     "socket.sendto": ("socket.sendto", _NO_SOCKET),
     "subprocess.Popen": ("subprocess.Popen", _NO_PROCESS),

@@ -73,10 +73,10 @@ def make_dispatcher(hub: Any, calls: deque[Any]) -> Dispatcher:
 class Host(Implementation):
     """An implementation whose network is simulated.  ``Simulation.host`` makes it.
 
-    Its methods can be called by the test, and by greenlets of any host: what they begin belongs to this host.  Names
-    and addresses are those of the simulation: the host's own name, ``'localhost'``, and the names of others.
+    The test and greenlets of any host can call its methods.  Greenlets and connections that begin so belong to this
+    host.  Names and addresses are those of the simulation: the names of all hosts, and ``'localhost'``.
 
-    After the simulation has ended, or while the host is down, they raise.
+    While the host is down, methods raise ``HostCrashed``.  After the end of the simulation, ``SimulationError``.
     """
 
     def __init__(self, simulation: World, name: str, start: Callable[[Host], object] | None) -> None:
@@ -108,12 +108,17 @@ class Host(Implementation):
     # What a test does with it.
 
     def spawn(self, function: Callable[..., object], *arguments: Any) -> gevent.Greenlet[..., Any]:
-        """Run *function* in a new greenlet of this host, soon.  Never blocks."""
+        """Run *function* in a new greenlet of this host, soon, and return the greenlet.  Never blocks.
+
+        An exception of *function* is also in ``Simulation.raised``.
+        """
         with self._turn():
             return gevent.spawn(function, *arguments)
 
     def pause(self, seconds: float) -> None:
         """Let nothing run on this host for so many virtual seconds, as if its process was stopped.  Never blocks.
+
+        Its kernel goes on, so data arrives.  A second pause does not shorten the first.
 
         :raises ValueError: *seconds* is negative.
         """
@@ -122,12 +127,12 @@ class Host(Implementation):
             self._simulation.pause(self, seconds)
 
     def crash(self, *, silent: bool = False) -> None:
-        """End everything on this host, at once.  Blocks the greenlet until its greenlets have ended.
+        """End everything on this host, at once.  Blocks until the greenlets of the host have ended.
 
         Its connections are reset, as when the process is killed.  Its greenlets get ``GreenletExit``.  Its handlers are
-        not called any more.  Files of Unix sockets stay.  A host that is down already stays so.
+        not called any more.  Files of Unix sockets stay.  Harmless on a host that is down.
 
-        :param silent: whether the host loses power instead: no peer hears of it.
+        :param silent: whether the host loses power instead: peers receive nothing.
         """
         self._simulation.check_usable()
         if self._is_up:
@@ -137,7 +142,7 @@ class Host(Implementation):
     def restart(self) -> None:
         """Start the host again after a crash, with its start function if it has one.  Never blocks.
 
-        Global variables of modules have their values still, since all hosts are in one process.
+        Global variables of modules keep their values, because all hosts are in one process.
 
         :raises SimulationError: the host is up.
         """

@@ -128,7 +128,9 @@ class Link:
         duplicates: float | None = None,
         reorder: float | None = None,
     ) -> None:
-        """Change what is not None, from now on.  Never blocks.  Infinity is no limit of *bandwidth*.
+        """Change the values that are given, for what is sent from now on.  Never blocks.
+
+        For no limit of *bandwidth*, pass ``math.inf``.
 
         :raises TypeError: a value is not a number.
         :raises ValueError: a number is negative, a chance more than 1, or the bandwidth 0.

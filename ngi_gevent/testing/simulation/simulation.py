@@ -41,18 +41,18 @@ KILLS = 10
 
 
 class Simulation:
-    """Hosts, and the network between them.  Enter it with a ``with`` statement; what waits inside takes no real time.
+    """Hosts, and the network between them.  Use it once, in a ``with`` statement; waiting inside takes no real time.
 
     Everything in it runs on one native thread, and happens in the same order each time for the same *seed*.  It ends
     with the ``with`` statement: hosts lose power, and greenlets get ``GreenletExit``.  An exception of a handler or of
-    a greenlet is raised then, unless the test has taken it from ``raised``.
+    a greenlet is raised then, unless the test has taken it from ``raised``.  Later calls raise ``SimulationError``.
 
     :param seed: decides the order of what happens at the same time, and how long data takes.  Seed 0 draws nothing.
     :param replay: a seed, or ``'SEED:s12,n45'`` with the numbers of the only draws to make, instead of *seed*.
     :param is_any_order: whether callbacks of gevent's hub run in any order, too.  gevent runs them in the order in
         which they were made, and programs rely on it.
-    :param max_turns: turns of the loop after which the simulation is taken for one without an end.
-    :param keeps_all_events: whether ``trace.events`` keeps all events, and not the last 50.
+    :param max_turns: turns of the loop after which the test's wait raises ``Spins``.
+    :param keeps_all_events: whether ``trace.events`` keeps all events, instead of the last 50.
     :param patches_time: whether the functions of the modules ``time`` and ``random`` follow the simulation, for
         programs that call them.  Functions that were imported from there before do not.
     :ivar raised: exceptions of handlers and greenlets.
@@ -121,10 +121,10 @@ class Simulation:
     def host(self, name: str, start: Callable[[Host], object] | None = None, *, max_descriptors: int = 1024) -> Host:
         """Add a host, and start it.  Never blocks.
 
-        :param name: its name in addresses.
-        :param start: called with the host in a new greenlet, now and after each restart.
+        :param name: its name in addresses, such as ``'server'``.
+        :param start: called with the host in a new greenlet of the host, now and after each restart.
         :param max_descriptors: sockets that it can have open.
-        :raises ValueError: there is a host with this name, or it is none.
+        :raises ValueError: there is a host with this name, or addresses cannot have this name.
         """
         self.check_usable()
         network = self._internet.add_host(name, max_descriptors=max_descriptors)
@@ -135,7 +135,7 @@ class Simulation:
     def link(self, one: Host | str, other: Host | str) -> Link:
         """Return the link between two hosts, to change its latency and so on.
 
-        :raises ValueError: there is no such host, or it is twice the same.
+        :raises ValueError: one of them is not a host of this simulation, or both are the same.
         """
         self.check_usable()
         return self._internet.link(_name_of(one), _name_of(other))
@@ -150,7 +150,7 @@ class Simulation:
         duplicates: float | None = None,
         reorder: float | None = None,
     ) -> None:
-        """Change all links between two hosts, also those of hosts to come.  See ``Link.set``.  Never blocks."""
+        """Change all links between two hosts, including those of later hosts.  See ``Link.set``.  Never blocks."""
         self.check_usable()
         values = {"latency": latency, "jitter": jitter, "bandwidth": bandwidth}
         self._internet.set_links(**values, loss=loss, duplicates=duplicates, reorder=reorder)
@@ -158,18 +158,18 @@ class Simulation:
     def partition(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
         """Let nothing pass from *one* host to the *other*, and not back either if *both*.  Never blocks.
 
-        Streams are held, and go on after ``heal``.  Datagrams are lost.  No host hears of it.
+        Streams are held, and go on after ``heal``.  Datagrams are lost.  Hosts are not notified.
         """
         self.check_usable()
         self._internet.partition(_name_of(one), _name_of(other), both=both)
 
     def heal(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
-        """End a partition.  Never blocks."""
+        """End a partition: held data arrives soon.  Never blocks."""
         self.check_usable()
         self._internet.heal(_name_of(one), _name_of(other), both=both)
 
     def compute(self, seconds: float) -> None:
-        """Let virtual time pass without running anything else, as a handler that computes does.
+        """Let virtual seconds pass without running anything else, as a handler that computes does.
 
         :raises ValueError: *seconds* is negative.
         """

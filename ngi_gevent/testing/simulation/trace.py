@@ -17,13 +17,19 @@ AT_ONCE = 1000
 
 
 class Event(NamedTuple):
-    """Something that happened on a host, or by the test itself, whose *host* is empty."""
+    """Something that happened.
+
+    :ivar time: virtual seconds since the start.
+    :ivar kind: a word, such as ``'send'``.
+    :ivar host: the name of a host; empty for the test.
+    :ivar text: what a reader is shown.
+    :ivar piece: the number of a piece of data, which its events share; 0 for none.
+    """
 
     time: float
     kind: str
     host: str
     text: str
-    #: The number of a piece of data, which its events share.
     piece: int = 0
 
     def __str__(self) -> str:
@@ -42,7 +48,7 @@ class Trace:
 
     @property
     def events(self) -> list[Event]:
-        """The events that are kept, oldest first."""
+        """The events that are kept, oldest first: the last 50, or all."""
         return [Event(*event) for event in self._events]
 
     def keep_all(self) -> None:

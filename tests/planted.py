@@ -1,0 +1,110 @@
+"""Mistakes that are planted in a copy of the package, one at a time, for the random lives to find.
+
+``python tests/planted.py`` says for each of them under how many seeds it was found, and by which broken rule.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+#: Seeds that are tried for each mistake.
+MOST = 10_000
+
+
+class Mistake(NamedTuple):
+    """A piece of code of a module, and what takes its place."""
+
+    module: str
+    right: str
+    wrong: str
+
+
+MISTAKES = {
+    "a wake-up is lost: reading does not resume when output is taken": Mistake(
+        "sockets/sender.py",
+        "            if self.end_pause():\n                self._connection.wake()\n",
+        "            self.end_pause()\n",
+    ),
+    "a flag is reset too late: events that come while others are handled are forgotten": Mistake(
+        "sockets/stream.py",
+        "        while not self._events_pending or self._handle_events():\n            self.waiting = True\n",
+        "        while not self._events_pending or self._handle_events():\n"
+        "            self._events_pending = False\n            self.waiting = True\n",
+    ),
+    "a callback comes after the application's close: input is delivered": Mistake(
+        "sockets/stream.py",
+        "            self.waiting = False\n            if self._events_pending:\n                continue\n",
+        "            self.waiting = False\n",
+    ),
+    "an off-by-one in the water marks: drain returns with as much pending as was asked for": Mistake(
+        "core/output.py", "self.pending < below and", "self.pending <= below and"
+    ),
+    "a timer is not stopped: that of the connection attempt": Mistake(
+        "sockets/connector.py",
+        "            for closeable in closeables:\n                closeable.close()\n",
+        "            pass\n",
+    ),
+    "a byte is sent twice after a partial send": Mistake(
+        "core/output.py", "memoryview(piece)[sent:]", "memoryview(piece)[max(0, sent - 1) :]"
+    ),
+    "a connection closes without waiting for its peer": Mistake(
+        "sockets/linger.py",
+        "+ DISCARD_TIMEOUT\n        self._wait_on()\n",
+        "+ DISCARD_TIMEOUT\n        self._connection.handle(LOSE)\n",
+    ),
+    "a connection that has ended is not forgotten by its listener": Mistake(
+        "core/listening.py",
+        "        del self._connections[connection]\n        self._check_empty()\n",
+        "        if len(self._connections) < 3:\n            del self._connections[connection]\n"
+        "        self._check_empty()\n",
+    ),
+    "accepting does not resume when there is room again": Mistake(
+        "sockets/acceptor.py", "        elif not self.closed:\n            self.start_accepting()\n", ""
+    ),
+    "what is written behind an iterable overtakes it": Mistake(
+        "sockets/sender.py",
+        "        if self.feeder is None:\n            self.queue(data)\n        else:\n"
+        "            self.feeder.append(data)\n",
+        "        self.queue(data)\n",
+    ),
+    "an iterable is not pulled from again once the peer takes output": Mistake(
+        "sockets/sender.py", "                self.feeder.on_drained()\n", "                pass\n"
+    ),
+}
+
+
+@contextmanager
+def planted(mistake: Mistake | None) -> Iterator[dict[str, str]]:
+    """Copy the package with a mistake in it, and yield the environment in which it is imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "ngi_gevent", Path(folder) / "ngi_gevent", ignore=shutil.ignore_patterns("__pycache__"))
+        if mistake is not None:
+            path = Path(folder) / "ngi_gevent" / mistake.module
+            code = path.read_text()
+            assert code.count(mistake.right) == 1, f"{mistake.module} has changed"
+            path.write_text(code.replace(mistake.right, mistake.wrong))
+        yield os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def search(mistake: Mistake | None, most: int = MOST) -> str:
+    """Return the first seed that finds the mistake, and the rule that is broken; nothing if none of *most* does."""
+    with planted(mistake) as environment:
+        command = [sys.executable, str(ROOT / "tests" / "lives.py"), "0", str(most)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=environment["PYTHONPATH"])
+        assert done.stderr == "", done.stderr
+        return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    for name, mistake in MISTAKES.items():
+        print(f"{name}: {search(mistake) or 'not found'}", flush=True)
