@@ -145,9 +145,8 @@ def main() -> int:
     except ValueError as error:
         print(f"{sys.argv[0]}: --bind {shown(options.bind)}: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"{sys.argv[0]}: cannot listen: {error.strerror}", file=sys.stderr)
-        return 1
+    except OSError:
+        return 1  # the log says why
     print(f"listening on {shown(listener.address)}", flush=True)
 
     stop.wait()

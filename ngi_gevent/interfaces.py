@@ -179,6 +179,10 @@ class IClientConnectHandler(Protocol):
 
     One more method is optional: ``connecting(give_up)`` is called before ``connect`` returns, if connecting takes time.
     ``give_up()`` ends the attempt with ``failed_connect('stopped')``, unless the attempt has ended already.
+
+    An attribute is optional, too: ``connect_delay``, the seconds before the attempt begins, 0 by default.  They do not
+    count for the *timeout*.  In memory, no time passes: such an attempt begins as soon as something listens on its
+    address.
     """
 
     def connected(self, connection: Any, /) -> object:

@@ -206,6 +206,8 @@ def test_a_listener_that_stops_ends_its_functions(socket_stage):
     socket_stage.until(lambda: began == [b"x"] * 3)
     listener.close()
     socket_stage.until(lambda: over == [True] * 3)
+    for peer in socket_stage.peers:
+        peer.close()
     socket_stage.implementation.wait(PATIENCE)
 
 

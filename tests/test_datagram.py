@@ -330,8 +330,14 @@ def test_an_abstract_name_is_an_address(tcp, tmp_path, kind):
         tcp.implementation.udp(listener.address, b"x")
 
 
+@pytest.fixture
+def wakes_after_log(tcp, caplog, monkeypatch):
+    """Let ``tcp.until`` look again when something was logged."""
+    monkeypatch.setattr(caplog.handler, "filters", [lambda record: bool(gevent.spawn(tcp.happened))])
+
+
+@pytest.mark.usefixtures("wakes_after_log")
 def test_a_unix_socket_without_a_name_cannot_be_answered(tcp, tmp_path, caplog):
-    caplog.handler.addFilter(lambda record: bool(gevent.spawn(tcp.happened)))
     tcp.implementation.udp(upper(tcp, tmp_path / "server").address, b"hello")
     tcp.until(lambda: [record for record in caplog.records if record.exc_info])
     (record,) = [record for record in caplog.records if record.exc_info]
@@ -796,9 +802,9 @@ def test_an_error_of_receiving_does_not_end_the_listener(tcp, caplog):
     assert repr(listener.address) in record.getMessage()
 
 
+@pytest.mark.usefixtures("wakes_after_log")
 def test_a_timeout_left_behind_does_not_end_the_listener(tcp, caplog):
     witness = DatagramWitness(tcp)
-    caplog.handler.addFilter(lambda record: bool(gevent.spawn(tcp.happened)))  # look again when something was logged
 
     def handle(address, data):
         witness(address, data)

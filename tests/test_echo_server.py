@@ -216,7 +216,7 @@ def test_an_address_in_use_gives_one_clear_line(server):
     port = server.address.split(":")[1]
     assert answer.returncode == 1
     assert answer.stdout == ""
-    assert re.fullmatch(rf"[^\n]*cannot listen: [^\n]*in use[^\n]*{port}[^\n]*\n", answer.stderr)
+    assert re.fullmatch(rf"[^\n]*WARNING[^\n]*unable to listen on [^\n]*{port}[^\n]*in use[^\n]*\n", answer.stderr)
 
 
 def test_a_host_that_does_not_resolve_gives_one_clear_line():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pages
 import pytest
 
-from ngi_gevent import adapters, relay
+from ngi_gevent import adapters, reconnecting, relay
 from ngi_gevent.blocking import input
 from ngi_gevent.core import datagram, logs, output
 from ngi_gevent.core.options import LINGER_TIMEOUT
@@ -41,6 +41,7 @@ PUBLIC = [
     "ngi_gevent.generator",
     "ngi_gevent.interfaces",
     "ngi_gevent.message",
+    "ngi_gevent.reconnecting",
     "ngi_gevent.relay",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
@@ -115,8 +116,8 @@ def rows(page):
 
 def amount(text):
     """The number that *text* begins with, in bytes or seconds."""
-    number, unit = re.fullmatch(r"([\d,]+)(?: (KiB|MiB))?.*", text).groups()
-    return int(number.replace(",", "")) * {"KiB": 1024, "MiB": 1024 * 1024, None: 1}[unit]
+    number, unit = re.fullmatch(r"([\d,.]+)(?: (KiB|MiB))?.*", text).groups()
+    return float(number.replace(",", "")) * {"KiB": 1024, "MiB": 1024 * 1024, None: 1}[unit]
 
 
 def test_the_limits_are_what_they_are():
@@ -147,6 +148,8 @@ def test_the_limits_are_what_they_are():
     assert amount(limits["max_turns"]) == inspect.signature(Simulation).parameters["max_turns"].default
     assert amount(limits["max_descriptors"]) == inspect.signature(Simulation.host).parameters["max_descriptors"].default
     assert amount(limits["below"]) == output.LOW_WATER
+    assert amount(limits["first"]) == reconnecting.FIRST_PAUSE
+    assert amount(limits["longest"]) == reconnecting.LONGEST_PAUSE
 
 
 def test_every_option_of_a_listener_is_among_the_limits():

@@ -57,6 +57,21 @@ def test_greenlets_wake_in_the_order_of_their_times(simulation):
     assert woken == [(0.5, 0.5), (1, 1), (2, 2), (3, 3)]
 
 
+@pytest.mark.parametrize(("update", "seconds"), [(True, 11), (False, 10)])
+def test_a_timer_counts_from_when_the_loop_looked_at_the_clock(simulation, update, seconds):
+    """As with libev: in a callback that has computed for long, a timer that does not update the time begins early."""
+    fired, loop = [], gevent.get_hub().loop
+    timer: Any = loop.timer(1)
+
+    def compute() -> None:
+        simulation.compute(9)
+        timer.start(lambda: fired.append(simulation.now()), update=update)
+
+    loop.timer(1).start(compute)
+    gevent.sleep(20)
+    assert fired == [pytest.approx(seconds, abs=0.001)]
+
+
 def test_what_gevent_waits_with_works(simulation):
     queue: Queue[int] = Queue(maxsize=1)
     result: AsyncResult[str] = AsyncResult()

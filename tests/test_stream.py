@@ -710,6 +710,28 @@ def test_the_end_of_a_with_statement_does_not_wait_for_ever(simulated, output):
     clients.wait(PATIENCE)
 
 
+def test_the_end_of_a_with_statement_waits_for_a_peer_that_reads_slowly(simulated):
+    def serve(connection):
+        connection.write(bytes(2_000_000))
+        connection.close()
+
+    def read():
+        peer = BlockingSocket(simulated.implementation, address)
+        while piece := peer.recv(100_000):
+            received.append(len(piece))
+            gevent.sleep(10)
+        peer.close()
+
+    received = []
+    with simulated.make() as server:
+        address = server.listener((server.addresses[0], 0), serve).address
+        reading = gevent.spawn(read)
+        gevent.sleep(1)
+    assert clock.now() > 100
+    reading.join()
+    assert sum(received) == 2_000_000
+
+
 def test_the_end_of_a_with_statement_does_not_wait_for_a_handler_that_is_blocked(simulated):
     listener = simulated.listen()
     client = Blocking(simulated)

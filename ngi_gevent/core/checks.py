@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = [
     "as_bytes",
+    "as_delay",
     "as_idle_timeout",
     "as_iterator",
     "as_timeout",
@@ -154,6 +155,14 @@ def as_timeout(timeout: Any, name: str = "a timeout") -> float | None:
     if not timeout >= 0:
         raise ValueError(f"{name} is a number of seconds from 0; got {timeout!r}")
     return None if timeout > LONGEST_TIMEOUT else timeout
+
+
+def as_delay(value: Any, name: str) -> float:
+    """Return *value*, a finite number of seconds from 0.  Raises as ``as_timeout``, naming the parameter *name*."""
+    delay = as_timeout(value, name)
+    if delay is None:
+        raise ValueError(f"{name} must be a finite number of seconds; got {value!r}")
+    return delay
 
 
 def as_idle_timeout(value: Any) -> float | None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gevent import Timeout
+from gevent import Timeout, sleep
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
+from ngi_gevent.core.checks import as_delay
 from ngi_gevent.core.lifecycle import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
@@ -43,6 +44,7 @@ class Connector:
         self._destination = destination
         self._handler = handler
         self._timeout = timeout
+        self._delay = as_delay(getattr(handler, "connect_delay", 0.0), "connect_delay")
         self._make_connection = make_connection
         self._greenlet = ConnectionGreenlet(self._run, hub, self)
         self._connecting = True
@@ -75,6 +77,8 @@ class Connector:
 
     def _run(self) -> None:
         try:
+            if self._delay:
+                sleep(self._delay)
             with self._time_limit():
                 self._check_process()
                 connection = self._connect()

@@ -231,11 +231,13 @@ class Linger:
         if self._timer is None:
             return  # which has ended it
         now, left = self._transport.now(), self._transport.queued_output()
-        if left < self._queued:
+        is_taking = left < self._queued
+        if is_taking:
             self._until = now + DISCARD_TIMEOUT
         # A peer that does not read for a while, and then sends something, would lose what is left.  The kernel goes on
         # trying to deliver it after the close.
-        if now < self._until and (left or self._arrived):
+        is_delivering = left > 0 and (is_taking or not self._connection._lifecycle.is_stopped)
+        if now < self._until and (is_delivering or self._arrived):
             self._wait_on()
         else:
             self._connection.handle(LOSE)

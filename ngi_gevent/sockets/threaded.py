@@ -14,7 +14,7 @@ from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import is_module_patched
 
-from ngi_gevent.core import forks
+from ngi_gevent.core import clock, forks
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.options import LINGER_TIMEOUT
 from ngi_gevent.core.registry import log_error
@@ -99,11 +99,16 @@ class Threaded(Implementation):
                 raise
             self.join(timeout)
             return
+        deadline = None if timeout is None else clock.now() + timeout
         empty = Flag()
-        if registry.mailbox.call_soon(registry.set_when_empty, empty) and not empty.wait(timeout):
-            registry.mailbox.call_soon(registry.forget_waker, empty.set)
-            if registry:  # the thread may only not have had the time to set the flag
-                raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
+        while registry.mailbox.call_soon(registry.set_when_empty, empty):
+            if not empty.wait(None if deadline is None else max(0.0, deadline - clock.now())):
+                registry.mailbox.call_soon(registry.forget_waker, empty.set)
+                if registry:  # the thread may only not have had the time to set the flag
+                    raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
+            if not registry:
+                return
+            empty = Flag()  # the end of one connection was the beginning of the next
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the thread has ended: after ``close()``, when everything is delivered and all callbacks are done.

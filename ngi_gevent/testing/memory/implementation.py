@@ -6,21 +6,24 @@ import errno
 import os
 from collections import Counter, deque
 from collections.abc import Collection, Container, Hashable
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server
+from ngi_gevent.core.checks import as_bytes, as_delay, as_timeout, check_client_handler, check_server
 from ngi_gevent.core.datagram import (
     BUFFER_SIZE,
     check_datagram_handler,
     check_datagram_options,
     log_datagram_refusal,
 )
+from ngi_gevent.core.lifecycle import STOPPED
 from ngi_gevent.core.listening import check_listen_options, log_refusal
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout, WouldWait
 from ngi_gevent.sockets import transport
+from ngi_gevent.testing.memory.attempts import DelayedAttempt
 from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address, deliver
 from ngi_gevent.testing.memory.listening import Listener
 from ngi_gevent.testing.memory.turns import CANNOT_WAIT, MemoryRegistry, Turns, raise_interrupts
@@ -71,6 +74,7 @@ class Implementation:
         self._connectable: dict[Hashable, deque[Connection]] = {}
         self._numbers = count(1)  # for new addresses
         self._failures: Counter[Hashable] = Counter()
+        self._delayed: list[DelayedAttempt] = []
 
     def __enter__(self) -> Self:
         return self
@@ -88,8 +92,9 @@ class Implementation:
         """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.
 
         Never blocks.  It returns after all callbacks, unless this is called in a callback.  Without a listener or
-        connection there, ``failed_connect('no such server')`` is called.  A client that reconnects from
-        ``failed_connect`` is stopped after a thousand times: the outermost call raises :class:`~ngi_gevent.NGIError`.
+        connection there, ``failed_connect('no such server')`` is called.  A client that reconnects at
+        each failure, or at each end, is stopped after a thousand times: the outermost call raises
+        :class:`~ngi_gevent.NGIError`.
 
         The options are those for sockets.  They are checked, and two have an effect in memory: *output_limit*, and
         *local_address*, which is any hashable here.
@@ -120,13 +125,23 @@ class Implementation:
         self._check_open()
         check_client_handler(handler)
         check_hashable(address)
+        delay = as_delay(getattr(handler, "connect_delay", 0.0), "connect_delay")
         if self._turns.running and getattr(handler, "waits", False):
             raise WouldWait(CANNOT_WAIT)
         if client_address is None:
             client_address = self._new_address() if local_address is None else local_address
         if not self._turns.running:
             self._failures.clear()
-        self._turns.queue(lambda: self._connect(listener, address, handler, client_address, checked.output_limit))
+        begin = partial(self._connect, listener, address, handler, client_address, checked.output_limit)
+        if delay:
+            attempt = DelayedAttempt(self._registry, address, begin, partial(self._fail, address, handler, STOPPED))
+            self._delayed.append(attempt)
+            connecting = getattr(handler, "connecting", None)
+            if connecting is not None:
+                connecting(attempt.stop)
+            self._turns.queue(self._begin_delayed)
+        else:
+            self._turns.queue(begin)
         self._turns.run()
 
     def listener(
@@ -169,6 +184,8 @@ class Implementation:
         )
         self._listeners.update(dict.fromkeys(addresses, listener))
         self._registry.add(listener)
+        self._begin_delayed()
+        self._turns.run()
         return listener
 
     def udp(self, address: Hashable, data: Data) -> None:
@@ -214,6 +231,8 @@ class Implementation:
         """Prepare *connection* for the next ``connect`` to *address* that finds no listener."""
         check_hashable(address)
         self._connectable.setdefault(address, deque()).append(connection)
+        self._begin_delayed()
+        self._turns.run()
 
     def wait(self, timeout: float | None = None) -> None:
         """Raise :class:`~ngi_gevent.Timeout` if anything is outstanding, because waiting would not change that.
@@ -249,12 +268,29 @@ class Implementation:
             connection.start(handler.connected, "connected")
             connection._take_turn()
             return
+        if self._is_finite(address):
+            self._fail(address, handler, "no such server")
+
+    def _begin_delayed(self) -> None:
+        """Begin the attempts that have waited until their addresses accept."""
+        delayed, self._delayed = self._delayed, []
+        for attempt in delayed:
+            accepts = attempt.address in self._listeners or self._connectable.get(attempt.address)
+            if attempt.is_over or (accepts and self._is_finite(attempt.address)):
+                attempt.begin()
+            else:
+                self._delayed.append(attempt)
+
+    def _is_finite(self, address: Hashable) -> bool:
+        """Count an attempt that fails, or follows an end.  Return False for a client that would go on forever."""
         self._failures[address] += 1
         if self._failures[address] > MAX_RECONNECTS:
-            self._turns.error = NGIError(f"a client reconnected to {address!r} from failed_connect forever")
-            return
+            self._turns.error = NGIError(f"a client reconnected to {address!r} forever")
+        return self._failures[address] <= MAX_RECONNECTS
+
+    def _fail(self, address: Hashable, handler: IClientConnectHandler, reason: str) -> None:
         try:
-            handler.failed_connect("no such server")
+            handler.failed_connect(reason)
         except BaseException as error:
             self._registry.handler_raised(address, "failed_connect", error)
 

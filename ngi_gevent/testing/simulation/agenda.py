@@ -16,14 +16,15 @@ class Agenda:
     """Everything with a time, and the time itself.
 
     :ivar time: virtual seconds since the start.
+    :ivar noticed: the time when the loop last looked at the clock, from which timers count, as those of libev do.
     :ivar references: entries that keep the loop running.
     :ivar one_shots: those of them that come once.
     """
 
-    __slots__ = ("_entries", "_number", "one_shots", "references", "time")
+    __slots__ = ("_entries", "_number", "noticed", "one_shots", "references", "time")
 
     def __init__(self) -> None:
-        self.time = 0.0
+        self.time = self.noticed = 0.0
         self.references = self.one_shots = 0
         self._number = 0  # of the last entry
         #: An item that was stopped, or has another entry since, has another number than its old entry.

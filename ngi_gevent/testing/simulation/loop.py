@@ -45,6 +45,7 @@ class VirtualLoop:
     approx_timer_resolution = TURN_COST
     default = False
     error_handler: Any = None
+    starting_timer_may_update_loop_time = False
 
     def __init__(self, schedule: Draws, limits: Limits, *, is_any_order: bool) -> None:
         self.host = ""
@@ -72,7 +73,8 @@ class VirtualLoop:
         return self.agenda.time
 
     def update_now(self) -> None:
-        """Do nothing: the time is always right."""
+        """Look at the clock: timers that start now count from this moment, also if a callback has computed for long."""
+        self.agenda.noticed = self.agenda.time
 
     update = update_now
 
@@ -238,6 +240,7 @@ class VirtualLoop:
                 self.ended = Spins(self._message(exceeded))
                 break
             agenda.time += TURN_COST
+            self.update_now()
             # A process whose loop has had nothing to do does not turn its loop.
             active, self._active = self._active, {}
             for host in active:
@@ -245,7 +248,10 @@ class VirtualLoop:
                     self._call_watchers(prepare[host][:])
             self._active.clear()
             if self._callbacks:
+                self.starting_timer_may_update_loop_time = True
                 self._run_callbacks()
+                self.starting_timer_may_update_loop_time = False
+                self.update_now()
             has_happened = agenda.is_due()
             if has_happened:
                 self._run_due()

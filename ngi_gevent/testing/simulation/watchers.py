@@ -14,6 +14,11 @@ __all__ = ["Async", "ByHost", "Callback", "Io", "Scheduled", "Timer", "TurnWatch
 class Loop(Protocol):
     """What a watcher asks of its loop."""
 
+    starting_timer_may_update_loop_time: bool
+
+    def update_now(self) -> None:
+        """Look at the clock."""
+
     @property
     def host(self) -> str:
         """The host whose turn it is."""
@@ -25,6 +30,8 @@ class Loop(Protocol):
 class Times(Protocol):
     """What timers ask of the agenda."""
 
+    time: float
+    noticed: float
     references: int
     one_shots: int
 
@@ -177,6 +184,15 @@ class Timer(Watcher):
         #: The number of its entry, as long as it has one.
         self.number = 0
 
+    def start(self, callback: Callable[..., object], *args: Any, update: bool | None = None, **_: Any) -> None:
+        """Call *callback* after the time, which counts from when the loop last looked at the clock.
+
+        That is now with *update*, and by default in a function given to ``run_callback``.
+        """
+        if self.loop.starting_timer_may_update_loop_time if update is None else update:
+            self.loop.update_now()
+        super().start(callback, *args)
+
     def again(self, callback: Callable[..., object], *args: Any, **_: Any) -> None:
         """Begin again, with the time between two calls."""
         self.stop()
@@ -195,7 +211,8 @@ class Timer(Watcher):
 
     def _begin(self) -> None:
         self._count(1)
-        self._agenda.push(self.after, self)
+        agenda = self._agenda
+        agenda.push(self.after + agenda.noticed - agenda.time, self)
 
     def _end(self) -> None:
         if self.number:

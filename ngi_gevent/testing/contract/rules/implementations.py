@@ -151,6 +151,38 @@ def test_the_end_of_a_with_statement_waits_until_all_that_was_closed_is_delivere
     stage.implementation = stage.make()
 
 
+def test_a_connection_attempt_with_a_delay_is_outstanding_and_can_be_given_up(stage):
+    class Delayed(Witness):
+        def __init__(self, delay):
+            super().__init__(stage)
+            self.connect_delay = delay
+            stage.implementation.connect(listener.address, self)
+
+        def connecting(self, give_up):
+            self.give_up = give_up
+
+    listener = stage.listen()
+    client = Delayed(0.01)
+    stage.until(lambda: client.connection)
+    client.connection.close()
+    listener.close()
+    stage.until(lambda: client.gone)
+    waiting = Delayed(1000)
+    with pytest.raises(ngi_gevent.Timeout, match="outstanding"):
+        stage.implementation.wait(0.01)
+    waiting.give_up()
+    stage.until(lambda: waiting.failed)
+    waiting.give_up()
+    stopped = Delayed(1000)
+    stage.implementation.close()
+    stage.until(lambda: stopped.failed)
+    assert waiting.failed == stopped.failed == "stopped"
+    stage.implementation = stage.make()
+    for delay, error in ("1", TypeError), (-1, ValueError), (float("inf"), ValueError):
+        with pytest.raises(error, match=f"connect_delay.*got {delay!r}"):
+            Delayed(delay)
+
+
 def test_a_failed_connect_tells_why(stage):
     listener = stage.listen()
     listener.close()
