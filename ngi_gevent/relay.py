@@ -111,6 +111,10 @@ class _Direction:
         #: Whether the peer of the source has finished sending, and the target will see that behind all output.
         self.has_ended = False
 
+    def handler_name(self) -> str:
+        """Return what the application uses, for showing."""
+        return "relay"
+
     def begin(self) -> None:
         """Begin to receive."""
         if self._source.input_ended:  # its previous handler had ``handle_eof``, which is called only once

@@ -15,6 +15,7 @@ from gevent.event import Event
 
 import ngi_gevent
 from ngi_gevent import adapters, blocking, generator, testing
+from ngi_gevent.relay import relay
 from ngi_gevent.testing import contract, leaks
 
 KINDS = [testing.Implementation, ngi_gevent.Implementation]
@@ -92,16 +93,22 @@ def test_an_open_connection_is_named_with_the_handler_that_the_program_gave_it(k
     def ask(connection):
         yield
 
+    @blocking.server
+    def read(input, output):
+        input.read()
+
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
-        client = blocking.connect(implementation.listener(None, Chat).address, implementation.connect)
-        ask(client)
-        client.drain(below=1)
-        gevent.sleep(0)
+        listeners = [implementation.listener(None, Chat), implementation.listener(None, read)]
+        clients = [blocking.connect(listener.address, implementation.connect) for listener in [*listeners, *listeners]]
+        ask(clients[0])
+        files = blocking.open(clients[1])
+        relay(*clients[2:])
+        gevent.sleep(0.01)
     handlers = [line.partition("handler: ")[2].partition(",")[0] for line in str(caught.value).split("\n")]
-    assert sorted(filter(None, handlers)) == [
-        "Chat",
-        "test_an_open_connection_is_named_with_the_handler_that_the_program_gave_it.<locals>.ask",
+    assert sorted(name.rpartition(".<locals>.")[2] for name in handlers if name) == [
+        *("Chat", "Chat", "ask", "blocking.open", "read", "read", "relay", "relay")
     ]
+    assert files
 
 
 @pytest.mark.usefixtures("little_grace")

@@ -111,6 +111,10 @@ class Handler:
         if connection.input_ended and connection:  # an earlier handler has had the end of input
             self.handle_eof(connection)
 
+    def handler_name(self) -> str:
+        """Return what the application uses, for showing."""
+        return "blocking.open"
+
     # The callbacks.
 
     def handle_input(self, connection: Any, data: bytes) -> None:

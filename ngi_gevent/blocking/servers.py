@@ -50,12 +50,23 @@ def server(function: Callable[..., object]) -> Callable[..., None]:
     @functools.wraps(function)
     def serve(*arguments: Any) -> None:
         *bound, connection = arguments  # the object of a method comes first
-        handler = Handler(connection)
+        handler = _FunctionHandler(connection, function)
         input, output = Input(handler), Output(handler)
         greenlet = spawn_raw(_run, functools.partial(function, *bound, input, output), connection, input, output)
         greenlet.gr_context = copy_context()
 
     return serve
+
+
+class _FunctionHandler(Handler):
+    """The handler behind the files that *function* uses."""
+
+    def __init__(self, connection: Any, function: Callable[..., object]) -> None:
+        self._function = function
+        super().__init__(connection)
+
+    def handler_name(self) -> str:
+        return getattr(self._function, "__qualname__", type(self._function).__name__)
 
 
 def _run(function: Callable[[], object], connection: Any, input: Input, output: Output) -> None:

@@ -168,6 +168,7 @@ class Lifecycle:
         "closing_from_other_thread",
         "eof_from_other_thread",
         "input_is_over",
+        "is_stopped",
         "output_error",
         "output_is_over",
         "state",
@@ -182,6 +183,8 @@ class Lifecycle:
         self.output_is_over = False
         #: The error with which sending has failed.  In OPEN: BREAK follows, since another thread has written too much.
         self.output_error: BaseException | None = None
+        #: Whether the owner has ended the connection.  It does not wait for peers that take nothing.
+        self.is_stopped = False
         #: Whether no callback is running or will run.
         self.callbacks_are_over = False
         #: Whether another native thread has closed or aborted the connection.  From then on, no callback is called and
@@ -207,6 +210,8 @@ class Lifecycle:
             self.input_is_over = True
         elif event is OUTPUT_ENDED:
             self.output_is_over = True
+        elif event is STOP:
+            self.is_stopped = True
         elif event is OUTPUT_FAILED and isinstance(reason, BaseException):
             self.output_error = self.output_error or reason
         if self.input_is_over and self.output_is_over and event is not EOF_RECEIVED:

@@ -66,7 +66,6 @@ class LastOutput(Protocol):
     pieces: list[Piece]
     size: int
     feeder: Feeder | None
-    is_stopped: bool
     linger_timeout: float | None
 
     def send_later(self) -> None:
@@ -237,7 +236,7 @@ class Linger:
             self._until = now + DISCARD_TIMEOUT
         # A peer that does not read for a while, and then sends something, would lose what is left.  The kernel goes on
         # trying to deliver it after the close.
-        is_delivering = left > 0 and (is_taking or not self._output.is_stopped)
+        is_delivering = left > 0 and (is_taking or not self._connection._lifecycle.is_stopped)
         if now < self._until and (is_delivering or self._arrived):
             self._wait_on()
         else:

@@ -55,7 +55,6 @@ class Sender(OutputQueue):
         "_write_watcher",
         "feeder",
         "held",
-        "is_stopped",
         "linger",
         "linger_timeout",
     )
@@ -73,8 +72,6 @@ class Sender(OutputQueue):
         self.feeder: Feeder | None = None
         #: Set when input is no longer held back, or the connection has an end to handle.
         self.held: Flag | None = None
-        #: Whether the owner has ended the connection, and does not wait for peers that take nothing.
-        self.is_stopped = False
         self.linger_timeout = options.linger_timeout
         #: From CLOSING on.
         self.linger: Linger | None = None
@@ -295,7 +292,6 @@ class Sender(OutputQueue):
 
     def end_now(self) -> None:
         """Send what the kernel takes now, drop the rest, and end the output for the peer."""
-        self.is_stopped = True
         self.send_pending()
         self.drop()
         self.end()
