@@ -72,6 +72,18 @@ def test_a_timer_counts_from_when_the_loop_looked_at_the_clock(simulation, updat
     assert fired == [pytest.approx(seconds, abs=0.001)]
 
 
+def test_data_arrives_while_a_process_computes_and_before_it_looks_at_its_timers():
+    for seed in range(20):
+        with Simulation(seed) as simulation:
+            happened: list[str] = []
+            gevent.get_hub().loop.timer(1).start(happened.append, "timer")
+            simulation._loop.after(2, happened.append, "data")
+            gevent.sleep(0)
+            simulation.compute(3)
+            gevent.sleep(1)
+        assert happened == ["data", "timer"], seed
+
+
 def test_what_gevent_waits_with_works(simulation):
     queue: Queue[int] = Queue(maxsize=1)
     result: AsyncResult[str] = AsyncResult()
