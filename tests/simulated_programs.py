@@ -155,7 +155,7 @@ def work(host: Host, name: str, random: Random) -> None:
         queue.put(number)
 
     def consume() -> None:
-        with suppress(Empty):  # after a pause of the host, the timeout can come before the number
+        with suppress(Empty):
             queue.get(timeout=1)
 
     for number in range(3):
@@ -186,7 +186,7 @@ def disturb(simulation: Simulation, hosts: list[Host], random: Random) -> None:
         simulation.compute(0.3)
 
 
-def run_program(seed: int, steps: int = 25) -> str:
+def run_program(seed: int, steps: int = 12) -> str:
     """Run the program of *seed*, in which something about the network changes so many times.  Return the digest."""
     random = Random(seed)
     with Simulation(seed) as simulation:
