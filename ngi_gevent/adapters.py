@@ -98,6 +98,22 @@ class Base:
     def local_address(self) -> Any:
         return self.connection.local_address
 
+    def start_tls(self, ssl_context: Any, **options: Any) -> None:
+        self.connection.start_tls(ssl_context, **options)
+
+    def take_records(self, records: Iterator[Any]) -> bytes:
+        """Return the input that *records*, which were not delivered, were made of: TLS begins in it.
+
+        This adapter does not know it, so it is dropped.
+        """
+        close_iterator(records)
+        return b""
+
+    def take_undelivered(self) -> bytes:
+        """Remove the input that this adapter, or the handler, has and has not delivered, and return it."""
+        take = getattr(self._handler, "take_undelivered", None)
+        return b"" if take is None else take()
+
     @property
     def data(self) -> Any:
         return self.connection.data
@@ -240,6 +256,10 @@ class Within:
         self._adapter = adapter
         self._call = call
 
+    def take_records(self, records: Iterator[Any]) -> bytes:
+        """Return the input that *records* were made of."""
+        return self._adapter.take_records(records)  # type: ignore[no-any-return]
+
     def pass_on(self, record: Any) -> None:
         """Call the adapter's handler with *record*."""
         self._call(self._adapter.pass_on, record)
@@ -278,6 +298,14 @@ class Lines(Base):
             self.pass_on(line)
         else:
             self.deliver(self._lines(data))
+
+    def take_records(self, records: Iterator[Any]) -> bytes:
+        return b"".join([line + b"\n" for line in records])
+
+    def take_undelivered(self) -> bytes:
+        begun = bytes(self._begun)
+        self._begun.clear()
+        return begun + super().take_undelivered()
 
     def _lines(self, data: bytes) -> Iterator[bytes]:
         begun, max_line = self._begun, self._max_line
@@ -351,6 +379,15 @@ class Sized(Base):
             self.pass_on(data[_LENGTH.size :])
         else:
             self.deliver(self._records(data))
+
+    def take_records(self, records: Iterator[Any]) -> bytes:
+        return b"".join(map(_framed, records))
+
+    def take_undelivered(self) -> bytes:
+        begun = bytes(self._begun)
+        self._begun.clear()
+        self._wanted = _LENGTH.size
+        return begun + super().take_undelivered()
 
     def _records(self, data: bytes) -> Iterator[bytes]:
         done = 0

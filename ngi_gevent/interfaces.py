@@ -272,6 +272,32 @@ class IConnection(Protocol):
         these on the connection's thread, and leave reading and writing to the connection.
         """
 
+    def start_tls(
+        self,
+        ssl_context: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        timeout: float | None = ...,
+    ) -> None:
+        """Go on with TLS, and return after the handshake.
+
+        Blocks the calling greenlet.  What was written before goes first, in plaintext; what is written from now on is
+        encrypted.  Everything that was received and not delivered belongs to TLS, and no handler gets it.  In memory,
+        this checks its arguments and changes nothing.
+
+        :param ssl_context: an ``ssl.SSLContext``.
+        :param server_side: whether this side is TLS's server.
+        :param server_hostname: for a client: the name to expect in the certificate of the server.
+        :param timeout: seconds for the handshake, 10 by default; None for no limit.
+        :raises ConnectionClosed: the connection has ended, or the handshake failed.  That is also in the log, at level
+            INFO, and ``handle_close`` gets the error.
+        :raises RuntimeError: the connection has TLS already, or an iterable given to ``writelines`` is not exhausted;
+            or the caller is not on the thread of the connection's hub.
+        :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *timeout* is not a number.
+        :raises ValueError: the context cannot be used so, *server_hostname* is for clients, or *timeout* is negative.
+        """
+
     data: Any
     """A place for the application's own state, None at first.  The library never reads it.
 

@@ -92,6 +92,8 @@ class Handler:
         self.connection = connection
         #: Input that the reader has not taken yet.
         self.arrived: deque[bytes] = deque()
+        #: What the reader has taken, and not returned yet.
+        self.unread = bytearray()
         #: Whether no more input will arrive.
         self.ended = False
         #: Whether the peer has finished sending, and all input has arrived.
@@ -100,7 +102,6 @@ class Handler:
         self.output_closed = False
         #: Why the connection ended, if the application did not end it.
         self.reason: Reason | None = None
-        self._bottom = bottom(connection)
         self._received = 0  # pieces of input
         self._asked = 0  # pieces of input that the reader had taken when it asked for more
         self._discards = False  # whether the input file is closed
@@ -110,6 +111,10 @@ class Handler:
         connection.when_closed(self.end)
         if connection.input_ended and connection:  # an earlier handler has had the end of input
             self.handle_eof(connection)
+
+    @property
+    def _bottom(self) -> Any:
+        return bottom(self.connection)
 
     def handler_name(self) -> str:
         """Return what the application uses, for showing."""
@@ -127,6 +132,14 @@ class Handler:
         # The connection decides whether its callback can wait.  It cannot in memory, where it may run on the reader's
         # own greenlet, and it must not wait once the connection has ended.  Then input simply queues up.
         self._changes.wait(lambda: self.ended or self._discards or self._asked >= self._received, self._bottom.hold)
+
+    def take_undelivered(self) -> bytes:
+        """Remove all input that no reader has had, and return it: TLS begins on the connection."""
+        data = bytes(self.unread) + b"".join(self.arrived)
+        self._received -= len(self.arrived)
+        self.arrived.clear()
+        self.unread.clear()
+        return data
 
     def handle_eof(self, connection: Any) -> None:
         """End the input.  The connection stays open for output until that is closed, or both files are dropped."""

@@ -59,7 +59,7 @@ class Input(File):
 
     def __init__(self, handler: Handler) -> None:
         super().__init__(handler)
-        self._unread = bytearray()
+        self._unread = handler.unread
         self._taken = 0  # pieces of input, from the handler
         self._reading = False
         self._reads = 0  # that did not wait

@@ -33,7 +33,11 @@ from ngi_gevent.interfaces import IConnection, documented_by
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
 
-__all__ = ["BaseConnection", "unsent_size_of"]
+__all__ = ["HANDSHAKE_TIMEOUT", "BaseConnection", "unsent_size_of"]
+
+#: Seconds for a TLS handshake.  It takes two round trips, so this is plenty for a slow line that loses packets, and so
+#: little that clients that connect and send nothing do not pile up.
+HANDSHAKE_TIMEOUT = 10.0
 
 
 def unsent_size_of(items: Iterable[Any]) -> int | None:
@@ -82,6 +86,20 @@ class BaseConnection(Callbacks):
         return None
 
     # The application's side.
+
+    def start_tls(
+        self,
+        ssl_context: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        timeout: float | None = HANDSHAKE_TIMEOUT,
+    ) -> None:
+        make = self._tls_maker(ssl_context, server_side, server_hostname)
+        timeout = as_timeout(timeout)
+        if not self._lifecycle.takes_output() or self.input_ended:
+            raise self.closed_error()
+        self._start_tls(make, timeout)
 
     def set_handler(self, handler: IConnectionHandler) -> None:
         check_handler(handler)
@@ -312,6 +330,13 @@ class BaseConnection(Callbacks):
         return self._lifecycle.state is not OPEN
 
     # What an implementation adds.
+
+    def _tls_maker(self, ssl_context: Any, server_side: bool, server_hostname: str | None) -> Any:
+        """Return what makes a TLS object, or raise if the arguments of ``start_tls`` are wrong."""
+        raise NotImplementedError
+
+    def _start_tls(self, make: Any, timeout: float | None) -> None:
+        """Shake hands with the TLS object that *make* makes, for *timeout* seconds; in memory, do nothing."""
 
     def _is_elsewhere(self) -> bool:
         """Return whether the caller is on another native thread than the connection's."""

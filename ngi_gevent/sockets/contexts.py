@@ -14,7 +14,20 @@ from gevent.monkey import get_original
 if TYPE_CHECKING:
     from ngi_gevent.sockets.tls import MakeSSLObject
 
-__all__ = ["for_client", "for_server"]
+__all__ = ["for_client", "for_server", "for_side"]
+
+
+def for_side(ssl_context: Any, server_side: bool, server_hostname: str | None) -> MakeSSLObject:
+    """Return the function that makes an ``SSLObject`` for one side of an open connection.
+
+    :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *server_hostname* is not text.
+    :raises ValueError: the context cannot be used for that side, or *server_hostname* is given for a server.
+    """
+    if not server_side:
+        return for_client(ssl_context, "" if server_hostname is None else server_hostname)
+    if server_hostname is not None:
+        raise ValueError(f"server_hostname is for TLS's client, and server_side is true; got {server_hostname!r}")
+    return for_server(ssl_context)
 
 
 def for_server(ssl_context: Any) -> MakeSSLObject:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gevent import Timeout
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.lifecycle import HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED, Lifecycle
+from ngi_gevent.core.lifecycle import FAIL, HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED, Lifecycle
+from ngi_gevent.core.threads import Flag
+from ngi_gevent.errors import Timeout as TimedOut
 from ngi_gevent.sockets.plain import RECEIVE_SIZE
+from ngi_gevent.sockets.tls import MakeSSLObject, TLSTransport
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
-    from ngi_gevent.sockets.tls import TLSTransport
 
-__all__ = ["Handshake"]
+__all__ = ["Handshake", "Upgrade"]
 
 
 class ShakingHands(Protocol):
@@ -86,6 +88,19 @@ class Handshake:
         )
         return None
 
+    def on_open(self, connection: ShakingHands) -> None:
+        """Shake hands on a connection that is open already.  Blocks the greenlet.
+
+        :raises OSError: the handshake failed, or the connection ended.
+        :raises Timeout: it was not done in time.
+        """
+        try:
+            with Timeout(self._timeout):
+                self._shake_hands(connection)
+        finally:
+            if self._extension is not None:
+                self._extension.close()
+
     def run(self, connection: ShakingHands) -> None:
         """Shake hands.  Blocks the greenlet.
 
@@ -136,6 +151,49 @@ class Handshake:
         if self._extension is not None or not (stalled or self._transport.has_input()):
             raise timeout
         self._extension = Timeout.start_new(timeout.seconds or 0.0)
+
+
+class Upgrade:
+    """One change to TLS, which any greenlet of the hub can wait for."""
+
+    __slots__ = ("_make", "_timeout", "done", "error", "has_begun")
+
+    def __init__(self, make: MakeSSLObject, timeout: float | None) -> None:
+        self._make = make
+        self._timeout = timeout
+        #: Whether no plaintext is received any more.
+        self.has_begun = False
+        #: Set when the handshake is over, however it ended.
+        self.done = Flag()
+        #: Why it failed.
+        self.error: BaseException | None = None
+
+    def run(self, connection: Any) -> None:
+        """Change the transport of *connection*, and shake hands.  Blocks the connection's greenlet.
+
+        A failure is logged, and ends the connection.
+        """
+        self.has_begun = True
+        transport = TLSTransport(connection.plain_transport(), self._make)
+        connection.change_transport(transport)
+        try:
+            Handshake(transport, self._timeout).on_open(connection)
+        except Timeout:
+            self._failed(connection, TimedOut(f"the TLS handshake was not done after {self._timeout} seconds"))
+        except OSError as error:
+            self._failed(connection, error)
+        finally:
+            self.done.set()
+
+    def _failed(self, connection: Any, error: OSError | TimedOut) -> None:
+        self.error = error
+        if not connection.delivers_input():
+            return  # it was ended meanwhile
+        logs.connections.info(
+            "connection with %r: the TLS handshake failed: %s", connection.peer_address, logs.format_reason(error)
+        )
+        # After an error of TLS, the peer may learn why.
+        connection.handle(FAIL if isinstance(error, ssl.SSLError) else LOSE, error)
 
 
 def _check_output(connection: ShakingHands) -> None:

@@ -112,7 +112,7 @@ class HubConnection(BaseConnection):
         return self._lifecycle.output_error is None and self._output.is_full(elsewhere)
 
     def hold(self, flag: Flag) -> bool:
-        if not self._lifecycle.is_open() or not self.is_in_callback():
+        if not self._lifecycle.is_open() or not self.is_in_callback() or self.is_to_start_tls():
             return False
         self._output.held = flag
         try:
@@ -120,6 +120,10 @@ class HubConnection(BaseConnection):
         finally:
             self._output.held = None
         return True
+
+    def is_to_start_tls(self) -> bool:
+        """Return whether TLS is to be started once the callback has returned."""
+        return False
 
     def is_in_callback(self) -> bool:
         greenlet = getcurrent()

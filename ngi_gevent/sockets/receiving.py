@@ -31,7 +31,7 @@ READ = 1  # what gevent's io watchers watch for
 class ReceivingConnection(HubConnection):
     """Input of a connection, everything but the loop that receives it."""
 
-    __slots__ = ("_events_pending", "_probe", "_read_watcher", "_transport", "resume", "waiting")
+    __slots__ = ("_events_pending", "_has_new_transport", "_probe", "_read_watcher", "_transport", "resume", "waiting")
 
     #: Switches to the greenlet.
     resume: Callable[[], object]
@@ -44,6 +44,7 @@ class ReceivingConnection(HubConnection):
         self.waiting = False
         self._events_pending = True  # whether the greenlet has to handle something else than input
         self._probe: Probe | None = None  # while it may not be read
+        self._has_new_transport = False  # whether the loop that receives is to begin again, with it
 
     def _input_ended(self, reason: Reason) -> None:
         self.stop_reading()  # the socket is readable from now on
@@ -65,6 +66,10 @@ class ReceivingConnection(HubConnection):
         lifecycle = self._lifecycle
         while True:
             self._events_pending = False
+            self._run_upgrade()
+            if self._has_new_transport:
+                self._events_pending = True
+                return False
             if self._handler is not None:
                 while self._exceptions and self:
                     self._report_exception(self._take_exception())
@@ -95,6 +100,9 @@ class ReceivingConnection(HubConnection):
             self._receive_rest()
             self._dispatcher.wake(self)  # not before: a handler that blocks would use that up
         return lifecycle.is_established()
+
+    def _run_upgrade(self) -> None:
+        """Start TLS, if another greenlet has asked for it."""
 
     def _can_deliver(self) -> bool:
         """Return whether the handler takes input, or the rest of it, now."""

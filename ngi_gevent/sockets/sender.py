@@ -121,6 +121,14 @@ class Sender(OutputQueue):
         if self.pause_threshold is not None or self.drains:
             self._dispatcher.send_later(self)
 
+    def change_transport(self, transport: Transport) -> bytes:
+        """Send with *transport* from now on.  Return what the one before has not sent, which stays pending, as one."""
+        self._transport = transport
+        unsent = b"".join(self.pieces)
+        if unsent:
+            self.pieces[:] = [unsent]
+        return unsent
+
     # Sending.
 
     def send_now(self) -> None:

@@ -28,7 +28,6 @@ from ngi_gevent.core.lifecycle import (
     CLOSED,
     CLOSING,
     HALF_CLOSED,
-    HANDSHAKE,
     HANDSHAKE_BEGUN,
     STOPPED,
 )
@@ -36,7 +35,7 @@ from ngi_gevent.core.output import HIGH_WATER, OutputQueue
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.idle import IdleTimer
-from ngi_gevent.sockets.plain import RECEIVE_SIZE, Transport
+from ngi_gevent.sockets.plain import RECEIVE_SIZE, PlainTransport, Transport
 from ngi_gevent.sockets.receiving import ReceivingConnection
 from ngi_gevent.sockets.sender import Sender
 
@@ -45,7 +44,8 @@ if TYPE_CHECKING:
 
     from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.interfaces import IListener, Reason
-    from ngi_gevent.sockets.handshake import Handshake
+    from ngi_gevent.sockets.handshake import Handshake, Upgrade
+    from ngi_gevent.sockets.tls import MakeSSLObject, TLSTransport
 
 __all__ = ["StreamConnection"]
 
@@ -57,7 +57,7 @@ SENT_AT_ONCE = 16 * 1024
 class StreamConnection(ReceivingConnection):
     """A connection on a gevent socket.  Everything in it runs on the thread of its hub."""
 
-    __slots__ = ("_handshake",)
+    __slots__ = ("_handshake", "_upgrade")
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class StreamConnection(ReceivingConnection):
         output = Sender(self, transport, dispatcher, options)
         super().__init__(dispatcher, transport, owner, control, transport.getsockname(), peer_address, output)
         self._handshake: Handshake | None = None  # until it is done
+        self._upgrade: Upgrade | None = None  # to TLS, once it was asked for
         if options.idle_timeout is not None:
             timer = IdleTimer(dispatcher.loop, options.idle_timeout, self, output, transport)
             self.when_closed(timer.close)
@@ -104,6 +105,9 @@ class StreamConnection(ReceivingConnection):
                 check_returned(begin(self), where)
                 where = "handle_input"
                 self._serve()
+                while self._has_new_transport:
+                    self._has_new_transport = False
+                    self._serve()
             except BaseException as error:
                 self.waiting = False  # the greenlet may have been killed where it waits
                 self._failed(where, error)
@@ -159,6 +163,59 @@ class StreamConnection(ReceivingConnection):
             finally:
                 self.end_callbacks()
 
+    # TLS on an open connection.
+
+    def _tls_maker(self, ssl_context: Any, server_side: bool, server_hostname: str | None) -> Any:
+        # Not before: programs that import the package and patch ssl afterwards must not find it in use.
+        from ngi_gevent.sockets import contexts
+
+        return contexts.for_side(ssl_context, server_side, server_hostname)
+
+    def _start_tls(self, make: MakeSSLObject, timeout: float | None) -> None:
+        if self._is_elsewhere():
+            raise RuntimeError("start_tls works on the thread of the connection's hub, and this is another thread")
+        if self.ssl_object is not None or self._upgrade is not None:
+            raise RuntimeError("the connection has TLS already, or it is being started")
+        if self._output.feeder is not None:
+            raise RuntimeError("an iterable given to writelines is not exhausted; call drain(below=1) first")
+        from ngi_gevent.sockets.handshake import Upgrade
+
+        upgrade = self._upgrade = Upgrade(make, timeout)
+        if self.is_in_callback():
+            upgrade.run(self)
+        else:
+            self.when_closed(upgrade.done.set)
+            self.wake()
+            if self._output.held is not None:
+                self._output.held.set()
+            self.wait_for(upgrade.done, None)
+        if upgrade.error is not None or not self._lifecycle.is_live():
+            raise self.closed_error(upgrade.error)
+
+    def _run_upgrade(self) -> None:
+        if self.is_to_start_tls():
+            self._upgrade.run(self)  # type: ignore[union-attr]
+
+    def is_to_start_tls(self) -> bool:
+        return self._upgrade is not None and not self._upgrade.has_begun
+
+    def take_undelivered(self) -> bytes:
+        """Remove everything that was received and not delivered, and return it."""
+        entries, self._records = self._records, ()
+        rest = [adapter.take_records(records) for adapter, records in reversed(entries)]
+        take = getattr(self._handler, "take_undelivered", None)
+        return b"".join([*rest, b"" if take is None else take()])
+
+    def plain_transport(self) -> PlainTransport:
+        """Return the transport below TLS, before it begins."""
+        return self._transport  # type: ignore[return-value]
+
+    def change_transport(self, transport: TLSTransport) -> None:
+        """Receive and send with *transport* from now on."""
+        transport.begin_behind(self.take_undelivered(), self._output.change_transport(transport))
+        self._transport = transport
+        self._has_new_transport = self._events_pending = True
+
     # The handshake.
 
     def shake_hands_first(self, handshake: Handshake) -> None:
@@ -181,7 +238,7 @@ class StreamConnection(ReceivingConnection):
 
         :raises OSError: the connection was stopped.
         """
-        if self._lifecycle.state is HANDSHAKE:  # it may have been stopped before it began
+        if self.is_live():  # it may have been stopped before it began
             if not self._read_watcher.active:
                 self._read_watcher.start(self._dispatcher.ready.append, self)
             self.waiting = True
@@ -189,7 +246,7 @@ class StreamConnection(ReceivingConnection):
                 self._dispatcher.hub.switch()
             finally:
                 self.waiting = False
-        if self._lifecycle.state is not HANDSHAKE:
+        if not self.is_live():
             raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED)
 
     # Waiting.

@@ -77,6 +77,11 @@ class TLSTransport:
         self._refuses = False  # whether the handshake has failed
         self._close_sent = False  # whether the close_notify is sent, or must not be
 
+    def begin_behind(self, received: bytes, unsent: bytes) -> None:
+        """Begin on an open connection: with input that was *received*, and behind plaintext that is *unsent*."""
+        self._incoming.write(received)
+        self._ciphertext, self._encrypted = unsent, len(unsent)
+
     @property
     def socket(self) -> Any:
         """The gevent socket."""
@@ -214,13 +219,16 @@ class TLSTransport:
                 taken = 0
             if taken < len(ciphertext):
                 self._ciphertext = memoryview(ciphertext)[taken:]
+                if sent and sent == len(data):  # messages of TLS itself: with a byte for them, they count as pending
+                    self._encrypted = 1
+                    sent -= 1
                 if not sent:
                     raise BlockingIOError
                 return sent
             self._ciphertext = b""
             sent += self._encrypted
             self._encrypted = 0
-            if sent == len(data) or not ciphertext:
+            if (sent == len(data) and not self._outgoing.pending) or not ciphertext:
                 return sent
 
     def sendmsg(self, pieces: list[Piece]) -> int:

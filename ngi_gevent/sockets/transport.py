@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import unix_path
 from ngi_gevent.core.checks import as_timeout
+from ngi_gevent.core.connection import HANDSHAKE_TIMEOUT
 from ngi_gevent.sockets.plain import PlainTransport
 from ngi_gevent.sockets.stream import StreamConnection
 
@@ -31,10 +32,6 @@ __all__ = [
 #: Seconds for looking up a name, connecting, and the TLS handshake, in all.  That is more than they take on a line that
 #: loses packets, and less than the two minutes or more that the kernel would try.
 CONNECT_TIMEOUT = 60.0
-
-#: Seconds for the TLS handshake with a client.  It takes two round trips, so this is plenty for a slow line that loses
-#: packets, and so little that clients that connect and send nothing do not pile up.
-HANDSHAKE_TIMEOUT = 10.0
 
 #: Failed handshakes with clients of one listener that are logged in ``logs.RATE_PERIOD`` seconds.
 MOST_FAILED = 10

@@ -127,6 +127,12 @@ class Connection(BaseConnection):
 
         self.start(go_on, "handle_input")
 
+    def _tls_maker(self, ssl_context: Any, server_side: bool, server_hostname: str | None) -> Any:
+        # Not before: programs that import the package and patch ssl afterwards must not find it in use.
+        from ngi_gevent.sockets import contexts
+
+        return contexts.for_side(ssl_context, server_side, server_hostname)
+
     # Output.
 
     def write(self, data: Data, /) -> None:

@@ -1,0 +1,147 @@
+"""TLS on a connection that is open already: what goes in plaintext, what does not, and what fails."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+
+import gevent
+import gevent.event
+import pytest
+from certificates import client_context, server_context
+from stages import PATIENCE
+
+from ngi_gevent import ConnectionClosed, adapters, blocking
+
+
+class LineServer:
+    """Answers lines, and starts TLS on STARTTLS."""
+
+    lines: list[bytes]
+
+    def __init__(self, connection):
+        self.lines = []
+        self.reason = self.error = None
+        self.ended = gevent.event.Event()
+        connection.data = self
+        adapters.Lines(connection).set_handler(self)
+
+    def handle_input(self, connection, line):
+        self.lines.append(line)
+        if line == b"STARTTLS":
+            connection.write(b"go ahead\n")
+            connection.start_tls(server_context(), server_side=True)
+            connection.write(b"welcome\n")
+        else:
+            connection.write(line + b"\n")
+
+    def handle_close(self, connection, reason):
+        self.reason = reason
+        self.ended.set()
+
+
+def secured(sock):
+    """TLS on *sock*, once the server has said so in plaintext."""
+    assert sock.recv(100) == b"go ahead\n"
+    return client_context().wrap_socket(sock, server_hostname="localhost")
+
+
+def in_thread(function, *arguments):
+    return gevent.get_hub().threadpool.apply(function, arguments)
+
+
+def converse(address):
+    with socket.create_connection(address[:2], timeout=PATIENCE) as sock:
+        sock.sendall(b"STARTTLS\n")
+        with secured(sock) as tls:
+            said = tls.recv(100)
+            tls.sendall(b"a secret\n")
+            return said + tls.recv(100)
+
+
+def test_a_line_server_starts_tls(tcp):
+    served = []
+    listener = tcp.listen(lambda connection: served.append(LineServer(connection)), idle_timeout=PATIENCE)
+    assert in_thread(converse, listener.address) == b"welcome\na secret\n"
+    assert served[0].ended.wait(PATIENCE)
+    assert served[0].lines == [b"STARTTLS", b"a secret"]
+
+
+def test_plaintext_behind_the_command_is_never_delivered(tcp, caplog):
+    caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
+    served = []
+    listener = tcp.listen(lambda connection: served.append(LineServer(connection)))
+    with gevent.socket.create_connection(listener.address[:2]) as sock:
+        sock.sendall(b"STARTTLS\nDELETE everything\nDELETE more")
+        with gevent.Timeout(PATIENCE):
+            while sock.recv(100):  # up to the end of the connection, behind the alert
+                pass
+        assert served[0].ended.wait(PATIENCE)
+    assert served[0].lines == [b"STARTTLS"]
+    assert isinstance(served[0].reason, ssl.SSLError)
+    (record,) = caplog.records
+    assert "TLS handshake failed" in record.getMessage()
+
+
+def test_a_client_starts_tls_from_another_greenlet(tcp):
+    listener = tcp.listen(LineServer)
+    client = tcp.client(listener)
+    connection = client.connection
+    connection.write(b"STARTTLS\n")
+    tcp.until(lambda: client.data == b"go ahead\n")
+    connection.start_tls(client_context(), server_hostname="localhost")
+    assert connection.ssl_object.version()
+    connection.write(b"x\n")
+    tcp.until(lambda: client.data == b"go ahead\nwelcome\nx\n")
+    with pytest.raises(RuntimeError, match="has TLS already"):
+        connection.start_tls(client_context(), server_hostname="localhost")
+
+
+def test_tls_in_the_same_piece_as_the_command_loses_nothing(tcp):
+    listener = tcp.listen(LineServer)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address[:2]) as sock:
+        sock.sendall(b"STARTTLS\n" + outgoing.read())
+        plain, _, rest = sock.recv(100000).partition(b"\n")
+        incoming.write(rest)
+        while True:
+            try:
+                said = tls.read()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(100000))
+    assert (plain, said) == (b"go ahead", b"welcome\n")
+
+
+def test_files_do_not_return_plaintext_once_tls_was_asked_for(tcp):
+    client, served = tcp.talk()
+    output, input = blocking.open(client.connection)
+    served.connection.write(b"go ahead\n250 injected\n")
+    assert input.readline(timeout=PATIENCE) == b"go ahead\n"
+    with pytest.raises(ConnectionClosed, match="WRONG_VERSION_NUMBER"):
+        client.connection.start_tls(client_context(), server_hostname="localhost")
+    with pytest.raises(ssl.SSLError):
+        input.read(1, PATIENCE)
+    output.close()
+
+
+def test_what_cannot_be_is_an_error_at_the_call(stage):
+    client, _ = stage.talk()
+    start_tls = client.connection.start_tls
+    for error, arguments in [
+        (TypeError, {"ssl_context": None}),
+        (ValueError, {"ssl_context": client_context()}),
+        (ValueError, {"ssl_context": client_context(), "server_side": True}),
+        (ValueError, {"ssl_context": server_context(), "server_side": True, "server_hostname": "localhost"}),
+        (ValueError, {"ssl_context": server_context(), "server_side": True, "timeout": -1}),
+    ]:
+        with pytest.raises(error):
+            start_tls(**arguments)
+    client.connection.close()
+    with pytest.raises(ConnectionClosed):
+        start_tls(client_context(), server_hostname="localhost")
