@@ -186,7 +186,7 @@ def disturb(simulation: Simulation, hosts: list[Host], random: Random) -> None:
         simulation.compute(0.3)
 
 
-def run_program(seed: int, steps: int = 25) -> str:
+def run_program(seed: int, steps: int = 12) -> str:
     """Run the program of *seed*, in which something about the network changes so many times.  Return the digest."""
     random = Random(seed)
     with Simulation(seed) as simulation:
