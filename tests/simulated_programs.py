@@ -9,6 +9,7 @@ import logging
 import ssl
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -16,7 +17,7 @@ import gevent
 import trustme
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Pool
-from gevent.queue import Queue
+from gevent.queue import Empty, Queue
 
 import ngi_gevent
 from ngi_gevent import adapters, blocking, generator, testing
@@ -153,9 +154,13 @@ def work(host: Host, name: str, random: Random) -> None:
             gevent.sleep(0.01 * number)
         queue.put(number)
 
+    def consume() -> None:
+        with suppress(Empty):
+            queue.get(timeout=1)
+
     for number in range(3):
         pool.spawn(produce, number)
-        gevent.spawn(queue.get, timeout=1).join()
+        gevent.spawn(consume).join()
     pool.join(timeout=2)
 
 
@@ -181,7 +186,7 @@ def disturb(simulation: Simulation, hosts: list[Host], random: Random) -> None:
         simulation.compute(0.3)
 
 
-def run_program(seed: int, steps: int = 25) -> str:
+def run_program(seed: int, steps: int = 12) -> str:
     """Run the program of *seed*, in which something about the network changes so many times.  Return the digest."""
     random = Random(seed)
     with Simulation(seed) as simulation:

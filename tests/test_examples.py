@@ -26,9 +26,11 @@ from programs import EXAMPLES, read_all
 SERVERS = {
     "chat.py": [],
     "echo_server.py": ["--bind", "127.0.0.1:0"],
+    "http_server.py": [],
     "imperative.py": [],
     "key_value_server.py": [],
     "monkey_patched.py": ["http://127.0.0.1"],
+    "resp_server.py": [],
     "threaded.py": [],
     "tls_echo.py": ["server.pem"],
     "word_count.py": ["server"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import socket
@@ -70,6 +71,18 @@ def test_a_timer_counts_from_when_the_loop_looked_at_the_clock(simulation, updat
     loop.timer(1).start(compute)
     gevent.sleep(20)
     assert fired == [pytest.approx(seconds, abs=0.001)]
+
+
+def test_data_arrives_while_a_process_computes_and_before_it_looks_at_its_timers():
+    for seed in range(20):
+        with Simulation(seed) as simulation:
+            happened: list[str] = []
+            gevent.get_hub().loop.timer(1).start(happened.append, "timer")
+            simulation._loop.after(2, happened.append, "data")
+            gevent.sleep(0)
+            simulation.compute(3)
+            gevent.sleep(1)
+        assert happened == ["data", "timer"], seed
 
 
 def test_what_gevent_waits_with_works(simulation):
@@ -380,6 +393,50 @@ def test_an_exception_that_the_test_has_taken_is_not_raised():
         gevent.spawn(lambda: 1 / 0)
         gevent.sleep(1)
         assert isinstance(simulation.raised.pop(), ZeroDivisionError)
+
+
+def test_a_timeout_that_leaves_a_handler_is_raised_at_the_end():
+    class Handler(testing.Recorder):
+        def handle_input(self, connection, data):
+            with gevent.Timeout(1):
+                gevent.sleep(5)
+
+    with pytest.raises(gevent.Timeout), Simulation() as simulation:
+        server, client = simulation.host("server"), simulation.host("client")
+        server.listener(("server", 8000), Handler().connected)
+        client.connect(("server", 8000), recorder := testing.Recorder())
+        recorder.wait_connected().write(b"x")
+        gevent.sleep(5)
+
+
+def test_what_a_greenlet_raises_after_the_crash_of_its_host_is_not_raised(simulation):
+    def program(host):
+        try:
+            gevent.sleep(60)
+        finally:
+            host.connect(("server", 8000), testing.Recorder())
+
+    host = simulation.host("host", program)
+    gevent.sleep(1)
+    host.crash()
+    gevent.sleep(1)
+    assert simulation.raised == []
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_greenlet_that_does_not_end_is_an_error(crashes):
+    def program(host):
+        while True:
+            with contextlib.suppress(BaseException):
+                gevent.sleep(60)
+
+    with pytest.raises(SimulationError) as raised, Simulation() as simulation:
+        host = simulation.host("host", program)
+        gevent.sleep(1)
+        if crashes:
+            host.crash()
+            host.restart()
+    assert "greenlets went on after 10 times GreenletExit; let it pass:\n  host: greenlet 1, in " in str(raised.value)
 
 
 def test_the_error_of_the_test_itself_comes_first():

@@ -114,7 +114,8 @@ class SocketPeer:
             while piece := self.socket.recv(1 << 20):
                 self._pieces.append(piece)
                 self._stage.happened()
-            self.ended = "end"
+            # A reset is reported once, and to the greenlet that sends if that is the first to ask.
+            self.ended = self.ended or "end"
         except OSError:
             self.ended = "broken"
         self._stage.happened()

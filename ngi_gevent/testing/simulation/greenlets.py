@@ -93,9 +93,9 @@ class Greenlets:
             if life.number and not life.greenlet.dead and (host is None or life.host == host)
         ]
 
-    def describe(self) -> list[str]:
-        """Return what each greenlet waits for, the test first, and hosts in turn."""
-        lives = [life for life in self._lives.values() if not life.greenlet.dead]
+    def describe(self, host: str | None = None) -> list[str]:
+        """Return what each greenlet waits for, the test first, and hosts in turn; or only those of *host*."""
+        lives = [life for life in self._lives.values() if not life.greenlet.dead and host in (None, life.host)]
         return [life.describe() for life in sorted(lives, key=lambda life: (life.host, life.number))]
 
     def _switched(self, event: str, switch: tuple[Any, Any]) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import gevent
+from gevent.hub import Hub
+from greenlet import GreenletExit
 
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.sockets.dispatcher import Dispatcher
@@ -179,7 +181,7 @@ class Host(Implementation):
     def _on_error(self, registry: Any, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
         if registry.mailbox.is_of_parent:
             return  # the host has crashed, which ends handlers in any way
-        if isinstance(error, Exception):
+        if not isinstance(error, (GreenletExit, *Hub.SYSTEM_ERROR)):
             self._simulation.raised.append(error)
         log_and_interrupt(registry, peer, where, error, log)
 

@@ -308,7 +308,7 @@ class VirtualLoop:
         due = self.agenda.take_due()
         if len(due) > 1:
             due = self._in_drawn_order(due)
-            due.sort(key=_order_of_priority)
+            due.sort(key=_order_of_due)
         for item in due:
             if item.host in self._held:
                 self._held[item.host].append(lambda item=item: self.agenda.push(0, item) if item.number else None)  # type: ignore[misc]
@@ -337,8 +337,9 @@ class VirtualLoop:
             self.handle_error(caller, *sys.exc_info())
 
 
-def _order_of_priority(item: Timer | Scheduled) -> int:
-    return -item.priority
+def _order_of_due(item: Timer | Scheduled) -> tuple[bool, int]:
+    # The network first: its data has arrived, although a process that computes has not looked at its timers meanwhile.
+    return type(item) is not Scheduled, -item.priority
 
 
 def _not_simulated(what: str) -> NotSimulated:

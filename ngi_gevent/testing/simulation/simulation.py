@@ -45,7 +45,8 @@ class Simulation:
 
     Everything in it runs on one native thread, and happens in the same order each time for the same *seed*.  It ends
     with the ``with`` statement: hosts lose power, and greenlets get ``GreenletExit``.  An exception of a handler or of
-    a greenlet is raised then, unless the test has taken it from ``raised``.  Later calls raise ``SimulationError``.
+    a greenlet is raised then, unless the test has taken it from ``raised``; or ``SimulationError``, if a greenlet goes
+    on after ``GreenletExit``.  Later calls raise ``SimulationError``.
 
     :param seed: decides the order of what happens at the same time, and how long data takes.  Seed 0 draws nothing.
     :param replay: a seed, or ``'SEED:s12,n45'`` with the numbers of the only draws to make, instead of *seed*.
@@ -89,6 +90,7 @@ class Simulation:
         self._thread: int | None = None
         self._is_over = False
         self._is_running = False
+        self._undead: list[str] = []  # greenlets that cannot be ended
         self._calls: deque[Any] = deque()  # of all hosts
 
     # State.
@@ -222,6 +224,9 @@ class Simulation:
             self._end()
         if error is None and raised:
             raise raised[0]
+        if error is None and self._undead:
+            shown = "\n  ".join(self._undead)
+            raise SimulationError(f"greenlets went on after {KILLS} times GreenletExit; let it pass:\n  {shown}")
 
     def _end(self) -> None:
         """Crash all hosts, and end all greenlets."""
@@ -229,11 +234,7 @@ class Simulation:
             for host in self._hosts.values():
                 if host.is_up:
                     host.crash(silent=True)
-            for _ in range(KILLS):
-                left = self.greenlets.of_host()
-                if not left:
-                    break
-                self._kill(left)
+            self._end_greenlets()
         finally:
             self._is_running = False
             self._is_over = True
@@ -270,11 +271,7 @@ class Simulation:
         host.leave()
         dispatcher.leave_to_parent()
         self._loop.drop(host.name)
-        for _ in range(KILLS):
-            left = self.greenlets.of_host(host.name)
-            if not left:
-                break
-            self._kill(left)
+        self._end_greenlets(host.name)
         self._loop.drop(host.name)
 
     def restart(self, host: Host) -> None:
@@ -291,6 +288,15 @@ class Simulation:
             host.come_up(network)
         finally:
             self.greenlets.move(before)
+
+    def _end_greenlets(self, host: str | None = None) -> None:
+        """End the greenlets of *host*, or of all of them."""
+        for _ in range(KILLS):
+            left = self.greenlets.of_host(host)
+            if not left:
+                return
+            self._kill(left)
+        self._undead = self._undead or self.greenlets.describe(host)
 
     def _kill(self, greenlets: list[Any]) -> None:
         """Throw ``GreenletExit`` into *greenlets*, on the hub, one after the other."""
@@ -312,7 +318,8 @@ class Simulation:
                 raise GreenletExit
 
     def _note_raised(self, error: BaseException) -> None:
-        if not self._is_over:
+        host = self._hosts.get(self._loop.host)
+        if not self._is_over and (host is None or host.is_up):  # a process that was killed reports nothing
             self.raised.append(error)
 
     def _note_draw(self, stream: str, number: int, drawn: object) -> None:

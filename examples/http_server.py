@@ -1,0 +1,160 @@
+r"""An HTTP/1.1 server with the parser of h11: keep-alive, chunked bodies, 100-continue, large downloads, TLS.
+
+It needs h11: ``pip install h11``.
+
+    python examples/http_server.py
+    printf 'GET /hello HTTP/1.0\r\n\r\n' | nc 127.0.0.1 8000
+
+Other paths are ``/echo``, ``/chunks``, and ``/bytes/200000000`` for as many bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import ssl
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import gevent
+import h11
+
+import ngi_gevent
+from ngi_gevent.sans_io import SansIO
+
+#: Bytes of the longest body of a request.
+MAX_BODY = 1024 * 1024
+
+PIECE = b"x" * 65536
+
+
+class Response(NamedTuple):
+    status: int
+    body: Iterable[bytes]
+    size: int | None = None  # of the body; None if it is not known, so that it is sent in chunks
+
+
+Respond = Callable[[Any, bytes], Response]
+
+
+def text(status: int, body: bytes) -> Response:
+    return Response(status, [body], len(body))
+
+
+class HTTPHandler:
+    """A connection with one client, which can send many requests."""
+
+    def __init__(self, connection: Any, respond: Respond) -> None:
+        self._respond = respond
+        self._http = h11.Connection(h11.SERVER)
+        self._request: Any = None
+        self._body: list[bytes] = []
+        self._size = 0
+        errors = (h11.RemoteProtocolError,)
+        SansIO(connection, self._http.receive_data, self._events, errors=errors).set_handler(self)
+
+    def _events(self) -> Iterator[Any]:
+        """Yield the events of the parser, until it needs data, or waits for the response."""
+        while (event := self._http.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
+            yield event
+
+    def handle_input(self, connection: Any, event: Any) -> None:
+        if type(event) is h11.Request:
+            self._request, self._body, self._size = event, [], 0
+            if self._http.they_are_waiting_for_100_continue:
+                connection.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
+        elif type(event) is h11.Data:
+            self._size += len(event.data)
+            self._body.append(bytes(event.data))
+            if self._size > MAX_BODY:
+                self._refuse(connection, text(413, b"the body is too long\n"))
+        elif type(event) is h11.EndOfMessage:
+            self._answer(connection, self._respond(self._request, b"".join(self._body)))
+        elif isinstance(event, h11.RemoteProtocolError):
+            self._refuse(connection, text(event.error_status_hint, b"bad request\n"))
+        else:
+            connection.close()  # the client has ended the connection
+
+    def _answer(self, connection: Any, response: Response) -> None:
+        head = self._head(response)
+        if isinstance(response.body, list):
+            connection.write(head + b"".join(self._encoded(response.body)))
+            self._go_on(connection)
+        else:
+            connection.write(head)
+            connection.writelines(self._stream(connection, response.body))
+
+    def _head(self, response: Response) -> bytes:
+        headers = [("Content-Type", "text/plain")]
+        if response.size is not None:
+            headers.append(("Content-Length", str(response.size)))
+        sent: bytes = self._http.send(h11.Response(status_code=response.status, headers=headers))
+        return sent
+
+    def _encoded(self, body: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield a body as it is sent: nothing of it for HEAD."""
+        is_sent = self._request is None or self._request.method != b"HEAD"
+        for piece in body:
+            if is_sent:
+                yield self._http.send(h11.Data(data=piece))
+        yield self._http.send(h11.EndOfMessage())
+
+    def _stream(self, connection: Any, body: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield a body, no faster than the client takes it, and then go on."""
+        yield from self._encoded(body)
+        self._go_on(connection)
+
+    def _go_on(self, connection: Any) -> None:
+        """Handle the next request, or close."""
+        if self._http.our_state is h11.MUST_CLOSE:
+            connection.close()
+        else:
+            self._http.start_next_cycle()
+            connection.resume()
+
+    def _refuse(self, connection: Any, response: Response) -> None:
+        """Send a response, if none has begun, and close: what follows makes no sense, or is not wanted."""
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            connection.write(self._head(response) + b"".join(self._encoded(response.body)))
+        connection.close()
+
+
+def respond(request: Any, body: bytes) -> Response:
+    """The application: what each request is answered with."""
+    path = request.target.decode("ascii", "replace")
+    if path == "/hello":
+        return text(200, b"hello\n")
+    if path == "/echo":
+        return text(200, body)
+    if path == "/chunks":
+        return Response(200, (b"chunk %d\n" % number for number in range(10)))
+    if path.startswith("/bytes/") and path[7:].isdecimal() and len(path) < 20:
+        size = int(path[7:])
+        pieces = (PIECE[: min(len(PIECE), size - start)] for start in range(0, size, len(PIECE)))
+        return Response(200, pieces, size)
+    return text(404, b"not found\n")
+
+
+def http_server(respond: Respond = respond) -> Callable[[Any], HTTPHandler]:
+    """A server that answers with what *respond* returns."""
+    return lambda connection: HTTPHandler(connection, respond)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--certificate", help="a PEM file with the certificate and its key, for TLS")
+    options = parser.parse_args()
+
+    context = None
+    if options.certificate:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(options.certificate)
+    listener = ngi_gevent.listener(("127.0.0.1", options.port), http_server(), ssl_context=context, idle_timeout=60)
+    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C ends all connections, so that wait() returns
+    print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
+    ngi_gevent.wait()
+
+
+if __name__ == "__main__":
+    main()

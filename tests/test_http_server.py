@@ -1,0 +1,116 @@
+"""The example HTTP server: in memory, in a simulation, and with real clients.  It needs h11."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import Any
+
+import programs
+import pytest
+from certificates import AUTHORITY, certificate
+
+from ngi_gevent import testing
+from ngi_gevent.testing.simulation import Simulation
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.syspath_prepend(programs.EXAMPLES)
+    from http_server import http_server
+
+    return http_server()
+
+
+GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
+LAST = b"GET /chunks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def test_requests_are_answered_in_order_and_the_last_one_closes(serve):
+    answer = testing.converse(serve, [GET + POST + GET + LAST])
+    assert answer.data.count(b"HTTP/1.1 200") == 4
+    assert answer.data.index(b"hello") < answer.data.index(b"abcdefg") < answer.data.rindex(b"hello")
+    assert answer.data.endswith(b"chunk 9\n\r\n0\r\n\r\n")
+    assert answer.closed == "end of input"
+
+
+def test_it_makes_no_difference_how_requests_are_cut(serve):
+    testing.check_chunking(serve, GET + POST)
+
+
+@pytest.mark.parametrize("mistake", [b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP\r\nHost: x\r\n\r\n"])
+def test_a_request_that_is_none_is_refused(serve, mistake):
+    answer = testing.converse(serve, [mistake + GET])
+    assert answer.data.startswith(b"HTTP/1.1 400")
+    assert answer.data.count(b"HTTP/1.1") == 1
+    assert answer.closed == "end of input"
+
+
+def test_a_body_that_is_too_long_is_refused(serve):
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n"
+    answer = testing.converse(serve, [head + b"x" * 2_000_000])
+    assert answer.data.startswith(b"HTTP/1.1 413")
+    assert answer.closed == "end of input"
+
+
+def test_half_a_request_is_not_answered(serve):
+    assert testing.converse(serve, [GET[:-4]]).data in (b"", b"HTTP/1.1 400 \r\nContent-Type: text/plain\r\n")
+
+
+def test_a_large_download_over_a_slow_link_in_a_simulation(serve):
+    for seed in range(5):
+        with Simulation(seed) as simulation:
+            simulation.host("server").listener(("server", 80), serve)
+            client = testing.Recorder()
+            host = simulation.host("client")
+            simulation.link("server", "client").set(bandwidth=1_000_000)
+            host.connect(("server", 80), client)
+            client.wait_connected().write(b"GET /bytes/2000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            client.wait_closed()
+            assert client.data.partition(b"\r\n\r\n")[2] == b"x" * 2_000_000
+            assert 2 < simulation.now() < 3
+
+
+# Real clients.
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def url(request, tmp_path):
+    arguments: list[Any] = ["--port", 0]
+    if request.param == "TLS":
+        pem = certificate("localhost", "127.0.0.1").private_key_and_cert_chain_pem
+        (tmp_path / "server.pem").write_bytes(pem.bytes())
+        arguments += ["--certificate", tmp_path / "server.pem"]
+    (tmp_path / "authority.pem").write_bytes(AUTHORITY.cert_pem.bytes())
+    with programs.running("http_server.py", *arguments) as server:
+        yield f"http{'s' if request.param == 'TLS' else ''}://127.0.0.1:{server.port}"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl(url, tmp_path):
+    def curl(*arguments: str, input: bytes = b"") -> bytes:
+        command = ["curl", "-sS", "--cacert", str(tmp_path / "authority.pem"), *arguments]
+        return subprocess.run(command, input=input, capture_output=True, timeout=60, check=True).stdout
+
+    assert curl(f"{url}/hello", f"{url}/hello") == b"hello\nhello\n"
+    assert curl("-d", "a body", f"{url}/echo") == b"a body"
+    assert curl(f"{url}/chunks") == b"".join(b"chunk %d\n" % number for number in range(10))
+    assert curl("-o", "/dev/null", "-w", "%{size_download}", f"{url}/bytes/200000000") == b"200000000"
+    body = b"x" * 300_000
+    assert curl("-H", "Expect: 100-continue", "--data-binary", "@-", f"{url}/echo", input=body) == body
+    assert curl("--http1.1", "-I", f"{url}/hello").startswith(b"HTTP/1.1 200")
+
+
+def test_requests(url, tmp_path):
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False  # which would override the next line
+        session.verify = str(tmp_path / "authority.pem")
+        assert [session.get(f"{url}/hello").text for _ in range(3)] == ["hello\n"] * 3
+        assert session.post(f"{url}/echo", data=iter([b"one ", b"two"])).content == b"one two"
+        assert session.get(f"{url}/nowhere").status_code == 404
+        assert session.head(f"{url}/hello").content == b""

@@ -1,0 +1,177 @@
+"""``SansIO``: the events of a parser that does no input or output, on every implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from stages import Witness
+
+import ngi_gevent
+from ngi_gevent import testing
+from ngi_gevent.sans_io import SansIO
+
+
+class BadWord(Exception):
+    """The peer has sent something that the parser does not take."""
+
+
+class Words:
+    """A parser: words end in a space.  It answers to ``ping`` by itself, waits behind ``wait``, and refuses ``bad``."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+        self.start = 0  # of the next word
+        self.output = b""
+        self.is_waiting = False
+        self.has_ended = False
+
+    def receive(self, data: bytes) -> None:
+        self.has_ended = self.has_ended or not data
+        del self.buffer[: self.start]
+        self.start = 0
+        self.buffer += data
+
+    def events(self) -> Iterator[bytes]:
+        while not self.is_waiting and (end := self.buffer.find(b" ", self.start)) >= 0:
+            word, self.start = bytes(self.buffer[self.start : end]), end + 1
+            if word == b"bad":
+                raise BadWord("bad")
+            if word == b"ping":
+                self.output += b"pong "
+                continue
+            self.is_waiting = word == b"wait"
+            yield word
+        if self.has_ended and self.start < len(self.buffer) and not self.is_waiting:
+            rest, self.start = bytes(self.buffer[self.start :]), len(self.buffer)
+            yield b"rest " + rest
+
+    def to_send(self) -> bytes:
+        output, self.output = self.output, b""
+        return output
+
+
+class Listing(Witness):
+    """Sends each word back in brackets."""
+
+    def connected(self, connection: Any) -> None:
+        self.words = Words()
+        self.events: list[Any] = []
+        super().connected(SansIO(connection, self.words.receive, self.words.events, self.words.to_send, (BadWord,)))
+
+    def handle_input(self, connection: Any, event: Any) -> None:
+        self.events.append(event)
+        self.stage.happened()
+        if isinstance(event, BadWord):
+            connection.write(b"refused ")
+            return
+        connection.write(b"[%b] " % event)
+        if event == b"wait":
+            self.words.is_waiting = False
+            connection.resume()
+        elif event == b"close":
+            connection.close()
+
+
+def test_events_are_delivered_one_by_one_and_answered(stage):
+    client, served = stage.talk(Listing)
+    client.connection.write(b"one two th")
+    client.connection.write(b"ree ")
+    stage.until(lambda: client.data == b"[one] [two] [three] ")
+    assert served.events == [b"one", b"two", b"three"]
+
+
+def test_the_parser_may_wait_until_the_handler_lets_it_go_on(stage):
+    client, served = stage.talk(Listing)
+    client.connection.write(b"one wait two ")
+    stage.until(lambda: client.data == b"[one] [wait] [two] ")
+
+
+def test_what_the_parser_has_to_send_is_sent_without_an_event_too(stage):
+    client, served = stage.talk(Listing)
+    client.connection.write(b"ping ")
+    stage.until(lambda: client.data == b"pong ")
+    client.connection.write(b"one ping two ")
+    stage.until(lambda: len(client.data.split()) == 4)
+    assert client.data == b"pong [one] [two] pong "
+
+
+def test_the_parser_learns_of_the_end_of_input(stage):
+    client, served = stage.talk(Listing)
+    client.connection.write(b"one tw")
+    client.connection.write_eof()
+    stage.until(lambda: client.closed)
+    assert client.data == b"[one] [rest tw] "
+    assert served.closed == "end of input"
+
+
+def test_a_mistake_of_the_peer_is_the_last_event_and_the_reason(stage):
+    client, served = stage.talk(Listing)
+    client.connection.write(b"one bad two ")
+    stage.until(lambda: client.closed and served.closed)
+    assert client.data == b"[one] refused "
+    assert served.events[0] == b"one"
+    assert isinstance(served.events[1], BadWord)
+    assert served.closed is served.events[1]
+
+
+def test_no_event_follows_the_handlers_close(stage):
+    client, served = stage.talk(Listing)
+    client.connection.write(b"one close two bad ")
+    stage.until(lambda: client.closed)
+    assert served.events == [b"one", b"close"]
+    assert served.closed is None
+
+
+def test_other_exceptions_of_the_parser_count_as_those_of_the_handler(stage, caplog):
+    def raise_it(data: bytes) -> None:
+        raise ZeroDivisionError
+
+    class Failing(Witness):
+        def connected(self, connection: Any) -> None:
+            super().connected(SansIO(connection, raise_it, list))
+
+    client, served = stage.talk(Failing)
+    client.connection.write(b"x")
+    stage.until(lambda: served.closed)
+    assert isinstance(served.closed, ZeroDivisionError)
+    assert "handle_input raised an exception" in caplog.text
+
+
+def test_it_makes_no_difference_how_the_input_is_cut():
+    def serve(connection: Any) -> None:
+        words = Words()
+
+        class Handler:
+            def handle_input(self, connection: Any, event: Any) -> None:
+                connection.write(b"[%b]" % event)
+
+        SansIO(connection, words.receive, words.events).set_handler(Handler())
+
+    testing.check_chunking(serve, b"x" * 100 + b" yy " + b"z" * 300 + b" ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((b"", list), "receive must be a function; got b''"),
+        ((print, [1]), r"events must be a function; got \[1\]"),
+        ((print, list, b"x"), "to_send must be a function or None; got b'x'"),
+    ],
+)
+def test_the_functions_of_the_parser_are_checked(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        SansIO(testing.Connection(), *arguments)
+
+
+def test_flush_after_the_end_is_an_error_only_if_there_is_something_to_send():
+    connection = testing.Connection(testing.Recorder())
+    words = Words()
+    adapter = SansIO(connection, words.receive, words.events, words.to_send)
+    adapter.set_handler(testing.Recorder())
+    connection.close()
+    adapter.flush()
+    words.output = b"late"
+    with pytest.raises(ngi_gevent.ConnectionClosed):
+        adapter.flush()
