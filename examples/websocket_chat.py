@@ -25,7 +25,7 @@ from wsproto.events import (
 from wsproto.utilities import RemoteProtocolError
 
 import ngi_gevent
-from ngi_gevent.sans_io import SansIO
+from ngi_gevent.adapters import SansIO
 
 #: Characters of the longest message.  A longer one ends the connection.
 MAX_MESSAGE = 64 * 1024

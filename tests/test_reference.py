@@ -43,7 +43,6 @@ PUBLIC = [
     "ngi_gevent.message",
     "ngi_gevent.reconnecting",
     "ngi_gevent.relay",
-    "ngi_gevent.sans_io",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
     "ngi_gevent.testing.simulation",

@@ -10,7 +10,7 @@ from stages import Witness
 
 import ngi_gevent
 from ngi_gevent import testing
-from ngi_gevent.sans_io import SansIO
+from ngi_gevent.adapters import SansIO
 
 
 class BadWord(Exception):
