@@ -20,7 +20,7 @@ import gevent
 import h11
 
 import ngi_gevent
-from ngi_gevent.sans_io import SansIO
+from ngi_gevent.adapters import SansIO
 
 #: Bytes of the longest body of a request.
 MAX_BODY = 1024 * 1024

@@ -17,7 +17,7 @@ import gevent
 import hiredis
 
 import ngi_gevent
-from ngi_gevent.sans_io import SansIO
+from ngi_gevent.adapters import SansIO
 
 #: Bytes of the longest command, with its value, and of what a client can send in one piece behind it.
 MAX_COMMAND = 16 * 1024 * 1024

@@ -33,6 +33,7 @@ SERVERS = {
     "resp_server.py": [],
     "threaded.py": [],
     "tls_echo.py": ["server.pem"],
+    "websocket_chat.py": [],
     "word_count.py": ["server"],
 }
 

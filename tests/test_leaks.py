@@ -112,6 +112,13 @@ def test_an_open_connection_is_named_with_the_handler_that_the_program_gave_it(k
 
 
 @pytest.mark.usefixtures("little_grace")
+def test_a_listener_that_cannot_listen_is_not_left_over(ngi_network):
+    listener = ngi_network.listener(None, testing.Recorder)
+    with pytest.raises(OSError, match="in use"):
+        ngi_network.listener(listener.address, testing.Recorder)
+    listener.close()
+
+
 def test_listeners_are_named(kind):
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
         first = here()

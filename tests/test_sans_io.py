@@ -10,7 +10,7 @@ from stages import Witness
 
 import ngi_gevent
 from ngi_gevent import testing
-from ngi_gevent.sans_io import SansIO
+from ngi_gevent.adapters import SansIO
 
 
 class BadWord(Exception):
@@ -149,7 +149,7 @@ def test_it_makes_no_difference_how_the_input_is_cut():
 
         SansIO(connection, words.receive, words.events).set_handler(Handler())
 
-    testing.check_chunking(serve, b"a bc ")
+    testing.check_chunking(serve, b"x" * 100 + b" yy " + b"z" * 300 + b" ")
 
 
 @pytest.mark.parametrize(

@@ -201,13 +201,31 @@ def test_a_replay_makes_the_draws_that_it_lists_and_no_others():
         assert [event.kind for event in simulation.trace.events] == ["choose"]
 
 
-@pytest.mark.parametrize("replay", ["", "x", "1:", "1:x3", "1:s", "1:s1;s2", "0x1"])
+@pytest.mark.parametrize("replay", ["", "x", "1:", "1:x3", "1:s", "1:s1;s2", "0x1", "1:n0", "1:n-1"])
 def test_a_replay_must_be_one(replay):
     if replay == "1:":
         assert Simulation(replay=replay).seed == 1
         return
     with pytest.raises(ValueError, match="a replay must be a seed"):
         Simulation(replay=replay)
+
+
+@pytest.mark.parametrize("replay", [5, b"5"])
+def test_a_replay_must_be_text(replay):
+    with pytest.raises(TypeError, match="a replay must be str, such as '7' or '7:s12,n45'; got"):
+        Simulation(replay=replay)
+
+
+@pytest.mark.parametrize("max_turns", [0, -1, "1", None, True])
+def test_turns_must_be_an_int(max_turns):
+    with pytest.raises((TypeError, ValueError), match="max_turns must be an int >= 1; got"):
+        Simulation(max_turns=max_turns)
+
+
+def test_a_start_function_must_be_one(simulation):
+    with pytest.raises(TypeError, match="start must be a function that takes the host; got 5"):
+        simulation.host("host", 5)
+    assert simulation.host("host").is_up
 
 
 @pytest.mark.parametrize("seed", ["1", 1.0, None, True])

@@ -145,3 +145,12 @@ def test_what_cannot_be_is_an_error_at_the_call(stage):
     client.connection.close()
     with pytest.raises(ConnectionClosed):
         start_tls(client_context(), server_hostname="localhost")
+
+
+def test_a_parser_that_may_have_plaintext_is_no_way_to_tls(tcp):
+    client, _ = tcp.talk()
+    adapters.SansIO(client.connection, lambda data: None, lambda: [b"event"]).set_handler(client)
+    with pytest.raises(ConnectionClosed):
+        client.connection.start_tls(client_context(), server_hostname="localhost")
+    tcp.until(lambda: client.gone)
+    assert isinstance(client.trace[-1][1], RuntimeError)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import ngi_gevent
-from ngi_gevent.adapters import Base, Within, bottom
+from ngi_gevent.adapters.base import Base, Within, bottom
 from ngi_gevent.blocking.handler import Handler
 from ngi_gevent.blocking.input import Input
 from ngi_gevent.blocking.output import Output

@@ -61,9 +61,6 @@ class Delivering(Protocol):
     def pass_on(self, record: Any) -> None:
         """Call the adapter's handler with *record*."""
 
-    def take_records(self, records: Iterator[Any]) -> bytes:
-        """Return the input that *records*, which were not delivered, were made of."""
-
 
 class ConnectionOwner(Protocol):
     """What a connection reports to its maker: the implementation, or the listener."""

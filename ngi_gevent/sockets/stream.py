@@ -201,10 +201,10 @@ class StreamConnection(ReceivingConnection):
 
     def take_undelivered(self) -> bytes:
         """Remove everything that was received and not delivered, and return it."""
-        entries, self._records = self._records, ()
-        rest = [adapter.take_records(records) for adapter, records in reversed(entries)]
         take = getattr(self._handler, "take_undelivered", None)
-        return b"".join([*rest, b"" if take is None else take()])
+        undelivered = b"" if take is None else take()
+        self._close_records()
+        return undelivered
 
     def plain_transport(self) -> PlainTransport:
         """Return the transport below TLS, before it begins."""

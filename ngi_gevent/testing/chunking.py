@@ -7,7 +7,7 @@ from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING
 
-from ngi_gevent.core.checks import check_server
+from ngi_gevent.core.checks import check_flag, check_server
 from ngi_gevent.testing.conversation import Answer, Conversation, NotRead, converse
 from ngi_gevent.testing.pasting import name_of, pasted
 from ngi_gevent.testing.work import check_work
@@ -21,7 +21,7 @@ __all__ = ["check_chunking"]
 RANDOM_CUTS = 50
 
 
-def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, seed: int = 0) -> None:
+def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, seed: int = 0, join: bool = True) -> None:
     """Check that *server* gives the same answer however its input is cut, and raises nothing wherever it ends.
 
     The server gets the conversation as it is; in one piece; cut at each place; a byte at a time; and cut at random
@@ -33,11 +33,16 @@ def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, se
 
     :param conversation: the bytes that a client sends, or a list of bytes if the client waits for answers in between.
     :param seed: the seed for random places.
+    :param join: whether a piece can hold the end of one message of the list and the beginning of the next; True by
+        default.  False is for protocols whose clients must wait for the answer, as before TLS begins.
+        The work is not checked then.
+    :raises TypeError: an argument has the wrong type.
+    :raises ValueError: the conversation is empty.
     :raises AssertionError: a cut makes a difference; the message has the smallest one, as a test to paste.  Or the
         server gives a connection no handler.
     """
     __tracebackhide__ = True
-    chunking = _Chunking(server, conversation, seed)
+    chunking = _Chunking(server, conversation, seed, join)
     chunking.check_whole()
     chunking.check_cuts()
     chunking.check_ends()
@@ -48,8 +53,9 @@ def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, se
 class _Chunking:
     """One check.  A cut is a sorted list of places in the input, without its beginning and end."""
 
-    def __init__(self, server: IServer, conversation: bytes | Sequence[bytes], seed: int) -> None:
+    def __init__(self, server: IServer, conversation: bytes | Sequence[bytes], seed: int, join: bool) -> None:
         check_server(server)
+        check_flag("join", join)
         messages = [conversation] if isinstance(conversation, (bytes, bytearray, memoryview)) else list(conversation)
         if not all(isinstance(message, (bytes, bytearray, memoryview)) for message in messages):
             raise TypeError(f"conversation must be bytes, or a list of bytes; got {conversation!r:.100}")
@@ -61,6 +67,8 @@ class _Chunking:
         ends = [sum(map(len, messages[:count])) for count in range(1, len(messages))]
         #: The places where the client waits for the answer.
         self._waits = sorted(set(ends) - {0, len(self._input)})
+        #: Those of them where each cut has one.
+        self._kept = [] if join else self._waits
         #: The answers, by the cut, the end of the input, and whether the connection broke.
         self._answers: dict[tuple[tuple[int, ...], int | None, bool], Answer | BaseException] = {}
 
@@ -82,13 +90,13 @@ class _Chunking:
 
     def _cuts(self) -> Iterator[list[int]]:
         places = range(1, len(self._input))
-        yield []
+        yield self._kept
         for place in places:
             yield sorted({*self._waits, place})
         yield list(places)
         random = Random(self._seed)
         for _ in range(RANDOM_CUTS if places else 0):
-            yield sorted(random.sample(places, random.randint(1, len(places))))
+            yield sorted({*self._kept, *random.sample(places, random.randint(1, len(places)))})
 
     def check_ends(self) -> None:
         """Check each beginning of the conversation, in one piece, against the answers to single bytes."""
@@ -96,9 +104,9 @@ class _Chunking:
         answers = self._answers_to_bytes()
         for end in range(len(self._input)):
             for reset in False, True:
-                answer = self._answer([], end, reset)
+                answer = self._answer(self._reference(end), end, reset)
                 if isinstance(answer, BaseException):
-                    self._fail("the server raises when the connection ends there", [], end, reset)
+                    self._fail("the server raises when the connection ends there", self._reference(end), end, reset)
                 if answer != answers[end]:
                     self._store(range(1, end), end, reset, answers[end])
                     cut = self._smallest(list(range(1, end)), end, reset)
@@ -120,7 +128,8 @@ class _Chunking:
 
     def check_work(self) -> None:
         __tracebackhide__ = True
-        check_work(self._server, self._input)
+        if not self._kept:  # for it joins them
+            check_work(self._server, self._input)
 
     # Trying a cut.
 
@@ -154,15 +163,15 @@ class _Chunking:
     def _smallest(self, cut: list[int], end: int | None = None, reset: bool = False) -> list[int]:
         """Return the places of *cut* that are needed to make a difference."""
         __tracebackhide__ = True
-        for place in list(cut):
+        for place in [place for place in cut if place not in self._kept]:
             without = [other for other in cut if other != place]
             if not _same(self._answer(without, end, reset), self._answer(self._reference(end), end, reset)):
                 cut = without
         return cut
 
     def _reference(self, end: int | None) -> list[int]:
-        """Return the cut to compare with: as the client sends the whole conversation; none for a beginning of it."""
-        return self._waits if end is None else []
+        """Return the cut to compare with: the messages of the whole conversation; a beginning comes in one piece."""
+        return self._waits if end is None else [place for place in self._kept if place < end]
 
     # Failing.
 

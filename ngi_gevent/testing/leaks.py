@@ -156,6 +156,9 @@ class _WatchedListener(WrappingListener):
         self.made = f"made at {_caller()}"
         made.add(self, self.made)
 
+    def could_not_listen(self) -> None:
+        self._made.remove(self)
+
     def close(self, handler: Any = None) -> None:
         super().close(handler)
         self._made.remove(self)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.adapters import Within, bottom
+from ngi_gevent.adapters.base import Within, bottom
 from ngi_gevent.core.lifecycle import END_OF_INPUT, STOPPED
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.testing.faults.arriving import Arriving

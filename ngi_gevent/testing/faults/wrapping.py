@@ -120,6 +120,9 @@ class WrappingListener(_AroundListener):
     def close_wait(self, timeout: float | None = None) -> int:
         return self.listener.close_wait(timeout)  # type: ignore[no-any-return]
 
+    def could_not_listen(self) -> None:
+        """Forget that this one was to be: there is no listener for it."""
+
     def serve(self, connection: Any) -> object:
         """Pass a new *connection* to the server, as the server of the listener that this one is around."""
         self.listener = connection.control  # on another thread, the call that makes it may not have returned
@@ -168,7 +171,11 @@ class WrappingImplementation:
     def listener(self, address: Any, server: IServer, **options: Any) -> Any:
         check_server(server)
         wrapping = self.wrap_listener(server)
-        wrapping.listener = self.implementation.listener(address, wrapping.serve, **options)
+        try:
+            wrapping.listener = self.implementation.listener(address, wrapping.serve, **options)
+        except BaseException:
+            wrapping.could_not_listen()
+            raise
         return wrapping
 
     def udp(self, address: Any, data: Data) -> None:

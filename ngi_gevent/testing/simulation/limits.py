@@ -22,6 +22,10 @@ class Limits:
     __slots__ = ("_has_progressed", "_last_jump", "_last_progress", "_max_turns", "turns")
 
     def __init__(self, max_turns: int) -> None:
+        if isinstance(max_turns, bool) or not isinstance(max_turns, int):
+            raise TypeError(f"max_turns must be an int >= 1; got {max_turns!r}")
+        if max_turns < 1:
+            raise ValueError(f"max_turns must be an int >= 1; got {max_turns!r}")
         self._max_turns = max_turns
         self.turns = 0
         self._last_jump = 0

@@ -79,8 +79,11 @@ def parse_replay(replay: str) -> tuple[int, dict[str, frozenset[int]] | None]:
     """Return the seed, and the numbers of the draws to make in each stream; None for all of them.
 
     :param replay: ``'7'``, or ``'7:s12,n45'`` for the draws 12 of the schedule and 45 of the network only.
+    :raises TypeError: *replay* is no text.
     :raises ValueError: *replay* has another form.
     """
+    if not isinstance(replay, str):
+        raise TypeError(f"a replay must be str, such as '7' or '7:s12,n45'; got {replay!r}")
     seed, colon, numbers = replay.partition(":")
     try:
         if not colon:
@@ -88,6 +91,8 @@ def parse_replay(replay: str) -> tuple[int, dict[str, frozenset[int]] | None]:
         kept: dict[str, set[int]] = {"s": set(), "n": set()}
         for number in filter(None, numbers.split(",")):
             kept[number[0]].add(int(number[1:]))
+        if min(kept["s"] | kept["n"], default=1) < 1:
+            raise ValueError
         return int(seed), {name: frozenset(some) for name, some in kept.items()}
     except (KeyError, ValueError):
         raise ValueError(f"a replay must be a seed, such as '7' or '7:s12,n45'; got {replay!r}") from None

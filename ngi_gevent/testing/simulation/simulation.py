@@ -126,9 +126,12 @@ class Simulation:
         :param name: its name in addresses, such as ``'server'``.
         :param start: called with the host in a new greenlet of the host, now and after each restart.
         :param max_descriptors: sockets that it can have open.
+        :raises TypeError: *start* is not callable.
         :raises ValueError: there is a host with this name, or addresses cannot have this name.
         """
         self.check_usable()
+        if start is not None and not callable(start):
+            raise TypeError(f"start must be a function that takes the host; got {start!r}")
         network = self._internet.add_host(name, max_descriptors=max_descriptors)
         host = self._hosts[name] = Host(self, name, start)
         self._come_up(host, network)

@@ -313,4 +313,30 @@ def test_adapters_on_adapters_deliver_in_order(stage):
     assert served.chunks == [b"1", b"2", b"3", b"4", b"5", b"6"]
 
 
+def test_what_an_adapter_has_not_delivered_survives_its_detach(stage):
+    """With more records in the same piece, and an unfinished one at its end."""
+
+    class Detaching(Witness):
+        def connected(self, connection):
+            self.meet(connection)
+            adapters.Lines(connection).set_handler(self)
+
+        def handle_input(self, connection, data):
+            super().handle_input(self.connection, data)
+            if data == b"go":
+                below, rest = connection.detach()
+                below.set_handler(second)
+                if rest:
+                    second.handle_input(below, rest)
+
+    second = Witness(stage)
+    client, served = stage.talk(Detaching)
+    client.connection.write(b"one\ngo\ntwo\nthr")
+    stage.until(lambda: second.data == b"two\nthr")
+    client.connection.write(b"ee\n")
+    client.connection.write_eof()
+    stage.until(lambda: second.closed)
+    assert (served.chunks, served.closed, second.data) == ([b"one", b"go"], None, b"two\nthree\n")
+
+
 __all__ = [name for name in dir() if name.startswith("test_")]

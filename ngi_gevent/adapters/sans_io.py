@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.adapters import Base
+from ngi_gevent.adapters.base import Base
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnection
@@ -24,6 +24,8 @@ class SansIO(Base):
 
     An event is taken from the parser only once the handler has returned from the one before it.  So the handler can
     tell the parser something in between.  While reading is paused, or too much output is pending, none is taken.
+
+    Take it off with ``detach`` once the parser is done.  What the parser has, and has made no event of, stays with it.
 
     :param connection: the connection below.
     :param receive: called with each piece of input, and with ``b""`` at the end of it.
@@ -70,6 +72,13 @@ class SansIO(Base):
         Never blocks.  They come after the callback that runs.
         """
         self.deliver(self._events(_NONE))
+
+    def take_undelivered(self) -> bytes:
+        """Refuse TLS.
+
+        :raises RuntimeError: always: the parser may have plaintext that it would take for input of TLS.
+        """
+        raise RuntimeError("the parser of a SansIO may have input; call detach, and start_tls of what it returns")
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the events that *data* completes."""

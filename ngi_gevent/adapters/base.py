@@ -1,41 +1,47 @@
-"""Adapters: connections on top of other connections, which change input and output on the way."""
+"""The adapter that changes nothing, and what all adapters have."""
 
 from __future__ import annotations
 
-import struct
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ngi_gevent.core.callbacks import give_handler, handles_eof, name_of_handler
-from ngi_gevent.core.checks import as_bytes, as_iterator, check_count, check_handler, close_iterator
+from ngi_gevent.core.checks import as_iterator, check_handler, close_iterator
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import LOW_WATER
-from ngi_gevent.errors import LimitExceeded
 from ngi_gevent.generator import Handler
 from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, Reason
 
-__all__ = ["MAX_LINE", "MAX_SIZE", "Base", "Lines", "Sized", "bottom"]
-
-#: Bytes of the longest line, without its end.  A longer one ends the connection, so that no peer fills the memory.
-MAX_LINE = 1024 * 1024
-
-#: Bytes of the longest sized record.  A longer one ends the connection, for the same reason.
-MAX_SIZE = 16 * 1024 * 1024
-
-#: Bytes that are split into lines at a time.  A list of short lines takes up to 40 times their size.
-SPLIT_SIZE = 8 * 1024
+__all__ = ["Base", "Converted", "Records", "Within", "bottom"]
 
 Adapter = TypeVar("Adapter", bound="Base")
 
-_LENGTH = struct.Struct(">I")
 
-#: The length that marks a heartbeat: no record follows.
-_HEARTBEAT = 2**32 - 1
+class _Detached:
+    """The connection below an adapter that was detached: any use is an error."""
+
+    #: There is nothing below: see ``bottom``.
+    connection = None
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "nothing, since it was detached"
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"the adapter was detached; use {name} of the connection that detach returned")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self.__getattr__(name)
+
+
+_DETACHED = _Detached()
 
 
 def bottom(connection: Any) -> Any:
@@ -101,16 +107,11 @@ class Base:
     def start_tls(self, ssl_context: Any, **options: Any) -> None:
         self.connection.start_tls(ssl_context, **options)
 
-    def take_records(self, records: Iterator[Any]) -> bytes:
-        """Return the input that *records*, which were not delivered, were made of: TLS begins in it.
-
-        This adapter does not know it, so it is dropped.
-        """
-        close_iterator(records)
-        return b""
-
     def take_undelivered(self) -> bytes:
-        """Remove the input that this adapter, or the handler, has and has not delivered, and return it."""
+        """Remove the input that this adapter, or the handler, has and has not delivered, and return it, for TLS.
+
+        Adapters of your own that keep input override this, and add it behind that of the handler.
+        """
         take = getattr(self._handler, "take_undelivered", None)
         return b"" if take is None else take()
 
@@ -138,10 +139,15 @@ class Base:
 
     def set_handler(self, handler: IConnectionHandler) -> None:
         check_handler(handler)
+        self.check_attached()
         first = self._handler is None
         self._handler = handler
         if first:
-            give_handler(self.connection, self)
+            give_handler(self.connection, self._below())
+
+    def _below(self) -> Any:
+        """Return the handler for the connection below."""
+        return self
 
     def setHandler(self, handler: IConnectionHandler) -> None:  # noqa: N802 (NGI 1's spelling)
         """Deprecated: ``set_handler`` as NGI 1 spelled it."""
@@ -185,6 +191,27 @@ class Base:
     def when_closed(self, callback: Callable[[], object]) -> None:
         self.connection.when_closed(callback)
 
+    def detach(self) -> tuple[Any, bytes]:
+        """Take the adapter off its connection, to go on without it, and return what it has not delivered.
+
+        Never blocks.  Call it in a callback, on the greenlet of the connection.  Then set a handler on the connection
+        below, and call its ``handle_input`` with the bytes, if there are any.  Later input goes to that handler.  The
+        adapter is false afterwards.  Any other use of it raises ``RuntimeError``.
+
+        Adapters of your own that keep input override this, and add it to the bytes.
+
+        :returns: the connection below, and the input that was received and not delivered.
+        :raises RuntimeError: the adapter was detached before.
+        """
+        self.check_attached()
+        connection, self.connection, self._handler = self.connection, _DETACHED, None
+        return connection, b""
+
+    def check_attached(self) -> None:
+        """Raise ``RuntimeError`` if the adapter was detached."""
+        if self.connection is _DETACHED:
+            raise RuntimeError("the adapter was detached; use the connection below, and set a handler on it")
+
     # The handler, to the connection.
 
     def handle_input(self, connection: Any, data: bytes) -> None:
@@ -211,6 +238,8 @@ class Base:
 
     def pass_on(self, record: Any) -> None:
         """Call the handler with *record*, one of those given to ``deliver``."""
+        if self._handler is None and self.connection is _DETACHED:
+            raise RuntimeError(f"records were left when {type(self).__name__} was detached; let detach return them")
         self._handler.handle_input(self, record)
 
     def has_eof_handler(self) -> bool:
@@ -256,189 +285,97 @@ class Within:
         self._adapter = adapter
         self._call = call
 
-    def take_records(self, records: Iterator[Any]) -> bytes:
-        """Return the input that *records* were made of."""
-        return self._adapter.take_records(records)  # type: ignore[no-any-return]
-
     def pass_on(self, record: Any) -> None:
         """Call the adapter's handler with *record*."""
         self._call(self._adapter.pass_on, record)
 
 
-class Lines(Base):
-    r"""An adapter that delivers lines, each without the ``\n`` that ends it.
+class Incoming:
+    """The handler that an adapter of records sets on the connection below.
 
-    Output is not changed, so the handler writes its own line ends.  When the connection ends, input after the last
-    ``\n`` is not delivered.
-
-    :param connection: the connection below.
-    :param max_line: bytes of the longest line, without its end; 1 MiB by default.  A longer line ends the connection,
-        with :class:`~ngi_gevent.LimitExceeded` as the reason.
-    :raises TypeError: *max_line* is not an int.
-    :raises ValueError: *max_line* is negative.
+    Input goes to ``cut``, and all else to the adapter.  So ``handle_input`` of a class that derives from the adapter
+    gets records, as those of other adapters do.
     """
 
-    def __init__(self, connection: IConnection, max_line: int = MAX_LINE) -> None:
+    __slots__ = ("_adapter", "handle_input")
+
+    def __init__(self, adapter: Records) -> None:
+        self._adapter = adapter
+        self.handle_input = adapter.cut
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+
+class Records(Base):
+    """An adapter that cuts its input into records."""
+
+    #: Whether a class that derives from the adapter gets each record, in ``handle_input``.
+    _is_derived = False
+
+    def __init__(self, connection: IConnection) -> None:
         super().__init__(connection)
-        check_count("max_line", max_line)
-        self._max_line = max_line
-        self._begun = bytearray()  # a line whose end has not arrived
-
-    def handle_input(self, connection: Any, data: bytes) -> None:
-        """Deliver the lines that *data* completes."""
-        end = data.find(b"\n")
-        if end < 0:
-            self._begun += data
-            if len(self._begun) > self._max_line:
-                self._too_long()
-        elif end == len(data) - 1 and len(self._begun) + end <= self._max_line:
-            # As most requests arrive.
-            line = bytes(self._begun) + data[:-1]
-            self._begun.clear()
-            self.pass_on(line)
-        else:
-            self.deliver(self._lines(data))
-
-    def take_records(self, records: Iterator[Any]) -> bytes:
-        return b"".join([line + b"\n" for line in records])
-
-    def take_undelivered(self) -> bytes:
-        begun = bytes(self._begun)
-        self._begun.clear()
-        return begun + super().take_undelivered()
-
-    def _lines(self, data: bytes) -> Iterator[bytes]:
-        begun, max_line = self._begun, self._max_line
-        for start in range(0, len(data), SPLIT_SIZE):
-            *lines, rest = data[start : start + SPLIT_SIZE].split(b"\n")
-            if lines and begun:
-                begun += lines[0]
-                lines[0] = bytes(begun)
-                begun.clear()
-            for line in lines:
-                if len(line) > max_line:
-                    self._too_long()
-                    return
-                yield line
-            begun += rest
-            if len(begun) > max_line:
-                self._too_long()
-                return
-
-    def _too_long(self) -> None:
-        self._begun.clear()
-        self.fail(LimitExceeded(f"the peer sent a line of more than max_line, {self._max_line} bytes"))
-
-
-class Sized(Base):
-    """An adapter that sends and delivers records, each preceded by its length: 4 bytes, big-endian, unsigned.
-
-    ``write(None)`` sends a heartbeat, the length 2**32-1 with no data, which the receiver drops.  A record that is
-    incomplete when the connection ends is not delivered.
-
-    :param connection: the connection below.
-    :param max_size: bytes of the longest record that the peer can send; 16 MiB by default.  The length of a longer one
-        ends the connection at once, with :class:`~ngi_gevent.LimitExceeded` as the reason.
-    :raises TypeError: *max_size* is not an int.
-    :raises ValueError: *max_size* is negative.
-    """
-
-    def __init__(self, connection: IConnection, max_size: int = MAX_SIZE) -> None:
-        super().__init__(connection)
-        check_count("max_size", max_size)
-        self._max_size = max_size
         self._begun = bytearray()  # an incomplete record
-        self._wanted = _LENGTH.size  # bytes of it that must have arrived before it is worth another look
+        self._piece = b""  # input that is being delivered
+        self._start = 0  # where in it the next record begins
 
-    def write(self, data: Data | None) -> None:
-        """Send *data* as one record, or a heartbeat for None.  Never blocks.
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._is_derived = cls.handle_input is not Records.handle_input
 
-        The record is sent in one piece, also if other threads write at the same time.
-
-        :raises TypeError: *data* is not bytes, a bytearray, a memoryview or None.
-        :raises ValueError: *data* is too long for its length to be sent.
-        :raises ConnectionClosed: the connection is closing or closed.
-        """
-        self.connection.write(_framed(data))
-
-    def writelines(self, data: Iterable[Data | None]) -> None:
-        """Send each item that *data* yields as one record, as ``writelines`` of a connection does."""
-        self.connection.writelines(_Framing(data))
+    def _below(self) -> Any:
+        return Incoming(self)
 
     def handle_input(self, connection: Any, data: bytes) -> None:
-        """Deliver the records that *data* completes."""
-        if self._begun:
-            self._begun += data
-            if len(self._begun) < self._wanted:
-                return
-            data = bytes(self._begun)
-            self._begun.clear()
-        if len(data) >= _LENGTH.size and _LENGTH.unpack_from(data)[0] == len(data) - _LENGTH.size <= self._max_size:
-            # As most requests arrive.
-            self._wanted = _LENGTH.size
-            self.pass_on(data[_LENGTH.size :])
-        else:
-            self.deliver(self._records(data))
+        """Deliver the records that *data* completes.
 
-    def take_records(self, records: Iterator[Any]) -> bytes:
-        return b"".join(map(_framed, records))
+        In a class of your own, which derives from this one, ``handle_input`` gets each record, and calls this with
+        what the handler gets.
+        """
+        if self._is_derived:
+            self._handler.handle_input(self, data)
+        else:
+            self.cut(connection, data)
+
+    def pass_on(self, record: Any) -> None:
+        if self._is_derived:
+            self.handle_input(self.connection, record)
+        else:
+            self._handler.handle_input(self, record)
+
+    def cut(self, connection: Any, data: bytes) -> None:
+        """Deliver the records that *data* completes."""
+        raise NotImplementedError
+
+    def detach(self) -> tuple[Any, bytes]:
+        connection, _ = super().detach()
+        return connection, self._take_rest()
 
     def take_undelivered(self) -> bytes:
-        begun = bytes(self._begun)
+        return super().take_undelivered() + self._take_rest()
+
+    def _take_rest(self) -> bytes:
+        rest = bytes(self._begun) + self._piece[self._start :]
         self._begun.clear()
-        self._wanted = _LENGTH.size
-        return begun + super().take_undelivered()
-
-    def _records(self, data: bytes) -> Iterator[bytes]:
-        done = 0
-        self._wanted = _LENGTH.size
-        while len(data) - done >= _LENGTH.size:
-            (size,) = _LENGTH.unpack_from(data, done)
-            start = done + _LENGTH.size
-            if size == _HEARTBEAT:
-                done = start
-                continue
-            if size > self._max_size:
-                self.fail(
-                    LimitExceeded(f"the peer announced a record of {size} bytes, and max_size is {self._max_size}")
-                )
-                return
-            if len(data) - start < size:
-                self._wanted = _LENGTH.size + size
-                break
-            done = start + size
-            yield data[start:done]
-        self._begun += data[done:]
+        self._piece, self._start = b"", 0
+        return rest
 
 
-class _Framing:
-    """The records of an iterable, each with its length before it.
+class Converted:
+    """The items of an iterable, each converted.
 
     Not a generator: closing one that has not begun would not close the iterable.
     """
 
-    def __init__(self, data: Iterable[Any]) -> None:
+    def __init__(self, data: Iterable[Any], convert: Callable[[Any], bytes]) -> None:
         self._iterator = as_iterator(data)
+        self._convert = convert
 
-    def __iter__(self) -> _Framing:
+    def __iter__(self) -> Converted:
         return self
 
     def __next__(self) -> bytes:
-        return _framed(next(self._iterator))
+        return self._convert(next(self._iterator))
 
     def close(self) -> None:
         close_iterator(self._iterator)
-
-
-def _framed(data: Any) -> bytes:
-    """Return *data* with its length before it, or a heartbeat for None.
-
-    :raises TypeError: *data* is not bytes, a bytearray, a memoryview or None.
-    :raises ValueError: *data* is too long for its length to be sent.
-    """
-    if data is None:
-        return _LENGTH.pack(_HEARTBEAT)
-    record = as_bytes(data)
-    if len(record) >= _HEARTBEAT:
-        raise ValueError(f"a record is shorter than {_HEARTBEAT} bytes; got one of {len(record)}")
-    return _LENGTH.pack(len(record)) + record
