@@ -139,6 +139,7 @@ def test_other_exceptions_of_the_parser_count_as_those_of_the_handler(stage, cap
     assert "handle_input raised an exception" in caplog.text
 
 
+@pytest.mark.slow
 def test_it_makes_no_difference_how_the_input_is_cut():
     def serve(connection: Any) -> None:
         words = Words()
