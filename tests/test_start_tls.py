@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import smtplib
 import socket
 import ssl
 
@@ -12,7 +13,8 @@ import pytest
 from certificates import client_context, server_context
 from stages import PATIENCE
 
-from ngi_gevent import ConnectionClosed, adapters, blocking
+from ngi_gevent import ConnectionClosed, adapters, blocking, testing
+from ngi_gevent.testing.simulation import Simulation
 
 
 class LineServer:
@@ -154,3 +156,54 @@ def test_a_parser_that_may_have_plaintext_is_no_way_to_tls(tcp):
         client.connection.start_tls(client_context(), server_hostname="localhost")
     tcp.until(lambda: client.gone)
     assert isinstance(client.trace[-1][1], RuntimeError)
+
+
+class MailServer:
+    """As much of SMTP as a client needs to start TLS."""
+
+    def __init__(self, connection):
+        adapters.Lines(connection, crlf=True).set_handler(self)
+        connection.write(b"220 localhost ESMTP\r\n")
+
+    def handle_input(self, connection, line):
+        command = line.split(b" ")[0].upper()
+        if command == b"EHLO":
+            offer = b"" if connection.ssl_object else b"250-STARTTLS\r\n"
+            connection.write(b"250-localhost\r\n" + offer + b"250 HELP\r\n")
+        elif command == b"STARTTLS":
+            connection.write(b"220 ready\r\n")
+            connection.start_tls(server_context(), server_side=True)
+        elif command == b"QUIT":
+            connection.write(b"221 bye\r\n")
+            connection.close()
+        else:
+            connection.write(b"250 over TLS\r\n" if connection.ssl_object else b"250 in plaintext\r\n")
+
+
+def test_smtplib(tcp):
+    def send_mail(port):
+        with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as client:
+            before = client.noop()
+            client._host = "localhost"  # for the certificate
+            client.starttls(context=client_context())
+            client.ehlo()
+            return before, client.noop()
+
+    listener = tcp.listen(MailServer)
+    assert in_thread(send_mail, listener.address[1]) == ((250, b"in plaintext"), (250, b"over TLS"))
+
+
+@pytest.mark.slow
+def test_it_works_under_a_hundred_seeds():
+    for seed in range(100):
+        with Simulation(seed) as simulation:
+            simulation.host("server").listener(("server", 25), LineServer)
+            client = simulation.host("client")
+            client.connect(("server", 25), recorder := testing.Recorder())
+            connection = recorder.wait_connected()
+            connection.write(b"first\nSTARTTLS\n")
+            recorder.expect(b"first\ngo ahead\n")
+            connection.start_tls(client_context(), server_hostname="localhost")
+            connection.write(b"x" * 200_000 + b"\n")
+            recorder.expect(b"welcome\n" + b"x" * 200_000 + b"\n")
+            connection.close()
