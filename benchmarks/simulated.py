@@ -26,7 +26,7 @@ from ngi_gevent.testing.simulation import Simulation
 ADDRESS = ("server", 8000)
 
 #: Conversations before memory is measured, so that what is made once does not count.
-FIRST = 5_000
+FIRST = 1_000
 
 
 class Heart(testing.Recorder):

@@ -445,7 +445,7 @@ def test_what_a_server_wrote_on_standard_error_is_told(bench):
 @needs_compiler
 def test_a_failure_is_reported_and_does_not_end_the_run(bench, capsys):
     case = Case(CASES[0].rows, (OURS, BROKEN, FLOOR), CASES[0].measure)
-    settings = QUICK.__class__(rounds=1, seconds=0.05, warm_up=0.01, stream=1, idle=10)
+    settings = QUICK.__class__(rounds=1, seconds=0.05, warm_up=0.01, stream=1, idle=10, simulated=10)
     figures = measured(bench, planned([case], 1, EVERYTHING), settings)
     assert [(failure.row, failure.server) for failure in figures.failures] == [
         ("echo-64x100", "broken"),

@@ -30,7 +30,7 @@ WINDOW = 64
 RISES = 4
 
 #: Bytes up to which a conversation is repeated, and the limit for the cost of twice as many; exactly linear is 2.
-REPEATED = 16 * 1024
+REPEATED = 8 * 1024
 RATIO = 2.5
 
 _OWN = os.path.dirname(__file__) + os.sep
