@@ -73,7 +73,7 @@ class Side:
         self.writes_unasked = random.random() < 0.6
         self.answers = random.choice([0, 0, 1, 3, 6])
         self.waits = random.choice([0, 0, 0, 0.01, 0.3])
-        self.computes = random.choice([0, 0, 0.001])
+        self.computes = random.choice([0, 0, 0.001, 0.007])  # the last is longer than a turn
         self.pauses = random.choice([0, 0, 1, 2])
         self.keeps_half_open = random.random() < 0.3
         if self.keeps_half_open:

@@ -62,6 +62,14 @@ MISTAKES = {
         "+ DISCARD_TIMEOUT\n        self._wait_on()\n",
         "+ DISCARD_TIMEOUT\n        self._connection.handle(LOSE)\n",
     ),
+    "a wake-up is lost: output that is written outside of a callback is not sent": Mistake(
+        "sockets/dispatcher.py",
+        "        if not unsent and not self.is_dispatching:\n            self.loop.run_callback(self._dispatch)\n",
+        "",
+    ),
+    "the rest of a batch is forgotten when a turn ends": Mistake(
+        "sockets/dispatcher.py", "            self.ready[:0] = reversed(self.batch)\n", ""
+    ),
     "a connection that has ended is not forgotten by its listener": Mistake(
         "core/listening.py",
         "        del self._connections[connection]\n        self._check_empty()\n",

@@ -174,6 +174,23 @@ def test_callbacks_keep_their_order_unless_any_order_is_asked_for():
     assert len(orders(is_any_order=True)) > 1
 
 
+@pytest.mark.parametrize("virtual", [False, True], ids=["libev", "simulation"])
+def test_a_callback_comes_last_before_the_loop_waits(virtual):
+    """Otherwise a prepare watcher would run once more in the simulation, and hide that a wake-up is missing."""
+    with Simulation() if virtual else contextlib.nullcontext():
+        seen, loop = [], gevent.get_hub().loop
+        gevent.sleep(0.001)
+        watcher: Any = loop.prepare(ref=False)
+        watcher.start(lambda: seen.append("watcher"))
+        try:
+            loop.run_callback(seen.append, "callback")
+            gevent.sleep(0.01)
+            assert seen == ["watcher", "callback"]
+        finally:
+            watcher.stop()
+            watcher.close()
+
+
 def test_a_timer_that_another_one_has_closed_does_not_fire():
     for seed in range(50):
         with Simulation(seed) as simulation:

@@ -246,12 +246,14 @@ class VirtualLoop:
             for host in active:
                 if host in prepare:
                     self._call_watchers(prepare[host][:])
-            self._active.clear()
             if self._callbacks:
                 self.starting_timer_may_update_loop_time = True
                 self._run_callbacks()
                 self.starting_timer_may_update_loop_time = False
                 self.update_now()
+            # libev runs callbacks last before it polls.  Work that they leave to a prepare watcher waits until
+            # something else happens on that host, so a missing wake-up shows.
+            self._active.clear()
             has_happened = agenda.is_due()
             if has_happened:
                 self._run_due()
