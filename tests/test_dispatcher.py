@@ -12,6 +12,7 @@ import pytest
 from stages import Witness
 
 import ngi_gevent
+from ngi_gevent import adapters
 from ngi_gevent.sockets.dispatcher import TurnTime
 from ngi_gevent.testing.contract.rules.common import Echo
 
@@ -90,3 +91,25 @@ def test_a_turn_ends_soon_also_if_every_handler_takes_long(tcp, monkeypatch):
         tcp.until(lambda rounds=rounds: len(handled) == 40 * rounds)
     prepare.close()
     assert max(Counter(handled[40:]).values()) <= 3
+
+
+def test_records_of_connections_that_a_short_turn_leaves_over_are_delivered(tcp, monkeypatch):
+    class Records(adapters.Base):
+        def handle_input(self, connection, data):
+            self.deliver(data[start : start + 1] for start in range(len(data)))
+
+    class Long(Witness):
+        def handle_input(self, connection, data):
+            # Three connections share the first turn, and two the next.  The third has records, and no more input.
+            now[0] += 0.001 if sum(handled.values()) < 6 else 0.004
+            super().handle_input(connection, data)
+            handled[connection.peer_address] += 1
+
+    now, handled = [1.0], Counter()
+    monkeypatch.setattr(TurnTime, "now", staticmethod(lambda: now[0]))
+    listener = tcp.listen(lambda connection: Long(tcp, Records(connection)))
+    peers = [tcp.peer(listener) for _ in range(10)]
+    for peer in peers:
+        peer.send(b"x" * 8)
+    tcp.until(lambda: sum(handled.values()) == 80)
+    assert set(handled.values()) == {8}
