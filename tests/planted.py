@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+import ngi_gevent
+
+#: The package that is tested, which is not beside the tests where it is installed.
+PACKAGE = Path(ngi_gevent.__file__).parent
 
 #: Seeds that are tried for each mistake.
 MOST = 10_000
@@ -95,7 +98,7 @@ MISTAKES = {
 def planted(mistake: Mistake | None) -> Iterator[dict[str, str]]:
     """Copy the package with a mistake in it, and yield the environment in which it is imported."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "ngi_gevent", Path(folder) / "ngi_gevent", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACKAGE, Path(folder) / "ngi_gevent", ignore=shutil.ignore_patterns("__pycache__"))
         if mistake is not None:
             path = Path(folder) / "ngi_gevent" / mistake.module
             code = path.read_text()
@@ -107,7 +110,7 @@ def planted(mistake: Mistake | None) -> Iterator[dict[str, str]]:
 def search(mistake: Mistake | None, most: int = MOST) -> str:
     """Return the first seed that finds the mistake, and the rule that is broken; nothing if none of *most* does."""
     with planted(mistake) as environment:
-        command = [sys.executable, str(ROOT / "tests" / "lives.py"), "0", str(most)]
+        command = [sys.executable, str(Path(__file__).with_name("lives.py")), "0", str(most)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=environment["PYTHONPATH"])
         assert done.stderr == "", done.stderr
         return done.stdout.strip()

@@ -7,7 +7,6 @@ import threading
 import gevent
 import pytest
 from file_pairs import MUCH, PIECE, talk
-from gevent.event import Event
 from stages import PATIENCE, Witness
 
 from ngi_gevent import (
@@ -19,6 +18,7 @@ from ngi_gevent import (
     testing,
 )
 from ngi_gevent.core import clock, threads
+from ngi_gevent.core.threads import Flag
 
 
 class Echo(Witness):
@@ -77,7 +77,7 @@ def test_unread_input_keeps_no_connection(socket_stage, end):
     peer.send(b"x\nunread\n")
     assert input.readline(timeout=PATIENCE) == b"x\n"
     (connection,), (listener,) = socket_stage.connections, socket_stage.listeners
-    closed = Event()
+    closed = Flag()
     connection.when_closed(closed.set)
     {"abort": connection.abort, "close": connection.close, "stop": listener.close}[end]()
     peer.finish()

@@ -7,7 +7,6 @@ from contextvars import ContextVar
 import gevent
 import pytest
 from file_pairs import MUCH, PIECE
-from gevent.event import Event
 from stages import PATIENCE
 
 from ngi_gevent import (
@@ -15,6 +14,7 @@ from ngi_gevent import (
     blocking,
 )
 from ngi_gevent.blocking import input as input_module
+from ngi_gevent.core.threads import Flag
 from ngi_gevent.sockets import linger
 
 
@@ -145,7 +145,7 @@ def test_a_function_that_does_not_run_is_said(stage, caplog):
 )
 def test_the_end_of_the_connection_is_no_error_of_the_function(stage, caplog, use):
     caplog.set_level("INFO", logger="ngi_gevent.connection")
-    began, ended = Event(), Event()
+    began, ended = Flag(), Flag()
 
     @blocking.server
     def serve(input, output):
