@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gevent
 import pytest
-from gevent.event import Event
 
 from ngi_gevent import ConnectionClosed, Timeout, adapters
+from ngi_gevent.core.threads import Flag
 from ngi_gevent.testing.contract.rules.common import MEGABYTE, MUCH, Failure, tracebacks
 from ngi_gevent.testing.contract.witness import Witness
 
@@ -62,7 +62,7 @@ def test_drain_raises_if_output_was_dropped(stage):
     stage.until(lambda: stage.served)
     connection = stage.served[0].connection
     connection.write(b"x" * MUCH)
-    gone = Event()
+    gone = Flag()
     connection.when_closed(gone.set)
     waiting = gevent.spawn(connection.drain, 20)
     gevent.idle()
