@@ -81,11 +81,10 @@ class Relay:
         :raises Deadlock: called in a callback of one of the connections.
         """
         timeout = as_timeout(timeout)
-        deadline = None if timeout is None else clock.now() + timeout
+        deadline = clock.deadline_after(timeout)
         # If this is called in a callback, the wait for that connection fails at once.
         for direction in sorted(self._directions, key=lambda direction: not direction.is_in_callback()):
-            left = None if deadline is None else max(0.0, deadline - clock.now())
-            if not direction.wait(left):
+            if not direction.wait(clock.left_until(deadline)):
                 raise Timeout(f"the relay had not ended after {timeout} seconds")
         return self._reason
 

@@ -13,6 +13,7 @@ from gevent.event import Event
 from stages import PATIENCE, Witness
 
 import ngi_gevent
+from ngi_gevent.core import clock
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.sockets import hub_registry, linger
 from ngi_gevent.testing.contract.simulated import BlockingSocket
@@ -389,8 +390,9 @@ class Clockwork:
         self.events.append(event)
 
 
-def test_a_linger_takes_thirty_seconds_at_most_whatever_its_timeout():
+def test_a_linger_takes_thirty_seconds_at_most_whatever_its_timeout(monkeypatch):
     works = Clockwork()
+    monkeypatch.setattr(clock, "now", works.now)
     linger.Linger(works, works, works, works).wait_for_peer()
     works.time = 20
     works.expire()  # there is input

@@ -21,6 +21,7 @@ from stages import PATIENCE
 
 import ngi_gevent
 from ngi_gevent import testing
+from ngi_gevent.core import clock
 from ngi_gevent.core.threads import Flag, start_new_thread
 from ngi_gevent.sockets.network import Network, Socket
 
@@ -125,18 +126,17 @@ class OtherSocket:
 
 
 class OtherNetwork(Network):
-    """The system's network, with a clock of its own.  It records the calls, also those of sockets."""
+    """The system's network.  It records the calls, also those of sockets."""
 
     def __init__(self) -> None:
         self.used: set[str] = set()
-        self.time = 0.0
 
     def __getattribute__(self, name: str) -> Any:
         method = super().__getattribute__(name)
         if name not in METHODS:
             return method
         self.used.add(name)
-        return method if name == "now" else self.translated(method)
+        return self.translated(method)
 
     def translated(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -150,9 +150,6 @@ class OtherNetwork(Network):
 
     def outside(self, value: Any) -> Any:
         return OtherSocket(self, value) if isinstance(value, (_socket.socket, gevent.socket.socket)) else value
-
-    def now(self) -> float:
-        return self.time
 
 
 class OtherLoop:
@@ -268,7 +265,7 @@ def send_and_answer(network: Network, addresses: list[Any]) -> None:
     implementation.close()
 
 
-class SteppedClock(Network):
+class SteppedClock:
     """A clock that is moved by hand.  *asked* is set when it has been asked often."""
 
     def __init__(self) -> None:
@@ -283,13 +280,14 @@ class SteppedClock(Network):
         return self.time
 
 
-def test_an_idle_connection_is_so_by_the_clock_of_the_network(tcp):
-    clock = tcp.implementation._network = SteppedClock()
+def test_an_idle_connection_is_so_by_the_clock_of_the_package(tcp, monkeypatch):
+    stepped = SteppedClock()
+    monkeypatch.setattr(clock, "now", stepped.now)
     client, served = tcp.talk(idle_timeout=0.001)
-    clock.calls = 0
-    assert clock.asked.wait(PATIENCE)
+    stepped.calls = 0
+    assert stepped.asked.wait(PATIENCE)
     assert served.connection
-    clock.time = 1.0
+    stepped.time = 1.0
     tcp.until(lambda: served.closed)
     assert isinstance(served.closed, ngi_gevent.Timeout)
 

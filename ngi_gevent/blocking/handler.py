@@ -23,7 +23,7 @@ from ngi_gevent.errors import ConnectionClosed, Timeout
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
 
-__all__ = ["File", "Handler", "deadline_after", "left_until"]
+__all__ = ["File", "Handler", "deadline_after"]
 
 
 def deadline_after(timeout: float | None) -> float | None:
@@ -32,13 +32,7 @@ def deadline_after(timeout: float | None) -> float | None:
     :raises TypeError: *timeout* is not a number.
     :raises ValueError: *timeout* is negative.
     """
-    timeout = as_timeout(timeout)
-    return None if timeout is None else clock.now() + timeout
-
-
-def left_until(deadline: float | None) -> float | None:
-    """Return how many seconds are left until *deadline*, or None for no limit."""
-    return None if deadline is None else max(0, deadline - clock.now())
+    return clock.deadline_after(as_timeout(timeout))
 
 
 class Changes:
@@ -198,7 +192,7 @@ class Handler:
         """
         if self._bottom.is_full():
             try:
-                self._bottom.drain(left_until(deadline))
+                self._bottom.drain(clock.left_until(deadline))
             except Timeout:
                 return False
             except ConnectionClosed:
@@ -218,7 +212,7 @@ class Handler:
         """
 
         def wait_for(flag: Flag) -> bool:
-            return self._bottom.wait_for(flag, left_until(deadline))  # type: ignore[no-any-return]
+            return self._bottom.wait_for(flag, clock.left_until(deadline))  # type: ignore[no-any-return]
 
         return condition() or self._changes.wait(condition, wait_for)
 

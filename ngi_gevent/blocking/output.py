@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ngi_gevent.blocking.handler import File, Handler, deadline_after, left_until
+from ngi_gevent.blocking.handler import File, Handler, deadline_after
+from ngi_gevent.core import clock
 from ngi_gevent.core.checks import as_bytes, as_iterator, as_timeout
 from ngi_gevent.core.output import LOW_WATER
 from ngi_gevent.errors import ConnectionClosed, Timeout
@@ -124,7 +125,7 @@ class Output(File):
     def _drain(self, deadline: float | None) -> None:
         handler = self._handler
         try:
-            handler.connection.drain(left_until(deadline), below=1)
+            handler.connection.drain(clock.left_until(deadline), below=1)
         except Timeout:
             raise Timeout("the peer had not taken all output in time") from None
         except ConnectionClosed as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gevent.monkey import get_original
 
-__all__ = ["is_virtual", "now", "use"]
+__all__ = ["deadline_after", "is_virtual", "left_until", "now", "use"]
 
 
 _REAL: Callable[[], float] = time.monotonic  # a simulation can replace that of the module
@@ -24,6 +24,16 @@ _here = _Here()
 def now() -> float:
     """Return the time in seconds, on a clock that never goes back."""
     return _here.now()
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """Return the time at which *timeout* expires, seconds from now, or None for no limit."""
+    return None if timeout is None else now() + timeout
+
+
+def left_until(deadline: float | None) -> float | None:
+    """Return how many seconds are left until *deadline*, 0 after it, or None for no limit."""
+    return None if deadline is None else max(0.0, deadline - now())
 
 
 def is_virtual() -> bool:

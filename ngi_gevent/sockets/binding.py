@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from gevent import sleep
 
+from ngi_gevent.core import clock
 from ngi_gevent.core.address import LOOPBACK, is_abstract, is_socket, unix_path, with_address
 from ngi_gevent.sockets.network import Network, Resolved, Socket
 
@@ -260,13 +261,13 @@ def _locked(network: Network, folder: str) -> Iterator[None]:
     Blocks the greenlet for ``LOCK_TIMEOUT`` seconds at most, and goes on without the lock then, since any process that
     can read the folder can keep the lock.  The same if the folder cannot be locked.
     """
-    deadline = network.now() + LOCK_TIMEOUT
+    deadline = clock.now() + LOCK_TIMEOUT
     lock = None
     while lock is None:
         try:
             lock = network.lock(folder)
         except BlockingIOError:
-            if network.now() > deadline:
+            if clock.now() > deadline:
                 break
             sleep(LOCK_PAUSE)
         except OSError:

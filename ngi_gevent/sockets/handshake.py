@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import Timeout
 
-from ngi_gevent.core import logs
+from ngi_gevent.core import clock, logs
 from ngi_gevent.core.lifecycle import FAIL, HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED, Lifecycle
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.errors import Timeout as TimedOut
@@ -119,7 +119,7 @@ class Handshake:
         connection.handle(HANDSHAKE_DONE)
 
     def _shake_hands(self, connection: ShakingHands) -> None:
-        latest = began = self._transport.now()
+        latest = began = clock.now()
         while not self._step(connection):
             try:
                 connection.wait_for_input()
@@ -131,7 +131,7 @@ class Handshake:
                 _check_output(connection)
                 raise
             if has_received:
-                latest = self._transport.now()
+                latest = clock.now()
             else:
                 _check_output(connection)
 

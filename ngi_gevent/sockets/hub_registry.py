@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core import forks
+from ngi_gevent.core import clock, forks
 from ngi_gevent.core.registry import OnError, Registry, log_error
 from ngi_gevent.core.threads import Flag, get_hub_if_exists
 from ngi_gevent.sockets.datagram_socket import DatagramSender
@@ -28,7 +28,6 @@ class HubRegistry(Registry):
 
     def __init__(self, network: Network, on_error: OnError) -> None:
         super().__init__(on_error)
-        self._network = network
         self.sender = DatagramSender(network)
         self.mailbox = Dispatcher.current().mailbox
         self._kept: tuple[Any, str, BaseException, LogRaised] | None = None  # the error for the next wait
@@ -54,13 +53,13 @@ class HubRegistry(Registry):
 
         Raises an exception that was kept for this.
         """
-        deadline = None if timeout is None else self._network.now() + timeout
+        deadline = clock.deadline_after(timeout)
         in_time = True
         while in_time and self and self._kept is None:
             flag = Flag()
             self._wakers.append(flag.set)
             try:
-                in_time = flag.wait(None if deadline is None else max(0, deadline - self._network.now()))
+                in_time = flag.wait(clock.left_until(deadline))
             finally:
                 self.forget_waker(flag.set)
         kept, self._kept = self._kept, None
@@ -73,14 +72,14 @@ class HubRegistry(Registry):
 
         Callbacks that still run are not waited for.  A closed connection that has one is noticed within a second.
         """
-        left, deadline = self.unsent_size(), self._network.now() + SEND_TIMEOUT
+        left, deadline = self.unsent_size(), clock.now() + SEND_TIMEOUT
         while not self.wait(CHECK_INTERVAL):
             before, left = left, self.unsent_size()
             if left is None:
                 return
             if left != before:
-                deadline = self._network.now() + SEND_TIMEOUT
-            elif self._network.now() > deadline:
+                deadline = clock.now() + SEND_TIMEOUT
+            elif clock.now() > deadline:
                 return
 
     def keep(self, peer: Any, where: str, error: BaseException, log: LogRaised) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ngi_gevent.core import clock
 from ngi_gevent.core.lifecycle import BREAK, FAIL, HANDSHAKE, Lifecycle
 from ngi_gevent.errors import Timeout
 
@@ -64,7 +65,7 @@ class IdleTimer:
         self._output = output
         self._transport = transport
         self._queued = 0  # bytes of output that the kernel had at the last check
-        self._latest = self._transport.now()
+        self._latest = clock.now()
         transport.wrap_calls(self._noting)
         self._start(seconds / 2)
 
@@ -75,11 +76,9 @@ class IdleTimer:
     def _noting(self, call: Callable[..., Result]) -> Callable[..., Result]:
         """Return a call that notes when it received or sent: that is, when it did not raise."""
 
-        now = self._transport.now
-
         def noted(*arguments: Any) -> Result:
             result = call(*arguments)
-            self._latest = now()
+            self._latest = clock.now()
             return result
 
         return noted
@@ -91,10 +90,10 @@ class IdleTimer:
     def _check(self) -> None:
         self._timer.close()
         if self._is_busy():
-            self._latest = self._transport.now()
+            self._latest = clock.now()
             self._start(self._seconds / CHECKS)
             return
-        left = self._latest + self._seconds - self._transport.now()
+        left = self._latest + self._seconds - clock.now()
         if left > 0:
             # At least two looks, because only a difference shows that the peer takes what the kernel has.
             self._start(min(left, self._seconds / 2))

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ngi_gevent.core import logs
+from ngi_gevent.core import clock, logs
 from ngi_gevent.core.lifecycle import BREAK, INPUT_ENDED, LOSE, Lifecycle
 from ngi_gevent.core.output import Piece
 
@@ -216,13 +216,13 @@ class Linger:
 
     def wait_for_peer(self) -> None:
         """Wait for the end of input: this side has ended, and all output is with the kernel."""
-        self._until = self._transport.now() + DISCARD_TIMEOUT
+        self._until = clock.now() + DISCARD_TIMEOUT
         self._wait_on()
 
     def _wait_on(self) -> None:
         self._queued = self._transport.queued_output()
         self._arrived = False
-        left, timeout = self._until - self._transport.now(), self._output.linger_timeout
+        left, timeout = self._until - clock.now(), self._output.linger_timeout
         self._start_timer(left if timeout is None else min(timeout, left), self._check_for_end)
 
     def _check_for_end(self) -> None:
@@ -230,7 +230,7 @@ class Linger:
             self.discard_input()  # after a stall, what arrived in time may not have been received
         if self._timer is None:
             return  # which has ended it
-        now, left = self._transport.now(), self._transport.queued_output()
+        now, left = clock.now(), self._transport.queued_output()
         is_taking = left < self._queued
         if is_taking:
             self._until = now + DISCARD_TIMEOUT

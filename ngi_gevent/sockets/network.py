@@ -1,9 +1,9 @@
-"""The network that an implementation uses: sockets, names, descriptors, and the clock.
+"""The network that an implementation uses: sockets, names and descriptors.
 
 Everything that the modules of ``sockets`` ask of the operating system goes through a ``Network``, except for the event
-loop, which belongs to the hub.  Each implementation has one, and hands it to its listeners, connection attempts,
-connections and UDP listeners.  Another network can take its place, with sockets that are Python objects, on a loop that
-knows their descriptors.  For this, two rules apply:
+loop, which belongs to the hub, and the clock, which is that of the thread.  Each implementation has a network, and
+hands it to its listeners, connection attempts, connections and UDP listeners.  Another network can take its place, with
+sockets that are Python objects, on a loop that knows their descriptors.  For this, two rules apply:
 
 * All that the package does with a socket is in ``Socket``.  Options, and questions to the kernel, are methods of
   ``Network``.
@@ -24,7 +24,6 @@ import select
 import socket
 import struct
 import termios
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -91,9 +90,6 @@ class Socket(Protocol):
 
 class Network:
     """The network of the operating system.  Each method can be called on any thread, and only two of them block."""
-
-    #: Return the time in seconds, on a clock that never goes back.
-    now = staticmethod(time.monotonic)
 
     # Names.
 

@@ -90,9 +90,6 @@ class Transport(Protocol):
     def wrap_calls(self, wrap: WrapCall) -> None:
         """Replace the calls that receive and send ciphertext, or plaintext without TLS."""
 
-    def now(self) -> float:
-        """Return the time in seconds, on a clock that never goes back."""
-
     def fileno(self) -> int:
         """Return the descriptor."""
 
@@ -194,9 +191,6 @@ class PlainTransport:
     def wrap_calls(self, wrap: WrapCall) -> None:
         self._wrap = wrap
         self.recv, self.send = wrap(self.recv), wrap(self.send)
-
-    def now(self) -> float:
-        return self._network.now()
 
     def fileno(self) -> int:
         return self.socket.fileno()

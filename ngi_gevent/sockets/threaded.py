@@ -99,10 +99,10 @@ class Threaded(Implementation):
                 raise
             self.join(timeout)
             return
-        deadline = None if timeout is None else clock.now() + timeout
+        deadline = clock.deadline_after(timeout)
         empty = Flag()
         while registry.mailbox.call_soon(registry.set_when_empty, empty):
-            if not empty.wait(None if deadline is None else max(0.0, deadline - clock.now())):
+            if not empty.wait(clock.left_until(deadline)):
                 registry.mailbox.call_soon(registry.forget_waker, empty.set)
                 if registry:  # the thread may only not have had the time to set the flag
                     raise Timeout(f"still outstanding after {timeout} seconds: {registry}")

@@ -285,9 +285,6 @@ class TLSTransport:
     def wrap_calls(self, wrap: WrapCall) -> None:
         self._plain.wrap_calls(wrap)
 
-    def now(self) -> float:
-        return self._plain.now()
-
     def fileno(self) -> int:
         return self._plain.fileno()
 

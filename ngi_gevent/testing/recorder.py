@@ -150,7 +150,7 @@ class Recorder:
     def wait_until(self, condition: Callable[[], object], timeout: float | None = PATIENCE, what: str = "") -> None:
         """Wait until *condition*, which is about this recorder, is true; *what* describes it in the failure."""
         timeout = as_timeout(timeout)
-        deadline = None if timeout is None else clock.now() + timeout
+        deadline = clock.deadline_after(timeout)
         while True:
             flag = Flag()
             self._flags.append(flag)  # before the check, so that no event is missed between check and wait
@@ -170,7 +170,7 @@ class Recorder:
         if is_in_callback():
             return "this waits in a callback of the connection, before whose return nothing more happens"
         wait: Callable[[Flag, float | None], bool] = getattr(connection, "wait_for", Flag.wait)
-        if wait(flag, None if deadline is None else max(0.0, deadline - clock.now())):
+        if wait(flag, clock.left_until(deadline)):
             return ""
         if deadline is not None and clock.now() < deadline:
             return "nothing is left that can make it happen"

@@ -44,7 +44,6 @@ class HostNetwork(Network):
         self._internet = internet
         self._site = site
         self._generation = site.generation
-        self.now = internet.loop.now
 
     @property
     def addresses(self) -> tuple[str, str]:
