@@ -24,15 +24,20 @@ def test_no_rule_is_broken_under_a_thousand_seeds(first):
         live(seed)
 
 
+def write_to_one_that_does_not_read(simulation):
+    server, client = simulation.host("server"), simulation.host("client")
+    served, reader = testing.Recorder(), testing.Recorder()
+    server.listener(("server", 80), served.connected)
+    client.connect(("server", 80), reader)
+    reader.wait_connected().pause_reading()
+    served.wait_connected().write(b"x" * 200_000)
+    return served, reader
+
+
 def test_output_that_the_kernel_has_is_not_lost_if_the_peer_does_not_read_for_a_while_and_goes_on_sending():
     """Seed 210 of the lives.  The linger took a second without input for the end, though the kernel had output left."""
     with Simulation() as simulation:
-        server, client = simulation.host("server"), simulation.host("client")
-        served, reader = testing.Recorder(), testing.Recorder()
-        server.listener(("server", 80), served.connected)
-        client.connect(("server", 80), reader)
-        reader.wait_connected().pause_reading()
-        served.wait_connected().write(b"x" * 200_000)
+        served, reader = write_to_one_that_does_not_read(simulation)
         served.connection.close()
         gevent.sleep(5)
         reader.connection.write(b"more")
@@ -44,12 +49,7 @@ def test_output_that_the_kernel_has_is_not_lost_if_the_peer_does_not_read_for_a_
 
 def test_the_kernel_goes_on_delivering_once_the_peer_has_taken_nothing_for_half_a_minute():
     with Simulation() as simulation:
-        server, client = simulation.host("server"), simulation.host("client")
-        served, reader = testing.Recorder(), testing.Recorder()
-        server.listener(("server", 80), served.connected)
-        client.connect(("server", 80), reader)
-        reader.wait_connected().pause_reading()
-        served.wait_connected().write(b"x" * 200_000)
+        served, reader = write_to_one_that_does_not_read(simulation)
         began = simulation.now()
         served.connection.close()
         served.wait_until(lambda: served.gone, 100)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ngi_gevent.core.callbacks import give_handler, handles_eof, name_of_handler
+from ngi_gevent.core.callbacks import give_handler, handles_eof, name_of_handler, take_undelivered_of
 from ngi_gevent.core.checks import as_iterator, check_handler, close_iterator
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import LOW_WATER
@@ -112,8 +112,7 @@ class Base:
 
         Adapters of your own that keep input override this, and add it behind that of the handler.
         """
-        take = getattr(self._handler, "take_undelivered", None)
-        return b"" if take is None else take()
+        return take_undelivered_of(self._handler)
 
     @property
     def data(self) -> Any:

@@ -18,7 +18,16 @@ from ngi_gevent.errors import ConnectionClosed, Timeout
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnectionHandler, Reason
 
-__all__ = ["Callbacks", "ConnectionOwner", "Delivering", "give_handler", "handles_eof", "is_end_of", "name_of_handler"]
+__all__ = [
+    "Callbacks",
+    "ConnectionOwner",
+    "Delivering",
+    "give_handler",
+    "handles_eof",
+    "is_end_of",
+    "name_of_handler",
+    "take_undelivered_of",
+]
 
 #: Places where exceptions come from, for the log.
 ITERABLE = "an iterable given to writelines"
@@ -53,6 +62,12 @@ def name_of_handler(handler: object) -> str:
     """Return the name of *handler*, for showing.  An adapter names its own handler, and a generator its function."""
     named: Callable[[], str] | None = getattr(handler, "handler_name", None)
     return type(handler).__name__ if named is None else named()
+
+
+def take_undelivered_of(handler: object) -> bytes:
+    """Remove the input that *handler* has and has not delivered, and return it: adapters and files have such."""
+    take: Callable[[], bytes] | None = getattr(handler, "take_undelivered", None)
+    return b"" if take is None else take()
 
 
 class Delivering(Protocol):

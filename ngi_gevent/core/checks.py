@@ -22,6 +22,7 @@ __all__ = [
     "check_returned",
     "check_server",
     "close_iterator",
+    "connect_delay_of",
 ]
 
 #: Seconds, three years, beyond which a timeout is none.  Timers of the system and of libev fail at some point, which
@@ -163,6 +164,11 @@ def as_delay(value: Any, name: str) -> float:
     if delay is None:
         raise ValueError(f"{name} must be a finite number of seconds; got {value!r}")
     return delay
+
+
+def connect_delay_of(handler: object) -> float:
+    """Return the seconds before an attempt of *handler* begins.  Raises as ``as_delay``."""
+    return as_delay(getattr(handler, "connect_delay", 0.0), "connect_delay")
 
 
 def as_idle_timeout(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from gevent import Timeout, sleep
 from greenlet import GreenletExit
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.checks import as_delay
+from ngi_gevent.core.checks import connect_delay_of
 from ngi_gevent.core.lifecycle import STOPPED
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
@@ -44,7 +44,7 @@ class Connector:
         self._destination = destination
         self._handler = handler
         self._timeout = timeout
-        self._delay = as_delay(getattr(handler, "connect_delay", 0.0), "connect_delay")
+        self._delay = connect_delay_of(handler)
         self._make_connection = make_connection
         self._greenlet = ConnectionGreenlet(self._run, hub, self)
         self._connecting = True

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from ngi_gevent.core.callbacks import ConnectionOwner
+from ngi_gevent.core.callbacks import ConnectionOwner, take_undelivered_of
 from ngi_gevent.core.checks import check_returned
 from ngi_gevent.core.lifecycle import (
     CLOSED,
@@ -201,8 +201,7 @@ class StreamConnection(ReceivingConnection):
 
     def take_undelivered(self) -> bytes:
         """Remove everything that was received and not delivered, and return it."""
-        take = getattr(self._handler, "take_undelivered", None)
-        undelivered = b"" if take is None else take()
+        undelivered = take_undelivered_of(self._handler)
         self._close_records()
         return undelivered
 

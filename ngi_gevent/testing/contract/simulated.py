@@ -11,6 +11,7 @@ from ngi_gevent.testing.contract.peers import SocketPeer
 from ngi_gevent.testing.contract.stage import SocketStage
 from ngi_gevent.testing.simulation.host import Host
 from ngi_gevent.testing.simulation.simulation import Simulation
+from ngi_gevent.testing.simulation.sites import family_of
 
 __all__ = ["SimulationStage"]
 
@@ -77,7 +78,7 @@ class BlockingSocket:
     def __init__(self, host: Host, address: Any) -> None:
         network = self._network = host._network
         is_path = isinstance(address, (str, bytes))
-        family, address = (socket.AF_UNIX, address) if is_path else (_family(address), address[:2])
+        family, address = (socket.AF_UNIX, address) if is_path else (family_of(address[0]), address[:2])
         self._socket = network.make_socket(family, socket.SOCK_STREAM)
         network.connect(self._socket, address)
 
@@ -112,7 +113,3 @@ class BlockingSocket:
             hub.wait(watcher)
         finally:
             watcher.close()
-
-
-def _family(address: Any) -> int:
-    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.checks import as_bytes, as_delay, as_timeout, check_client_handler, check_server
+from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server, connect_delay_of
 from ngi_gevent.core.datagram import (
     BUFFER_SIZE,
     check_datagram_handler,
@@ -125,7 +125,7 @@ class Implementation:
         self._check_open()
         check_client_handler(handler)
         check_hashable(address)
-        delay = as_delay(getattr(handler, "connect_delay", 0.0), "connect_delay")
+        delay = connect_delay_of(handler)
         if self._turns.running and getattr(handler, "waits", False):
             raise WouldWait(CANNOT_WAIT)
         if client_address is None:

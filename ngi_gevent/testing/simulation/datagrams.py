@@ -10,7 +10,7 @@ from typing import Any
 
 from ngi_gevent.testing.simulation.bound import BoundSocket, World
 from ngi_gevent.testing.simulation.files import error
-from ngi_gevent.testing.simulation.sites import ANY, LOOPBACK, Site, family_of, is_broadcast, plain_host
+from ngi_gevent.testing.simulation.sites import ANY, LOOPBACK, Site, family_of, is_any, is_broadcast, plain_host
 
 __all__ = ["BUFFER", "DatagramSocket"]
 
@@ -121,10 +121,10 @@ class DatagramSocket(BoundSocket):
 
     def _send(self, data: bytes, target: Site, host: str, port: int) -> None:
         world, site = self.world, self.site
-        if not host.strip("0.:"):
+        if is_any(host):
             host = LOOPBACK[family_of(host)]
         source = self.name[0]
-        if not source.strip("0.:"):
+        if is_any(source):
             source = site.source(target.addresses[socket.AF_INET] if is_broadcast(host) else host)
         sender = (source, self.name[1])
         label = f"{site.name}:{self.name[1]} -> {target.name}:{port} {len(data)} bytes"

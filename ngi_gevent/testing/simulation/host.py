@@ -18,6 +18,7 @@ from ngi_gevent.sockets.implementation import Implementation
 from ngi_gevent.sockets.mailbox import Mailbox, this_thread
 from ngi_gevent.testing.simulation.errors import HostCrashed
 from ngi_gevent.testing.simulation.greenlets import Greenlets
+from ngi_gevent.testing.simulation.links import check_number
 from ngi_gevent.testing.simulation.network import HostNetwork
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ class World(Protocol):
 
     def check_usable(self) -> None:
         """Raise unless the simulation runs, and on this thread."""
-
-    def checked_seconds(self, name: str, seconds: float) -> float:
-        """Return *seconds*, or raise."""
 
     def pause(self, host: Any, seconds: float) -> None:
         """Hold back what *host* does."""
@@ -124,7 +122,7 @@ class Host(Implementation):
 
         :raises ValueError: *seconds* is negative.
         """
-        seconds = self._simulation.checked_seconds("seconds", seconds)
+        seconds = check_number("seconds", seconds)
         with self._turn():
             self._simulation.pause(self, seconds)
 

@@ -12,7 +12,7 @@ from ngi_gevent.testing.simulation.files import error
 from ngi_gevent.testing.simulation.links import Link, Way
 from ngi_gevent.testing.simulation.network import HostNetwork
 from ngi_gevent.testing.simulation.schedule import Draws
-from ngi_gevent.testing.simulation.sites import ANY, Site, is_loopback
+from ngi_gevent.testing.simulation.sites import Site, is_any, is_loopback
 from ngi_gevent.testing.simulation.trace import Trace
 
 __all__ = ["Internet"]
@@ -155,7 +155,7 @@ class Internet:
 
         :raises OSError: the address is of no network that is simulated.
         """
-        if is_loopback(host) or host in ANY.values():
+        if is_loopback(host) or is_any(host):
             return origin
         for site in self._sites.values():
             if host in site.addresses.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from ngi_gevent.testing.simulation.host import Host, make_dispatcher
 from ngi_gevent.testing.simulation.hub import SimulatedHub
 from ngi_gevent.testing.simulation.internet import Internet
 from ngi_gevent.testing.simulation.limits import Limits
+from ngi_gevent.testing.simulation.links import check_number
 from ngi_gevent.testing.simulation.loop import VirtualLoop
 from ngi_gevent.testing.simulation.program import patched_time
 from ngi_gevent.testing.simulation.schedule import Draws, parse_replay
@@ -179,7 +179,7 @@ class Simulation:
         :raises ValueError: *seconds* is negative.
         """
         self.check_usable()
-        self._loop.compute(self.checked_seconds("seconds", seconds))
+        self._loop.compute(check_number("seconds", seconds))
 
     # The with statement.
 
@@ -252,14 +252,6 @@ class Simulation:
             raise SimulationError("a simulation was used from another thread; it belongs to the one that began it")
         if not self._is_running:
             raise SimulationError("the simulation is over")
-
-    def checked_seconds(self, name: str, seconds: float) -> float:
-        """Return *seconds*, or raise."""
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise TypeError(f"{name} must be a number; got {seconds!r}")
-        if not 0 <= seconds < math.inf:
-            raise ValueError(f"{name} must be 0 or more; got {seconds!r}")
-        return seconds
 
     def pause(self, host: Host, seconds: float) -> None:
         """Hold back what *host* does."""

@@ -69,12 +69,12 @@ class Site:
 
     def has(self, host: str) -> bool:
         """Return whether *host* is an address of this host."""
-        return host in self.addresses.values() or host in ANY.values() or is_loopback(host)
+        return host in self.addresses.values() or is_any(host) or is_loopback(host)
 
     def source(self, target: str) -> str:
         """Return the address from which this host sends to *target*."""
         family = family_of(target)
-        return LOOPBACK[family] if is_loopback(target) or target in ANY.values() else self.addresses[family]
+        return LOOPBACK[family] if is_loopback(target) or is_any(target) else self.addresses[family]
 
     def pick_port(self) -> int:
         """Return a port that is free, and count it as used."""
@@ -118,7 +118,7 @@ class Site:
         family = family_of(host)
         bound = [sock for sock in self._bound.get((kind, port), ()) if sock.takes(family)]
         return [sock for sock in bound if plain_host(sock.name[0]) == host] or [
-            sock for sock in bound if sock.name[0] in ANY.values()
+            sock for sock in bound if is_any(sock.name[0])
         ]
 
     # The end.
@@ -139,6 +139,11 @@ class Site:
         missed, self.missed = self.missed, []
         for happen in missed:
             happen()
+
+
+def is_any(host: str) -> bool:
+    """Return whether *host* stands for all addresses of a host."""
+    return host in ANY.values()
 
 
 def is_loopback(host: str) -> bool:
@@ -163,7 +168,7 @@ def _overlap(sock: Any, host: str, other: Any) -> bool:
     if sock.family != other.family and not (sock.is_dual_stack or other.is_dual_stack):
         return False
     its = plain_host(other.name[0])
-    return host == its or host in ANY.values() or its in ANY.values()
+    return host == its or is_any(host) or is_any(its)
 
 
 def family_of(host: str) -> socket.AddressFamily:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ngi_gevent.testing.simulation.bound import BoundSocket, World
 from ngi_gevent.testing.simulation.files import error
-from ngi_gevent.testing.simulation.sites import Site, plain_host
+from ngi_gevent.testing.simulation.sites import Site, is_any, plain_host
 from ngi_gevent.testing.simulation.streams import StreamEnd, UnixEnd
 from ngi_gevent.testing.simulation.tcp import TCPEnd
 
@@ -217,7 +217,7 @@ class StreamSocket(BoundSocket):
         name = self.name
         if not self.is_bound:
             name = (site.source(plain), site.pick_port())
-        elif not name[0].strip("0.:"):  # bound to any address
+        elif is_any(name[0]):
             name = (site.source(plain), name[1])
         if self.is_bound and any(end.name == name and end.target == (plain, port) for end in site.ends):
             raise error(errno.EADDRNOTAVAIL)  # the peer could not tell the two connections apart
@@ -230,7 +230,7 @@ class StreamSocket(BoundSocket):
         if target is None:
             world.loop.after(UNREACHABLE_AFTER, self._fail, end, errno.EHOSTUNREACH)
         else:
-            self._travel(end, target, plain if plain.strip("0.:") else site.source(plain), port)
+            self._travel(end, target, site.source(plain) if is_any(plain) else plain, port)
         return end
 
     def connected(self) -> None:

@@ -99,18 +99,16 @@ class Scheduled:
         """Stop, and return the function to call now, and its arguments."""
         callback, args = self.callback, self.args
         assert callback is not None
-        self.cancel()
+        self.stop()
         return callback, args
 
-    def cancel(self) -> None:
+    def stop(self) -> None:
         """Do not let it happen, unless it has."""
         if self.number:
             self.number = 0
             self._agenda.references -= 1
             self._agenda.one_shots -= 1
             self.callback, self.args = None, ()
-
-    stop = cancel
 
 
 class Watcher:
