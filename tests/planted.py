@@ -104,7 +104,9 @@ def planted(mistake: Mistake | None) -> Iterator[dict[str, str]]:
             code = path.read_text()
             assert code.count(mistake.right) == 1, f"{mistake.module} has changed"
             path.write_text(code.replace(mistake.right, mistake.wrong))
-        yield os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        # Where the package is measured, the copy is not: the report would miss its files.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+        yield environment | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def search(mistake: Mistake | None, most: int = MOST) -> str:
