@@ -505,6 +505,46 @@ def test_ctrl_c_ends_a_program_that_serves(kind):
     assert err == "" or "KeyboardInterrupt\n" in err
 
 
+# Forks a program that waits, many times, and sends it SIGINT at the moment at which it begins to wait.
+INTERRUPTED_EARLY = """
+import os, random, signal, socket, time
+import ngi_gevent
+
+for _ in range(400):
+    parent, child = socket.socketpair()
+    process = os.fork()
+    if process == 0:
+        implementation = ngi_gevent.Inline()
+        implementation.listener(None, print)
+        try:
+            child.send(b"about to wait")
+            implementation.wait()
+        except KeyboardInterrupt:
+            child.send(b"interrupted")
+        os._exit(0)
+    parent.settimeout(10)
+    parent.recv(100)
+    moment = time.perf_counter() + random.uniform(0, 0.0004)
+    while time.perf_counter() < moment:
+        pass
+    os.kill(process, signal.SIGINT)
+    try:
+        assert parent.recv(100) == b"interrupted"
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        parent.close()
+        child.close()
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_moment_at_which_the_wait_begins_is_not_lost():
+    """Without a check each second, one or two of the 400 are lost."""
+    program = subprocess.run([sys.executable, "-c", INTERRUPTED_EARLY], capture_output=True, text=True)
+    assert program.returncode == 0, program.stderr
+
+
 @pytest.mark.slow  # it is about the seconds that the package waits
 def test_a_thread_has_ended_when_the_interpreter_does_though_a_peer_keeps_its_side_open():
     """Or both would end in the same moment, and the interpreter crash."""

@@ -156,7 +156,8 @@ def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
             except OSError:  # it was told off before it had said it all
                 assert reference(b"".join(pieces))[1]
             address = sock.getsockname()
-        tcp.until(lambda: address in addresses and addresses[address].closed)
+            # Before the close, after which another client can get the same port.
+            tcp.until(lambda: address in addresses and addresses[address].closed)
         told(addresses.pop(address), *reference(b"".join(pieces)))
 
     addresses = {}

@@ -59,7 +59,7 @@ class HubRegistry(Registry):
             flag = Flag()
             self._wakers.append(flag.set)
             try:
-                in_time = flag.wait(clock.left_until(deadline))
+                in_time = flag.wait(_until_next_check(deadline)) or clock.left_until(deadline) != 0
             finally:
                 self.forget_waker(flag.set)
         kept, self._kept = self._kept, None
@@ -103,6 +103,17 @@ class HubRegistry(Registry):
     def forget_waker(self, wake: Callable[[], object]) -> None:
         if wake in self._wakers:
             self._wakers.remove(wake)
+
+
+def _until_next_check(deadline: float | None) -> float | None:
+    """Return how many seconds to wait until *deadline* or the next check for signals.
+
+    A Ctrl-C that arrives after the loop has checked for signals, and before it sleeps, does not end the sleep.
+    """
+    left = clock.left_until(deadline)
+    if clock.is_virtual():
+        return left
+    return CHECK_INTERVAL if left is None else min(left, CHECK_INTERVAL)
 
 
 def log_and_interrupt(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
