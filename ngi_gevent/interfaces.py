@@ -23,12 +23,13 @@ context has ``ssl.OP_IGNORE_UNEXPECTED_EOF``, it is an ``'end of input'``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from ipaddress import IPv4Network, IPv6Network
     from ssl import SSLContext
     from types import TracebackType
 
@@ -50,6 +51,7 @@ __all__ = [
     "KeepAlive",
     "ListenOptions",
     "PeerAddress",
+    "ProxyNetworks",
     "Reason",
     "UDPListenOptions",
     "documented_by",
@@ -83,6 +85,11 @@ class _Socket(Protocol):
 KeepAlive: TypeAlias = "bool | tuple[int, int, int]"
 
 
+#: The proxies that may send PROXY headers: networks, as text such as ``'10.0.0.0/8'`` or as objects of ``ipaddress``;
+#: and ``'unix'`` for all peers on Unix sockets.
+ProxyNetworks: TypeAlias = "Collection[str | IPv4Network | IPv6Network]"
+
+
 class ConnectOptions(TypedDict, total=False):
     """The options of each ``connect``; see :meth:`ngi_gevent.Implementation.connect`."""
 
@@ -94,6 +101,7 @@ class ConnectOptions(TypedDict, total=False):
     keep_alive: KeepAlive
     linger_timeout: float | None
     local_address: Any
+    proxy_header: bytes | None
 
 
 class ListenOptions(TypedDict, total=False):
@@ -111,6 +119,7 @@ class ListenOptions(TypedDict, total=False):
     linger_timeout: float | None
     ssl_context: SSLContext | None
     handshake_timeout: float | None
+    proxy_protocol: ProxyNetworks | None
 
 
 class UDPListenOptions(TypedDict, total=False):
@@ -249,19 +258,30 @@ class IConnection(Protocol):
 
     @property
     def peer_address(self) -> Any:
-        """The address of the other end when the connection was made.  Readable after the close, too."""
+        """The address of the other end when the connection was made.  Readable after the close, too.
+
+        Behind a proxy that sends PROXY headers (``proxy_protocol`` of a listener), the address of the proxy's client.
+        """
 
     @property
     def local_address(self) -> Any:
         """The address of this end when the connection was made.  Readable after the close, too."""
 
     @property
+    def proxy_address(self) -> Any:
+        """The address of the proxy that sent a PROXY header; None without one.  Readable after the close, too.
+
+        If the header named no client, because the proxy only checks whether the server is alive, for example, this is
+        the same as ``peer_address``.
+        """
+
+    @property
     def peer_credentials(self) -> tuple[int, int, int] | None:
         """The process, user and group ids of the peer of a Unix socket on Linux, when the connection was made.
 
-        None for other connections.  For a server, they belong to the process that called ``connect``; for a client, to
-        the one that called ``listen``.  The kernel vouches for them, but that process can have ended since, and another
-        one can have its id.  Readable after the close, too.
+        None for other connections.  For a server, they belong to the process that called ``connect``, which is the
+        proxy if there is a ``proxy_address``; for a client, to the one that called ``listen``.  The kernel vouches for
+        them, but that process can have ended since, and another one can have its id.  Readable after the close, too.
         """
 
     @property

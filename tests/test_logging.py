@@ -243,7 +243,7 @@ def lines_on_the_page():
     for row in (pages.DOCS / "how_to" / "logging.md").read_text().splitlines():
         if found := re.fullmatch(r"\| (?:`(ngi_gevent\.\w+)` )?\| ([A-Z, ]+) \| (.*) \|", row):
             logger = found[1] or logger
-            shown[re.sub(r"\b[A-Z]{4,}\b", "…", found[3])] = logger, found[2]
+            shown[re.sub(r"\b(?!PROXY\b)[A-Z]{4,}\b", "…", found[3])] = logger, found[2]
     return shown
 
 

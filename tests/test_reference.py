@@ -13,7 +13,7 @@ from pathlib import Path
 import pages
 import pytest
 
-from ngi_gevent import adapters, reconnecting, relay
+from ngi_gevent import adapters, proxy_protocol, reconnecting, relay
 from ngi_gevent.blocking import input
 from ngi_gevent.core import datagram, logs, output
 from ngi_gevent.core.options import LINGER_TIMEOUT
@@ -41,6 +41,7 @@ PUBLIC = [
     "ngi_gevent.generator",
     "ngi_gevent.interfaces",
     "ngi_gevent.message",
+    "ngi_gevent.proxy_protocol",
     "ngi_gevent.reconnecting",
     "ngi_gevent.relay",
     "ngi_gevent.testing",
@@ -134,13 +135,14 @@ def test_the_limits_are_what_they_are():
     timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
     assert amount(timeouts[0]) == transport.CONNECT_TIMEOUT
     assert timeouts[1:] == ["none"]
-    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-17:]
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-18:]
     assert list(map(amount, fixed)) == [
         *(output.HIGH_WATER, sender.GATHERED, 1000 * dispatcher.TURN, 1_000_000 * input.SLICE, probe.PROBE_INTERVAL),
         *(linger.SEND_TIMEOUT, linger.DISCARD_TIMEOUT),
         *(linger.DISCARD_SIZE / linger.DISCARD_PAUSE, linger.CHECK_INTERVAL, linger.SEND_TIMEOUT),
         *(binding.LOCK_TIMEOUT, 1000 * attempts.STAGGER, datagram_socket.SEND_TIMEOUT),
         relay.LAST_DELIVERY,
+        proxy_protocol.LONGEST,
         *(datagram.MOST_RAISED, transport.MOST_FAILED, 1),
     ]
     assert "in 10 seconds" in fixed[-1]

@@ -398,6 +398,7 @@ OPTIONS: ListenOptions = {
     "ssl_context": server_context(),
     "handshake_timeout": None,
     "linger_timeout": 0.5,
+    "proxy_protocol": ["0.0.0.0/0"],
 }
 CONNECT_OPTIONS: ConnectOptions = {
     "ssl_context": client_context(),
@@ -408,6 +409,7 @@ CONNECT_OPTIONS: ConnectOptions = {
     "keep_alive": (60, 10, 3),
     "linger_timeout": 0.5,
     "local_address": ("127.0.0.1", 0),
+    "proxy_header": b"PROXY UNKNOWN\r\n",
 }
 
 

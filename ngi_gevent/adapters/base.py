@@ -104,6 +104,10 @@ class Base:
     def local_address(self) -> Any:
         return self.connection.local_address
 
+    @property
+    def proxy_address(self) -> Any:
+        return self.connection.proxy_address
+
     def start_tls(self, ssl_context: Any, **options: Any) -> None:
         self.connection.start_tls(ssl_context, **options)
 

@@ -100,11 +100,13 @@ class Callbacks:
         "_records",
         "_when_closed",
         "peer_address",
+        "proxy_address",
     )
 
     def __init__(self, owner: ConnectionOwner, peer_address: Any) -> None:
         self._owner = owner
         self.peer_address = peer_address
+        self.proxy_address: Any = None
         self._lifecycle = Lifecycle()
         self._handler: IConnectionHandler | None = None
         # Tuples, since nearly all connections have none, and lists would cost each of them 112 bytes.
@@ -127,6 +129,14 @@ class Callbacks:
     def has_eof_handler(self) -> bool:
         """Return whether the handler, behind all adapters, has ``handle_eof``."""
         return handles_eof(self._handler)
+
+    # The PROXY protocol.
+
+    def name_client(self, address: Any) -> None:
+        """Note that the peer is a proxy, and passes on a connection from *address*; None if it does not say."""
+        self.proxy_address = self.peer_address
+        if address is not None:
+            self.peer_address = address
 
     # Records.
 

@@ -5,7 +5,7 @@ A connection is in one state at a time:
 ===========  ==================================================================================
 state        meaning
 ===========  ==================================================================================
-HANDSHAKE    TLS is being agreed on.  The application does not have the connection yet.
+HANDSHAKE    The PROXY header or TLS is not done yet.  The application does not have the connection.
 OPEN         Input is delivered, and output is taken.  Every connection begins here.
 HALF_CLOSED  ``write_eof`` was called.  Output that was taken is being delivered, and so is input.
 BROKEN       Sending has failed.  Output is refused; input that had arrived is still delivered.

@@ -1,25 +1,28 @@
-"""The TLS handshake of a connection, on the connection's greenlet, within a limit of time."""
+"""The handshake of a connection, on the connection's greenlet: what the peer must send before the connection is open.
+
+It has one step or two, within one limit of time: the PROXY header, and the TLS handshake.
+"""
 
 from __future__ import annotations
 
 import errno
-import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import Timeout
 
 from ngi_gevent.core import clock, logs
-from ngi_gevent.core.lifecycle import FAIL, HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED, Lifecycle
-from ngi_gevent.core.threads import Flag
-from ngi_gevent.errors import Timeout as TimedOut
+from ngi_gevent.core.lifecycle import HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED, Lifecycle
 from ngi_gevent.sockets.plain import RECEIVE_SIZE
-from ngi_gevent.sockets.tls import MakeSSLObject, TLSTransport
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
 
-__all__ = ["Handshake", "Upgrade"]
+__all__ = ["Handshake", "Refused", "ShakingHands", "Step"]
+
+
+class Refused(ConnectionAbortedError):
+    """The peer has sent something else than it must.  The message is all that the log needs."""
 
 
 class ShakingHands(Protocol):
@@ -50,19 +53,43 @@ class ShakingHands(Protocol):
         """Note that no callback will run from now on."""
 
 
+class Step(Protocol):
+    """One step of a handshake.  Nothing in it blocks."""
+
+    def shake_hands(self) -> bool:
+        """Go on.  Return whether it is done; otherwise it needs input.  Raises ``OSError`` if it failed."""
+
+    def receive_in_handshake(self, size: int) -> bool:
+        """Receive input.  Return whether there was some.
+
+        :raises OSError: the connection broke, or ended, or the step failed.
+        """
+
+    def has_input(self) -> bool:
+        """Return whether the kernel has input, or the end of it."""
+
+    def answers(self, error: BaseException) -> bool:
+        """Return whether the peer may learn of *error* by something that is still to be sent."""
+
+    def log_failure(self, peer: Any, reason: Reason, limit: logs.RateLimit | None) -> None:
+        """Log that the step failed with the client *peer*, for *reason*."""
+
+
 class Handshake:
     """The handshake of one connection.
 
-    :param timeout: seconds for a handshake with a client; None for no limit.
+    :param steps: its steps, in their order.
+    :param timeout: seconds for all steps with a client; None for no limit.
     :param failures: the rate limit of log entries for failed handshakes with clients.
     """
 
-    __slots__ = ("_extension", "_failures", "_timeout", "_transport")
+    __slots__ = ("_extension", "_failures", "_step", "_steps", "_timeout")
 
     def __init__(
-        self, transport: TLSTransport, timeout: float | None = None, failures: logs.RateLimit | None = None
+        self, steps: tuple[Step, ...], timeout: float | None = None, failures: logs.RateLimit | None = None
     ) -> None:
-        self._transport = transport
+        self._steps = steps
+        self._step = steps[0]
         self._timeout = timeout
         self._failures = failures
         self._extension: Timeout | None = None
@@ -76,16 +103,12 @@ class Handshake:
         except Timeout:
             reason = f"it was not done after {self._timeout} seconds"
         except OSError as error:
-            reason = error
+            reason = str(error) if isinstance(error, Refused) else error
         if reason is None:
             return begin(connection)
         if connection.is_of_parent():
             return None
-        logs.connections.info(
-            "connection with %r: the TLS handshake failed: %s",
-            *(connection.peer_address, logs.format_reason(reason)),
-            limit=self._failures,
-        )
+        self._step.log_failure(connection.peer_address, reason, self._failures)
         return None
 
     def on_open(self, connection: ShakingHands) -> None:
@@ -96,7 +119,7 @@ class Handshake:
         """
         try:
             with Timeout(self._timeout):
-                self._shake_hands(connection)
+                self._take_steps(connection)
         finally:
             if self._extension is not None:
                 self._extension.close()
@@ -107,37 +130,38 @@ class Handshake:
         :raises OSError: the handshake failed, or the connection ended.
         """
         try:
-            self._shake_hands(connection)
+            self._take_steps(connection)
         except BaseException as error:
             connection.end_callbacks()
-            # The peer may learn why TLS failed.
-            connection.handle(HANDSHAKE_FAILED if isinstance(error, ssl.SSLError) else LOSE)
+            connection.handle(HANDSHAKE_FAILED if self._step.answers(error) else LOSE)
             raise
         finally:
             if self._extension is not None:
                 self._extension.close()
         connection.handle(HANDSHAKE_DONE)
 
-    def _shake_hands(self, connection: ShakingHands) -> None:
+    def _take_steps(self, connection: ShakingHands) -> None:
         latest = began = clock.now()
-        while not self._step(connection):
-            try:
-                connection.wait_for_input()
-            except Timeout as timeout:
-                self._extend(timeout, connection, stalled=latest - began > (timeout.seconds or 0.0))
-            try:
-                has_received = self._transport.receive_in_handshake(RECEIVE_SIZE)
-            except ssl.SSLEOFError:
-                _check_output(connection)
-                raise
-            if has_received:
-                latest = clock.now()
-            else:
-                _check_output(connection)
+        for step in self._steps:
+            self._step = step
+            while not self._go_on(step, connection):
+                try:
+                    connection.wait_for_input()
+                except Timeout as timeout:
+                    self._extend(timeout, connection, stalled=latest - began > (timeout.seconds or 0.0))
+                try:
+                    has_received = step.receive_in_handshake(RECEIVE_SIZE)
+                except OSError:
+                    _check_output(connection)
+                    raise
+                if has_received:
+                    latest = clock.now()
+                else:
+                    _check_output(connection)
 
-    def _step(self, connection: ShakingHands) -> bool:
+    def _go_on(self, step: Step, connection: ShakingHands) -> bool:
         try:
-            return self._transport.shake_hands()
+            return step.shake_hands()
         finally:
             connection.handle_transport_events()
 
@@ -148,52 +172,9 @@ class Handshake:
         """
         if not connection.is_live():  # it was stopped in the same turn
             raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED) from None
-        if self._extension is not None or not (stalled or self._transport.has_input()):
+        if self._extension is not None or not (stalled or self._step.has_input()):
             raise timeout
         self._extension = Timeout.start_new(timeout.seconds or 0.0)
-
-
-class Upgrade:
-    """One change to TLS, which any greenlet of the hub can wait for."""
-
-    __slots__ = ("_make", "_timeout", "done", "error", "has_begun")
-
-    def __init__(self, make: MakeSSLObject, timeout: float | None) -> None:
-        self._make = make
-        self._timeout = timeout
-        #: Whether no plaintext is received any more.
-        self.has_begun = False
-        #: Set when the handshake is over, however it ended.
-        self.done = Flag()
-        #: Why it failed.
-        self.error: BaseException | None = None
-
-    def run(self, connection: Any) -> None:
-        """Change the transport of *connection*, and shake hands.  Blocks the connection's greenlet.
-
-        A failure is logged, and ends the connection.
-        """
-        self.has_begun = True
-        transport = TLSTransport(connection.plain_transport(), self._make)
-        connection.change_transport(transport)
-        try:
-            Handshake(transport, self._timeout).on_open(connection)
-        except Timeout:
-            self._failed(connection, TimedOut(f"the TLS handshake was not done after {self._timeout} seconds"))
-        except OSError as error:
-            self._failed(connection, error)
-        finally:
-            self.done.set()
-
-    def _failed(self, connection: Any, error: OSError | TimedOut) -> None:
-        self.error = error
-        if not connection.delivers_input():
-            return  # it was ended meanwhile
-        logs.connections.info(
-            "connection with %r: the TLS handshake failed: %s", connection.peer_address, logs.format_reason(error)
-        )
-        # After an error of TLS, the peer may learn why.
-        connection.handle(FAIL if isinstance(error, ssl.SSLError) else LOSE, error)
 
 
 def _check_output(connection: ShakingHands) -> None:

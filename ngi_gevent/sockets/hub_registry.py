@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ngi_gevent.core import clock, forks
 from ngi_gevent.core.registry import OnError, Registry, log_error
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from ngi_gevent.core.logs import LogRaised
     from ngi_gevent.sockets.network import Network
 
-__all__ = ["HubRegistry", "keep_first_error", "log_and_interrupt"]
+__all__ = ["HubRegistry", "keep_first_error", "log_and_interrupt", "on_its_hub"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class HubRegistry(Registry):
@@ -134,3 +138,15 @@ def keep_first_error(registry: HubRegistry, peer: Any, where: str, error: BaseEx
     ends_program = hub is not None and isinstance(error, hub.SYSTEM_ERROR)
     if (ends_program and not registry.is_waited_for()) or not registry.keep(peer, where, error, log):
         log_and_interrupt(registry, peer, where, error, log)
+
+
+def on_its_hub(
+    method: Callable[Concatenate[Any, Arguments], Result],
+) -> Callable[Concatenate[Any, Arguments], Result]:
+    """Call *method* on the thread of the hub that its implementation is for.  A decorator."""
+
+    @functools.wraps(method)
+    def call(self: Any, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        return self._call(functools.partial(method, self, *arguments, **options))  # type: ignore[no-any-return]
+
+    return call

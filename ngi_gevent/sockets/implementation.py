@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from socket import SOCK_DGRAM
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from gevent import get_hub
@@ -31,7 +30,7 @@ from ngi_gevent.sockets.connector import Connector
 from ngi_gevent.sockets.datagram_socket import DatagramListener
 from ngi_gevent.sockets.destination import Destination
 from ngi_gevent.sockets.dispatcher import current_connection
-from ngi_gevent.sockets.hub_registry import HubRegistry, log_and_interrupt
+from ngi_gevent.sockets.hub_registry import HubRegistry, log_and_interrupt, on_its_hub
 from ngi_gevent.sockets.listener import BACKLOG, StreamListener
 from ngi_gevent.sockets.network import Network
 
@@ -49,25 +48,13 @@ if TYPE_CHECKING:
         IUDPHandler,
         KeepAlive,
         PeerAddress,
+        ProxyNetworks,
         UDPListenOptions,
     )
 
 __all__ = ["Implementation"]
 
-Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-
-def _on_its_hub(
-    method: Callable[Concatenate[Any, Arguments], Result],
-) -> Callable[Concatenate[Any, Arguments], Result]:
-    """Have *method* called on the thread of the hub that the implementation is for."""
-
-    @functools.wraps(method)
-    def call(self: Implementation, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
-        return self._call(functools.partial(method, self, *arguments, **options))
-
-    return call
 
 
 class Implementation:
@@ -102,7 +89,7 @@ class Implementation:
         if registry is not None and not registry.includes(current_connection()) and getcurrent() is not hub:
             registry.wait_for_delivery()
 
-    @_on_its_hub
+    @on_its_hub
     def connect(
         self,
         address: PeerAddress,
@@ -116,6 +103,7 @@ class Implementation:
         keep_alive: KeepAlive = True,
         linger_timeout: float | None = LINGER_TIMEOUT,
         local_address: tuple[str, int] | tuple[str, int, int, int] | None = None,
+        proxy_header: bytes | None = None,
     ) -> None:
         """Start a connection attempt to *address*.
 
@@ -135,6 +123,8 @@ class Implementation:
         :param idle_timeout: as for ``listener``, and so are *output_limit*, *keep_alive* and *linger_timeout*.
         :param local_address: ``(host, port)`` to connect from, on this host, where port 0 picks one; by default, the
             kernel picks both.
+        :param proxy_header: a header of the PROXY protocol to send before anything else, also before TLS; see
+            :func:`ngi_gevent.proxy_protocol.header`.
         :raises TypeError: an argument has the wrong type.
         :raises ValueError: an argument cannot be used.
         """
@@ -143,12 +133,14 @@ class Implementation:
         check_local_address(local_address, address)
         timeout = as_timeout(timeout)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
-        make_connection = transport.client_factory(transport.host_of(address), options, ssl_context, server_hostname)
+        make_connection = transport.client_factory(
+            transport.host_of(address), options, ssl_context, server_hostname, proxy_header
+        )
         hub, registry = self._registry_here()
         destination = Destination(self._network, address, local_address, keep_alive)
         registry.add(Connector(registry, hub, destination, handler, timeout, make_connection))
 
-    @_on_its_hub
+    @on_its_hub
     def listener(
         self,
         address: Address | list[Any],
@@ -166,6 +158,7 @@ class Implementation:
         linger_timeout: float | None = LINGER_TIMEOUT,
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = transport.HANDSHAKE_TIMEOUT,
+        proxy_protocol: ProxyNetworks | None = None,
     ) -> StreamListener:
         """Listen on *address*, and call *handler*, a server, with each connection.
 
@@ -203,7 +196,11 @@ class Implementation:
         :param ssl_context: any ``ssl.SSLContext`` for servers, to use TLS.  *handler* is called after the handshake.  A
             failed one is a log entry of ``ngi_gevent.connection`` at level INFO.  During the handshake, a connection is
             not among ``connections()``; closing the listener ends it, and ``close_wait`` waits for it.
-        :param handshake_timeout: seconds for the handshake; None for no limit.
+        :param handshake_timeout: seconds for the PROXY header and the TLS handshake together; None for no limit.
+        :param proxy_protocol: the load balancers and other proxies that send a PROXY header, version 1 or 2, before
+            anything else: networks such as ``'10.0.0.0/8'``, and ``'unix'`` for peers on Unix sockets.  Then
+            ``peer_address`` is the client's address, and other connections are closed, with a log entry of
+            ``ngi_gevent.connection`` at level INFO.  By default, there are no headers.
         :raises TypeError: an argument has the wrong type.
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
@@ -212,7 +209,7 @@ class Implementation:
         addresses = check_listen_addresses(address, dual_stack, mode, owner)
         check_server(handler)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
-        make_connection = transport.server_factory(options, ssl_context, handshake_timeout)
+        make_connection = transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol)
         registry = self._registry_here()[1]
         listener = StreamListener(
             self._network,
@@ -233,7 +230,7 @@ class Implementation:
         registry.add(listener)
         return listener
 
-    @_on_its_hub
+    @on_its_hub
     def udp(self, address: PeerAddress, data: Data) -> None:
         """Send *data* to *address* as one datagram, from a socket that all datagrams of this implementation share.
 
@@ -250,7 +247,7 @@ class Implementation:
         data = as_bytes(data)
         self._registry_here()[1].sender.send(address, data)
 
-    @_on_its_hub
+    @on_its_hub
     def udp_listener(
         self,
         address: Address,

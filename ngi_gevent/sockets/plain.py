@@ -150,6 +150,10 @@ class PlainTransport:
         call: Callable[..., int] = self._network.plain(self.socket).sendmsg
         return (call if self._wrap is None else self._wrap(call))(pieces, (), NO_SIGNAL)
 
+    def peek(self, size: int) -> bytes:
+        """Return input, at most so many bytes, and leave it to the kernel.  Raises as ``recv``."""
+        return self._network.plain(self.socket).recv(size, socket.MSG_PEEK)
+
     def take_events(self) -> bool:
         return False
 

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
     from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.interfaces import IListener, Reason
-    from ngi_gevent.sockets.handshake import Handshake, Upgrade
+    from ngi_gevent.sockets.handshake import Handshake
     from ngi_gevent.sockets.tls import MakeSSLObject, TLSTransport
+    from ngi_gevent.sockets.upgrade import Upgrade
 
 __all__ = ["StreamConnection"]
 
@@ -178,7 +179,7 @@ class StreamConnection(ReceivingConnection):
             raise RuntimeError("the connection has TLS already, or it is being started")
         if self._output.feeder is not None:
             raise RuntimeError("an iterable given to writelines is not exhausted; call drain(below=1) first")
-        from ngi_gevent.sockets.handshake import Upgrade
+        from ngi_gevent.sockets.upgrade import Upgrade
 
         upgrade = self._upgrade = Upgrade(make, timeout)
         if self.is_in_callback():
@@ -223,7 +224,7 @@ class StreamConnection(ReceivingConnection):
         self.handle(HANDSHAKE_BEGUN)
 
     def shake_hands(self) -> None:
-        """Agree with the peer on TLS, if that is to be done, on the greenlet that becomes the connection's.
+        """Shake hands, if that is to be done, on the greenlet that becomes the connection's.
 
         :raises OSError: the handshake failed, or the connection ended.
         """

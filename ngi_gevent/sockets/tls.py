@@ -19,11 +19,15 @@ import ssl
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ngi_gevent.core import logs
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import Piece
 from ngi_gevent.sockets.plain import NO_SIGNAL, RECEIVE_SIZE, PlainTransport, WrapCall
+
+if TYPE_CHECKING:
+    from ngi_gevent.interfaces import Reason
 
 __all__ = ["OWN_LIMIT", "MakeSSLObject", "TLSTransport"]
 
@@ -77,6 +81,10 @@ class TLSTransport:
         self._refuses = False  # whether the handshake has failed
         self._close_sent = False  # whether the close_notify is sent, or must not be
 
+    def send_first(self, data: bytes) -> None:
+        """Send *data* as it is, before the handshake."""
+        self._outgoing.write(data)
+
     def begin_behind(self, received: bytes, unsent: bytes) -> None:
         """Begin on an open connection: with input that was *received*, and behind plaintext that is *unsent*."""
         self._incoming.write(received)
@@ -129,6 +137,16 @@ class TLSTransport:
             raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the connection in the TLS handshake")
         self._incoming.write(data)
         return True
+
+    def answers(self, error: BaseException) -> bool:
+        """Return whether the peer may learn of *error*, with which the handshake failed."""
+        return isinstance(error, ssl.SSLError)
+
+    def log_failure(self, peer: Any, reason: Reason, limit: logs.RateLimit | None) -> None:
+        """Log that the handshake with the client *peer* failed, for *reason*."""
+        logs.connections.info(
+            "connection with %r: the TLS handshake failed: %s", peer, logs.format_reason(reason), limit=limit
+        )
 
     def _refuse(self) -> None:
         """Note that the handshake has failed: the alert is the last message, and input is not decrypted."""

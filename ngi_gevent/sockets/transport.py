@@ -9,13 +9,15 @@ from ngi_gevent.core import logs
 from ngi_gevent.core.address import unix_path
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.connection import HANDSHAKE_TIMEOUT
-from ngi_gevent.sockets.plain import PlainTransport
+from ngi_gevent.sockets.plain import PlainTransport, Transport
 from ngi_gevent.sockets.stream import StreamConnection
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
     from ngi_gevent.core.options import ConnectionOptions
+    from ngi_gevent.interfaces import ProxyNetworks
+    from ngi_gevent.proxy_protocol import TrustedProxies
     from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.tls import MakeSSLObject
 
@@ -41,26 +43,38 @@ MakeConnection: TypeAlias = Callable[..., StreamConnection]
 
 
 def client_factory(
-    host: str, options: ConnectionOptions, ssl_context: SSLContext | None, server_hostname: str | None
+    host: str,
+    options: ConnectionOptions,
+    ssl_context: SSLContext | None,
+    server_hostname: str | None,
+    proxy_header: bytes | None = None,
 ) -> MakeConnection:
     """Return the function that makes connections to *host*.
 
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option cannot be used, or not with the others.
     """
+    make_ssl_object = None
     if ssl_context is not None:
         # Not before: programs that import the package and patch ssl afterwards must not find it in use.
         from ngi_gevent.sockets import contexts
 
         name = host if server_hostname is None else server_hostname
-        return _tls_connections(contexts.for_client(ssl_context, name), options)
-    if server_hostname is not None:
+        make_ssl_object = contexts.for_client(ssl_context, name)
+    elif server_hostname is not None:
         raise ValueError(f"server_hostname is for TLS, and there is no ssl_context; got {server_hostname!r}")
-    return _plain_connections(options)
+    if proxy_header is not None:
+        from ngi_gevent.proxy_protocol import check_header
+
+        check_header(proxy_header)
+    return _connections(options, make_ssl_object, first=proxy_header)
 
 
 def server_factory(
-    options: ConnectionOptions, ssl_context: SSLContext | None, handshake_timeout: float | None
+    options: ConnectionOptions,
+    ssl_context: SSLContext | None,
+    handshake_timeout: float | None,
+    proxy_protocol: ProxyNetworks | None = None,
 ) -> MakeConnection:
     """Return the function that makes connections of accepted sockets.
 
@@ -68,34 +82,60 @@ def server_factory(
     :raises ValueError: an option cannot be used.
     """
     handshake_timeout = as_timeout(handshake_timeout, "handshake_timeout")
+    make_ssl_object = trusted = None
     if ssl_context is not None:
         from ngi_gevent.sockets import contexts
 
-        failures = logs.RateLimit(MOST_FAILED)
-        return _tls_connections(contexts.for_server(ssl_context), options, handshake_timeout, failures)
-    return _plain_connections(options)
+        make_ssl_object = contexts.for_server(ssl_context)
+    if proxy_protocol is not None:
+        # Not before: most programs need neither this nor ``ipaddress``.
+        from ngi_gevent.proxy_protocol import TrustedProxies
+
+        trusted = TrustedProxies(proxy_protocol)
+    return _connections(options, make_ssl_object, trusted, handshake_timeout, logs.RateLimit(MOST_FAILED))
 
 
-def _plain_connections(options: ConnectionOptions) -> MakeConnection:
-    def make_connection(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
-        return StreamConnection(PlainTransport(network, sock), options, *arguments)
-
-    return make_connection
-
-
-def _tls_connections(
-    make: MakeSSLObject,
+def _connections(
     options: ConnectionOptions,
+    make_ssl_object: MakeSSLObject | None,
+    trusted: TrustedProxies | None = None,
     timeout: float | None = None,
     failures: logs.RateLimit | None = None,
+    first: bytes | None = None,
 ) -> MakeConnection:
-    from ngi_gevent.sockets.handshake import Handshake
-    from ngi_gevent.sockets.tls import TLSTransport
+    """Return the function that makes connections.
+
+    :param first: output that goes before anything else, also before TLS.
+    """
+
+    def make_plain(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
+        connection = StreamConnection(PlainTransport(network, sock), options, *arguments)
+        if first is not None:
+            connection.write(first)
+        return connection
+
+    if make_ssl_object is None and trusted is None:
+        return make_plain
+    from ngi_gevent.sockets.handshake import Handshake, Step
+
+    if make_ssl_object is not None:
+        from ngi_gevent.sockets.tls import TLSTransport
+    if trusted is not None:
+        from ngi_gevent.sockets.proxy_header import ProxyHeader
 
     def make_connection(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
-        transport = TLSTransport(PlainTransport(network, sock), make)
+        transport: Transport
+        transport = plain = PlainTransport(network, sock)
+        steps: list[Step] = []
+        if make_ssl_object is not None:
+            transport = tls = TLSTransport(plain, make_ssl_object)
+            steps.append(tls)
+            if first is not None:
+                tls.send_first(first)
         connection = StreamConnection(transport, options, *arguments)
-        connection.shake_hands_first(Handshake(transport, timeout, failures))
+        if trusted is not None:
+            steps.insert(0, ProxyHeader(connection, plain, trusted))
+        connection.shake_hands_first(Handshake(tuple(steps), timeout, failures))
         return connection
 
     return make_connection

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         IServer,
         IUDPHandler,
         KeepAlive,
+        ProxyNetworks,
         UDPListenOptions,
     )
     from ngi_gevent.testing.memory.connection import Connection
@@ -96,8 +97,8 @@ class Implementation:
         each failure, or at each end, is stopped after a thousand times: the outermost call raises
         :class:`~ngi_gevent.NGIError`.
 
-        The options are those for sockets.  They are checked, and two have an effect in memory: *output_limit*, and
-        *local_address*, which is any hashable here.
+        The options are those for sockets.  They are checked, and three have an effect in memory: *output_limit*,
+        *proxy_header*, and *local_address*, which is any hashable here.
 
         :param client_address: the same as *local_address*, under the name that ``listener.connect`` has for it, too.
         """
@@ -114,12 +115,13 @@ class Implementation:
         server_hostname: str | None = None,
         timeout: float | None = None,
         local_address: Hashable = None,
+        proxy_header: bytes | None = None,
         **options: Any,
     ) -> None:
         """Connect *handler* to *listener*, or to the one on *address* when its turn comes."""
         as_timeout(timeout)
         checked = ConnectionOptions.checked(**options)
-        transport.client_factory(HOST, checked, ssl_context, server_hostname)
+        transport.client_factory(HOST, checked, ssl_context, server_hostname, proxy_header)
         check_hashable(local_address)
         check_hashable(client_address)
         self._check_open()
@@ -132,7 +134,7 @@ class Implementation:
             client_address = self._new_address() if local_address is None else local_address
         if not self._turns.running:
             self._failures.clear()
-        begin = partial(self._connect, listener, address, handler, client_address, checked.output_limit)
+        begin = partial(self._connect, listener, address, handler, client_address, checked.output_limit, proxy_header)
         if delay:
             attempt = DelayedAttempt(self._registry, address, begin, partial(self._fail, address, handler, STOPPED))
             self._delayed.append(attempt)
@@ -161,11 +163,13 @@ class Implementation:
         linger_timeout: float | None = LINGER_TIMEOUT,
         ssl_context: SSLContext | None = None,
         handshake_timeout: float | None = None,
+        proxy_protocol: ProxyNetworks | None = None,
     ) -> Listener:
         """Listen on *address*, and pass each new connection to *handler*, a server.
 
-        The options are those of listeners on sockets.  They are checked, and two have an effect in memory:
-        *max_connections*, which is unlimited by default, and *output_limit*.  Nothing is encrypted, and the
+        The options are those of listeners on sockets.  They are checked, and three have an effect in memory:
+        *max_connections*, which is unlimited by default, *output_limit*, and *proxy_protocol*.  With that, all clients
+        are trusted, and one that connects without a *proxy_header* is accepted, too.  Nothing is encrypted, and the
         ``ssl_object`` of connections is None.  No time passes; ``connection.test_close(Timeout(...))`` plays an
         *idle_timeout*.
 
@@ -176,11 +180,18 @@ class Implementation:
         check_server(handler)
         check_listen_options(backlog, max_connections, reuse_port, dual_stack, mode, owner)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
-        transport.server_factory(options, ssl_context, handshake_timeout)
+        transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol)
         with log_refusal(address):
             addresses = self._free_addresses(address, self._listeners)
         listener = Listener(
-            self._listeners, self._connect_to, self._registry, addresses, handler, max_connections, output_limit
+            self._listeners,
+            self._connect_to,
+            self._registry,
+            addresses,
+            handler,
+            max_connections,
+            output_limit,
+            takes_headers=proxy_protocol is not None,
         )
         self._listeners.update(dict.fromkeys(addresses, listener))
         self._registry.add(listener)
@@ -257,14 +268,17 @@ class Implementation:
         handler: IClientConnectHandler,
         client_address: Any,
         output_limit: int,
+        proxy_header: bytes | None,
     ) -> None:
         listener = listener or self._listeners.get(address)
         prepared = self._connectable.get(address)
-        if listener is not None and listener.accept(handler, address, client_address, output_limit):
+        if listener is not None and listener.accept(handler, address, client_address, output_limit, proxy_header):
             return
         if prepared:
             connection = prepared.popleft()
             connection.peer_address = connection.peer.local_address = address
+            if proxy_header is not None:
+                connection.write(proxy_header)
             connection.start(handler.connected, "connected")
             connection._take_turn()
             return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.listening import BaseListener
 from ngi_gevent.errors import ConnectionFailed
+from ngi_gevent.proxy_protocol import source_of
 from ngi_gevent.testing.memory.connection import Connection, unconnected
 from ngi_gevent.testing.memory.printing import PrintingClient
 
@@ -38,6 +39,8 @@ class Listener(BaseListener):
         server: IServer,
         max_connections: int | None,
         output_limit: int,
+        *,
+        takes_headers: bool,
     ) -> None:
         super().__init__(owner, server)
         self.addresses = addresses
@@ -46,6 +49,7 @@ class Listener(BaseListener):
         self._max_connections = max_connections
         self._queue: deque[Connection] = deque()  # server connections to be accepted
         self._output_limit = output_limit
+        self._takes_headers = takes_headers  # of the PROXY protocol
         self._accepting = True
         self._log_opened()
 
@@ -78,7 +82,14 @@ class Listener(BaseListener):
             raise ConnectionFailed(client.failed)
         return client.connection  # type: ignore[no-any-return]
 
-    def accept(self, handler: IClientConnectHandler, address: Any, client_address: Any, output_limit: int) -> bool:
+    def accept(
+        self,
+        handler: IClientConnectHandler,
+        address: Any,
+        client_address: Any,
+        output_limit: int,
+        proxy_header: bytes | None,
+    ) -> bool:
         """Connect *handler* to the server, on *address*, and return whether this listener still accepts.
 
         The client's side is connected at once, as with a kernel, even if the server's side waits to be accepted.
@@ -88,6 +99,10 @@ class Listener(BaseListener):
             turns = self._owner.turns
             server._set_up(turns, self, client, address, client_address, self, self._output_limit)
             client._set_up(turns, self._owner, server, client_address, address, output_limit=output_limit)
+            if proxy_header is not None and self._takes_headers:
+                server.name_client(source_of(proxy_header))
+            elif proxy_header is not None:
+                client.write(proxy_header)
             self._queue.append(server)
             self._accept_queued()
             self._owner.add(client)

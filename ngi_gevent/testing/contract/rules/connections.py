@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from ngi_gevent import ConnectionClosed, adapters
+from ngi_gevent.proxy_protocol import header
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo, Failure, tracebacks
+from ngi_gevent.testing.contract.witness import Witness
 
 # Rule 13: addresses.
 
@@ -40,6 +42,54 @@ def test_the_kernel_tells_who_the_peer_of_a_unix_socket_is(stage):
     client.connection.close()
     stage.until(lambda: served.gone and client.gone)
     assert [connection.peer_credentials for connection in connections] == [here] * 3
+
+
+# The PROXY protocol.
+
+EVERYWHERE = ["0.0.0.0/0", "::/0", "unix"]
+CLIENT, FRONT = ("192.0.2.1", 4711), ("192.0.2.9", 443)
+
+
+def through_proxy(stage, data):
+    """Return the witnesses of a client that sends the PROXY header *data*, and of its server."""
+    listener = stage.listen(Echo, proxy_protocol=EVERYWHERE)
+    client = Witness(stage)
+    stage.implementation.connect(listener.address, client, proxy_header=data)
+    stage.until(lambda: stage.served)
+    return client, stage.served[0]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_behind_a_proxy_the_peer_is_the_client_of_the_proxy(stage, version):
+    client, served = through_proxy(stage, header(CLIENT, FRONT, version=version))
+    connection = served.connection
+    assert (connection.peer_address, connection.local_address) == (CLIENT, stage.listeners[0].address)
+    proxy = connection.proxy_address
+    assert proxy == client.connection.local_address
+    assert adapters.Lines(adapters.Base(connection)).proxy_address == proxy
+    assert client.connection.proxy_address is None
+    client.connection.write(b"hello")
+    stage.until(lambda: client.data == b"HELLO")
+    assert served.data == b"hello"
+    client.connection.close()
+    stage.until(lambda: served.gone)
+    assert (connection.peer_address, connection.proxy_address) == (CLIENT, proxy)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_header_that_names_no_client_leaves_the_address_of_the_proxy(stage, version):
+    client, served = through_proxy(stage, header(None, version=version))
+    assert served.connection.peer_address == served.connection.proxy_address == client.connection.local_address
+
+
+def test_impossible_options_of_the_proxy_protocol_are_refused(stage):
+    for networks, error in ("10.0.0.0/8", TypeError), ([1], TypeError), ([], ValueError), (["10.0.0.1/8"], ValueError):
+        with pytest.raises(error, match="proxy_protocol"):
+            stage.listen(proxy_protocol=networks)
+    listener = stage.listen()
+    for data, error in ("PROXY UNKNOWN\r\n", TypeError), (b"PROXY", ValueError), (b"hello", ValueError):
+        with pytest.raises(error, match="proxy_header"):
+            stage.implementation.connect(listener.address, Witness(stage), proxy_header=data)
 
 
 # The application's own state.
