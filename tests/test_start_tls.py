@@ -11,7 +11,7 @@ import gevent
 import gevent.event
 import pytest
 from certificates import client_context, server_context
-from stages import PATIENCE
+from stages import PATIENCE, Witness
 
 from ngi_gevent import ConnectionClosed, adapters, blocking, testing
 from ngi_gevent.testing.simulation import Simulation
@@ -118,6 +118,33 @@ def test_tls_in_the_same_piece_as_the_command_loses_nothing(tcp):
                 sock.sendall(outgoing.read())
                 incoming.write(sock.recv(100000))
     assert (plain, said) == (b"go ahead", b"welcome\n")
+
+
+def test_a_handler_that_reads_a_proxy_line_itself_starts_tls_behind_it(tcp):
+    """The line and the first message of TLS are one piece."""
+
+    class Proxied:
+        def __init__(self, connection):
+            self.lines = []
+            connection.data = self
+            adapters.Lines(connection).set_handler(self)
+
+        def handle_input(self, connection, line):
+            self.lines.append(line)
+            if len(self.lines) == 1:
+                connection.start_tls(server_context(), server_side=True)
+            connection.write(line + b"\n")
+
+    listener = tcp.listen(Proxied)
+    client = Witness(tcp)
+    options = {"ssl_context": client_context(), "server_hostname": "localhost"}
+    line = b"PROXY TCP4 192.0.2.1 192.0.2.9 4711 443\r\n"
+    tcp.implementation.connect(listener.address, client, proxy_header=line, **options)
+    tcp.until(lambda: client.connection)
+    client.connection.write(b"a secret\n")
+    tcp.until(lambda: client.data == line[:-2] + b"\r\na secret\n")
+    (connection,) = listener.connections()
+    assert connection.data.lines == [line[:-1], b"a secret"]
 
 
 def test_files_do_not_return_plaintext_once_tls_was_asked_for(tcp):
