@@ -16,7 +16,7 @@ from greenlet import greenlet
 from simulated_programs import run_program
 
 #: Programs that the slow part runs.
-PROGRAMS = 200
+PROGRAMS = 80
 
 
 def count_greenlets() -> int:
@@ -52,10 +52,10 @@ def test_a_program_repeats_whatever_is_logged(caplog):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("first", range(0, PROGRAMS, 50))
+@pytest.mark.parametrize("first", range(0, PROGRAMS, 40))
 def test_programs_repeat(first):
     before = count_greenlets()
-    seeds = range(first, first + 50)
+    seeds = range(first, first + 40)
     digests = []
     for seed in seeds:
         digests.append(run_program(seed))

@@ -119,12 +119,12 @@ def test_anything_in_pieces_in_memory(kind, reference, sane, pieces):
 @KINDS
 def test_nearly_right_in_pieces_in_memory(kind, reference, sane):
     ended = 0
-    for seed in range(20_000):
+    for seed in range(5_000):
         pieces = strange(random.Random(seed), sane)
         recorder, _ = come_in_memory(kind, pieces)
         told(recorder, *reference(b"".join(pieces)))
         ended += isinstance(recorder.closed, LimitExceeded)
-    assert 1000 < ended < 19_000  # or it would not have tried both
+    assert 250 < ended < 4_750  # or it would not have tried both
 
 
 @pytest.mark.slow

@@ -44,7 +44,6 @@ from typing import Any
 import pytest
 from gevent.event import Event
 from greenlet import greenlet
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from stages import PATIENCE
@@ -735,5 +734,4 @@ class Lives(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_lives_of_connections(no_socket_left: None) -> None:
-    usual = Lives.TestCase.settings
-    run_state_machine_as_test(Lives, settings=settings(usual, max_examples=3 * usual.max_examples))
+    run_state_machine_as_test(Lives, settings=Lives.TestCase.settings)

@@ -29,8 +29,10 @@ __all__ = ["check_work"]
 WINDOW = 64
 RISES = 4
 
-#: Bytes up to which a conversation is repeated, and the limit for the cost of twice as many; exactly linear is 2.
-REPEATED = 8 * 1024
+#: Bytes up to which a short conversation is repeated, and how often a longer one is.
+REPEATED, TIMES = 4 * 1024, 8
+
+#: The limit for the cost of twice as many bytes; exactly linear is 2.
 RATIO = 2.5
 
 _OWN = os.path.dirname(__file__) + os.sep
@@ -78,7 +80,7 @@ def _check_bytes(server: IServer, conversation: bytes) -> str:
 
 def _check_repeated(server: IServer, conversation: bytes) -> str:
     """Return the problem with a conversation that is repeated, or nothing."""
-    once = conversation * (REPEATED // len(conversation) + 1)
+    once = conversation * max(REPEATED // len(conversation), TIMES)
     try:
         (work,), (twice,) = _work(server, [once]), _work(server, [once * 2])
     except Exception:
