@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import traceback
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngi_gevent import LimitExceeded, adapters, testing
+from ngi_gevent.adapters import delimited
 
 
 def over(make, **options):
@@ -137,6 +139,58 @@ def test_exactly_checks_its_size_and_works_on_what_has_arrived():
     lines.exactly(2)
     connection.test_input(b"\n")
     assert handler.chunks == [b"12", b"3"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (adapters.Lines, {"crlf": True, "max_line": 3}),
+        (adapters.Lines, {"max_line": 4}),
+        (adapters.Delimited, {"delimiter": b"\r\n", "strip": False, "max_size": 3}),
+    ],
+)
+def test_a_record_that_is_too_long_comes_after_the_others_of_its_piece(make, options, size):
+    """Unless the handler asks for its bytes instead."""
+    for asks in False, True:
+        connection, adapter, handler = over(make, **options)
+        if asks:
+            adapter.set_handler(Asking(handler, b"two", 6))
+        feed(connection, b"one\r\ntwo\r\nlonger\r\nsix\r\n", size)
+        stripped = [record.rstrip(b"\r\n") for record in handler.chunks]
+        assert stripped == ([b"one", b"two", b"longer", b"", b"six"] if asks else [b"one", b"two"])
+        assert isinstance(handler.closed, type(None) if asks else LimitExceeded)
+
+
+class Asking:
+    """Records, and asks for as many bytes as *size* after *line*."""
+
+    def __init__(self, recorder, line, size):
+        self.recorder, self.line, self.size = recorder, line, size
+
+    def handle_input(self, connection, data):
+        self.recorder.handle_input(connection, data)
+        if data.startswith(self.line):
+            connection.exactly(self.size)
+
+
+def test_a_record_of_many_costs_no_python_code_in_the_adapter():
+    connection, _, handler = over(adapters.Lines, max_line=100, crlf=True)
+    piece = b"line\r\n" * 5000
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_filename == delimited.__file__
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        connection.test_input(piece)
+    finally:
+        sys.setprofile(before)
+    assert len(handler.chunks) == 5000
+    assert calls < 500
 
 
 # Changing over.

@@ -325,6 +325,9 @@ class Records(Base):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls._is_derived = cls.handle_input is not Records.handle_input
+        if cls._is_derived and cls.pass_on is Base.pass_on:
+            # Not a question in pass_on, since it would cost time for each record.
+            cls.pass_on = cls._pass_to_derived  # type: ignore[method-assign,assignment]
 
     def _below(self) -> Any:
         return Incoming(self)
@@ -340,11 +343,8 @@ class Records(Base):
         else:
             self.cut(connection, data)
 
-    def pass_on(self, record: Any) -> None:
-        if self._is_derived:
-            self.handle_input(self.connection, record)
-        else:
-            self._handler.handle_input(self, record)
+    def _pass_to_derived(self, record: Any) -> None:
+        self.handle_input(self.connection, record)
 
     def cut(self, connection: Any, data: bytes) -> None:
         """Deliver the records that *data* completes."""

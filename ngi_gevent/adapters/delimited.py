@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat, takewhile
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters.base import Records
@@ -59,6 +61,7 @@ class Delimited(Records):
         self._is_plain = strip and not self._crlf
         self._exactly: int | None = None  # bytes of the next record, if the handler has asked for so many
         self._is_delivering = False
+        self._split: Iterator[bytes] = iter(())  # records that were split off, and are not delivered yet
 
     def exactly(self, size: int) -> None:
         """Deliver the next *size* bytes as one record, and go on with delimiters after them.
@@ -75,6 +78,7 @@ class Delimited(Records):
         if size > MAX_SIZE:
             raise ValueError(f"size must be at most {MAX_SIZE}, adapters.MAX_SIZE; got {size}")
         self.check_attached()
+        self._take_back()
         self._exactly = size
         if not self._is_delivering and len(self._begun) >= size:
             self._deliver_begun()
@@ -115,49 +119,65 @@ class Delimited(Records):
         self.check_attached()
         self._piece = data
         self._is_delivering = True
-        self.deliver(self._records())
+        self.deliver(chain.from_iterable(self._batches()))
 
-    def _records(self) -> Iterator[bytes]:
-        # The handler can call exactly or detach at each yield.
+    def _batches(self) -> Iterator[Iterable[bytes]]:
+        """Cut the piece into records, and yield many at a time, so that each costs no Python code here.
+
+        At each record, the handler can call exactly or detach, which take back the records that are left.
+        """
         split_size = SPLIT_SIZE
         while True:
-            if self._exactly is None:
-                yield from self._delimited(split_size)
-                if self._exactly is None:
+            if self._exactly is not None:
+                start, end = self._start, self._start + self._exactly
+                if end > len(self._piece):
                     break
+                self._exactly, self._start = None, end
                 split_size = 0  # since the next record probably announces a size, too
-            start, end = self._start, self._start + self._exactly
-            if end > len(self._piece):
+                yield (self._piece[start:end],)
+                continue
+            records = self._split_off(split_size)
+            if not records:
                 break
-            self._exactly, self._start = None, end
-            yield self._piece[start:end]
+            fitting = records
+            if max(map(len, records)) > self._max_size:
+                fitting = list(takewhile(self._fits, records))
+            self._start += self._size_of(fitting)
+            self._split = iter(fitting)
+            yield self._converted(self._split)
+            if len(fitting) < len(records) and self._exactly is None and self._piece:
+                self._fail()
+                return
         self._begun += memoryview(self._piece)[self._start :]
         self._piece, self._start = b"", 0
         self._is_delivering = False
         if self._exactly is None and len(self._begun) > self._max_size + self._slack:
             self._fail()
 
-    def _delimited(self, split_size: int) -> Iterator[bytes]:
-        """Cut records off the piece, up to its last delimiter, or until the handler asks for something else."""
-        piece, start, width, max_size = self._piece, self._start, self._width, self._max_size
-        crlf, strip = self._crlf, self._strip
-        while True:
-            *records, _ = piece[start : start + split_size].split(self._delimiter)
-            if not records:
-                end = piece.find(self._delimiter, start)
-                if end < 0:
-                    return
-                records = [piece[start:end]]
-            for record in records:
-                self._start = start = start + len(record) + width
-                if crlf:
-                    record = record.removesuffix(b"\r")
-                if len(record) > max_size:
-                    self._fail()
-                    return
-                yield record if strip else record + self._delimiter
-                if self._exactly is not None or self._piece is not piece:
-                    return
+    def _split_off(self, split_size: int) -> list[bytes]:
+        """Return the next records, of *split_size* bytes at most, but one at least if its delimiter has arrived."""
+        start = self._start
+        *records, _ = self._piece[start : start + split_size].split(self._delimiter)
+        if not records and (end := self._piece.find(self._delimiter, start)) >= 0:
+            records = [self._piece[start:end]]
+        return records
+
+    def _fits(self, record: bytes) -> bool:
+        return len(record.removesuffix(b"\r") if self._crlf else record) <= self._max_size
+
+    def _converted(self, records: Iterator[bytes]) -> Iterator[bytes]:
+        """Return *records* as they are delivered."""
+        if self._crlf:
+            return map(bytes.removesuffix, records, repeat(b"\r"))
+        return records if self._strip else map(add, records, repeat(self._delimiter))
+
+    def _size_of(self, records: list[bytes]) -> int:
+        """Return the number of bytes that *records* take, with their delimiters."""
+        return sum(map(len, records)) + len(records) * self._width
+
+    def _take_back(self) -> None:
+        """Make input again of the records that were split off and not delivered."""
+        self._start -= self._size_of(list(self._split))
 
     def detach(self) -> tuple[Any, bytes]:
         self._exactly = None
@@ -166,6 +186,10 @@ class Delimited(Records):
     def take_undelivered(self) -> bytes:
         self._exactly, self._is_delivering = None, False
         return super().take_undelivered()
+
+    def _take_rest(self) -> bytes:
+        self._take_back()
+        return super()._take_rest()
 
     def _fail(self) -> None:
         self._begun.clear()

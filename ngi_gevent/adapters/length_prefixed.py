@@ -98,24 +98,30 @@ class LengthPrefixed(Records):
         return super().take_undelivered()
 
     def _records(self) -> Iterator[bytes]:
-        # The handler can call detach at each yield.
         width, counted, unpack_from = self._length.size, self._counted, self._length.unpack_from
-        while len(self._piece) - self._start >= width:
-            (length,) = unpack_from(self._piece, self._start)
-            start = self._start + width
-            if length == self._heartbeat:
+        heartbeat, max_size = self._heartbeat, self._max_size
+        piece, start = self._piece, 0
+        last = len(piece) - width  # where a length can begin
+        while start <= last:
+            (length,) = unpack_from(piece, start)
+            start += width
+            if length == heartbeat:
                 self._start = start
                 continue
             size = length - counted
-            if size > self._max_size or size < 0:
+            if size > max_size or size < 0:
                 self._fail(size)
                 return
-            if len(self._piece) - start < size:
+            end = start + size
+            if end > len(piece):
                 self._wanted = width + size
                 break
-            self._start = start + size
-            yield self._piece[start : self._start]
-        self._begun += memoryview(self._piece)[self._start :]
+            self._start = end
+            yield piece[start:end]
+            if self._piece is not piece:  # the handler has called detach
+                return
+            start = end
+        self._begun += memoryview(piece)[self._start :]
         self._piece, self._start = b"", 0
 
     def _fail(self, size: int) -> None:

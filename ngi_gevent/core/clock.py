@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gevent.monkey import get_original
 
-__all__ = ["deadline_after", "is_virtual", "left_until", "now", "use"]
+__all__ = ["deadline_after", "is_virtual", "left_until", "now", "of_thread", "use"]
 
 
 _REAL: Callable[[], float] = time.monotonic  # a simulation can replace that of the module
@@ -39,6 +39,11 @@ def left_until(deadline: float | None) -> float | None:
 def is_virtual() -> bool:
     """Return whether this thread has the clock of a simulation."""
     return _here.now is not _REAL
+
+
+def of_thread() -> Callable[[], float]:
+    """Return the function that ``now`` calls on this thread, for the hub that runs on it."""
+    return _here.now
 
 
 def use(clock: Callable[[], float]) -> Callable[[], float]:

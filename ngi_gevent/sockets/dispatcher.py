@@ -69,15 +69,14 @@ class TurnTime:
     A turn in which few are ready takes no time, so it does not ask for the time either.
     """
 
-    __slots__ = ("_asked", "_idle", "batch_size", "ends", "was_short")
-
-    #: Return the time in seconds.
-    now = staticmethod(clock.now)
+    __slots__ = ("_asked", "_idle", "batch_size", "ends", "now", "was_short")
 
     def __init__(self, loop: Any) -> None:
         # Started, it makes the loop poll without waiting.  With a callback in its place, gevent would run many turns
         # before it polls.
         self._idle = loop.idle(ref=False)
+        #: Returns the time in seconds.  Not ``clock.now``, since it is called for each record of an adapter.
+        self.now = clock.of_thread()
         self._asked = 0.0  # when the time was asked for last
         #: When this turn ends; 0 as long as nothing has asked for the time.
         self.ends = 0.0
