@@ -302,18 +302,20 @@ class IConnection(Protocol):
     ) -> None:
         """Go on with TLS, and return after the handshake.
 
-        Blocks the calling greenlet.  What was written before goes first, in plaintext; what is written from now on is
-        encrypted.  Everything that was received and not delivered belongs to TLS, and no handler gets it.  In memory,
-        this checks its arguments and changes nothing.
+        Blocks the calling greenlet or native thread.  Output that was written before goes first, in plaintext.  Output
+        that is written from now on, on any greenlet, is encrypted, and leaves after the handshake.  Input that was
+        received and not delivered belongs to TLS, and no handler gets it.  In a callback, the handshake begins at once;
+        otherwise, it begins when the callback that runs has returned.  In memory, this checks its arguments and changes
+        nothing.
 
         :param ssl_context: an ``ssl.SSLContext``.
         :param server_side: whether this side is TLS's server.
         :param server_hostname: for a client: the name to expect in the certificate of the server.
         :param timeout: seconds for the handshake, 10 by default; None for no limit.
-        :raises ConnectionClosed: the connection has ended, or the handshake failed.  That is also in the log, at level
-            INFO, and ``handle_close`` gets the error.
-        :raises RuntimeError: the connection has TLS already, or an iterable given to ``writelines`` is not exhausted;
-            or the caller is not on the thread of the connection's hub.
+        :raises ConnectionClosed: the connection has ended, or the peer has finished sending, or the handshake failed.
+            A failure is also in the log, at level INFO, and ``handle_close`` gets the error.
+        :raises RuntimeError: the connection has TLS already, or another greenlet has called this; or an iterable given
+            to ``writelines`` is not exhausted; or a ``SansIO`` is on the connection.  Nothing has changed then.
         :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *timeout* is not a number.
         :raises ValueError: the context cannot be used so, *server_hostname* is for clients, or *timeout* is negative.
         """

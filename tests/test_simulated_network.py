@@ -807,6 +807,17 @@ def test_the_trace_has_no_sizes_of_a_tls_handshake():
     assert not any("bytes" in text for text in pair.texts("send", "receive"))
 
 
+def test_the_trace_has_no_sizes_of_a_tls_handshake_behind_plaintext():
+    pair = Pair()
+    client, accepted = pair.streams()
+    client.send(b"STARTTLS")
+    pair.settle()
+    client.send(b"\x16\x03\x01 hello")
+    client.send(b"more")
+    pair.settle()
+    assert ["bytes" in text for text in pair.texts("send")] == [True, False, False]
+
+
 def test_equal_seeds_have_equal_traces():
     def digest(seed):
         pair = Pair(seed, jitter=1, loss=0.1, reorder=0.1)

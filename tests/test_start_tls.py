@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import smtplib
 import socket
@@ -10,10 +11,14 @@ import ssl
 import gevent
 import gevent.event
 import pytest
+import trustme
 from certificates import client_context, server_context
-from stages import PATIENCE, Witness
+from stages import PATIENCE, Witness, in_thread
 
-from ngi_gevent import ConnectionClosed, adapters, blocking, testing
+import ngi_gevent
+from ngi_gevent import ConnectionClosed, Timeout, adapters, blocking, testing
+from ngi_gevent.core.threads import Flag
+from ngi_gevent.testing.contract.rules.common import MUCH
 from ngi_gevent.testing.simulation import Simulation
 
 
@@ -22,9 +27,10 @@ class LineServer:
 
     lines: list[bytes]
 
-    def __init__(self, connection):
+    def __init__(self, connection, context=None):
         self.lines = []
-        self.reason = self.error = None
+        self.reason = None
+        self.context = context or server_context()
         self.ended = gevent.event.Event()
         connection.data = self
         adapters.Lines(connection).set_handler(self)
@@ -33,7 +39,7 @@ class LineServer:
         self.lines.append(line)
         if line == b"STARTTLS":
             connection.write(b"go ahead\n")
-            connection.start_tls(server_context(), server_side=True)
+            connection.start_tls(self.context, server_side=True)
             connection.write(b"welcome\n")
         else:
             connection.write(line + b"\n")
@@ -47,10 +53,6 @@ def secured(sock):
     """TLS on *sock*, once the server has said so in plaintext."""
     assert sock.recv(100) == b"go ahead\n"
     return client_context().wrap_socket(sock, server_hostname="localhost")
-
-
-def in_thread(function, *arguments):
-    return gevent.get_hub().threadpool.apply(function, arguments)
 
 
 def converse(address):
@@ -159,30 +161,371 @@ def test_files_do_not_return_plaintext_once_tls_was_asked_for(tcp):
     output.close()
 
 
-def test_what_cannot_be_is_an_error_at_the_call(stage):
-    client, _ = stage.talk()
-    start_tls = client.connection.start_tls
-    for error, arguments in [
-        (TypeError, {"ssl_context": None}),
-        (ValueError, {"ssl_context": client_context()}),
-        (ValueError, {"ssl_context": client_context(), "server_side": True}),
-        (ValueError, {"ssl_context": server_context(), "server_side": True, "server_hostname": "localhost"}),
-        (ValueError, {"ssl_context": server_context(), "server_side": True, "timeout": -1}),
-    ]:
-        with pytest.raises(error):
-            start_tls(**arguments)
-    client.connection.close()
-    with pytest.raises(ConnectionClosed):
-        start_tls(client_context(), server_hostname="localhost")
-
-
 def test_a_parser_that_may_have_plaintext_is_no_way_to_tls(tcp):
-    client, _ = tcp.talk()
+    """Nothing has changed then: the connection goes on in plaintext."""
+    client, served = tcp.talk()
     adapters.SansIO(client.connection, lambda data: None, lambda: [b"event"]).set_handler(client)
-    with pytest.raises(ConnectionClosed):
+    with pytest.raises(RuntimeError, match="detach"):
         client.connection.start_tls(client_context(), server_hostname="localhost")
-    tcp.until(lambda: client.gone)
-    assert isinstance(client.trace[-1][1], RuntimeError)
+    client.connection.write(b"plaintext")
+    tcp.until(lambda: served.data == b"plaintext")
+
+
+SCRIPT = b"first\nSTARTTLS\nDELETE everything\n"
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["with the command", "after the answer"])
+def test_plaintext_is_not_delivered_wherever_it_is_cut(tcp, begun):
+    """What is cut off arrives with the first part, or once the handshake has begun."""
+    served = []
+    listener = tcp.listen(lambda connection: served.append(LineServer(connection)))
+    command = SCRIPT.index(b"DELETE")
+    for cut in range(command, len(SCRIPT)):
+        with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address[:2]) as sock:
+            sock.sendall(SCRIPT[:cut])
+            while begun and b"go ahead" not in sock.recv(100):
+                pass
+            sock.sendall(SCRIPT[cut:])
+            while sock.recv(100):
+                pass
+            assert served[-1].ended.wait(PATIENCE)
+        assert served[-1].lines == [b"first", b"STARTTLS"]
+        assert isinstance(served[-1].reason, ssl.SSLError)
+
+
+def exactly(connection):
+    adapter = adapters.Delimited(connection, b"\n")
+    adapter.exactly(8)
+    return adapter
+
+
+#: Adapters that keep input, with what they take for a record that begins TLS, and what is behind it in the same piece.
+KEEPING = {
+    "Delimited": (lambda connection: adapters.Delimited(connection, b";"), b"STARTTLS;", b"DELETE;DEL"),
+    "exactly": (exactly, b"STARTTLS", b"DELETE\nDEL"),
+    "Sized": (adapters.Sized, b"\0\0\0\x08STARTTLS", b"\0\0\0\x06DELETE\0\0\0"),
+    "Text": (lambda connection: adapters.Text(adapters.Lines(connection)), b"STARTTLS\n", b"DELETE\nDEL\xc3"),
+    "Base": (lambda connection: adapters.Base(adapters.Lines(connection)), b"STARTTLS\n", b"DELETE\nDEL"),
+    "twice": (
+        lambda connection: adapters.Sized(adapters.Sized(connection)),
+        b"\0\0\0\x0c\0\0\0\x08STARTTLS",
+        b"\0\0\0\0\0\0\0\0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("from_greenlet", [False, True], ids=["callback", "greenlet"])
+def test_no_adapter_keeps_plaintext(tcp, name, from_greenlet):
+    adapt, command, behind = KEEPING[name]
+
+    class Server(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            adapt(connection).set_handler(self)
+
+        def handle_input(self, connection, data):
+            self.trace.append(data)
+            if from_greenlet:
+                gevent.spawn(start_tls, connection)
+                gevent.sleep(0)
+            else:
+                start_tls(connection)
+
+    def start_tls(connection):
+        with contextlib.suppress(ConnectionClosed):
+            connection.start_tls(server_context(), server_side=True)
+
+    listener = tcp.listen(Server)
+    with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address[:2]) as sock:
+        sock.sendall(command + behind)
+        while sock.recv(100):
+            pass
+    tcp.until(lambda: tcp.served[0].closed)
+    assert [data if isinstance(data, str) else data.decode() for data in tcp.served[0].trace[:-1]] == ["STARTTLS"]
+    assert isinstance(tcp.served[0].closed, ssl.SSLError)
+
+
+class RawServer:
+    """A server of a client of *stage*, which shakes hands when the test says so, and keeps what it received."""
+
+    def __init__(self, stage, witness=Witness):
+        with gevent.socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+            self.client = witness(stage)
+            stage.implementation.connect(listening.getsockname(), self.client)
+            self.socket = listening.accept()[0]
+        self.socket.settimeout(PATIENCE)
+        stage.until(lambda: self.client.connection)
+        stage.connections.append(self.client.connection)
+        self.received = b""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = server_context().wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def receive(self):
+        data = self.socket.recv(65536)
+        self.received += data
+        self._incoming.write(data) if data else self._incoming.write_eof()
+
+    def do(self, operation, *arguments):
+        while True:
+            try:
+                return operation(*arguments)
+            except ssl.SSLWantReadError:
+                self.flush()
+                self.receive()
+            finally:
+                self.flush()
+
+    def flush(self):
+        if self._outgoing.pending:
+            self.socket.sendall(self._outgoing.read())
+
+    def read(self, size):
+        data = b""
+        while len(data) < size and (piece := self.do(self.tls.read, size)):
+            data += piece
+        return data
+
+    def start_client(self):
+        """Let the client start TLS, on a greenlet of its own."""
+        starting = gevent.spawn(
+            raised_by, self.client.connection.start_tls, client_context(), server_hostname="localhost"
+        )
+        gevent.sleep(0)
+        return starting
+
+
+def raised_by(function, *arguments, **options):
+    """Return the exception that *function* raises, or None."""
+    try:
+        function(*arguments, **options)
+    except BaseException as error:
+        return error
+    return None
+
+
+def test_what_another_greenlet_writes_meanwhile_is_encrypted(tcp):
+    """Also before the handshake can begin, since a callback runs."""
+    entered, leave = Flag(), Flag()
+
+    class Busy(Witness):
+        def handle_input(self, connection, data):
+            entered.set()
+            leave.wait(PATIENCE)
+            connection.write(b"of the callback, ")
+
+    with RawServer(tcp, Busy) as server:
+        connection = server.client.connection
+        server.socket.sendall(b"go ahead\n")
+        assert entered.wait(PATIENCE)
+        connection.write(b"plaintext ")
+        starting = server.start_client()
+        connection.write(b"of another greenlet, ")
+        connection.writelines([b"of an ", b"iterable, "])
+        in_thread(connection.write, b"of a thread, ")
+        leave.set()
+        while not server.received.startswith(b"plaintext "):
+            server.received += server.socket.recv(1)
+        server.received = b""
+        expected = b"of another greenlet, of an iterable, of a thread, of the callback, and after"
+        server.do(server.tls.do_handshake)
+        assert starting.get(timeout=PATIENCE) is None
+        connection.write(b"and after")
+        assert server.read(len(expected)) == expected
+        assert b"greenlet" not in server.received
+        connection.close()
+
+
+def test_a_lot_of_plaintext_goes_first(tcp):
+    with RawServer(tcp) as server:
+        server.client.connection.write(b"x" * MUCH)
+        starting = server.start_client()
+        server.client.connection.write(b"secret")
+        left = MUCH
+        while left:
+            left -= len(piece := server.socket.recv(min(left, 65536)))
+            assert piece.count(b"x") == len(piece) > 0
+        server.do(server.tls.do_handshake)
+        assert starting.get(timeout=PATIENCE) is None
+        assert server.read(6) == b"secret"
+
+
+def test_output_behind_an_iterable_is_not_encrypted_by_mistake(tcp):
+    """The iterable is exhausted, and its output waits for the peer."""
+    with RawServer(tcp) as server:
+        connection = server.client.connection
+        connection.writelines([b"y"])
+        connection.write(b"x" * MUCH)
+        connection.write(b"z")
+        with gevent.Timeout(PATIENCE):
+            while connection.output_pending >= MUCH:
+                gevent.sleep(0)
+        with pytest.raises(RuntimeError, match="drain"):
+            connection.start_tls(client_context(), server_hostname="localhost")
+        left = MUCH + 2
+        while left:
+            left -= len(server.socket.recv(min(left, 65536)))
+        connection.drain(PATIENCE, below=1)
+        starting = server.start_client()
+        server.do(server.tls.do_handshake)
+        assert starting.get(timeout=PATIENCE) is None
+
+
+def test_twice_at_once_is_an_error_of_the_second(tcp):
+    with RawServer(tcp) as server:
+        starting = server.start_client()
+        assert isinstance(
+            raised_by(server.client.connection.start_tls, server_context(), server_side=True), RuntimeError
+        )
+        server.do(server.tls.do_handshake)
+        assert starting.get(timeout=PATIENCE) is None
+
+
+@pytest.mark.parametrize("end", ["write_eof", "close"])
+def test_output_ends_after_the_handshake(tcp, end):
+    with RawServer(tcp) as server:
+        starting = server.start_client()
+        server.client.connection.write(b"all")
+        getattr(server.client.connection, end)()
+        assert isinstance(raised_by(server.client.connection.write, b"more"), ConnectionClosed)
+        server.do(server.tls.do_handshake)
+        assert (server.read(3), server.read(1)) == (b"all", b"")
+        if end == "write_eof":
+            assert starting.get(timeout=PATIENCE) is None
+            server.do(server.tls.write, b"an answer")
+            tcp.until(lambda: server.client.data == b"an answer")
+        else:
+            assert isinstance(starting.get(timeout=PATIENCE), ConnectionClosed)
+
+
+def test_output_ends_after_the_handshake_also_without_any(tcp):
+    with RawServer(tcp) as server:
+        starting = server.start_client()
+        server.client.connection.write_eof()
+        server.do(server.tls.do_handshake)
+        assert starting.get(timeout=PATIENCE) is None
+        assert server.read(1) == b""
+
+
+@pytest.mark.parametrize("how", ["own", "of the application"])
+def test_a_handshake_that_takes_too_long(tcp, caplog, how):
+    caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
+    raised = []
+
+    class Client(Witness):
+        def handle_input(self, connection, data):
+            options = {"timeout": 0.01} if how == "own" else {}
+            with gevent.Timeout(None if options else 0.01, False):
+                raised.append(raised_by(connection.start_tls, client_context(), server_hostname="localhost", **options))
+
+    with RawServer(tcp, Client) as server:
+        server.socket.sendall(b"go ahead\n")
+        tcp.until(lambda: server.client.closed)
+        assert isinstance(raised[0], ConnectionClosed if how == "own" else gevent.Timeout)
+        assert isinstance(server.client.closed, Timeout if how == "own" else gevent.Timeout)
+        assert ["TLS handshake failed" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_server_that_is_not_trusted_gets_nothing(tcp):
+    with RawServer(tcp) as server:
+        starting = gevent.spawn(
+            raised_by, server.client.connection.start_tls, ssl.create_default_context(), server_hostname="localhost"
+        )
+        gevent.sleep(0)
+        server.client.connection.write(b"secret")
+        with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
+            server.read(1)
+        error = starting.get(timeout=PATIENCE)
+        assert isinstance(error, ConnectionClosed)
+        assert isinstance(error.reason, ssl.SSLCertVerificationError)
+        tcp.until(lambda: isinstance(server.client.closed, ssl.SSLCertVerificationError))
+
+
+def test_a_function_with_files_starts_tls(tcp):
+    """On the server's side, in the function's greenlet, and on the client's, with files too."""
+
+    @blocking.server
+    def serve(input, output):
+        assert input.readline() == b"STARTTLS\n"
+        output.write(b"go ahead\n")
+        output.connection.start_tls(server_context(), server_side=True)
+        output.write(b"over TLS: " + input.readline())
+
+    listener = tcp.listen(serve)
+    output, input = blocking.open(listener.address, tcp.implementation.connect)
+    output.write(b"STARTTLS\n")
+    assert input.readline(timeout=PATIENCE) == b"go ahead\n"
+    input.connection.start_tls(client_context(), server_hostname="localhost")
+    output.write(b"hello\n")
+    assert input.read(timeout=PATIENCE) == b"over TLS: hello\n"
+    assert input.connection.ssl_object.version()
+    output.close()
+
+
+def test_no_reader_gets_plaintext_once_tls_was_asked_for(tcp):
+    with RawServer(tcp) as server:
+        output, input = blocking.open(server.client.connection)
+        server.socket.sendall(b"go ahead\n250 injected\n")
+        assert input.readline(timeout=PATIENCE) == b"go ahead\n"
+        starting = server.start_client()
+        with pytest.raises(ssl.SSLError):
+            input.readline(timeout=PATIENCE)
+        assert isinstance(starting.get(timeout=PATIENCE), ConnectionClosed)
+        output.close()
+
+
+def test_a_thread_that_has_no_hub_starts_tls(tmp_path):
+    with ngi_gevent.Threaded() as server, ngi_gevent.Threaded() as client:
+        listener = server.listener(("127.0.0.1", 0), LineServer)
+
+        def talk():
+            output, input = blocking.open(listener.address, client.connect, timeout=PATIENCE)
+            output.write(b"STARTTLS\n")
+            said = input.readline(timeout=PATIENCE)
+            output.connection.start_tls(client_context(), server_hostname="localhost")
+            output.write(b"a secret\n")
+            said += input.readline(timeout=PATIENCE) + input.readline(timeout=PATIENCE)
+            again = raised_by(output.connection.start_tls, client_context(), server_hostname="localhost")
+            output.close()
+            return said, again, output.connection.ssl_object.version()
+
+        said, again, version = in_thread(talk)
+        assert said == b"go ahead\nwelcome\na secret\n"
+        assert isinstance(again, RuntimeError)
+        assert version
+        connection = blocking.connect(listener.address, client.connect, timeout=PATIENCE)
+        listener.close()
+    error = raised_by(connection.start_tls, client_context(), server_hostname="localhost")
+    assert isinstance(error, ConnectionClosed)
+
+
+def test_equal_seeds_have_equal_traces():
+    authority = trustme.CA(key_type=trustme.KeyType.RSA)  # the signatures of others have different lengths
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert("localhost", key_type=trustme.KeyType.RSA).configure_cert(server)
+    authority.configure_trust(client)
+
+    def digest(seed):
+        with Simulation(seed) as simulation:
+            simulation.host("server").listener(("server", 25), lambda connection: LineServer(connection, server))
+            simulation.host("client").connect(("server", 25), recorder := testing.Recorder())
+            connection = recorder.wait_connected()
+            connection.write(b"STARTTLS\n")
+            recorder.expect(b"go ahead\n")
+            connection.start_tls(client, server_hostname="localhost")
+            recorder.expect(b"welcome\n")
+            connection.close()
+        return simulation.digest
+
+    assert [digest(seed) for seed in range(5)] == [digest(seed) for seed in range(5)]
 
 
 class MailServer:

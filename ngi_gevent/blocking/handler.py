@@ -234,6 +234,11 @@ class File:
         """Whether this file was closed.  The end of the connection does not close it."""
         return self._closed
 
+    @property
+    def connection(self) -> Any:
+        """The connection that the file belongs to, for its ``peer_address``, ``start_tls`` and the like."""
+        return self._handler.connection
+
     def seekable(self) -> bool:
         """Return False: neither file can go back."""
         return False

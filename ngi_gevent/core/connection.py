@@ -19,6 +19,7 @@ from ngi_gevent.core.lifecycle import (
     CLOSE,
     CLOSED,
     CLOSING,
+    END_OF_INPUT,
     FAIL,
     HALF_CLOSED,
     OPEN,
@@ -33,24 +34,18 @@ from ngi_gevent.interfaces import IConnection, documented_by
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, IConnectionHandler, IListener, Reason
 
-__all__ = ["HANDSHAKE_TIMEOUT", "BaseConnection", "unsent_size_of"]
+__all__ = ["HANDSHAKE_TIMEOUT", "BaseConnection"]
 
 #: Seconds for a TLS handshake.  It takes two round trips, so this is plenty for a slow line that loses packets, and so
 #: little that clients that connect and send nothing do not pile up.
 HANDSHAKE_TIMEOUT = 10.0
 
 
-def unsent_size_of(items: Iterable[Any]) -> int | None:
-    """Return how many bytes of output the peers of all *items* have not taken; None if no connection is left."""
-    sizes = [size for item in items if (size := item.unsent_size()) is not None]
-    return sum(sizes) if sizes else None
-
-
 @documented_by(IConnection)
 class BaseConnection(Callbacks):
     """A connection, as the application uses it.  See ``IConnection`` for the contract."""
 
-    __slots__ = ("_blocks", "_output", "control", "data", "local_address")
+    __slots__ = ("_blocks", "_output", "_upgrade", "control", "data", "local_address")
 
     def __init__(
         self,
@@ -65,6 +60,7 @@ class BaseConnection(Callbacks):
         self.data: Any = None
         self.local_address = local_address
         self._output = output
+        self._upgrade: Any = None  # to TLS, once start_tls was called
         self._blocks: tuple[WhileOpen, ...] = ()  # to interrupt when the connection ends
 
     def __bool__(self) -> bool:
@@ -96,10 +92,15 @@ class BaseConnection(Callbacks):
         timeout: float | None = HANDSHAKE_TIMEOUT,
     ) -> None:
         make = self._tls_maker(ssl_context, server_side, server_hostname)
-        timeout = as_timeout(timeout)
+        self._start_tls(make, as_timeout(timeout))
+
+    def _check_start_tls(self) -> None:
         if not self._lifecycle.takes_output() or self.input_ended:
-            raise self.closed_error()
-        self._start_tls(make, timeout)
+            raise self.closed_error(END_OF_INPUT if self.input_ended else None)
+        if self.ssl_object is not None or self._upgrade is not None:
+            raise RuntimeError("the connection has TLS already, or start_tls was called before")
+        if self._output.has_iterables():
+            raise RuntimeError("an iterable given to writelines is not exhausted; call drain(below=1) first")
 
     def set_handler(self, handler: IConnectionHandler) -> None:
         check_handler(handler)
@@ -336,7 +337,8 @@ class BaseConnection(Callbacks):
         raise NotImplementedError
 
     def _start_tls(self, make: Any, timeout: float | None) -> None:
-        """Shake hands with the TLS object that *make* makes, for *timeout* seconds; in memory, do nothing."""
+        """Shake hands with the TLS object that *make* makes, for *timeout* seconds."""
+        raise NotImplementedError
 
     def _is_elsewhere(self) -> bool:
         """Return whether the caller is on another native thread than the connection's."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.checks import as_timeout, check_count, check_file_options, check_flag, check_max_connections
-from ngi_gevent.core.connection import BaseConnection, unsent_size_of
+from ngi_gevent.core.connection import BaseConnection
+from ngi_gevent.core.output import unsent_size_of
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
 

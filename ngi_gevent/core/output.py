@@ -5,7 +5,7 @@ This is pure: ``flush`` is given the calls that send.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ngi_gevent.core.checks import as_bytes, as_iterator, close_iterator
@@ -13,7 +13,7 @@ from ngi_gevent.core.checks import as_bytes, as_iterator, close_iterator
 if TYPE_CHECKING:
     from ngi_gevent.core.threads import Flag
 
-__all__ = ["HIGH_WATER", "LOW_WATER", "OUTPUT_LIMIT", "Lines", "OutputQueue", "Piece"]
+__all__ = ["HIGH_WATER", "LOW_WATER", "OUTPUT_LIMIT", "Lines", "OutputQueue", "Piece", "unsent_size_of"]
 
 Piece: TypeAlias = "bytes | memoryview"
 
@@ -86,6 +86,12 @@ def _size(data: object) -> int:
     return len(data) if isinstance(data, (bytes, bytearray)) else 0
 
 
+def unsent_size_of(items: Iterable[Any]) -> int | None:
+    """Return how many bytes of output the peers of all *items* have not taken; None if no connection is left."""
+    sizes = [size for item in items if (size := item.unsent_size()) is not None]
+    return sum(sizes) if sizes else None
+
+
 class OutputQueue:
     """The pending output of one connection."""
 
@@ -134,6 +140,10 @@ class OutputQueue:
         """Count *lines*."""
         self.size += lines.size
         self.iterables += 1
+
+    def has_iterables(self) -> bool:
+        """Return whether output comes from iterables, or waits behind them."""
+        return self.iterables > 0
 
     def remove_lines(self, lines: Lines) -> None:
         """Do not count *lines* any more: they are exhausted, or have failed."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.connection import BaseConnection, unsent_size_of
+from ngi_gevent.core.connection import BaseConnection
+from ngi_gevent.core.output import unsent_size_of
 from ngi_gevent.errors import ImplementationClosed
 
 __all__ = ["OnError", "Registry", "log_error"]

@@ -13,6 +13,7 @@ from gevent import Timeout
 
 from ngi_gevent.core import clock, logs
 from ngi_gevent.core.lifecycle import HANDSHAKE_DONE, HANDSHAKE_FAILED, LOSE, STOPPED, Lifecycle
+from ngi_gevent.errors import Timeout as TimedOut
 from ngi_gevent.sockets.plain import RECEIVE_SIZE
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Handshake:
     :param failures: the rate limit of log entries for failed handshakes with clients.
     """
 
-    __slots__ = ("_extension", "_failures", "_step", "_steps", "_timeout")
+    __slots__ = ("_extension", "_failures", "_limit", "_step", "_steps", "_timeout")
 
     def __init__(
         self, steps: tuple[Step, ...], timeout: float | None = None, failures: logs.RateLimit | None = None
@@ -92,6 +93,7 @@ class Handshake:
         self._step = steps[0]
         self._timeout = timeout
         self._failures = failures
+        self._limit: Timeout | None = None  # of a handshake in a callback, where the application can have its own
         self._extension: Timeout | None = None
 
     def with_client(self, connection: ShakingHands, begin: Callable[[Any], object]) -> object:
@@ -114,12 +116,16 @@ class Handshake:
     def on_open(self, connection: ShakingHands) -> None:
         """Shake hands on a connection that is open already.  Blocks the greenlet.
 
-        :raises OSError: the handshake failed, or the connection ended.
-        :raises Timeout: it was not done in time.
+        :raises OSError: the handshake failed, or was not done in time, or the connection ended.
         """
+        self._limit = Timeout(self._timeout)
         try:
-            with Timeout(self._timeout):
+            with self._limit:
                 self._take_steps(connection)
+        except Timeout as timeout:
+            if timeout is self._limit or timeout is self._extension:
+                raise TimedOut(f"it was not done after {self._timeout} seconds") from None
+            raise
         finally:
             if self._extension is not None:
                 self._extension.close()
@@ -172,7 +178,8 @@ class Handshake:
         """
         if not connection.is_live():  # it was stopped in the same turn
             raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED) from None
-        if self._extension is not None or not (stalled or self._step.has_input()):
+        is_own = self._limit is None or timeout is self._limit
+        if not is_own or self._extension is not None or not (stalled or self._step.has_input()):
             raise timeout
         self._extension = Timeout.start_new(timeout.seconds or 0.0)
 

@@ -43,6 +43,9 @@ class Sending(Lingering, Protocol):
     def iterator_raised(self, error: BaseException) -> None:
         """Report *error* to the handler, in its turn."""
 
+    def is_shaking_hands(self) -> bool:
+        """Return whether TLS begins on the open connection."""
+
 
 class Sender(OutputQueue):
     """The output of one connection, on the thread of its hub."""
@@ -241,6 +244,9 @@ class Sender(OutputQueue):
         """Report *error* of an iterable to the handler, in its turn."""
         self._connection.iterator_raised(error)
 
+    def has_iterables(self) -> bool:
+        return self.feeder is not None
+
     def is_pulling(self) -> bool:
         """Return whether an iterable takes its time."""
         return self.feeder is not None and not self.feeder.is_waiting
@@ -280,6 +286,8 @@ class Sender(OutputQueue):
         lifecycle = self._connection._lifecycle
         if lifecycle.output_is_over or lifecycle.state in (BROKEN, CLOSED):
             return
+        if lifecycle.state is HALF_CLOSED and self._connection.is_shaking_hands():
+            return  # TLS could not begin
         if self._transport.make_last_words():
             self.pieces.append(b"")
             self.send_pending()  # which comes back here once that is sent

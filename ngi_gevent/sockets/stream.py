@@ -32,10 +32,11 @@ from ngi_gevent.core.lifecycle import (
     STOPPED,
 )
 from ngi_gevent.core.output import HIGH_WATER, OutputQueue
+from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IConnection, documented_by
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.idle import IdleTimer
-from ngi_gevent.sockets.plain import RECEIVE_SIZE, PlainTransport, Transport
+from ngi_gevent.sockets.plain import RECEIVE_SIZE, Transport
 from ngi_gevent.sockets.receiving import ReceivingConnection
 from ngi_gevent.sockets.sender import Sender
 
@@ -58,7 +59,9 @@ SENT_AT_ONCE = 16 * 1024
 class StreamConnection(ReceivingConnection):
     """A connection on a gevent socket.  Everything in it runs on the thread of its hub."""
 
-    __slots__ = ("_handshake", "_upgrade")
+    __slots__ = ("_handshake",)
+
+    _upgrade: Upgrade | None
 
     def __init__(
         self,
@@ -72,7 +75,6 @@ class StreamConnection(ReceivingConnection):
         output = Sender(self, transport, dispatcher, options)
         super().__init__(dispatcher, transport, owner, control, transport.getsockname(), peer_address, output)
         self._handshake: Handshake | None = None  # until it is done
-        self._upgrade: Upgrade | None = None  # to TLS, once it was asked for
         if options.idle_timeout is not None:
             timer = IdleTimer(dispatcher.loop, options.idle_timeout, self, output, transport)
             self.when_closed(timer.close)
@@ -173,17 +175,25 @@ class StreamConnection(ReceivingConnection):
         return contexts.for_side(ssl_context, server_side, server_hostname)
 
     def _start_tls(self, make: MakeSSLObject, timeout: float | None) -> None:
+        mailbox = self._dispatcher.mailbox
         if self._is_elsewhere():
-            raise RuntimeError("start_tls works on the thread of the connection's hub, and this is another thread")
-        if self.ssl_object is not None or self._upgrade is not None:
-            raise RuntimeError("the connection has TLS already, or it is being started")
-        if self._output.feeder is not None:
-            raise RuntimeError("an iterable given to writelines is not exhausted; call drain(below=1) first")
+            try:
+                mailbox.call(self._start_tls, make, timeout)
+            except ImplementationClosed:
+                self._hub_gone()
+                raise self.closed_error() from None
+            return
+        if self._calls:
+            mailbox.make_calls()  # what other threads have written before is plaintext
+        self._check_start_tls()
         from ngi_gevent.sockets.upgrade import Upgrade
 
-        upgrade = self._upgrade = Upgrade(make, timeout)
+        upgrade = Upgrade(self, self._transport, make, timeout)  # type: ignore[arg-type]
+        self._upgrade = upgrade
+        self._transport = upgrade.transport
+        self._has_new_transport = self._events_pending = True
         if self.is_in_callback():
-            upgrade.run(self)
+            upgrade.shake_hands(self)
         else:
             self.when_closed(upgrade.done.set)
             self.wake()
@@ -194,27 +204,40 @@ class StreamConnection(ReceivingConnection):
             raise self.closed_error(upgrade.error)
 
     def _run_upgrade(self) -> None:
-        if self.is_to_start_tls():
-            self._upgrade.run(self)  # type: ignore[union-attr]
+        if self._upgrade is not None and not self._upgrade.has_begun:
+            self._upgrade.shake_hands(self)
+
+    def is_shaking_hands(self) -> bool:
+        """Return whether TLS begins on the open connection."""
+        return self._upgrade is not None and not self._upgrade.done.is_set()
 
     def is_to_start_tls(self) -> bool:
         return self._upgrade is not None and not self._upgrade.has_begun
 
     def take_undelivered(self) -> bytes:
-        """Remove everything that was received and not delivered, and return it."""
-        undelivered = take_undelivered_of(self._handler)
+        """Remove the input that adapters or files have and have not delivered, and return it.
+
+        :raises RuntimeError: an adapter cannot return it.
+        """
+        return take_undelivered_of(self._handler)
+
+    def send_with(self, transport: TLSTransport) -> bytes:
+        """Send with *transport* from now on.  Return the plaintext that is left, which goes first."""
+        return self._output.change_transport(transport)
+
+    def send_and_drop(self) -> None:
+        """Send what the kernel takes now, such as an alert of TLS, and drop the rest."""
+        self._output.send_now()
+        self._output.drop()
+
+    def handshake_is_over(self) -> None:
+        """End the output, if the application has asked for that meanwhile."""
+        if self._lifecycle.state is HALF_CLOSED:
+            self._output.finish()
+
+    def drop_records(self) -> None:
+        """Drop the records that adapters have and have not delivered."""
         self._close_records()
-        return undelivered
-
-    def plain_transport(self) -> PlainTransport:
-        """Return the transport below TLS, before it begins."""
-        return self._transport  # type: ignore[return-value]
-
-    def change_transport(self, transport: TLSTransport) -> None:
-        """Receive and send with *transport* from now on."""
-        transport.begin_behind(self.take_undelivered(), self._output.change_transport(transport))
-        self._transport = transport
-        self._has_new_transport = self._events_pending = True
 
     # The handshake.
 
@@ -294,7 +317,7 @@ class StreamConnection(ReceivingConnection):
         if not self._lifecycle.owes_reason():
             self._handler = None
         self.resume = _is_gone
-        self._lifecycle.output_error = None
+        self._lifecycle.output_error = self._upgrade = None
         is_dropped = self._output.is_dropped
         self._output = OutputQueue(self._output.limit)  # type: ignore[assignment]
         self._output.is_dropped = is_dropped

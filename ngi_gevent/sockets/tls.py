@@ -85,9 +85,12 @@ class TLSTransport:
         """Send *data* as it is, before the handshake."""
         self._outgoing.write(data)
 
-    def begin_behind(self, received: bytes, unsent: bytes) -> None:
-        """Begin on an open connection: with input that was *received*, and behind plaintext that is *unsent*."""
+    def feed(self, received: bytes) -> None:
+        """Take input that was *received* on an open connection before TLS began."""
         self._incoming.write(received)
+
+    def begin_behind(self, unsent: bytes) -> None:
+        """Send *unsent*, which an open connection has pending, as it is, before anything that is encrypted."""
         self._ciphertext, self._encrypted = unsent, len(unsent)
 
     @property
@@ -255,7 +258,7 @@ class TLSTransport:
 
     def _encrypted_next(self, data: Piece, start: int) -> bytes:
         """Return some of *data*, from *start* on, encrypted, behind messages of TLS itself."""
-        view = memoryview(data)[start : start + ENCRYPT_SIZE]
+        view = memoryview(data)[start : start + (0 if self._refuses else ENCRYPT_SIZE)]
         done = 0
         try:
             while done < len(view):

@@ -5,59 +5,99 @@ This module is imported when a context is given, and not before.
 
 from __future__ import annotations
 
-import ssl
-from typing import Any
+import logging
+from typing import Protocol
 
-from gevent import Timeout
-
-from ngi_gevent.core import logs
 from ngi_gevent.core.lifecycle import FAIL, LOSE
 from ngi_gevent.core.threads import Flag
-from ngi_gevent.errors import Timeout as TimedOut
-from ngi_gevent.sockets.handshake import Handshake
+from ngi_gevent.sockets.handshake import Handshake, ShakingHands
+from ngi_gevent.sockets.plain import PlainTransport
 from ngi_gevent.sockets.tls import MakeSSLObject, TLSTransport
 
 __all__ = ["Upgrade"]
 
 
+class Upgrading(ShakingHands, Protocol):
+    """What a change to TLS asks of its connection, too."""
+
+    def take_undelivered(self) -> bytes:
+        """Remove the input that adapters or files have and have not delivered, and return it.  Raises RuntimeError."""
+
+    def send_with(self, transport: TLSTransport) -> bytes:
+        """Send with *transport* from now on.  Return the plaintext that is left, which goes first."""
+
+    def drop_records(self) -> None:
+        """Drop the records that adapters have and have not delivered."""
+
+    def handshake_is_over(self) -> None:
+        """End the output, if the application has asked for that meanwhile."""
+
+    def send_and_drop(self) -> None:
+        """Send what the kernel takes now, such as an alert of TLS, and drop the rest."""
+
+    def _log_end(self, level: int | None = None) -> None:
+        """Log why the connection is no longer open."""
+
+    def delivers_input(self) -> bool:
+        """Return whether this side has not ended the connection, nor learned of an end."""
+
+
 class Upgrade:
-    """One change to TLS, which any greenlet of the hub can wait for."""
+    """One change to TLS, which any greenlet of the hub can wait for.
 
-    __slots__ = ("_make", "_timeout", "done", "error", "has_begun")
+    It changes the output of *connection* at once, so that nothing that is written from now on is plaintext.
 
-    def __init__(self, make: MakeSSLObject, timeout: float | None) -> None:
-        self._make = make
+    :param plain: the transport of the connection.
+    :param timeout: seconds for the handshake; None for no limit.
+    :raises RuntimeError: an adapter does not return its input.  Then nothing has changed.
+    """
+
+    __slots__ = ("_timeout", "done", "error", "has_begun", "transport")
+
+    def __init__(
+        self, connection: Upgrading, plain: PlainTransport, make: MakeSSLObject, timeout: float | None
+    ) -> None:
         self._timeout = timeout
-        #: Whether no plaintext is received any more.
+        received = connection.take_undelivered()
+        #: The transport of the connection from now on.
+        self.transport = TLSTransport(plain, make)
+        self.transport.feed(received)
+        self.transport.begin_behind(connection.send_with(self.transport))
+        #: Whether the connection's greenlet shakes hands, or has.
         self.has_begun = False
         #: Set when the handshake is over, however it ended.
         self.done = Flag()
         #: Why it failed.
         self.error: BaseException | None = None
 
-    def run(self, connection: Any) -> None:
-        """Change the transport of *connection*, and shake hands.  Blocks the connection's greenlet.
+    def shake_hands(self, connection: Upgrading) -> None:
+        """Shake hands.  Blocks the connection's greenlet.
 
         A failure is logged, and ends the connection.
         """
         self.has_begun = True
-        transport = TLSTransport(connection.plain_transport(), self._make)
-        connection.change_transport(transport)
         try:
-            Handshake((transport,), self._timeout).on_open(connection)
-        except Timeout:
-            self._failed(connection, TimedOut(f"the TLS handshake was not done after {self._timeout} seconds"))
-        except OSError as error:
+            connection.drop_records()
+            self.transport.feed(connection.take_undelivered())
+            if connection.delivers_input():
+                Handshake((self.transport,), self._timeout).on_open(connection)
+        except BaseException as error:
             self._failed(connection, error)
+            if not isinstance(error, OSError):
+                raise
         finally:
             self.done.set()
+            connection.handshake_is_over()
 
-    def _failed(self, connection: Any, error: OSError | TimedOut) -> None:
+    def _failed(self, connection: Upgrading, error: BaseException) -> None:
         self.error = error
         if not connection.delivers_input():
             return  # it was ended meanwhile
-        logs.connections.info(
-            "connection with %r: the TLS handshake failed: %s", connection.peer_address, logs.format_reason(error)
-        )
+        self.transport.log_failure(connection.peer_address, error, None)
         # After an error of TLS, the peer may learn why.
-        connection.handle(FAIL if isinstance(error, ssl.SSLError) else LOSE, error)
+        if self.transport.answers(error):
+            connection.send_and_drop()
+            connection.handle(FAIL, error)
+        else:
+            connection.handle(LOSE, error)
+        connection._log_end(logging.DEBUG)  # since that was logged

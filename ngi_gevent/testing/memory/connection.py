@@ -133,6 +133,11 @@ class Connection(BaseConnection):
 
         return contexts.for_side(ssl_context, server_side, server_hostname)
 
+    def _start_tls(self, make: Any, timeout: float | None) -> None:
+        """Go on without TLS."""
+        self._check_start_tls()
+        self._upgrade = make
+
     # Output.
 
     def write(self, data: Data, /) -> None:

@@ -60,7 +60,7 @@ class TCPEnd(StreamEnd):
         self._refuses = False  # whether data that arrives is answered with a reset
         self._has_reset = False  # whether a reset has left
         self._got_end = False  # whether the end of the peer's output has arrived
-        self._is_tls: bool | None = None
+        self._is_tls = False  # from the first record of a handshake on, which can follow plaintext
 
     # What the application calls, through its socket.
 
@@ -209,7 +209,7 @@ class TCPEnd(StreamEnd):
     def _leave(self, data: bytes, size: int) -> None:
         trace = self._world.trace
         piece = trace.new_piece()
-        if self._is_tls is None:
+        if not self._is_tls:
             self._is_tls = data.startswith(TLS)
         trace.note("send", self.site.name, self.label if self._is_tls else f"{self.label} {size} bytes", piece)
         self._flight.append((data, piece))

@@ -19,6 +19,7 @@ from ngi_gevent.testing.contract.rules.iterators import *
 from ngi_gevent.testing.contract.rules.limits import *
 from ngi_gevent.testing.contract.rules.listeners import *
 from ngi_gevent.testing.contract.rules.output import *
+from ngi_gevent.testing.contract.rules.start_tls import *
 from ngi_gevent.testing.contract.rules.while_open import *
 
 __all__ = [name for name in dir() if name.startswith("test_")]
