@@ -31,6 +31,7 @@ SERVERS = {
     "key_value_server.py": [],
     "monkey_patched.py": ["http://127.0.0.1"],
     "resp_server.py": [],
+    "starttls_server.py": ["server.pem"],
     "threaded.py": [],
     "tls_echo.py": ["server.pem"],
     "websocket_chat.py": [],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import smtplib
 import socket
 import ssl
 
@@ -525,42 +524,7 @@ def test_equal_seeds_have_equal_traces():
             connection.close()
         return simulation.digest
 
-    assert [digest(seed) for seed in range(5)] == [digest(seed) for seed in range(5)]
-
-
-class MailServer:
-    """As much of SMTP as a client needs to start TLS."""
-
-    def __init__(self, connection):
-        adapters.Lines(connection, crlf=True).set_handler(self)
-        connection.write(b"220 localhost ESMTP\r\n")
-
-    def handle_input(self, connection, line):
-        command = line.split(b" ")[0].upper()
-        if command == b"EHLO":
-            offer = b"" if connection.ssl_object else b"250-STARTTLS\r\n"
-            connection.write(b"250-localhost\r\n" + offer + b"250 HELP\r\n")
-        elif command == b"STARTTLS":
-            connection.write(b"220 ready\r\n")
-            connection.start_tls(server_context(), server_side=True)
-        elif command == b"QUIT":
-            connection.write(b"221 bye\r\n")
-            connection.close()
-        else:
-            connection.write(b"250 over TLS\r\n" if connection.ssl_object else b"250 in plaintext\r\n")
-
-
-def test_smtplib(tcp):
-    def send_mail(port):
-        with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as client:
-            before = client.noop()
-            client._host = "localhost"  # for the certificate
-            client.starttls(context=client_context())
-            client.ehlo()
-            return before, client.noop()
-
-    listener = tcp.listen(MailServer)
-    assert in_thread(send_mail, listener.address[1]) == ((250, b"in plaintext"), (250, b"over TLS"))
+    assert [digest(seed) for seed in range(3)] == [digest(seed) for seed in range(3)]
 
 
 @pytest.mark.slow
