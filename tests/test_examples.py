@@ -30,6 +30,7 @@ SERVERS = {
     "imperative.py": [],
     "key_value_server.py": [],
     "monkey_patched.py": ["http://127.0.0.1"],
+    "proxy.py": ["127.0.0.1:9"],
     "resp_server.py": [],
     "starttls_server.py": ["server.pem"],
     "threaded.py": [],
@@ -75,9 +76,10 @@ def test_a_server_says_where_it_listens(name):
         assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", server.first_line)
 
 
-# But for the echo server, which lets clients finish, and for TLS, which tells of a handshake that this cuts short.
+# But for the echo server, which lets clients finish; TLS, which logs a handshake that this cuts short; and the proxy,
+# which logs that its upstream cannot be reached.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(SERVERS.keys() - {"echo_server.py", "tls_echo.py"}))
+@pytest.mark.parametrize("name", sorted(SERVERS.keys() - {"echo_server.py", "proxy.py", "tls_echo.py"}))
 def test_ctrl_c_ends_a_server_and_its_clients_in_silence(name):
     with running(name) as server:
         with server.connect() as client:

@@ -389,6 +389,8 @@ class Connection(BaseConnection):
             self.handle(OUTPUT_FAILED, end.reason)
         elif self._has_output() and self._lifecycle.input_is_over and self.is_live():
             self.handle(LOSE, BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))  # it had no end to wait for
+        elif self._lifecycle.state is HALF_CLOSED and not self._has_output():
+            self.handle(OUTPUT_ENDED)  # an end is delivered, although the peer has gone
         self._drop_output()
         self._queue_turn()
 

@@ -96,6 +96,21 @@ def test_once_both_directions_have_ended_the_connection_closes_by_itself(stage):
     assert not served.connection
 
 
+@pytest.mark.parametrize("end", ["close", "stop"])
+def test_after_the_end_of_a_peer_write_eof_closes_the_connection(stage, end):
+    client, served = stage.talk(witness=EOFWitness)
+    gone = []
+    client.connection.when_closed(lambda: gone.append("client") or stage.happened())
+    if end == "close":
+        served.connection.close()
+    else:
+        stage.listeners[0].close()
+    stage.until(lambda: "eof" in client.trace)
+    client.connection.write_eof()
+    stage.until(lambda: gone)
+    assert client.closed is None
+
+
 def test_write_eof_while_the_peer_sends_loses_nothing(stage):
     """With TLS, a record that was not decrypted before the close_notify would break the session."""
 
