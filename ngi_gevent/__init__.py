@@ -13,6 +13,7 @@ from ngi_gevent.errors import (
     UnexpectedResponse,
     WouldWait,
 )
+from ngi_gevent.service import Service
 from ngi_gevent.sockets.implementation import Implementation
 from ngi_gevent.sockets.inline import Inline
 from ngi_gevent.sockets.threaded import Threaded
@@ -28,6 +29,7 @@ __all__ = [
     "LimitExceeded",
     "ListenerClosed",
     "NGIError",
+    "Service",
     "Threaded",
     "Timeout",
     "UnexpectedResponse",

@@ -31,6 +31,8 @@ def needs(page, *programs):
     for program in programs:
         if re.search(rf"\b{program}\b", text) and not shutil.which(program):
             pytest.skip(f"{program} is not installed")
+    if re.search(r"^\$ gunicorn\b", text, re.MULTILINE):
+        pytest.importorskip("gunicorn", reason="gunicorn is not installed")
     if re.search(r"^from twisted\b", text, re.MULTILINE):
         pytest.importorskip("twisted", reason="twisted is not installed")
 
@@ -53,7 +55,7 @@ def test_its_module_runs(page, run):
     "page", [page for page in PAGES if any(block.language == "console" for block in pages.blocks(page))], ids=named
 )
 def test_its_commands_say_what_it_shows(page, tmp_path, monkeypatch):
-    needs(page, "nc", "openssl")
+    needs(page, "nc", "openssl", "pgrep")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     # As where only pytest and this package are installed.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

@@ -1,0 +1,478 @@
+"""gunicorn as the process manager: its signals and settings, and what is said of mistakes.  It is the real one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from certificates import AUTHORITY, certificate, new_client_context
+from gunicorns import ask, command, environment, read_line, running
+from stages import PATIENCE
+
+import ngi_gevent
+
+pytest.importorskip("gunicorn", reason="gunicorn is not installed")
+
+from gunicorn.config import Config
+
+from ngi_gevent.gunicorn import SETTINGS, check_application, graceful_seconds, listen_options
+
+SERVED = Path(__file__).with_name("served.py")
+ANY = ("-b", "127.0.0.1:0")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A directory with the application, ``app.py``."""
+    shutil.copy(SERVED, tmp_path / "app.py")
+    return tmp_path
+
+
+def closed(directory):
+    """The reasons that handlers were given."""
+    path = directory / "closed"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def change(directory):
+    """Change the application.  Python compiles a file again if its size differs, also within the same second."""
+    (directory / "app.py").write_text(SERVED.read_text().replace("VERSION = 1", "VERSION = 22"))
+
+
+def is_alive(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return False
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Echo:
+    def __init__(self, connection):
+        connection.set_handler(self)
+
+    def handle_input(self, connection, data):
+        connection.write(data.upper())
+
+
+# What is decided without a process.
+
+
+@pytest.mark.parametrize("application", [Echo, ngi_gevent.Service(Echo), print, lambda connection, again=False: None])
+def test_a_server_is_an_application(application):
+    check_application(application, "app:server")
+
+
+@pytest.mark.parametrize(
+    ("application", "name", "message"),
+    [
+        (lambda environ, start_response: None, "app:wsgi", "^app:wsgi is not a server.*lambda> at .*>$"),
+        (lambda: Echo, "app:make", "write 'app:make\\(\\)'$"),
+        (lambda: Echo, "app:make()", "at .*>$"),
+    ],
+)
+def test_an_application_of_another_kind_is_refused(application, name, message):
+    with pytest.raises(TypeError, match=message.replace("lambda> at .*", "").replace("at .*>$", ">$")):
+        check_application(application, name)
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(30, 29), (4, 3), (2, 1.5), (0, 0)])
+def test_a_worker_ends_its_connections_before_the_master_kills_it(timeout, seconds):
+    assert graceful_seconds(timeout) == seconds
+
+
+def settings(**values):
+    cfg = Config()
+    for name, value in values.items():
+        cfg.set(name, value)
+    return cfg
+
+
+def test_settings_are_options_of_the_listener():
+    cfg = settings(backlog=7, worker_connections=3)
+    service = ngi_gevent.Service(Echo, idle_timeout=5)
+    assert listen_options(cfg, service) == {"backlog": 7, "max_connections": 3, "idle_timeout": 5}
+    assert listen_options(settings(worker_connections=0), Echo)["max_connections"] is None
+
+
+def test_an_option_that_is_a_setting_is_refused_in_a_service():
+    assert ngi_gevent.interfaces.ListenOptions.__annotations__.keys() >= SETTINGS.keys()
+    for option in SETTINGS:
+        with pytest.raises(TypeError, match=f"^{option} .* use gunicorn's"):
+            listen_options(settings(), ngi_gevent.Service(Echo, **{option: None}))
+
+
+# Signals.
+
+
+@pytest.mark.slow
+def test_workers_share_addresses_and_their_number_follows_signals(directory):
+    with running(directory, *ANY, "-b", "unix:x.sock", "-w", 2, "--error-logfile", "log", "app:Server") as gunicorn:
+        wait_until(lambda: "Listening at" in (directory / "log").read_text() if (directory / "log").exists() else False)
+        two = gunicorn.workers(2, path="x.sock")
+        gunicorn.send(signal.SIGTTIN)
+        three = two | gunicorn.workers(1, before=two, path="x.sock")
+        gunicorn.send(signal.SIGTTOU)  # ends the oldest
+        wait_until(lambda: sum(map(is_alive, three)) == 2)
+        left = {pid for pid in three if is_alive(pid)}
+        assert two - left
+
+        os.kill(left.pop(), signal.SIGKILL)
+        assert gunicorn.workers(1, before=three, path="x.sock")
+
+        (directory / "log").rename(directory / "log.1")
+        gunicorn.send(signal.SIGUSR1)
+        wait_until(lambda: (directory / "log").exists())
+        before = (directory / "log").read_text()
+        assert ask_and_lose(gunicorn, "nonsense", "x.sock") == ""
+        wait_until(lambda: "ValueError: nonsense" in (directory / "log").read_text())
+        assert "ValueError" not in before
+        assert gunicorn.end() == 0
+        assert not (directory / "x.sock").exists()
+
+
+def ask_and_lose(gunicorn, question, path=None):
+    with gunicorn.connect(path) as client:
+        return ask(client, question)
+
+
+@pytest.mark.slow
+def test_on_hup_a_request_is_finished_by_the_old_worker_while_new_ones_serve(directory):
+    with running(directory, *ANY, "-w", 2, "app:Server") as gunicorn:
+        assert gunicorn.ask("version") == "1"
+        old = gunicorn.workers(2)
+        with gunicorn.connect() as client:
+            assert ask(client, "wait 2") == "waiting"
+            change(directory)
+            gunicorn.send(signal.SIGHUP)
+            assert gunicorn.workers(2, before=old)
+            wait_until(lambda: gunicorn.ask("version") == "22")
+            assert read_line(client) == "done"
+            assert ask(client, "version") == "1"
+            assert int(ask(client, "pid")) in old
+        wait_until(lambda: not any(map(is_alive, old)))
+        assert gunicorn.end() == 0
+        assert not [line for line in gunicorn.log if "ERROR" in line or "WARNING" in line]
+
+
+@pytest.mark.slow
+def test_on_usr2_a_new_master_takes_over(directory):
+    with running(directory, *ANY, "--pid", "pid", "app:Server") as gunicorn:
+        (old,) = gunicorn.workers(1)
+        with gunicorn.connect() as client:
+            assert ask(client, "wait 1") == "waiting"
+            gunicorn.send(signal.SIGUSR2)
+            gunicorn.says("Booting worker", count=2)
+            gunicorn.send(signal.SIGTERM)
+            assert gunicorn.workers(1, before={old})
+            assert read_line(client) == "done"
+        gunicorn.process.wait(PATIENCE)
+        gunicorn.says("Master has been promoted")
+        assert gunicorn.workers(1, before={old})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("work", ["wait 60", "compute 60"])
+def test_on_int_and_quit_nothing_is_waited_for(directory, number, work):
+    with running(directory, *ANY, "app:Server") as gunicorn:
+        with gunicorn.connect() as idle, gunicorn.connect() as busy:
+            assert ask(idle, "pid")
+            busy.sendall(work.encode())
+            if work.startswith("wait"):
+                assert read_line(busy) == "waiting"
+            else:
+                wait_until((directory / "computing").exists)
+            assert gunicorn.end(number) == 0
+            assert idle.recv(10) == b""
+        assert "stopped" in closed(directory)
+
+
+@pytest.mark.slow
+def test_on_term_a_client_has_the_graceful_timeout_to_finish(directory):
+    with running(directory, *ANY, "--graceful-timeout", 2, "app:Server") as gunicorn:
+        with gunicorn.connect() as client, gunicorn.connect() as idle:
+            assert ask(client, "wait 0.5") == "waiting"
+            assert ask(idle, "pid")
+            gunicorn.send(signal.SIGTERM)
+            assert read_line(client) == "done"
+            client.close()
+            assert idle.recv(10) == b""
+        assert gunicorn.end(None) == 0
+        gunicorn.says(r"WARNING.*Worker graceful timeout .*connections ended: 1$")
+        assert sorted(closed(directory)) == ["end of input", "stopped"]
+        assert not [line for line in gunicorn.log if "SIGKILL" in line]
+
+
+@pytest.mark.slow
+def test_workers_end_without_their_master(directory):
+    with running(directory, *ANY, "app:Server") as gunicorn:
+        (pid,) = gunicorn.workers(1)
+        gunicorn.process.kill()
+        wait_until(lambda: not is_alive(pid))
+        assert "Parent changed" in "\n".join(gunicorn.log)
+
+
+# Settings.
+
+
+@pytest.mark.slow
+def test_a_handler_that_waits_is_left_alone_and_one_that_computes_too_long_ends_its_worker(directory):
+    with running(directory, *ANY, "--timeout", 1, "app:Server") as gunicorn:
+        (pid,) = gunicorn.workers(1)
+        with gunicorn.connect() as waiting:
+            assert ask(waiting, "wait 2.5") == "waiting"
+            assert read_line(waiting) == "done"
+            assert int(ask(waiting, "pid")) == pid
+            assert ask_and_lose(gunicorn, "compute 60") == ""
+            assert waiting.recv(10) == b""
+        gunicorn.says(f"WORKER TIMEOUT .pid:{pid}")
+        gunicorn.says("served.py|app.py")  # where it computed
+        assert gunicorn.workers(1, before={pid})
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
+def test_max_requests_are_connections(directory):
+    with running(directory, *ANY, "--max-requests", 3, "app:Server") as gunicorn:
+        with gunicorn.connect() as client:
+            first = int(ask(client, "pid"))
+            assert [int(gunicorn.ask("pid")) for _ in range(2)] == [first, first]
+            gunicorn.says(r"Worker restarts .*connections served: 3 \(max_requests\)")
+            assert ask(client, "version") == "1"  # it goes on being served
+        assert gunicorn.workers(1, before={first})
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
+def test_worker_connections_are_max_connections_of_each_worker(directory):
+    with running(directory, *ANY, "--worker-connections", 1, "app:Server") as gunicorn:
+        with gunicorn.connect() as first, gunicorn.connect() as second:
+            second.sendall(b"version")
+            assert ask(first, "version") == "1"
+            gunicorn.says("WARNING.*max_connections")
+            first.close()
+            assert read_line(second) == "1"
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
+def test_certificates_and_the_hook_are_tls(directory):
+    server = certificate("localhost")
+    server.private_key_pem.write_to_path(directory / "key.pem")
+    server.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    AUTHORITY.cert_pem.write_to_path(directory / "ca.pem")
+    (directory / "gunicorn.conf.py").write_text(
+        "import ssl\n"
+        "def ssl_context(conf, make_context):\n"
+        "    context = make_context()\n"
+        "    context.maximum_version = ssl.TLSVersion.TLSv1_2\n"
+        "    return context\n"
+    )
+    files = ["--keyfile", "key.pem", "--certfile", "cert.pem", "--ca-certs", "ca.pem", "--cert-reqs", ssl.CERT_REQUIRED]
+    with running(directory, *ANY, *files, "app:Server") as gunicorn:
+        context = new_client_context()
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):  # it has no certificate
+            context.wrap_socket(gunicorn.connect(), server_hostname="localhost")
+        certificate("client@example.org").configure_cert(context)
+        with context.wrap_socket(gunicorn.connect(), server_hostname="localhost") as client:
+            assert ask(client, "tls") == "TLSv1.2"
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
+def test_an_application_can_be_preloaded(directory):
+    with running(directory, *ANY, "-w", 2, "--preload", "app:Server") as gunicorn:
+        gunicorn.workers(2)
+        assert int(gunicorn.ask("loaded")) == gunicorn.process.pid
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
+def test_changed_files_are_loaded_and_a_syntax_error_is_waited_for(directory):
+    with running(directory, *ANY, "--reload", "--reload-engine", "poll", "app:Server") as gunicorn:
+        assert gunicorn.ask("version") == "1"
+        (directory / "app.py").write_text("class Server(\n")
+        gunicorn.says("SyntaxError")
+        with gunicorn.connect() as client:  # waits until the file is right
+            client.sendall(b"version")
+            while not select.select([client], [], [], 0.2)[0]:  # a change before the first look is not seen
+                change(directory)
+            assert read_line(client) == "22"
+        assert gunicorn.end() == 0
+
+
+def in_place_of_three(sock, *arguments):
+    """A command that has *sock* as descriptor 3, as systemd passes it."""
+    line = f'exec 3<&{sock.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+    return {"command": ["bash", "-c", line, "bash", *command(*arguments)], "pass_fds": [sock.fileno()]}
+
+
+@pytest.mark.slow
+def test_sockets_of_systemd_are_served(directory):
+    notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notified.settimeout(PATIENCE)
+    notified.bind(str(directory / "notify"))
+    with notified, socket.create_server(("127.0.0.1", 0)) as sock:
+        options = in_place_of_three(sock, "app:Server")
+        options["env"] = environment(NOTIFY_SOCKET=str(directory / "notify"))
+        with running(directory, **options) as gunicorn:
+            assert notified.recv(100).startswith(b"READY=1")
+            assert gunicorn.address == sock.getsockname()
+            assert gunicorn.ask("version") == "1"
+            assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
+def test_statsd_counts_connections(directory):
+    with socket.socket(type=socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(PATIENCE)
+        host, port = statsd.getsockname()
+        received = []
+
+        def receive_until(*beginnings):
+            while not all(any(datagram.startswith(start) for datagram in received) for start in beginnings):
+                received.append(statsd.recv(1000).decode())
+
+        with running(directory, *ANY, "--statsd-host", f"{host}:{port}", "app:Server") as gunicorn:
+            gunicorn.ask("version")
+            receive_until("gunicorn.workers:1|g", "gunicorn.requests:1|c", "gunicorn.request.duration:")
+            ask_and_lose(gunicorn, "nonsense")
+            receive_until("gunicorn.log.error:1|c")
+            assert gunicorn.end() == 0
+
+
+IDLE = "nothing was received or sent for 0.1 seconds, the idle_timeout"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("application", ["app:make('hello')", "app:impatient"])
+def test_an_application_is_a_factory_or_a_service_too(directory, application):
+    with running(directory, *ANY, application) as gunicorn:
+        with gunicorn.connect() as client:
+            assert read_line(client) == ("hello" if "make" in application else "")
+        assert gunicorn.end() == 0
+    assert closed(directory) == ([] if "make" in application else [IDLE])
+
+
+# Monkey-patching.
+
+PATCHED = ("-k", "ngi_gevent.gunicorn.PatchedWorker")
+
+
+@pytest.mark.slow
+def test_the_application_is_imported_in_a_patched_worker(directory):
+    with running(directory, *ANY, *PATCHED, "app:Server") as gunicorn:
+        assert gunicorn.ask("patched") == "True"
+        with gunicorn.connect() as idle, gunicorn.connect() as client:
+            assert ask(idle, "pid")
+            assert ask(client, "wait 60") == "waiting"
+            assert gunicorn.end(signal.SIGQUIT) == 0
+        assert not [line for line in gunicorn.log if "Traceback" in line or "Warning" in line]
+        assert "stopped" in closed(directory)
+
+
+@pytest.mark.slow
+def test_a_preloaded_application_is_patched_in_the_configuration(directory):
+    (directory / "gunicorn.conf.py").write_text("from gevent import monkey\nmonkey.patch_all()\n")
+    with running(directory, *ANY, *PATCHED, "--preload", "-w", 2, "app:Server") as gunicorn:
+        old = gunicorn.workers(2)
+        assert gunicorn.ask("patched") == "True"
+        assert int(gunicorn.ask("loaded")) == gunicorn.process.pid
+        with gunicorn.connect() as client:
+            assert ask(client, "wait 1") == "waiting"
+            gunicorn.send(signal.SIGHUP)
+            assert gunicorn.workers(2, before=old)
+            assert read_line(client) == "done"
+        assert gunicorn.end() == 0
+
+
+# Mistakes.
+
+
+def refused(directory, *arguments, **options):
+    """The exit code, and the log without what gunicorn says of each end."""
+    line = options.pop("command", None) or command(*ANY, *arguments)
+    result = subprocess.run(
+        line, cwd=directory, env=environment(), capture_output=True, text=True, timeout=PATIENCE, **options
+    )
+    usual = ["[INFO]", "exited with code", "Shutting down", "Reason:"]
+    lines = [line for line in result.stderr.splitlines() if line and not any(word in line for word in usual)]
+    return result.returncode, lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["nothing:Server"], 4, "unable to load nothing:Server: ModuleNotFoundError: No module named 'nothing'"),
+        (["app:Nothing"], 4, "Failed to find attribute 'Nothing' in 'app'."),
+        (["app:VERSION"], 4, "Application object must be callable."),
+        (["app:wsgi"], 4, "app:wsgi is not a server, which is called with a connection; got <function wsgi"),
+        (["app:no_server"], 4, "; for a factory, write 'app:no_server()'"),
+        (["app:too_long"], 4, "max_connections cannot be an option of a Service here; use gunicorn's worker_conn"),
+        (["app:backwards"], 3, "unable to listen: ValueError: idle_timeout is a number of seconds from 0; got -1"),
+        (
+            ["--certfile", "app.py", "app:Server"],
+            3,
+            "unable to use certfile 'app.py', keyfile None and ca_certs None",
+        ),
+        ([*PATCHED, "--preload", "app:Server"], 3, "call gevent.monkey.patch_all() at the top of gunicorn.conf.py"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(directory, arguments, code, said):
+    actual, lines = refused(directory, *arguments)
+    assert (actual, len(lines)) == (code, 1), lines
+    assert said in lines[0]
+
+
+@pytest.mark.slow
+def test_an_application_that_raises_is_named_with_the_line(directory):
+    (directory / "mistake").touch()
+    code, (line,) = refused(directory, "app:Server")
+    assert code == 4
+    number = SERVED.read_text().splitlines().index('    {}["DATABASE"]') + 1
+    assert line.endswith(f"unable to load app:Server: KeyError: 'DATABASE' ({directory / 'app.py'}, line {number})")
+
+
+@pytest.mark.slow
+def test_certificates_that_do_not_match_are_refused(directory):
+    certificate("localhost").cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    certificate("client@example.org").private_key_pem.write_to_path(directory / "key.pem")
+    code, (line,) = refused(directory, "--certfile", "cert.pem", "--keyfile", "key.pem", "app:Server")
+    assert code == 3
+    assert "unable to use certfile 'cert.pem', keyfile 'key.pem'" in line
+    assert "match" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_sockets_of_the_wrong_kind_are_refused(directory, kind):
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        sock.bind(str(directory / "socket"))
+        code, (line,) = refused(directory, **in_place_of_three(sock, "app:Server"))
+        assert code == 1
+        assert line == f"Error: LISTEN_FDS: descriptor 3: the socket on '{directory / 'socket'}' is not a stream socket"
+        code, (line,) = (
+            refused(directory, command=command("-b", f"fd://{sock.fileno()}", "app:Server"), pass_fds=[sock.fileno()])
+            if kind == socket.SOCK_SEQPACKET
+            else (3, ["is not a stream socket"])  # gunicorn itself fails
+        )
+        assert code == 3
+        assert "is not a stream socket" in line
