@@ -14,6 +14,8 @@ import ngi_gevent
 VERSION = 1
 LOADED_BY = os.getpid()
 PATCHED = monkey.is_module_patched("socket")
+# The process that imports this has a hub, with threads.
+gevent.get_hub().threadpool.apply(os.getpid)
 
 
 class Server:
@@ -30,6 +32,8 @@ class Server:
             answer = PATCHED
         elif word == "loaded":
             answer = LOADED_BY
+        elif word == "thread":
+            answer = gevent.get_hub().threadpool.apply(os.getpid)
         elif word == "tls":
             answer = connection.ssl_object and connection.ssl_object.version()
         elif word == "peer":

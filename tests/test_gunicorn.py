@@ -298,8 +298,9 @@ def test_certificates_and_the_hook_are_tls(directory):
 @pytest.mark.slow
 def test_an_application_can_be_preloaded(directory):
     with running(directory, *ANY, "-w", 2, "--preload", "app:Server") as gunicorn:
-        gunicorn.workers(2)
+        workers = gunicorn.workers(2)
         assert int(gunicorn.ask("loaded")) == gunicorn.process.pid
+        assert int(gunicorn.ask("thread")) in workers  # the hub of the master had threads, which a child has not
         assert gunicorn.end() == 0
 
 
