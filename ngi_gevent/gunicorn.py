@@ -50,6 +50,7 @@ SETTINGS = {
     "mode": "umask",
     "owner": "user and group",
     "ssl_context": "certfile, and the hook ssl_context",
+    "proxy_protocol": "proxy_protocol and proxy_allow_ips",
 }
 
 #: Seconds between two heartbeats, at most.
@@ -257,7 +258,18 @@ def listen_options(cfg: Any, application: Any) -> ListenOptions:
         options.update(application.options)
     if cfg.is_ssl:
         options["ssl_context"] = ssl_context(cfg)
+    if cfg.proxy_protocol != "off":
+        options["proxy_protocol"] = trusted_networks(cfg.proxy_allow_ips)
     return options
+
+
+def trusted_networks(allowed: list[str]) -> list[str]:
+    """Return gunicorn's setting ``proxy_allow_ips`` as the option ``proxy_protocol``, which always has ``'unix'``.
+
+    In gunicorn, the permissions of a Unix socket decide who is trusted.
+    """
+    networks = [each for each in allowed if each != "*"]
+    return [*networks, *(["0.0.0.0/0", "::/0"] if "*" in allowed else []), "unix"]
 
 
 def graceful_seconds(graceful_timeout: float) -> float:

@@ -24,7 +24,7 @@ pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 
 from gunicorn.config import Config
 
-from ngi_gevent.gunicorn import SETTINGS, check_application, graceful_seconds, listen_options
+from ngi_gevent.gunicorn import SETTINGS, check_application, graceful_seconds, listen_options, trusted_networks
 
 SERVED = Path(__file__).with_name("served.py")
 ANY = ("-b", "127.0.0.1:0")
@@ -108,6 +108,23 @@ def test_settings_are_options_of_the_listener():
     service = ngi_gevent.Service(Echo, idle_timeout=5)
     assert listen_options(cfg, service) == {"backlog": 7, "max_connections": 3, "idle_timeout": 5}
     assert listen_options(settings(worker_connections=0), Echo)["max_connections"] is None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "networks"),
+    [
+        (["127.0.0.1", "::1"], ["127.0.0.1", "::1", "unix"]),
+        (["10.0.0.0/8"], ["10.0.0.0/8", "unix"]),
+        (["*"], ["0.0.0.0/0", "::/0", "unix"]),
+        ([], ["unix"]),
+    ],
+)
+def test_proxies_that_gunicorn_trusts_are_trusted(allowed, networks):
+    assert trusted_networks(allowed) == networks
+    for mode in "v1", "v2", "auto":
+        cfg = settings(proxy_protocol=mode, proxy_allow_ips=",".join(allowed))
+        assert listen_options(cfg, Echo)["proxy_protocol"] == networks
+    assert "proxy_protocol" not in listen_options(settings(proxy_allow_ips=",".join(allowed)), Echo)
 
 
 def test_an_option_that_is_a_setting_is_refused_in_a_service():
@@ -292,6 +309,24 @@ def test_certificates_and_the_hook_are_tls(directory):
         certificate("client@example.org").configure_cert(context)
         with context.wrap_socket(gunicorn.connect(), server_hostname="localhost") as client:
             assert ask(client, "tls") == "TLSv1.2"
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
+def test_the_proxy_protocol_names_the_client_of_a_proxy_that_is_allowed(directory):
+    header = b"PROXY TCP4 198.51.100.7 192.0.2.1 50100 8000\r\n"
+    with running(directory, *ANY, "-b", "unix:x.sock", "--proxy-protocol", "--", "app:Server") as gunicorn:
+        for path in None, "x.sock":
+            with gunicorn.connect(path) as client:
+                client.sendall(header)
+                assert ask(client, "peer") == "('198.51.100.7', 50100)"
+        assert gunicorn.end() == 0
+    with running(
+        directory, *ANY, "--proxy-protocol=auto", "--proxy-allow-from", "10.0.0.0/8", "app:Server"
+    ) as gunicorn:
+        with gunicorn.connect() as client, contextlib.suppress(ConnectionResetError):
+            client.sendall(header)
+            assert ask(client, "peer") == ""
         assert gunicorn.end() == 0
 
 
