@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from certificates import AUTHORITY, certificate, new_client_context
-from gunicorns import ask, command, environment, read_line, running
+from gunicorns import ROOT, ask, command, environment, read_line, running
 from stages import PATIENCE
 
 import ngi_gevent
@@ -301,7 +303,16 @@ def test_certificates_and_the_hook_are_tls(directory):
         "    context.maximum_version = ssl.TLSVersion.TLSv1_2\n"
         "    return context\n"
     )
-    files = ["--keyfile", "key.pem", "--certfile", "cert.pem", "--ca-certs", "ca.pem", "--cert-reqs", ssl.CERT_REQUIRED]
+    files = [
+        "--keyfile",
+        "key.pem",
+        "--certfile",
+        "cert.pem",
+        "--ca-certs",
+        "ca.pem",
+        "--cert-reqs",
+        int(ssl.CERT_REQUIRED),
+    ]
     with running(directory, *ANY, *files, "app:Server") as gunicorn:
         context = new_client_context()
         with pytest.raises((ssl.SSLError, ConnectionResetError)):  # it has no certificate
@@ -512,3 +523,22 @@ def test_sockets_of_the_wrong_kind_are_refused(directory, kind):
         )
         assert code == 3
         assert "is not a stream socket" in line
+
+
+# Figures.
+
+
+@pytest.mark.slow
+def test_the_ratio_of_two_workers_to_one_is_measured():
+    said = subprocess.run(
+        [sys.executable, "-m", "benchmarks.workers", "--rounds", "2", "--seconds", "0.1"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert re.fullmatch(
+        r"workers: 1, requests/s: [\d,.]+\nworkers: 2, requests/s: [\d,.]+\nratio: [\d.]+ \(half of .*\)\n", said.stdout
+    ), said
+    assert said.stderr == ""

@@ -1,0 +1,110 @@
+"""Requests a second with one worker of gunicorn, and with two: ``python -m benchmarks.workers``.
+
+Each request takes about a millisecond of Python, as a short computation does, and the load is on the same machine.  So
+what counts is the ratio, which two free cores would bring to 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ngi_gevent.interfaces import IServerConnection
+
+#: Numbers that each request adds up: about a millisecond.
+WORK = 40_000
+
+#: Connections, each with one request at a time.  Some for each worker, however the kernel distributes them.
+CONNECTIONS = 16
+
+REQUEST = b"x" * 64
+
+
+class Server:
+    """The application of the workers."""
+
+    def __init__(self, connection: IServerConnection) -> None:
+        connection.set_handler(self)
+
+    def handle_input(self, connection: IServerConnection, data: bytes) -> None:
+        sum(range(WORK))
+        connection.write(data)
+
+
+@contextlib.contextmanager
+def gunicorn(workers: int) -> Iterator[str]:
+    """Run gunicorn with so many workers, and yield the path of its Unix socket."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/socket"
+        command = [
+            *(sys.executable, "-m", "gunicorn", "--no-control-socket", "--log-level", "warning"),
+            *("-k", "ngi_gevent.gunicorn.Worker", "-w", str(workers), "-b", f"unix:{path}"),
+            *("--chdir", str(Path(__file__).parent.parent), "benchmarks.workers:Server"),
+        ]
+        process = subprocess.Popen(command)
+        try:
+            while not Path(path).exists():
+                if process.poll() is not None:
+                    raise RuntimeError(f"gunicorn ended with {process.returncode}")
+                time.sleep(0.01)
+            yield path
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def connect(path: str) -> socket.socket:
+    """Connect, and make one request, so that a worker has accepted the connection."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(path)
+    sock.sendall(REQUEST)
+    sock.recv(len(REQUEST), socket.MSG_WAITALL)
+    return sock
+
+
+def rate(sockets: list[socket.socket], seconds: float) -> float:
+    """Return the requests a second that are answered on *sockets*."""
+    with selectors.DefaultSelector() as selector:
+        for sock in sockets:
+            selector.register(sock, selectors.EVENT_READ, sock)
+            sock.sendall(REQUEST)
+        answered, began = 0, time.monotonic()
+        while (elapsed := time.monotonic() - began) < seconds:
+            for key, _ in selector.select(1):
+                key.data.recv(len(REQUEST))
+                key.data.sendall(REQUEST)
+                answered += 1
+    for sock in sockets:
+        sock.recv(len(REQUEST), socket.MSG_WAITALL)
+    return answered / elapsed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    options = parser.parse_args()
+    # Both run all the time, and get load in turns: other processes on the machine disturb both in the same way.
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(gunicorn(workers)) for workers in (1, 2)]
+        time.sleep(1)  # until all workers accept
+        one, two = ([stack.enter_context(connect(path)) for _ in range(CONNECTIONS)] for path in paths)
+        rates = [(rate(one, options.seconds), rate(two, options.seconds)) for _ in range(options.rounds)]
+    ratios = [second / first for first, second in rates]
+    for number, each in enumerate(zip(*rates, strict=True), 1):
+        print(f"workers: {number}, requests/s: {statistics.median(each):,.0f}")
+    least, *_, most = statistics.quantiles(ratios, n=4)
+    print(f"ratio: {statistics.median(ratios):.2f} (half of the rounds: {least:.2f}-{most:.2f})")
+
+
+if __name__ == "__main__":
+    main()
