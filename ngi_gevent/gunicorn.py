@@ -80,11 +80,11 @@ class Worker(base.Worker):
         """
         if os.environ.get("LISTEN_PID") == str(os.getpid()):
             for descriptor in range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + int(os.environ.get("LISTEN_FDS", 0))):
-                with socket.socket(fileno=os.dup(descriptor)) as sock:
-                    try:
+                try:
+                    with socket.socket(fileno=os.dup(descriptor)) as sock:
                         _check_kind(sock)
-                    except ValueError as error:
-                        raise RuntimeError(f"LISTEN_FDS: descriptor {descriptor}: {error}") from None
+                except (ValueError, OSError) as error:
+                    raise RuntimeError(f"LISTEN_FDS: descriptor {descriptor}: {error}") from None
 
     def init_process(self) -> None:
         gevent.reinit()  # the hub of the master, which has one if it has imported an application that uses gevent
@@ -104,20 +104,18 @@ class Worker(base.Worker):
                 if error.filename is not None:
                     self.reloader.add_extra_file(error.filename)
                 return
-            self.log.debug("the application could not be loaded", exc_info=True)
             self._end(Arbiter.APP_LOAD_ERROR, f"unable to load {self._name()}: {_with_place(error)}")
         self._forward_logs()
         try:
             check_application(application, self._name())
-            options = listen_options(self.cfg, application)
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
             self._end(Arbiter.APP_LOAD_ERROR, str(error))
-        except OSError as error:  # ssl.SSLError is one
-            self._end(
-                Arbiter.WORKER_BOOT_ERROR,
-                f"unable to use certfile {self.cfg.certfile!r}, keyfile {self.cfg.keyfile!r} and ca_certs "
-                f"{self.cfg.ca_certs!r}: {logs.format_reason(error)}",
-            )
+        try:
+            options = listen_options(self.cfg, application)
+        except (TypeError, ValueError, OSError) as error:  # ssl.SSLError is an OSError
+            files = {name: getattr(self.cfg, name) for name in ("certfile", "keyfile", "ca_certs")}
+            named = ", ".join(f"{name} {file!r}" for name, file in files.items() if file)
+            self._end(Arbiter.WORKER_BOOT_ERROR, f"unable to use {named}: {logs.format_reason(error)}")
         self._server = application
         try:
             sockets = [bound.sock for bound in self.sockets]
@@ -209,6 +207,8 @@ class Worker(base.Worker):
     def _end(self, code: int, line: str) -> NoReturn:
         """Log *line*, and exit.  *code* is one of those for which gunicorn stops, and does not start another worker."""
         self.log.error("%s", line)
+        if sys.exc_info()[0]:
+            self.log.debug("the exception behind it:", exc_info=True)
         sys.exit(code)
 
 
@@ -230,7 +230,14 @@ class PatchedWorker(Worker):
 
 
 def check_application(application: Any, name: str) -> None:
-    """Raise ``TypeError`` unless *application*, which gunicorn calls *name*, can be called with a connection."""
+    """Raise ``TypeError`` unless *application*, which gunicorn calls *name*, can be called with a connection.
+
+    The same for a ``Service`` with an option that belongs to one of gunicorn's settings.
+    """
+    if isinstance(application, Service):
+        for option in application.options:
+            if option in SETTINGS:
+                raise TypeError(f"{option} cannot be an option of {name}, a Service; use gunicorn's {SETTINGS[option]}")
     try:
         signature = inspect.signature(application)
     except (TypeError, ValueError):  # it is written in C
@@ -247,14 +254,10 @@ def check_application(application: Any, name: str) -> None:
 def listen_options(cfg: Any, application: Any) -> ListenOptions:
     """Return the options of the listener, from gunicorn's settings *cfg* and a ``Service``.
 
-    :raises TypeError: the service has an option that belongs to a setting.
     :raises OSError: a file of the certificates cannot be read, or they do not match.
     """
     options: ListenOptions = {"backlog": cfg.backlog, "max_connections": cfg.worker_connections or None}
     if isinstance(application, Service):
-        for name in application.options:
-            if name in SETTINGS:
-                raise TypeError(f"{name} cannot be an option of a Service here; use gunicorn's {SETTINGS[name]}")
         options.update(application.options)
     if cfg.is_ssl:
         options["ssl_context"] = ssl_context(cfg)

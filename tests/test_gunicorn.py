@@ -132,8 +132,8 @@ def test_proxies_that_gunicorn_trusts_are_trusted(allowed, networks):
 def test_an_option_that_is_a_setting_is_refused_in_a_service():
     assert ngi_gevent.interfaces.ListenOptions.__annotations__.keys() >= SETTINGS.keys()
     for option in SETTINGS:
-        with pytest.raises(TypeError, match=f"^{option} .* use gunicorn's"):
-            listen_options(settings(), ngi_gevent.Service(Echo, **{option: None}))
+        with pytest.raises(TypeError, match=f"^{option} cannot be an option of app:echo, .* use gunicorn's"):
+            check_application(ngi_gevent.Service(Echo, **{option: None}), "app:echo")
 
 
 # Signals.
@@ -473,13 +473,18 @@ def refused(directory, *arguments, **options):
         (["app:VERSION"], 4, "Application object must be callable."),
         (["app:wsgi"], 4, "app:wsgi is not a server, which is called with a connection; got <function wsgi"),
         (["app:no_server"], 4, "; for a factory, write 'app:no_server()'"),
-        (["app:too_long"], 4, "max_connections cannot be an option of a Service here; use gunicorn's worker_conn"),
+        (
+            ["app:too_long"],
+            4,
+            "max_connections cannot be an option of app:too_long, a Service; use gunicorn's worker_c",
+        ),
         (["app:backwards"], 3, "unable to listen: ValueError: idle_timeout is a number of seconds from 0; got -1"),
         (
             ["--certfile", "app.py", "app:Server"],
             3,
-            "unable to use certfile 'app.py', keyfile None and ca_certs None",
+            "unable to use certfile 'app.py': SSLError",
         ),
+        (["--keyfile", "app.py", "app:Server"], 3, "unable to use keyfile 'app.py': TypeError: certfile should be"),
         ([*PATCHED, "--preload", "app:Server"], 3, "call gevent.monkey.patch_all() at the top of gunicorn.conf.py"),
     ],
 )
