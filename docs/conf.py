@@ -18,7 +18,10 @@ nitpick_ignore_regex = [
     ("py:class", r"collections\.abc\.\w+|AbstractContextManager|SSLContext|Random"),
     ("py:class", r"_pytest\.fixtures\.\w+|gevent\.Greenlet"),
     # Type variables, and what is only ever made by the package.
-    ("py:class", r"(ngi_gevent\.[\w.]+\.)?(_Class|Adapter|AnyAddress|Instance)|ngi_gevent\.testing\.leaks\.Watched"),
+    (
+        "py:class",
+        r"(ngi_gevent\.[\w.]+\.)?(_Class|Adapter|AnyAddress|Flag|Instance)|ngi_gevent\.testing\.leaks\.Watched",
+    ),
 ]
 
 html_theme = "furo"

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 from typing import NoReturn
 
-import gevent
-from gevent.event import Event
-
 import ngi_gevent
+from ngi_gevent import signals
 from ngi_gevent.interfaces import IServerConnection
 
 DESCRIPTION = """\
@@ -23,7 +19,8 @@ Once it listens, it says where, in one line on standard output.  Try it from ano
     echo hello out there | nc -N 127.0.0.1 8000
 
 On SIGTERM or SIGINT (Ctrl-C) it accepts no more connections, lets its clients finish for as long as --close-timeout
-says, ends those that are left, says how many that were, and exits with 0.  A second signal ends it at once.
+says, ends those that are left, says how many that were, and exits with 0.  A second signal ends it at once, also when a
+handler never lets the others run.
 """
 
 
@@ -125,15 +122,7 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         level=logging.DEBUG if options.verbose else logging.WARNING,
     )
-    stop = Event()
-
-    def told_to_stop(signal_number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + signal_number)  # the second time: whoever asks is not to be kept waiting by anything
-        stop.set()
-
-    for signal_number in signal.SIGTERM, signal.SIGINT:
-        gevent.signal_handler(signal_number, told_to_stop, signal_number)
+    stop = signals.catch_stop()
 
     try:
         listener = ngi_gevent.listener(

@@ -46,6 +46,7 @@ PUBLIC = [
     "ngi_gevent.proxy_protocol",
     "ngi_gevent.reconnecting",
     "ngi_gevent.relay",
+    "ngi_gevent.signals",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
     "ngi_gevent.testing.simulation",

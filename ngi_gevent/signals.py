@@ -1,0 +1,97 @@
+"""Signals that stop a program: the first one asks, and the second one ends the process at once.
+
+Greenlets run only while the hub does, and Python calls signal handlers only between two instructions of Python code.
+So neither notices a signal while a handler waits in C code.  A native thread does: Python's C-level signal handler
+writes the number of each signal to a pipe (``signal.set_wakeup_fd``), which the thread reads.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from ngi_gevent.core.threads import Flag, start_new_thread
+
+__all__ = ["catch_stop"]
+
+#: Descriptors of the pipe and earlier signal handlers, in the process that called ``catch_stop``.
+_caught: tuple[int, int, dict[int, Any]] | None = None
+
+
+def catch_stop(*numbers: int) -> Flag:
+    """Return a flag that the first of these signals sets.
+
+    Call it in the main thread.  Never blocks.  The second signal ends the process at once, without any cleanup, even if
+    a handler never lets other greenlets run.  The exit code is 128 + *number*.  The only exception is C code that
+    computes with the GIL held: the process then ends once that code returns.
+
+    Signals that were blocked before (``env --block-signal``) are unblocked, so that those that were sent before this
+    call count, too.  In a forked child, the signals have the effect that they had before this call.
+
+    The method ``wait(timeout=None)`` of the flag blocks only the calling greenlet, and returns whether the flag is set.
+    ``is_set()`` never blocks.  ``set()`` sets the flag without a signal, from any thread.
+
+    :param numbers: the signals; by default, SIGTERM and SIGINT.
+    :raises ValueError: this is not the main thread, or a number is not that of a signal.
+    :raises OSError: a signal, such as SIGKILL, cannot be caught.
+    :raises RuntimeError: signals already wake up something else, such as an earlier call or an asyncio loop.
+    """
+    global _caught
+    wanted = numbers or (signal.SIGTERM, signal.SIGINT)
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    before: dict[int, Any] = {}
+    try:
+        in_use = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        if in_use != -1:
+            signal.set_wakeup_fd(in_use)
+            raise RuntimeError("signals already wake up something else; catch_stop can be called once in a process")
+        try:
+            for number in wanted:
+                before[number] = signal.signal(number, _caught_in_python)
+        except BaseException:
+            _restore(before)
+            raise
+    except BaseException:
+        os.close(readable)
+        os.close(writable)
+        raise
+    _caught = readable, writable, before
+    stop = Flag()
+    start_new_thread(_watch, (readable, frozenset(wanted), stop))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+    return stop
+
+
+def _caught_in_python(number: int, frame: object) -> None:
+    """Do nothing.  Without a signal handler in Python, the number would not be written to the pipe."""
+
+
+def _watch(readable: int, wanted: frozenset[int], stop: Flag) -> None:
+    # Other signals with handlers in Python are written to the pipe, too.
+    while caught := os.read(readable, 1):
+        if caught[0] in wanted:
+            if stop.is_set():
+                os._exit(128 + caught[0])
+            stop.set()
+
+
+def _restore(before: dict[int, Any]) -> None:
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _leave_to_parent() -> None:
+    """Let a forked child receive its signals by itself.  The pipe leads to the parent's thread."""
+    global _caught
+    if _caught is not None:
+        readable, writable, before = _caught
+        _caught = None
+        _restore(before)
+        os.close(readable)
+        os.close(writable)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
