@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
+import ssl
 import sys
 from typing import NoReturn
+
+import gevent
 
 import ngi_gevent
 from ngi_gevent import signals
@@ -20,7 +24,7 @@ Once it listens, it says where, in one line on standard output.  Try it from ano
 
 On SIGTERM or SIGINT (Ctrl-C) it accepts no more connections, lets its clients finish for as long as --close-timeout
 says, ends those that are left, says how many that were, and exits with 0.  A second signal ends it at once, also when a
-handler never lets the others run.
+handler never lets the others run.  With --certificate, SIGHUP loads that file again.
 """
 
 
@@ -74,6 +78,25 @@ def shown(address: object) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def server_context(certificate: str) -> ssl.SSLContext:
+    """A context with the certificate and the key in that file."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, password="")  # without a password, OpenSSL would ask the terminal for one
+    return context
+
+
+def renew(context: ssl.SSLContext, certificate: str) -> None:
+    """Use the certificate that is in the file now for all later handshakes of *context*, if it is a good one."""
+    try:
+        renewed = server_context(certificate)
+    except OSError as error:
+        print(f"{sys.argv[0]}: --certificate {certificate}: {error}; the one before is still used", file=sys.stderr)
+    else:
+        # Loading it into the context itself would change the context even if that fails.
+        context.sni_callback = lambda connection, *_: setattr(connection, "context", renewed)
+        print(f"loaded {certificate}", flush=True)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
@@ -112,6 +135,11 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="after how long a client with which nothing is exchanged is ended; 0 for never (default: 0)",
     )
+    result.add_argument(
+        "--certificate",
+        metavar="FILE",
+        help="serve over TLS, with the certificate and the key in this file, in PEM; SIGHUP loads it again",
+    )
     result.add_argument("--verbose", action="store_true", help="tell of each connection, on standard error")
     return result
 
@@ -124,12 +152,22 @@ def main() -> int:
     )
     stop = signals.catch_stop()
 
+    context = None
+    if options.certificate:
+        try:
+            context = server_context(options.certificate)
+        except OSError as error:  # of the system, or of OpenSSL
+            print(f"{sys.argv[0]}: --certificate {options.certificate}: {error}", file=sys.stderr)
+            return 2
+        gevent.signal_handler(signal.SIGHUP, renew, context, options.certificate)
+
     try:
         listener = ngi_gevent.listener(
             options.bind,
             Echo,
             max_connections=options.max_connections,
             idle_timeout=options.idle_timeout or None,
+            ssl_context=context,
         )
     except ValueError as error:
         print(f"{sys.argv[0]}: --bind {shown(options.bind)}: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -17,6 +18,8 @@ from contextlib import AbstractContextManager
 
 import programs
 import pytest
+from certificates import AUTHORITY, certificate, client_context
+from cryptography.hazmat.primitives import serialization
 from programs import EXAMPLES, Server, read_all
 from stages import needs_ipv6
 
@@ -160,6 +163,75 @@ def test_verbose_tells_of_connections():
         assert "ended: end of input" in err
 
 
+@pytest.fixture
+def pem(tmp_path):
+    """A file with a certificate and its key."""
+    path = tmp_path / "server.pem"
+    certificate("localhost").private_key_and_cert_chain_pem.write_to_path(path)
+    return path
+
+
+def secured(server: Server) -> ssl.SSLSocket:
+    """A client over TLS."""
+    return client_context().wrap_socket(server.connect(), server_hostname="localhost")
+
+
+def test_on_hangup_it_loads_its_certificate_again(pem):
+    with running("--certificate", str(pem)) as server, secured(server) as first:
+        renewed = AUTHORITY.issue_cert("localhost")
+        renewed.private_key_and_cert_chain_pem.write_to_path(pem)
+        with secured(server) as client:
+            assert client.getpeercert() == first.getpeercert()
+        server.stop(signal.SIGHUP)
+        assert server.process.stdout.readline().decode() == f"loaded {pem}\n"
+        with secured(server) as client:
+            assert client.getpeercert() != first.getpeercert()
+            client.sendall(b"hello")
+            assert client.recv(100) == b"HELLO"
+        first.sendall(b"hello")
+        assert first.recv(100) == b"HELLO"
+
+
+def test_a_certificate_that_does_not_match_its_key_replaces_none(pem):
+    mixed = certificate("localhost").private_key_pem.bytes() + AUTHORITY.issue_cert("x").cert_chain_pems[0].bytes()
+    with running("--certificate", str(pem)) as server:
+        pem.write_bytes(mixed)
+        server.stop(signal.SIGHUP)
+        line = server.process.stderr.readline().decode()
+        assert str(pem) in line
+        assert "key values mismatch" in line
+        with secured(server) as client:
+            client.sendall(b"hello")
+            assert client.recv(100) == b"HELLO"
+
+
+def encrypted_key() -> bytes:
+    key = serialization.load_pem_private_key(certificate("localhost").private_key_pem.bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"", "PEM"),
+        (AUTHORITY.cert_pem.bytes() + certificate("localhost").private_key_pem.bytes(), "key values mismatch"),
+        (certificate("localhost").cert_chain_pems[0].bytes() + encrypted_key(), "SSL"),
+    ],
+    ids=["missing", "empty", "does not match", "encrypted"],
+)
+def test_a_wrong_certificate_gives_one_clear_line(content, words, tmp_path):
+    path = tmp_path / "server.pem"
+    if content is not None:
+        path.write_bytes(content)
+    answer = run("--bind", "127.0.0.1:0", "--certificate", str(path))
+    assert (answer.returncode, answer.stdout) == (2, "")
+    (line,) = answer.stderr.splitlines()
+    assert f"--certificate {path}: " in line
+    assert words in line
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return programs.run("echo_server.py", *arguments)
 
@@ -231,7 +303,7 @@ def test_help_is_worth_reading(parser, capsys):
         parser.parse_args(["--help"])
     out, err = capsys.readouterr()
     assert err == ""
-    options = "--bind", "--max-connections", "--idle-timeout", "--close-timeout", "--verbose"
+    options = "--bind", "--max-connections", "--idle-timeout", "--close-timeout", "--certificate", "--verbose"
     for word in "upper case", "SIGTERM", "nc -N", "127.0.0.1:8000", *options:
         assert word in out
 

@@ -20,6 +20,7 @@ import tracemalloc
 import gevent
 import gevent.ssl
 import pytest
+import trustme
 from certificates import AUTHORITY, certificate, client_context, new_client_context, new_server_context, server_context
 from gevent.event import Event
 from gevent.socket import wait_read
@@ -58,7 +59,7 @@ def plain(stage, listener):
 
 def listen_for_tls(stage, server=None, **options):
     """A listener for TLS on a stage that is not one of TLS."""
-    return stage.listen(server, ssl_context=server_context(), **options)
+    return stage.listen(server, **{"ssl_context": server_context(), **options})
 
 
 #: The options of a client of one.
@@ -143,6 +144,49 @@ def test_a_context_may_choose_by_the_name_that_is_asked_for(tcp, kind):
     tcp.until(lambda: client.connection and tcp.served)
     assert asked == [(tcp.served[0].connection.ssl_object, "localhost")]
     assert client.connection.ssl_object.selected_alpn_protocol() == "other"
+
+
+def certificate_of(listener, context):
+    """The certificate that a new client gets."""
+    with in_thread(dial, listener, context) as client:
+        return client.getpeercert(binary_form=True)
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_context_can_be_handed_a_new_certificate(tcp, kind):
+    """As the page on TLS shows."""
+    new = kind(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert("localhost", key_type=trustme.KeyType.RSA).configure_cert(new)
+    context = new_server_context(kind)
+    listener = listen_for_tls(tcp, Echo, ssl_context=context)
+    only_ecdsa = new_client_context()
+    only_ecdsa.maximum_version = ssl.TLSVersion.TLSv1_2
+    only_ecdsa.set_ciphers("ECDHE+aECDSA")
+    with in_thread(dial, listener, None) as open_before:
+        before = certificate_of(listener, only_ecdsa)
+        context.sni_callback = lambda ssl_object, *_: setattr(ssl_object, "context", new)
+        after = certificate_of(listener, None)
+        assert after != before
+        with pytest.raises(ssl.SSLError):
+            certificate_of(listener, only_ecdsa)  # nothing of the old certificate is left
+        in_thread(open_before.sendall, b"hello")
+        assert in_thread(open_before.recv, 100) == b"HELLO"
+
+
+def test_a_context_that_fails_to_load_a_certificate_has_lost_its_key(tcp, info, tmp_path):
+    """Why the page on TLS makes another context: this is what OpenSSL does."""
+    good, other = AUTHORITY.issue_cert("localhost"), AUTHORITY.issue_cert("localhost")
+    mixed = tmp_path / "mixed.pem"
+    mixed.write_bytes(good.private_key_pem.bytes() + other.cert_chain_pems[0].bytes())
+    context = new_server_context()
+    listener = listen_for_tls(tcp, Echo, ssl_context=context)
+    certificate_of(listener, None)
+    with pytest.raises(ssl.SSLError, match="key values mismatch"):
+        context.load_cert_chain(mixed)
+    with pytest.raises(ssl.SSLError):
+        certificate_of(listener, None)
+    tcp.until(lambda: info.records)
+    assert "NO_SHARED_CIPHER" in failure_line(info)
 
 
 def test_what_is_known_of_tls_is_to_be_had_from_the_connection(tcp):
