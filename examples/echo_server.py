@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import socket
 import ssl
 import sys
 from typing import NoReturn
@@ -12,7 +13,7 @@ from typing import NoReturn
 import gevent
 
 import ngi_gevent
-from ngi_gevent import signals
+from ngi_gevent import signals, systemd
 from ngi_gevent.interfaces import IServerConnection
 
 DESCRIPTION = """\
@@ -25,6 +26,8 @@ Once it listens, it says where, in one line on standard output.  Try it from ano
 On SIGTERM or SIGINT (Ctrl-C) it accepts no more connections, lets its clients finish for as long as --close-timeout
 says, ends those that are left, says how many that were, and exits with 0.  A second signal ends it at once, also when a
 handler never lets the others run.  With --certificate, SIGHUP loads that file again.
+
+Under systemd, it says when it is ready, reloads and stops, and that it is not stuck, if the unit asks for it.
 """
 
 
@@ -87,14 +90,27 @@ def server_context(certificate: str) -> ssl.SSLContext:
 
 def renew(context: ssl.SSLContext, certificate: str) -> None:
     """Use the certificate that is in the file now for all later handshakes of *context*, if it is a good one."""
-    try:
-        renewed = server_context(certificate)
-    except OSError as error:
-        print(f"{sys.argv[0]}: --certificate {certificate}: {error}; the one before is still used", file=sys.stderr)
-    else:
-        # Loading it into the context itself would change the context even if that fails.
-        context.sni_callback = lambda connection, *_: setattr(connection, "context", renewed)
-        print(f"loaded {certificate}", flush=True)
+    with systemd.reloading():
+        try:
+            renewed = server_context(certificate)
+        except OSError as error:
+            print(f"{sys.argv[0]}: --certificate {certificate}: {error}; the one before is still used", file=sys.stderr)
+        else:
+            # Loading it into the context itself would change the context even if that fails.
+            context.sni_callback = lambda connection, *_: setattr(connection, "context", renewed)
+            print(f"loaded {certificate}", flush=True)
+
+
+def handed_over(name: str) -> list[socket.socket]:
+    """The sockets from systemd that have this name; all if it is empty.
+
+    :raises ValueError: there are none.
+    """
+    sockets = systemd.sockets()
+    found = sockets.get(name, []) if name else [sock for named in sockets.values() for sock in named]
+    if not found:
+        raise ValueError(f"no such sockets from systemd; their names are {sorted(sockets)}")
+    return found
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,13 +122,21 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     result = Parser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument(
+    where = result.add_mutually_exclusive_group()
+    where.add_argument(
         "--bind",
         metavar="ADDRESS",
         type=bind_address,
         default=("127.0.0.1", 8000),
         help="where to listen: HOST:PORT, where port 0 picks a free one, or the path of a Unix socket "
         "(default: 127.0.0.1:8000)",
+    )
+    where.add_argument(
+        "--systemd",
+        metavar="NAME",
+        nargs="?",
+        const="",
+        help="listen on the sockets that systemd hands over: those of that name, or all",
     )
     result.add_argument(
         "--close-timeout",
@@ -161,22 +185,26 @@ def main() -> int:
             return 2
         gevent.signal_handler(signal.SIGHUP, renew, context, options.certificate)
 
+    where = f"--bind {shown(options.bind)}" if options.systemd is None else f"--systemd {options.systemd}".strip()
     try:
         listener = ngi_gevent.listener(
-            options.bind,
+            options.bind if options.systemd is None else handed_over(options.systemd),
             Echo,
             max_connections=options.max_connections,
             idle_timeout=options.idle_timeout or None,
             ssl_context=context,
         )
     except ValueError as error:
-        print(f"{sys.argv[0]}: --bind {shown(options.bind)}: {error}", file=sys.stderr)
+        print(f"{sys.argv[0]}: {where}: {error}", file=sys.stderr)
         return 2
     except OSError:
         return 1  # the log says why
-    print(f"listening on {shown(listener.address)}", flush=True)
+    print("listening on", *map(shown, listener.addresses), flush=True)
+    systemd.notify("READY=1")
+    systemd.watchdog()
 
     stop.wait()
+    systemd.notify("STOPPING=1")
     ended = listener.close_wait(options.close_timeout)
     print(f"stopped, ending {ended} {'connection' if ended == 1 else 'connections'}", flush=True)
     return 0

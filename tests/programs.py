@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -18,16 +18,20 @@ def command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-X", "dev", "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
 
 
-def run(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run an example that ends by itself."""
-    return subprocess.run(command(name, *arguments), capture_output=True, text=True, timeout=30, **options)
+def run(
+    name: str, *arguments: object, before: Sequence[str] = (), **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Run an example that ends by itself, with *before* in front of its command."""
+    line = [*before, *command(name, *arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=30, **options)
 
 
 class Server:
     """An example that serves, and says in its first line where it listens."""
 
-    def __init__(self, name: str, *arguments: object) -> None:
-        self.process = subprocess.Popen(command(name, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __init__(self, name: str, *arguments: object, before: Sequence[str] = (), **options: object) -> None:
+        line = [*before, *command(name, *arguments)]
+        self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         self.first_line = self.process.stdout.readline().decode()
         self.address = self.first_line.removeprefix("listening on ").strip()
 
@@ -49,9 +53,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(name: str, *arguments: object) -> Iterator[Server]:
+def running(name: str, *arguments: object, **options: object) -> Iterator[Server]:
     """Run an example that serves, and kill it if it still runs in the end."""
-    server = Server(name, *arguments)
+    server = Server(name, *arguments, **options)
     try:
         yield server
     finally:

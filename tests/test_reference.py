@@ -47,6 +47,7 @@ PUBLIC = [
     "ngi_gevent.reconnecting",
     "ngi_gevent.relay",
     "ngi_gevent.signals",
+    "ngi_gevent.systemd",
     "ngi_gevent.testing",
     "ngi_gevent.testing.contract",
     "ngi_gevent.testing.simulation",
