@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import signal
 import socket
 import ssl
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import gevent
 
 import ngi_gevent
-from ngi_gevent import signals, systemd
-from ngi_gevent.interfaces import IServerConnection
+from ngi_gevent import adapters, signals, systemd
+from ngi_gevent.interfaces import IListener, IServerConnection
 
 DESCRIPTION = """\
 Send back what comes in, in upper case.
@@ -39,6 +41,22 @@ class Echo:
 
     def handle_input(self, connection: IServerConnection, data: bytes) -> None:
         connection.write(data.upper())
+
+
+class Health:
+    """Answers HTTP with 200, as long as the hub runs; except /ready, with 503 once the server is stopping."""
+
+    def __init__(self, is_stopping: Callable[[], bool], connection: IServerConnection) -> None:
+        self.is_stopping = is_stopping
+        self.status = b"200 OK"
+        adapters.Lines(connection).set_handler(self)
+
+    def handle_input(self, connection: adapters.Lines, line: bytes) -> None:
+        if line.startswith(b"GET /ready ") and self.is_stopping():
+            self.status = b"503 Service Unavailable"
+        elif line in (b"\r", b""):  # the end of the request
+            connection.write(b"HTTP/1.0 %s\r\n\r\n" % self.status)
+            connection.close()
 
 
 def bind_address(text: str) -> tuple[str, int] | str:
@@ -113,6 +131,21 @@ def handed_over(name: str) -> list[socket.socket]:
     return found
 
 
+def refuse(option: str, error: Exception) -> NoReturn:
+    print(f"{sys.argv[0]}: {option}: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def listen(option: str, address: Any, server: Any, **options: Any) -> IListener:
+    """Listen, or end the program."""
+    try:
+        return ngi_gevent.listener(address, server, **options)
+    except ValueError as error:
+        refuse(option, error)
+    except OSError:
+        sys.exit(1)  # the log says why
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
@@ -137,6 +170,12 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         help="listen on the sockets that systemd hands over: those of that name, or all",
+    )
+    result.add_argument(
+        "--health",
+        metavar="ADDRESS",
+        type=bind_address,
+        help="where to answer health checks by HTTP: /alive, and /ready until it stops (default: nowhere)",
     )
     result.add_argument(
         "--close-timeout",
@@ -181,25 +220,30 @@ def main() -> int:
         try:
             context = server_context(options.certificate)
         except OSError as error:  # of the system, or of OpenSSL
-            print(f"{sys.argv[0]}: --certificate {options.certificate}: {error}", file=sys.stderr)
-            return 2
+            refuse(f"--certificate {options.certificate}", error)
         gevent.signal_handler(signal.SIGHUP, renew, context, options.certificate)
 
-    where = f"--bind {shown(options.bind)}" if options.systemd is None else f"--systemd {options.systemd}".strip()
-    try:
-        listener = ngi_gevent.listener(
-            options.bind if options.systemd is None else handed_over(options.systemd),
-            Echo,
-            max_connections=options.max_connections,
-            idle_timeout=options.idle_timeout or None,
-            ssl_context=context,
-        )
-    except ValueError as error:
-        print(f"{sys.argv[0]}: {where}: {error}", file=sys.stderr)
-        return 2
-    except OSError:
-        return 1  # the log says why
+    option, address = f"--bind {shown(options.bind)}", options.bind
+    if options.systemd is not None:
+        option = f"--systemd {options.systemd}".strip()
+        try:
+            address = handed_over(options.systemd)
+        except ValueError as error:
+            refuse(option, error)
+    listener = listen(
+        option,
+        address,
+        Echo,
+        max_connections=options.max_connections,
+        idle_timeout=options.idle_timeout or None,
+        ssl_context=context,
+    )
     print("listening on", *map(shown, listener.addresses), flush=True)
+    if options.health is not None:
+        # A listener for them alone answers also when the other one is full.
+        server = functools.partial(Health, stop.is_set)
+        health = listen(f"--health {shown(options.health)}", options.health, server, max_connections=10, idle_timeout=5)
+        print("health checks on", shown(health.address), flush=True)
     systemd.notify("READY=1")
     systemd.watchdog()
 

@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 from load import Load
 
 ENGINE = os.environ.get("CONTAINER_ENGINE")
 BASE_IMAGE = os.environ.get("CONTAINER_BASE_IMAGE")
 ROOT = Path(__file__).parent.parent
+
+#: The options that take rights away, as the page has them.
+PAGE = (pages.DOCS / "how_to" / "containers.md").read_text()
+RIGHTS = re.search(r"^docker run --rm (--.*) --name", PAGE, re.MULTILINE)[1]
+
+#: What runs before the server, so that it loses no signal.
+BLOCKING = ["/usr/bin/env", "--block-signal=TERM,INT", "/opt/ngi/bin/python"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,13 +60,14 @@ def image() -> Iterator[str]:
 def start(image: str) -> Iterator[Callable[..., str]]:
     names = []
 
-    def run(*command: str) -> str:
+    def run(*command: str, options: Sequence[str] = ()) -> str:
         names.append(f"ngi-echo-{uuid.uuid4().hex}")
-        engine("run", "-d", "--name", names[-1], "-p", "127.0.0.1::8000", image, *command)
+        engine("run", "-d", *RIGHTS.split(), "--name", names[-1], "-p", "127.0.0.1::8000", *options, image, *command)
         return names[-1]
 
     yield run
     for name in names:
+        engine("kill", name, check=False)  # without the time to stop that rm would give it
         engine("rm", "-f", name)
 
 
@@ -75,12 +85,23 @@ def connect(name: str) -> socket.socket:
 
 
 def wait_until_it_listens(name: str) -> None:
+    wait_until_it_says(name, "listening on 0.0.0.0:8000")
+
+
+def wait_until_it_says(name: str, *lines: str) -> None:
+    """Wait until the container has printed these lines, and no others before."""
     logs = subprocess.Popen([str(ENGINE), "logs", "-f", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        assert logs.stdout.readline() == b"listening on 0.0.0.0:8000\n"
+        for line in lines:
+            assert logs.stdout.readline().decode() == f"{line}\n"
     finally:
         logs.kill()
         logs.communicate()
+
+
+def exit_code(name: str) -> int:
+    """Wait until the container has stopped."""
+    return int(engine("wait", name).stdout)
 
 
 def healthy(name: str) -> bool:
@@ -138,9 +159,67 @@ def test_a_server_that_does_not_answer_is_not_healthy(start):
     assert not healthy(start("/opt/ngi/bin/python", "-c", "import time; time.sleep(600)"))
 
 
+def test_a_signal_is_not_lost_while_process_1_imports(start, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(1)\n")
+    tmp_path.chmod(0o755)
+    name = start(options=["-e", "PYTHONPATH=/slow", "-v", f"{tmp_path}:/slow:ro"])
+    wait_until_it_says(name, "importing")
+    engine("kill", "-s", "TERM", name)
+    assert exit_code(name) == 0
+    assert engine("logs", name).stdout.splitlines()[-1] == "stopped, ending 0 connections"
+
+
+BUSY = """\
+import _thread, hashlib
+from ngi_gevent import signals
+stop = signals.catch_stop()
+_thread.start_new_thread(lambda: print("caught", stop.wait(), flush=True), ())
+print("busy", flush=True)
+{}
+"""
+
+
+@pytest.mark.parametrize("handler", ["while True: pass", "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)"])
+def test_a_second_signal_ends_process_1_though_a_handler_never_yields(start, handler):
+    name = start(*BLOCKING, "-c", BUSY.format(handler))
+    wait_until_it_says(name, "busy")
+    engine("kill", "-s", "TERM", name)
+    wait_until_it_says(name, "busy", "caught True")
+    engine("kill", "-s", "TERM", name)
+    assert exit_code(name) == 143
+
+
+def test_a_server_that_has_all_the_connections_that_it_may_have_is_healthy(start):
+    command = ["/opt/ngi/echo_server.py", "--bind=0.0.0.0:8000", "--health=127.0.0.1:8001", "--max-connections=1"]
+    name = start(*BLOCKING, *command)
+    wait_until_it_listens(name)
+    with connect(name) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+        assert healthy(name)
+
+
+def test_it_is_small(image):
+    base = BASE_IMAGE or re.search(r"^ARG BASE_IMAGE=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
+    assert inspected(image, ".Size") - inspected(base, ".Size") < 60_000_000
+
+
+def test_it_lists_what_is_in_it(start):
+    name = start()
+    listed = engine("exec", name, "cat", "/opt/ngi/packages.txt").stdout.split()
+    pinned = re.findall(r"^([\w.-]+==[\w.]+)", (ROOT / "container/requirements.txt").read_text(), re.MULTILINE)
+    assert {line.replace(".", "-", 1) if line.startswith("zope") else line for line in listed} >= set(pinned)
+    assert len(listed) == len(pinned) + 1
+    assert [line for line in listed if line.startswith("ngi_gevent==")]
+
+
 def test_it_has_few_rights_and_no_tools(start):
     name = start()
     assert int(engine("exec", name, "id", "-u").stdout) != 0
+    status = dict(re.findall(r"^(\w+):\t(.*)$", engine("exec", name, "cat", "/proc/1/status").stdout, re.MULTILINE))
+    assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert "Read-only file system" in engine("exec", "-u", "0", name, "touch", "/new", check=False).stderr
     for module in "pip", "setuptools":
         assert engine("exec", name, "/opt/ngi/bin/python", "-c", f"import {module}", check=False).returncode != 0
     assert engine("exec", name, "ls", "/src", check=False).returncode != 0

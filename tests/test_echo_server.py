@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import runpy
@@ -21,7 +22,9 @@ import pytest
 from certificates import AUTHORITY, certificate, client_context
 from cryptography.hazmat.primitives import serialization
 from programs import EXAMPLES, Server, read_all
-from stages import needs_ipv6
+from stages import PATIENCE, needs_ipv6
+
+from ngi_gevent import testing
 
 NC = shutil.which("nc")
 
@@ -117,6 +120,41 @@ def test_more_clients_than_there_may_be_wait():
         code, _, err = server.end()
         assert code == 0
         assert len([line for line in err.splitlines() if "max_connections" in line]) == 1
+
+
+def health_of(port: int, path: str) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: echo\r\n\r\n".encode())
+        return read_all(client).partition(b"\r\n")[0]
+
+
+def test_health_checks_are_answered_also_when_all_connections_are_taken_and_while_it_stops():
+    with running("--health", "127.0.0.1:0", "--max-connections", "1") as server, server.connect() as client:
+        line = server.process.stdout.readline().decode()
+        port = int(re.fullmatch(r"health checks on 127\.0\.0\.1:(\d+)\n", line)[1])
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+        assert health_of(port, "/alive") == health_of(port, "/ready") == b"HTTP/1.0 200 OK"
+        server.stop()
+        while not refused(server):
+            pass
+        assert health_of(port, "/alive") == b"HTTP/1.0 200 OK"
+        assert health_of(port, "/ready") == b"HTTP/1.0 503 Service Unavailable"
+        client.close()
+        assert server.end()[:2] == (0, "stopped, ending 0 connections\n")
+
+
+def test_a_health_address_in_use_gives_one_clear_line(server):
+    answer = run("--bind", "127.0.0.1:0", "--health", server.address)
+    assert answer.returncode == 1
+    assert len(answer.stderr.splitlines()) == 1
+
+
+def test_health_checks_may_come_in_any_pieces():
+    health = runpy.run_path(str(EXAMPLES / "echo_server.py"))["Health"]
+    for stopping in False, True:
+        server = functools.partial(health, lambda now=stopping: now)
+        testing.check_chunking(server, b"GET /ready HTTP/1.1\r\na: b\r\n\r\n")
 
 
 def test_a_client_that_is_idle_is_ended():
@@ -303,7 +341,8 @@ def test_help_is_worth_reading(parser, capsys):
         parser.parse_args(["--help"])
     out, err = capsys.readouterr()
     assert err == ""
-    options = "--bind", "--max-connections", "--idle-timeout", "--close-timeout", "--certificate", "--verbose"
+    options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    assert len(options) > 8
     for word in "upper case", "SIGTERM", "nc -N", "127.0.0.1:8000", *options:
         assert word in out
 

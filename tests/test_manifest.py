@@ -6,13 +6,13 @@ import json
 import re
 import runpy
 import socket
-import subprocess
-import sys
 import textwrap
 from typing import Any
 
 import pages
 import pytest
+from programs import read_all
+from stages import PATIENCE
 from test_echo_server import running
 
 ROOT = pages.DOCS.parent
@@ -75,6 +75,16 @@ def service():
 
 
 @pytest.fixture(scope="module")
+def budget():
+    return loaded(shown("echo.yaml").split("---\n")[2])
+
+
+@pytest.fixture(scope="module")
+def autoscaler():
+    return loaded(shown("echo.yaml").split("---\n")[3])
+
+
+@pytest.fixture(scope="module")
 def container(deployment):
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     return container
@@ -84,32 +94,43 @@ def container(deployment):
 def options(container):
     """What the echo server makes of its part of the command."""
     parser = runpy.run_path(str(ROOT / "examples" / "echo_server.py"))["parser"]()
-    return parser.parse_args(container["command"][2:])
+    return parser.parse_args(container["command"][4:])
 
 
-@pytest.mark.parametrize("name", ["echo.yaml", "liveness.yaml"])
-def test_a_real_parser_reads_the_same(name):
+def test_a_real_parser_reads_the_same():
     yaml = pytest.importorskip("yaml", reason="yaml is not installed")
-    assert [loaded(text) for text in shown(name).split("---\n")] == list(yaml.safe_load_all(shown(name)))
+    text = shown("echo.yaml")
+    assert [loaded(part) for part in text.split("---\n")] == list(yaml.safe_load_all(text))
 
 
-def test_the_parts_find_each_other(deployment, service):
+def test_the_parts_find_each_other(deployment, service, budget, autoscaler):
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert labels
     assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
+    assert budget["spec"]["selector"]["matchLabels"] == labels
+    target = autoscaler["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
+
+
+def test_the_autoscaler_has_what_it_measures_by_and_nothing_else_sets_the_number(deployment, container, autoscaler):
+    (metric,) = autoscaler["spec"]["metrics"]
+    assert metric["resource"]["name"] in container["resources"]["requests"]
+    assert "replicas" not in deployment["spec"]
+    assert autoscaler["spec"]["minReplicas"] > 1  # so that the budget lets one be taken away
 
 
 def test_the_server_listens_where_it_is_looked_for(container, service, options):
-    (port,) = container["ports"]
-    assert options.bind == ("0.0.0.0", port["containerPort"])
-    assert f"\nEXPOSE {port['containerPort']}\n" in DOCKERFILE
-    assert [published["targetPort"] for published in service["spec"]["ports"]] == [port["name"]]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert options.bind == ("0.0.0.0", ports["echo"])
+    assert options.health == ("0.0.0.0", ports["health"])
+    assert "\nEXPOSE {echo} {health}\n".format(**ports) in DOCKERFILE
+    assert [published["targetPort"] for published in service["spec"]["ports"]] == ["echo"]
 
 
 def test_it_is_the_image_that_the_page_builds_and_what_is_in_it(container):
     assert f"docker build -t {container['image']} ." in PAGE.read_text()
-    for path in container["command"][:2]:
-        assert f'"{path}"' in DOCKERFILE  # as in its own command
+    first, *rest = container["command"][:4]
+    assert 'CMD ["' + '", "'.join([first, *rest]) + '"' in DOCKERFILE  # as in its own command
 
 
 def test_it_is_killed_only_after_all_that_it_may_take_to_stop(deployment, container, options):
@@ -124,22 +145,45 @@ def test_it_runs_as_the_user_of_the_image(container):
     assert rights["runAsUser"] > 0
     assert rights["runAsNonRoot"] is True
     assert rights["allowPrivilegeEscalation"] is False
+    assert rights["readOnlyRootFilesystem"] is True
+    assert rights["capabilities"]["drop"] == ["ALL"]
 
 
-def test_its_probe_tells_a_server_that_answers_from_one_that_does_not(container):
-    interpreter, option, program = container["readinessProbe"]["exec"]["command"]
-    assert (interpreter, option) == (container["command"][0], "-c")
-
-    def is_ready(port, timeout):
-        code = program.replace("8000", str(port)).replace("timeout=3", f"timeout={timeout}")
-        return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
-
-    with running() as server, socket.create_server(("127.0.0.1", 0)) as silent:
-        assert is_ready(server.address.rpartition(":")[2], 20)
-        assert not is_ready(silent.getsockname()[1], 0.1)
+def probed(port, path):
+    """Whether Kubernetes would take the answer for a good one."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: kube-probe/1.30\r\n\r\n".encode())
+        return read_all(client).startswith(b"HTTP/1.0 200 ")
 
 
-def test_the_other_probe_asks_what_the_server_above_it_answers():
-    probe = loaded(shown("liveness.yaml"))["livenessProbe"]["httpGet"]
-    assert f"GET {probe['path']} HTTP/1.0" in PAGE.read_text()
-    assert f"{probe['port']}), Health" in shown("server.py")
+def test_the_probes_tell_a_server_that_is_full_from_one_that_stops(container):
+    probes = [container[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")]
+    assert [probe["port"] for probe in probes] == ["health", "health"]
+    ready, alive = (probe["path"] for probe in probes)
+    with running("--health=127.0.0.1:0", "--max-connections=1") as server, server.connect() as client:
+        port = int(server.process.stdout.readline().rpartition(b":")[2])
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+        assert probed(port, ready)
+        assert probed(port, alive)
+        server.stop()
+        while probed(port, ready):
+            pass
+        assert probed(port, alive)
+
+
+def test_the_dockerfile_pins_all_that_it_takes_from_elsewhere():
+    assert re.search(r"^ARG BASE_IMAGE=[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}$", DOCKERFILE, re.MULTILINE)
+    installs = [line for line in DOCKERFILE.splitlines() if " install " in line or "pip wheel " in line]
+    assert len(installs) == 4
+    assert [line for line in installs if "--require-hashes" not in line and "--no-deps" not in line] == []
+    for name in "requirements.txt", "build.txt":
+        pinned = re.sub(r"^#.*\n", "", (ROOT / "container" / name).read_text(), flags=re.MULTILINE)
+        assert re.fullmatch(r"(?:[\w.-]+==[\w.]+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n)+", pinned)
+
+
+def test_what_is_pinned_is_what_the_package_needs():
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = re.search(r'^dependencies = \["gevent>=([\d.]+)"\]$', project, re.MULTILINE)[1]
+    pinned = re.search(r"^gevent==([\d.]+)", (ROOT / "container" / "requirements.txt").read_text(), re.MULTILINE)[1]
+    assert [int(part) for part in pinned.split(".")] >= [int(part) for part in needed.split(".")]
