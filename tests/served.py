@@ -57,6 +57,16 @@ class Server:
             print(reason, file=closed)
 
 
+class Echo:
+    """What ``load.Load`` needs."""
+
+    def __init__(self, connection):
+        connection.set_handler(self)
+
+    def handle_input(self, connection, data):
+        connection.write(data.upper())
+
+
 def make(word):
     """A factory: a server that says *word*."""
 

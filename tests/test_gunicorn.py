@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from certificates import AUTHORITY, certificate, new_client_context
 from gunicorns import ROOT, ask, command, environment, read_line, running
+from load import Load
 from stages import PATIENCE
 
 import ngi_gevent
@@ -186,6 +187,23 @@ def test_on_hup_a_request_is_finished_by_the_old_worker_while_new_ones_serve(dir
             assert int(ask(client, "pid")) in old
         wait_until(lambda: not any(map(is_alive, old)))
         assert gunicorn.end() == 0
+        assert not [line for line in gunicorn.log if "ERROR" in line or "WARNING" in line]
+
+
+@pytest.mark.slow
+def test_under_load_no_answer_is_lost_on_hup_and_on_term(directory):
+    with running(directory, *ANY, "-w", 2, "app:Echo") as gunicorn:
+        load = Load(gunicorn.address)
+        for number in range(1, 3):
+            load.wait_for(load.answered + 200)
+            gunicorn.send(signal.SIGHUP)
+            gunicorn.says("Worker exiting", count=2 * number)
+        load.wait_for(load.answered + 200)
+        assert load.refused == 0
+        gunicorn.send(signal.SIGTERM)
+        load.join()
+        assert load.wrong == []
+        assert gunicorn.end(None) == 0
         assert not [line for line in gunicorn.log if "ERROR" in line or "WARNING" in line]
 
 
