@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import gevent
 from gevent.monkey import get_original
 
-from ngi_gevent.core.logs import Log
+from ngi_gevent.core import logs
 
 __all__ = ["notify", "reloading", "sockets", "watchdog"]
 
@@ -23,8 +23,6 @@ FIRST = 3
 
 #: Seconds to wait for systemd to take a message.  It reads them at once, unless the machine is stuck.
 NOTIFY_TIMEOUT = 1.0
-
-_log = Log("ngi_gevent.systemd")
 
 
 def sockets() -> dict[str, list[socket.socket]]:
@@ -80,7 +78,7 @@ def notify(*assignments: str) -> bool:
             sock.connect(name)
             sock.send("\n".join(assignments).encode())
         except OSError as error:
-            _log.warning("unable to notify systemd at %r of %s: %s", address, ", ".join(assignments), error)
+            logs.systemd.warning("unable to notify systemd at %r of %s: %s", address, ", ".join(assignments), error)
             return False
     return True
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
 import io
 import logging
 import pkgutil
@@ -12,6 +10,7 @@ import re
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import gevent
 import pages
@@ -255,8 +254,8 @@ def lines_in_the_source():
     for found in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent."):
         if found.name.startswith("ngi_gevent.testing"):
             continue
-        module = importlib.import_module(found.name)
-        for call in ast.walk(ast.parse(inspect.getsource(module))):
+        spec = found.module_finder.find_spec(found.name)  # and no import, which can need an extra
+        for call in ast.walk(ast.parse(Path(spec.origin).read_text())):
             match call:
                 case ast.Call(func=ast.Attribute(ast.Attribute(ast.Name("logs"), name), method)) if method in METHODS:
                     (text,) = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]

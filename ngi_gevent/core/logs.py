@@ -19,7 +19,17 @@ from greenlet import getcurrent
 from ngi_gevent.core import clock, forks
 from ngi_gevent.core.threads import get_hub_if_exists
 
-__all__ = ["RATE_PERIOD", "Log", "LogRaised", "RateLimit", "connections", "datagrams", "format_reason", "listeners"]
+__all__ = [
+    "RATE_PERIOD",
+    "Log",
+    "LogRaised",
+    "RateLimit",
+    "connections",
+    "datagrams",
+    "format_reason",
+    "listeners",
+    "systemd",
+]
 
 #: Characters of a reason that are shown.  Some exceptions quote everything that a peer has sent.
 SHOWN = 200
@@ -92,6 +102,7 @@ class Log:
 connections = Log("ngi_gevent.connection")
 listeners = Log("ngi_gevent.listener")
 datagrams = Log("ngi_gevent.datagram")
+systemd = Log("ngi_gevent.systemd")
 
 
 def format_reason(reason: object) -> str:
