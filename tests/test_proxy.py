@@ -138,7 +138,7 @@ def test_clients_go_to_another_upstream_when_one_crashes_or_is_cut_off(example):
 
 
 def test_a_slow_reader_is_not_read_for_faster_than_it_reads(example):
-    """However long the answer, what waits in the proxy is no more than a relay holds."""
+    """The proxy holds no more than a relay does, however long the answer is."""
 
     def scenario(simulation):
         def serve(connection):
@@ -196,8 +196,8 @@ def run(*command, **options):
     return subprocess.run(command, capture_output=True, timeout=60, check=True, **options).stdout
 
 
-def nobody():
-    """Return an address on which nothing listens, and which no other socket gets."""
+def unused():
+    """Return a socket that does not listen, and its address, which no other socket gets."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     return sock, f"127.0.0.1:{sock.getsockname()[1]}"
@@ -206,7 +206,7 @@ def nobody():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nc") is None, reason="nc is not installed")
 def test_nc_is_answered_by_the_upstream_that_there_is():
-    sock, nowhere = nobody()
+    sock, nowhere = unused()
     with (
         contextlib.closing(sock),
         programs.running("echo_server.py", "--bind", "127.0.0.1:0") as upstream,
@@ -226,10 +226,7 @@ def tuple_of(address):
 
 
 class Page(BaseHTTPRequestHandler):
-    """A web server with a page that says who asks, and a long one.
-
-    Each connection begins with a PROXY line.
-    """
+    """A web server with a page that has the PROXY line of its connection, and a long one."""
 
     def setup(self):
         super().setup()
