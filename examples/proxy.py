@@ -17,6 +17,7 @@ import logging
 import signal
 import ssl
 from collections.abc import Callable
+from ipaddress import ip_network
 from typing import Any
 
 import gevent
@@ -100,8 +101,8 @@ def proxy_server(
 
 def host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} must be HOST:PORT")
+    if not (host and port.isdecimal() and int(port) <= 65535):
+        raise argparse.ArgumentTypeError(f"an upstream must be HOST:PORT; got {text!r}")
     return host.strip("[]"), int(port)
 
 
@@ -109,7 +110,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--certificate", help="file with a certificate and its key, to speak TLS with clients")
-    parser.add_argument("--trust", action="append", metavar="NETWORK", help="network of a balancer in front")
+    parser.add_argument(
+        "--trust", action="append", type=ip_network, metavar="NETWORK", help="network of a balancer that sends headers"
+    )
     parser.add_argument("--send-proxy", type=int, choices=[1, 2], metavar="VERSION", help="send PROXY headers")
     parser.add_argument("upstream", nargs="+", type=host_and_port, help="HOST:PORT")
     options = parser.parse_args()

@@ -183,6 +183,22 @@ def test_tls_in_front_and_proxy_headers_both_ways(example, tcp):
 # Real clients.
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "upstream"),
+        (["nowhere"], "must be HOST:PORT; got 'nowhere'"),
+        (["127.0.0.1:65536"], "got '127.0.0.1:65536'"),
+        (["--trust", "10.0.0.1/8", "127.0.0.1:9"], "--trust: invalid ip_network value: '10.0.0.1/8'"),
+    ],
+)
+def test_wrong_options_are_named(arguments, named):
+    ended = programs.run("proxy.py", *arguments)
+    assert ended.returncode == 2
+    assert named in ended.stderr.splitlines()[-1]
+
+
 @pytest.fixture
 def files(tmp_path):
     """The certificate of the proxy, and that of its authority."""
