@@ -24,7 +24,6 @@ from ngi_gevent.adapters import SansIO
 
 #: Bytes of the longest body of a request.
 MAX_BODY = 1024 * 1024
-
 PIECE = b"x" * 65536
 
 
@@ -34,9 +33,6 @@ class Response(NamedTuple):
     size: int | None = None  # of the body; None if it is not known, so that it is sent in chunks
 
 
-Respond = Callable[[Any, bytes], Response]
-
-
 def text(status: int, body: bytes) -> Response:
     return Response(status, [body], len(body))
 
@@ -44,14 +40,13 @@ def text(status: int, body: bytes) -> Response:
 class HTTPHandler:
     """A connection with one client, which can send many requests."""
 
-    def __init__(self, connection: Any, respond: Respond) -> None:
+    def __init__(self, connection: Any, respond: Callable[[Any, bytes], Response]) -> None:
         self._respond = respond
         self._http = h11.Connection(h11.SERVER)
         self._request: Any = None
-        self._body: list[bytes] = []
-        self._size = 0
-        errors = (h11.RemoteProtocolError,)
-        SansIO(connection, self._http.receive_data, self._events, errors=errors).set_handler(self)
+        self._body = bytearray()
+        adapter = SansIO(connection, self._http.receive_data, self._events, errors=(h11.RemoteProtocolError,))
+        adapter.set_handler(self)
 
     def _events(self) -> Iterator[Any]:
         """Yield the events of the parser, until it needs data, or waits for the response."""
@@ -60,36 +55,32 @@ class HTTPHandler:
 
     def handle_input(self, connection: Any, event: Any) -> None:
         if type(event) is h11.Request:
-            self._request, self._body, self._size = event, [], 0
+            self._request, self._body = event, bytearray()
             if self._http.they_are_waiting_for_100_continue:
                 connection.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
         elif type(event) is h11.Data:
-            self._size += len(event.data)
-            self._body.append(bytes(event.data))
-            if self._size > MAX_BODY:
+            self._body += event.data
+            if len(self._body) > MAX_BODY:
                 self._refuse(connection, text(413, b"the body is too long\n"))
         elif type(event) is h11.EndOfMessage:
-            self._answer(connection, self._respond(self._request, b"".join(self._body)))
+            self._answer(connection, self._respond(self._request, bytes(self._body)))
         elif isinstance(event, h11.RemoteProtocolError):
             self._refuse(connection, text(event.error_status_hint, b"bad request\n"))
         else:
             connection.close()  # the client has ended the connection
 
     def _answer(self, connection: Any, response: Response) -> None:
-        head = self._head(response)
         if isinstance(response.body, list):
-            connection.write(head + b"".join(self._encoded(response.body)))
+            connection.write(self._head(response) + b"".join(self._encoded(response.body)))
             self._go_on(connection)
         else:
-            connection.write(head)
+            connection.write(self._head(response))
             connection.writelines(self._stream(connection, response.body))
 
     def _head(self, response: Response) -> bytes:
-        headers = [("Content-Type", "text/plain")]
-        if response.size is not None:
-            headers.append(("Content-Length", str(response.size)))
-        sent: bytes = self._http.send(h11.Response(status_code=response.status, headers=headers))
-        return sent
+        length = [] if response.size is None else [("Content-Length", str(response.size))]
+        headers = [("Content-Type", "text/plain"), *length]
+        return bytes(self._http.send(h11.Response(status_code=response.status, headers=headers)))
 
     def _encoded(self, body: Iterable[bytes]) -> Iterator[bytes]:
         """Yield a body as it is sent: nothing of it for HEAD."""
@@ -135,7 +126,7 @@ def respond(request: Any, body: bytes) -> Response:
     return text(404, b"not found\n")
 
 
-def http_server(respond: Respond = respond) -> Callable[[Any], HTTPHandler]:
+def http_server(respond: Callable[[Any, bytes], Response] = respond) -> Callable[[Any], HTTPHandler]:
     """A server that answers with what *respond* returns."""
     return lambda connection: HTTPHandler(connection, respond)
 
@@ -146,9 +137,8 @@ def main() -> None:
     parser.add_argument("--certificate", help="a PEM file with the certificate and its key, for TLS")
     options = parser.parse_args()
 
-    context = None
-    if options.certificate:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if options.certificate else None
+    if context is not None:
         context.load_cert_chain(options.certificate)
     listener = ngi_gevent.listener(("127.0.0.1", options.port), http_server(), ssl_context=context, idle_timeout=60)
     gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C ends all connections, so that wait() returns

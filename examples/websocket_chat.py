@@ -50,6 +50,7 @@ class Client:
         self._chat = chat
         self._parser = WSConnection(ConnectionType.SERVER)
         self._message: list[str] = []
+        self._size = 0  # of it, with 1 for an empty piece
         self.connection = SansIO(connection, self._receive, self._parser.events, errors=(RemoteProtocolError,))
         self.connection.set_handler(self)
 
@@ -67,11 +68,12 @@ class Client:
             self._chat.clients[self] = None
         elif isinstance(event, TextMessage):
             self._message.append(event.data)
-            if sum(map(len, self._message)) > MAX_MESSAGE:
+            self._size += max(1, len(event.data))
+            if self._size > MAX_MESSAGE:
                 self.end(CloseConnection(code=1009, reason="the message is too long"))
             elif event.message_finished:
                 self._chat.tell_all("".join(self._message))
-                self._message = []
+                self._message, self._size = [], 0
         elif isinstance(event, Ping):
             self.send(event.response())
         elif isinstance(event, CloseConnection):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
+from browser import Browser, running
 from hypothesis import Phase, settings
 from stages import SIMULATIONS, STAGES, IPv6Stage, SocketStage, Stage, TCPStage, TLSStage, UnixStage, params
 
@@ -59,6 +60,13 @@ def frozen_objects() -> None:
     """Keep what there is from the collector: many tests collect, which would look at all other tests each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser, for all tests of a file."""
+    with running(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 from typing import Any
 
 import programs
 import pytest
+from browser import needs_chromium
 from certificates import AUTHORITY, certificate
+from stages import PATIENCE
 
 from ngi_gevent import testing
 from ngi_gevent.testing.simulation import Simulation
@@ -102,6 +105,48 @@ def test_curl(url, tmp_path):
     body = b"x" * 300_000
     assert curl("-H", "Expect: 100-continue", "--data-binary", "@-", f"{url}/echo", input=body) == body
     assert curl("--http1.1", "-I", f"{url}/hello").startswith(b"HTTP/1.1 200")
+
+
+def test_keep_alive(url, tmp_path):
+    """The second of two requests takes no new connection, whatever the body of the first was."""
+    import httpx
+
+    ports = set()
+    context = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+    with httpx.Client(verify=context, trust_env=False, timeout=PATIENCE) as client:
+        for path, size in ("hello", 6), ("chunks", 80), ("bytes/300000", 300_000), ("nowhere", 10), ("hello", 6):
+            answer = client.get(f"{url}/{path}")
+            assert len(answer.content) == size
+            ports.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
+        answer = client.post(f"{url}/echo", content=iter([b"one ", b"two"]))  # in chunks
+        assert (answer.content, answer.http_version) == (b"one two", "HTTP/1.1")
+        with client.stream("GET", f"{url}/bytes/5000000") as stream:
+            assert sum(map(len, stream.iter_raw())) == 5_000_000
+    assert len(ports) == 1
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_wrk(url):
+    """Many requests at once; none fails."""
+    command = ["wrk", "-t1", "-c50", "-d1s", f"{url}/hello"]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "Socket errors" not in output
+    assert "Non-2xx" not in output
+    assert int(output.partition(" requests in ")[0].split()[-1]) > 50
+
+
+@needs_chromium
+def test_a_browser(url, browser):
+    tab = browser.tab()
+    tab.open(f"{url}/hello")
+    assert tab.run("document.body.innerText") == "hello\n"
+    fetched = "fetch('/hello').then(answer => answer.text())"
+    assert tab.run(f"Promise.all([{', '.join([fetched] * 20)}])") == ["hello\n"] * 20
+    assert tab.run("fetch('/chunks').then(answer => answer.text())").endswith("chunk 9\n")
+    assert tab.run("fetch('/bytes/5000000').then(answer => answer.blob()).then(blob => blob.size)") == 5_000_000
+    echo = "fetch('/echo', {method: 'POST', body: 'x'.repeat(300000)}).then(answer => answer.text())"
+    assert tab.run(echo) == "x" * 300_000
+    assert tab.run("fetch('/nowhere').then(answer => answer.status)") == 404
 
 
 def test_requests(url, tmp_path):

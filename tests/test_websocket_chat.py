@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from typing import Any
 
 import programs
 import pytest
+from browser import needs_chromium
 
 from ngi_gevent import testing
 from ngi_gevent.testing.simulation import Simulation
@@ -84,6 +84,22 @@ def test_a_message_that_is_too_long_and_bytes_end_the_connection(ngi, make_chat)
     listener.close()
 
 
+def test_a_message_in_pieces_without_end_ends_the_connection(ngi, make_chat, monkeypatch):
+    """Though there is nothing in the pieces."""
+    import websocket_chat
+
+    monkeypatch.setattr(websocket_chat, "MAX_MESSAGE", 100)
+    listener = ngi.listener(None, make_chat())
+    peer = Peer()
+    listener.connect(peer)
+    for _ in range(100):
+        peer.say("", message_finished=False)
+    assert peer.codes == []
+    peer.say("", message_finished=False)
+    assert peer.codes == [1009]
+    listener.close()
+
+
 def test_what_is_no_websocket_gets_the_page(make_chat):
     answer = testing.converse(make_chat(), [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
     assert answer.data.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -128,6 +144,28 @@ def test_websockets(port):
     asyncio.run(asyncio.wait_for(talk(), 30))
 
 
-def test_a_browser_gets_the_page(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
-        assert b"<h1>Chat</h1>" in answer.read()
+@needs_chromium
+def test_browsers_chat(port, browser):
+    """Two pages, as they are, in which somebody types; and another client."""
+    import websockets
+
+    tabs = [browser.tab(), browser.tab()]
+    for tab in tabs:
+        tab.open(f"http://127.0.0.1:{port}/")
+        assert tab.run("document.title") == "Chat"
+        tab.run("new Promise(done => socket.readyState == 1 ? done() : socket.onopen = done)")
+    say = "input.value = 'h\u00e9llo'; document.querySelector('form').requestSubmit()"
+    wait = """new Promise(done => {
+        const look = () => list.childElementCount == %d ? done(list.innerText) : setTimeout(look, 5)
+        look()
+    })"""
+    tabs[0].run(say)
+    assert [tab.run(wait % 1) for tab in tabs] == ["h\u00e9llo"] * 2
+
+    async def tell() -> None:
+        async with websockets.connect(f"ws://127.0.0.1:{port}/") as client:
+            await client.send("x" * 60_000)
+            assert len(await client.recv()) == 60_000
+
+    asyncio.run(asyncio.wait_for(tell(), 30))
+    assert [len(tab.run(wait % 2)) for tab in tabs] == [60_006] * 2
