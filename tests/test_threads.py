@@ -856,6 +856,32 @@ def test_a_handler_that_computes_when_the_program_ends_is_interrupted():
     assert "SystemExit" in program.stderr  # the log tells where it was
 
 
+def test_a_handler_that_connects_again_meets_the_close_in_silence(caplog):
+    """At each moment of it: the program closes on one thread, while handlers run on the other."""
+    used = Flag()
+
+    class Again(ngi_gevent.testing.Recorder):
+        def handle_input(self, connection, data):
+            try:
+                implementation.connect(listener.address, ngi_gevent.testing.Recorder())
+            finally:
+                used.set()
+
+    def use():
+        nonlocal used
+        used = Flag()
+        clients.pop().sendall(b"x")
+        used.wait(0.05)
+
+    implementation = Threaded()
+    listener = implementation.listener(None, Again)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(listener.address)) for _ in range(20)]
+        Steps(implementation.close, use, {"close", "_closes"}).join()
+    implementation.join(PATIENCE)
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
 # Scripts.
 
 

@@ -47,7 +47,7 @@ class Registry:
         self._items: dict[_Item, None] = {}
         self._on_error = on_error
         self._wakers: list[Callable[[], object]] = []  # of waiting callers
-        self._stopped = False
+        self._stops = False  # whether stop has been called, or will be, by another thread
 
     def __bool__(self) -> bool:
         return bool(self._items)
@@ -77,9 +77,13 @@ class Registry:
         """Return how many bytes of output the peers have not taken; None if no connection is left."""
         return unsent_size_of(list(self._items))
 
+    def expect_stop(self) -> None:
+        """Note that ``stop`` will be called soon.  Called on any thread, before handlers can meet the close."""
+        self._stops = True
+
     def stop(self) -> None:
         """End everything without waiting, except connections that are closed already: they finish delivering."""
-        self._stopped = True
+        self._stops = True
         for item in list(self._items):
             if not isinstance(item, BaseConnection) or item.delivers_input():
                 item.stop()
@@ -93,7 +97,7 @@ class Registry:
 
     def handler_raised(self, peer: Any, where: str, error: BaseException, log: logs.LogRaised = log_raised) -> None:
         # A handler that connects again cannot know that the end of its connection was that of the program.
-        if self._stopped and log is log_raised and isinstance(error, ImplementationClosed):
+        if self._stops and log is log_raised and isinstance(error, ImplementationClosed):
             logs.connections.debug("connection with %r: %s used the implementation after its close", peer, where)
         else:
             self._on_error(self, peer, where, error, log)

@@ -88,7 +88,7 @@ class HubRegistry(Registry):
 
     def keep(self, peer: Any, where: str, error: BaseException, log: LogRaised) -> bool:
         """Keep *error* for ``wait`` to raise.  Return False if there is one already, or no wait can come any more."""
-        if self._stopped or self._kept is not None:
+        if self._stops or self._kept is not None:
             return False
         self._kept = peer, where, error, log
         self.wake()

@@ -308,17 +308,19 @@ class Implementation:
         that the application has closed before finish delivering while their hub runs; ``wait()`` waits for that.  After
         that, other methods raise :class:`~ngi_gevent.ImplementationClosed`.  Closing again is harmless.
         """
+        for registry in self._registries():
+            registry.expect_stop()
         self._closed = True
-        # Other threads add to it, and the garbage collector removes from it.  This copy is made in one step.
-        for reference in self._on_hub.keyrefs():
-            hub = reference()
-            if hub is None:
-                continue
-            registry = self._on_hub[hub]
+        for registry in self._registries():
             if registry.mailbox.is_here():
                 registry.stop()
             else:
                 registry.mailbox.call_soon(registry.stop)
+
+    def _registries(self) -> list[HubRegistry]:
+        # Other threads add to it, and the garbage collector removes from it.  This copy is made in one step.
+        references = self._on_hub.keyrefs()
+        return [self._on_hub[hub] for reference in references if (hub := reference()) is not None]
 
     def _call(self, function: Callable[[], Result]) -> Result:
         return function()

@@ -167,8 +167,10 @@ class Threaded(Implementation):
     def _closes(self) -> HubRegistry | None:
         """Close for new calls.  Return what must be stopped, unless another caller stops it or nothing has started."""
         with self._starting:
-            closed, self._closed = self._closed, True
             start = self._start
+            if start is not None and start.registry is not None:
+                start.registry.expect_stop()
+            closed, self._closed = self._closed, True
         if closed or start is None or not self._has_thread():
             return None
         start.over.wait()

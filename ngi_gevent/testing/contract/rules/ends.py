@@ -156,4 +156,28 @@ def test_the_peer_is_told_of_an_end_before_the_connection_that_closes_is_gone(st
     assert order == [(other, "end of input"), (closing, None)]
 
 
+@pytest.mark.parametrize("closed", ["listener", "implementation"])
+def test_the_servers_side_learns_of_an_end_first(stage, closed):
+    order = []
+
+    class Client(Witness):
+        def handle_close(self, connection, reason):
+            order.append("client")
+            super().handle_close(connection, reason)
+
+    class Server(Witness):
+        def handle_close(self, connection, reason):
+            order.append(reason)
+            super().handle_close(connection, reason)
+
+    client, served = stage.talk(Server, Client)
+    closing = stage.listeners[0] if closed == "listener" else stage.implementation
+    closing.close()
+    stage.until(lambda: client.closed and served.closed)
+    assert order == ["stopped", "client"]
+    if closed == "implementation":
+        stage.implementation.wait(10)
+        stage.implementation = stage.make()
+
+
 __all__ = [name for name in dir() if name.startswith("test_")]
