@@ -65,6 +65,7 @@ def frozen_objects() -> None:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser, for all tests of a file."""
+    pytest.importorskip("websockets")
     with running(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
 

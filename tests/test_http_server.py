@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def serve(monkeypatch):
+    pytest.importorskip("h11")
     monkeypatch.syspath_prepend(programs.EXAMPLES)
     from http_server import http_server
 
@@ -82,6 +83,7 @@ def test_a_large_download_over_a_slow_link_in_a_simulation(serve):
 
 @pytest.fixture(params=["plain", "TLS"])
 def url(request, tmp_path):
+    pytest.importorskip("h11")
     arguments: list[Any] = ["--port", 0]
     if request.param == "TLS":
         pem = certificate("localhost", "127.0.0.1").private_key_and_cert_chain_pem
@@ -109,8 +111,7 @@ def test_curl(url, tmp_path):
 
 def test_keep_alive(url, tmp_path):
     """The second of two requests takes no new connection, whatever the body of the first was."""
-    import httpx
-
+    httpx = pytest.importorskip("httpx")
     ports = set()
     context = ssl.create_default_context(cafile=tmp_path / "authority.pem")
     with httpx.Client(verify=context, trust_env=False, timeout=PATIENCE) as client:
@@ -150,8 +151,7 @@ def test_a_browser(url, browser):
 
 
 def test_requests(url, tmp_path):
-    import requests
-
+    requests = pytest.importorskip("requests")
     with requests.Session() as session:
         session.trust_env = False  # which would override the next line
         session.verify = str(tmp_path / "authority.pem")

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def serve(monkeypatch):
+    pytest.importorskip("hiredis")
     monkeypatch.syspath_prepend(programs.EXAMPLES)
     from resp_server import redis_server
 
@@ -78,6 +79,7 @@ def test_in_a_simulation(serve):
 
 @pytest.fixture
 def port():
+    pytest.importorskip("hiredis")
     with programs.running("resp_server.py", "--port", 0) as server:
         yield server.port
 
@@ -101,8 +103,7 @@ def test_redis_benchmark(port, pipelined):
 
 
 def test_redis_py(port):
-    import redis
-
+    redis = pytest.importorskip("redis")
     with redis.Redis(port=port, protocol=2) as client:
         assert client.set("a", b"x" * 100_000)
         assert client.get("a") == b"x" * 100_000

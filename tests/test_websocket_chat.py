@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def make_chat(monkeypatch):
+    pytest.importorskip("wsproto")
     monkeypatch.syspath_prepend(programs.EXAMPLES)
     from websocket_chat import Chat
 
@@ -125,12 +126,13 @@ def test_whoever_is_lost_in_a_crash_keeps_nobody_else_waiting(make_chat):
 
 @pytest.fixture
 def port():
+    pytest.importorskip("wsproto")
     with programs.running("websocket_chat.py", "--port", 0) as server:
         yield server.port
 
 
 def test_websockets(port):
-    import websockets
+    websockets = pytest.importorskip("websockets")
 
     async def talk() -> None:
         url = f"ws://127.0.0.1:{port}/"
@@ -147,7 +149,7 @@ def test_websockets(port):
 @needs_chromium
 def test_browsers_chat(port, browser):
     """Two pages, as they are, in which somebody types; and another client."""
-    import websockets
+    websockets = pytest.importorskip("websockets")
 
     tabs = [browser.tab(), browser.tab()]
     for tab in tabs:
