@@ -4,7 +4,7 @@ An upstream that cannot be reached is tried last from then on.  With --send-prox
 the client from a header of the PROXY protocol.  With --trust, the proxy itself learns it so, from a balancer in front
 of it.
 
-    python examples/proxy.py 127.0.0.1:8013 127.0.0.1:8014
+    python examples/proxy.py 127.0.0.1:8016 127.0.0.1:8017
     echo hello out there | nc -N 127.0.0.1 8000
 
 With TLS, it takes a file with a certificate and its key, in PEM; tls_echo.py shows how to make one.
