@@ -16,18 +16,21 @@ COPY ngi_gevent ngi_gevent
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /opt/build/bin/pip --python /opt/ngi/bin/python install --no-cache-dir --no-deps /wheels/*.whl \
     && /opt/build/bin/pip --python /opt/ngi/bin/python list --format=freeze > /opt/ngi/packages.txt
-COPY examples/echo_server.py /opt/ngi/echo_server.py
+COPY examples/echo_server.py container/gunicorn.conf.py /opt/ngi/
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/ngi /opt/ngi
+ENV PATH=/opt/ngi/bin:$PATH
+WORKDIR /opt/ngi
 USER 10001:10001
 EXPOSE 8000 8001
-HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 CMD ["/opt/ngi/bin/python", "-c", "\
+HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 CMD ["python", "-c", "\
 import urllib.request; \
 urllib.request.urlopen('http://127.0.0.1:8001/alive', timeout=3)"]
 # The kernel drops a signal that has its default effect in process 1, unless the signal is blocked.  So env blocks the
 # signals that stop the server, until the server handles them: none is lost while Python starts.
+ENTRYPOINT ["/usr/bin/env", "--block-signal=TERM,INT"]
 # The close timeout is shorter than the 10 seconds after which engines kill a container that they stop.  Untrusted clients
 # reach this server, and those that send nothing do not keep their connections.
-CMD ["/usr/bin/env", "--block-signal=TERM,INT", "/opt/ngi/bin/python", "/opt/ngi/echo_server.py", \
-     "--bind", "0.0.0.0:8000", "--health", "0.0.0.0:8001", "--close-timeout", "8", "--idle-timeout", "300"]
+CMD ["python", "echo_server.py", "--bind", "0.0.0.0:8000", "--health", "0.0.0.0:8001", \
+     "--close-timeout", "8", "--idle-timeout", "300"]

@@ -43,6 +43,10 @@ class Echo:
         connection.write(data.upper())
 
 
+#: For gunicorn, which makes the listener: gunicorn -k ngi_gevent.gunicorn.Worker echo_server:service
+service = ngi_gevent.Service(Echo, idle_timeout=300)
+
+
 class Health:
     """Answers HTTP with 200, as long as the hub runs; except /ready, with 503 once the server is stopping."""
 

@@ -20,6 +20,7 @@ from typing import Any
 import pages
 import pytest
 from load import Load
+from stages import PATIENCE
 
 ENGINE = os.environ.get("CONTAINER_ENGINE")
 BASE_IMAGE = os.environ.get("CONTAINER_BASE_IMAGE")
@@ -28,9 +29,6 @@ ROOT = Path(__file__).parent.parent
 #: The options that take rights away, as the page has them.
 PAGE = (pages.DOCS / "how_to" / "containers.md").read_text()
 RIGHTS = re.search(r"^docker run --rm (--.*) --name", PAGE, re.MULTILINE)[1]
-
-#: What runs before the server, so that it loses no signal.
-BLOCKING = ["/usr/bin/env", "--block-signal=TERM,INT", "/opt/ngi/bin/python"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -156,13 +154,19 @@ def test_stopped_under_load_it_finishes_what_it_began(start):
 
 
 def test_a_server_that_does_not_answer_is_not_healthy(start):
-    assert not healthy(start("/opt/ngi/bin/python", "-c", "import time; time.sleep(600)"))
+    assert not healthy(start("python", "-c", "import time; time.sleep(600)"))
 
 
-def test_a_signal_is_not_lost_while_process_1_imports(start, tmp_path):
+@pytest.fixture
+def slow(tmp_path) -> list[str]:
+    """The options with which Python takes a second to start, and says so."""
     (tmp_path / "sitecustomize.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(1)\n")
     tmp_path.chmod(0o755)
-    name = start(options=["-e", "PYTHONPATH=/slow", "-v", f"{tmp_path}:/slow:ro"])
+    return ["-e", "PYTHONPATH=/slow", "-v", f"{tmp_path}:/slow:ro"]
+
+
+def test_a_signal_is_not_lost_while_process_1_imports(start, slow):
+    name = start(options=slow)
     wait_until_it_says(name, "importing")
     engine("kill", "-s", "TERM", name)
     assert exit_code(name) == 0
@@ -181,7 +185,7 @@ print("busy", flush=True)
 
 @pytest.mark.parametrize("handler", ["while True: pass", "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)"])
 def test_a_second_signal_ends_process_1_though_a_handler_never_yields(start, handler):
-    name = start(*BLOCKING, "-c", BUSY.format(handler))
+    name = start("python", "-c", BUSY.format(handler))
     wait_until_it_says(name, "busy")
     engine("kill", "-s", "TERM", name)
     wait_until_it_says(name, "busy", "caught True")
@@ -190,8 +194,8 @@ def test_a_second_signal_ends_process_1_though_a_handler_never_yields(start, han
 
 
 def test_a_server_that_has_all_the_connections_that_it_may_have_is_healthy(start):
-    command = ["/opt/ngi/echo_server.py", "--bind=0.0.0.0:8000", "--health=127.0.0.1:8001", "--max-connections=1"]
-    name = start(*BLOCKING, *command)
+    command = ["python", "echo_server.py", "--bind=0.0.0.0:8000", "--health=127.0.0.1:8001", "--max-connections=1"]
+    name = start(*command)
     wait_until_it_listens(name)
     with connect(name) as client:
         client.sendall(b"hello")
@@ -221,5 +225,32 @@ def test_it_has_few_rights_and_no_tools(start):
     assert status["NoNewPrivs"] == "1"
     assert "Read-only file system" in engine("exec", "-u", "0", name, "touch", "/new", check=False).stderr
     for module in "pip", "setuptools":
-        assert engine("exec", name, "/opt/ngi/bin/python", "-c", f"import {module}", check=False).returncode != 0
+        assert engine("exec", name, "python", "-c", f"import {module}", check=False).returncode != 0
     assert engine("exec", name, "ls", "/src", check=False).returncode != 0
+
+
+def test_gunicorn_serves_on_all_its_cores_is_healthy_and_stops(start):
+    name = start("gunicorn")
+    deadline = time.monotonic() + PATIENCE
+    while not healthy(name):
+        assert time.monotonic() < deadline
+    with connect(name) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+        assert engine("logs", name).stderr.count("Booting worker") == len(os.sched_getaffinity(0))
+        stopping = threading.Thread(target=engine, args=["stop", "-t", "30", name])
+        stopping.start()
+        client.sendall(b"one more")
+        assert client.recv(100) == b"ONE MORE"
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(100) == b""
+    stopping.join()
+    assert inspected(name, ".State.ExitCode") == 0
+    assert "Shutting down: Master" in engine("logs", name).stderr
+
+
+def test_gunicorn_loses_no_signal_while_it_starts(start, slow):
+    name = start("gunicorn", options=slow)
+    wait_until_it_says(name, "importing")
+    engine("kill", "-s", "TERM", name)
+    assert exit_code(name) == 0

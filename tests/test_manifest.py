@@ -94,7 +94,7 @@ def container(deployment):
 def options(container):
     """What the echo server makes of its part of the command."""
     parser = runpy.run_path(str(ROOT / "examples" / "echo_server.py"))["parser"]()
-    return parser.parse_args(container["command"][4:])
+    return parser.parse_args(container["args"][2:])
 
 
 def test_a_real_parser_reads_the_same():
@@ -129,8 +129,8 @@ def test_the_server_listens_where_it_is_looked_for(container, service, options):
 
 def test_it_is_the_image_that_the_page_builds_and_what_is_in_it(container):
     assert f"docker build -t {container['image']} ." in PAGE.read_text()
-    first, *rest = container["command"][:4]
-    assert 'CMD ["' + '", "'.join([first, *rest]) + '"' in DOCKERFILE  # as in its own command
+    assert "command" not in container  # so that the entry point of the image goes first
+    assert '\nCMD ["' + '", "'.join(container["args"][:2]) + '", ' in DOCKERFILE  # as in its own command
 
 
 def test_it_is_killed_only_after_all_that_it_may_take_to_stop(deployment, container, options):
