@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import selectors
 import socket
 import statistics
@@ -23,10 +24,11 @@ from ngi_gevent.interfaces import IServerConnection
 #: Numbers that each request adds up: about a millisecond.
 WORK = 40_000
 
-#: Connections, each with one request at a time.  Some for each worker, however the kernel distributes them.
+#: Connections, each with one request at a time, which the workers share equally.
 CONNECTIONS = 16
 
-REQUEST = b"x" * 64
+#: Bytes of a request, and of an answer.
+SIZE = 64
 
 
 class Server:
@@ -37,7 +39,7 @@ class Server:
 
     def handle_input(self, connection: IServerConnection, data: bytes) -> None:
         sum(range(WORK))
-        connection.write(data)
+        connection.write(b"%*d" % (SIZE, os.getpid()))
 
 
 @contextlib.contextmanager
@@ -62,13 +64,29 @@ def gunicorn(workers: int) -> Iterator[str]:
             process.wait()
 
 
-def connect(path: str) -> socket.socket:
-    """Connect, and make one request, so that a worker has accepted the connection."""
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(path)
-    sock.sendall(REQUEST)
-    sock.recv(len(REQUEST), socket.MSG_WAITALL)
-    return sock
+def request(sock: socket.socket) -> None:
+    sock.sendall(bytes(SIZE))
+
+
+def answer(sock: socket.socket) -> int:
+    """Return the process id of the worker that has answered."""
+    return int(sock.recv(SIZE, socket.MSG_WAITALL))
+
+
+def connect(path: str, workers: int) -> list[socket.socket]:
+    """Return ``CONNECTIONS`` connections, as many to each worker."""
+    found: dict[int, list[socket.socket]] = {}
+    while sum(map(len, found.values())) < CONNECTIONS:
+        sock = socket.socket(socket.AF_UNIX)
+        while sock.connect_ex(path):
+            time.sleep(0.01)
+        request(sock)
+        sockets = found.setdefault(answer(sock), [])
+        if len(sockets) < CONNECTIONS // workers:
+            sockets.append(sock)
+        else:  # another worker has not started, or has been slower
+            sock.close()
+    return [sock for sockets in found.values() for sock in sockets]
 
 
 def rate(sockets: list[socket.socket], seconds: float) -> float:
@@ -76,15 +94,15 @@ def rate(sockets: list[socket.socket], seconds: float) -> float:
     with selectors.DefaultSelector() as selector:
         for sock in sockets:
             selector.register(sock, selectors.EVENT_READ, sock)
-            sock.sendall(REQUEST)
+            request(sock)
         answered, began = 0, time.monotonic()
         while (elapsed := time.monotonic() - began) < seconds:
             for key, _ in selector.select(1):
-                key.data.recv(len(REQUEST))
-                key.data.sendall(REQUEST)
+                answer(key.data)
+                request(key.data)
                 answered += 1
     for sock in sockets:
-        sock.recv(len(REQUEST), socket.MSG_WAITALL)
+        answer(sock)
     return answered / elapsed
 
 
@@ -95,9 +113,9 @@ def main() -> None:
     options = parser.parse_args()
     # Both run all the time, and get load in turns: other processes on the machine disturb both in the same way.
     with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(gunicorn(workers)) for workers in (1, 2)]
-        time.sleep(1)  # until all workers accept
-        one, two = ([stack.enter_context(connect(path)) for _ in range(CONNECTIONS)] for path in paths)
+        one, two = (connect(stack.enter_context(gunicorn(workers)), workers) for workers in (1, 2))
+        for sock in one + two:
+            stack.enter_context(sock)
         rates = [(rate(one, options.seconds), rate(two, options.seconds)) for _ in range(options.rounds)]
     ratios = [second / first for first, second in rates]
     for number, each in enumerate(zip(*rates, strict=True), 1):
