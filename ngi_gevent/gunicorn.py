@@ -13,6 +13,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import queue
+import signal
 import socket
 import sys
 import traceback
@@ -91,6 +93,19 @@ class Worker(base.Worker):
         self._implementation = Implementation()
         self._server: IServer | None = None
         super().init_process()
+
+    def init_signals(self) -> None:
+        """Handle signals from here on, and one to end that came before.
+
+        The fork has copied the master's handler, and its queue, which nothing reads here.  The master would wait for
+        ``graceful_timeout``, and then kill this worker.
+        """
+        copy: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        super().init_signals()
+        with suppress(AttributeError, queue.Empty):  # the queue is not an interface of gunicorn
+            while copy.SIG_QUEUE.get_nowait() not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                pass
+            self.alive = False
 
     def load_wsgi(self) -> None:
         """Load the application, and listen.  The name is gunicorn's, which calls this before the worker has booted."""

@@ -254,6 +254,22 @@ def test_on_term_a_client_has_the_graceful_timeout_to_finish(directory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_signal_right_after_the_fork_is_not_lost(directory, number):
+    (directory / "gunicorn.conf.py").write_text(
+        "import os\n"
+        "def post_fork(server, worker):\n"
+        "    if worker.age == 1:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+    )
+    with running(directory, *ANY, "app:Server") as gunicorn:
+        gunicorn.says("Worker exiting")
+        gunicorn.says("Booting worker", count=2)
+        assert gunicorn.workers(1)
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
 def test_workers_end_without_their_master(directory):
     with running(directory, *ANY, "app:Server") as gunicorn:
         (pid,) = gunicorn.workers(1)
