@@ -5,7 +5,7 @@ ARG BASE_IMAGE=python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd218179
 
 FROM ${BASE_IMAGE} AS build
 WORKDIR /src
-COPY container ./
+COPY examples/container ./
 # The environment is without pip, and gets a wheel, so that the last stage has neither sources nor tools to build with.
 RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --require-hashes -r build.txt \
@@ -16,7 +16,7 @@ COPY ngi_gevent ngi_gevent
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /opt/build/bin/pip --python /opt/ngi/bin/python install --no-cache-dir --no-deps /wheels/*.whl \
     && /opt/build/bin/pip --python /opt/ngi/bin/python list --format=freeze > /opt/ngi/packages.txt
-COPY examples/echo_server.py container/gunicorn.conf.py /opt/ngi/
+COPY examples/echo_server.py examples/container/gunicorn.conf.py /opt/ngi/
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/ngi /opt/ngi

@@ -211,7 +211,7 @@ def test_it_is_small(image):
 def test_it_lists_what_is_in_it(start):
     name = start()
     listed = engine("exec", name, "cat", "/opt/ngi/packages.txt").stdout.split()
-    pinned = re.findall(r"^([\w.-]+==[\w.]+)", (ROOT / "container/requirements.txt").read_text(), re.MULTILINE)
+    pinned = re.findall(r"^([\w.-]+==[\w.]+)", (ROOT / "examples/container/requirements.txt").read_text(), re.MULTILINE)
     assert {line.replace(".", "-", 1) if line.startswith("zope") else line for line in listed} >= set(pinned)
     assert len(listed) == len(pinned) + 1
     assert [line for line in listed if line.startswith("ngi_gevent==")]
