@@ -1,5 +1,6 @@
 """The Network Gateway Interface on gevent: handlers for network connections, testable without sockets."""
 
+from ngi_gevent.core.limits import Limits
 from ngi_gevent.errors import (
     ConnectionClosed,
     ConnectionFailed,
@@ -27,6 +28,7 @@ __all__ = [
     "ImplementationClosed",
     "Inline",
     "LimitExceeded",
+    "Limits",
     "ListenerClosed",
     "NGIError",
     "Service",

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from ngi_gevent.core.limits import Limits
+
 __all__ = [
     "Address",
     "ConnectOptions",
@@ -109,6 +111,7 @@ class ListenOptions(TypedDict, total=False):
 
     backlog: int
     max_connections: int | None
+    limits: Limits
     idle_timeout: float | None
     output_limit: int
     reuse_port: bool

@@ -80,7 +80,9 @@ MISTAKES = {
         "        self._check_empty()\n",
     ),
     "accepting does not resume when there is room again": Mistake(
-        "sockets/acceptor.py", "        elif not self.closed:\n            self.start_accepting()\n", ""
+        "sockets/acceptor.py",
+        "        if self._retry is None and not self.closed:\n            self.start_accepting()\n",
+        "",
     ),
     "what is written behind an iterable overtakes it": Mistake(
         "sockets/sender.py",

@@ -17,7 +17,7 @@ import ngi_gevent
 from ngi_gevent import testing
 from ngi_gevent.core import clock
 from ngi_gevent.proxy_protocol import header
-from ngi_gevent.sockets import transport
+from ngi_gevent.sockets import crowd
 from ngi_gevent.sockets.plain import PlainTransport
 from ngi_gevent.sockets.transport import HANDSHAKE_TIMEOUT
 from ngi_gevent.testing.contract.rules.common import Echo
@@ -285,12 +285,12 @@ def test_a_header_that_arrived_in_time_is_taken_after_a_stall(simulated, info):
 
 def test_refusals_do_not_fill_the_log(tcp, info):
     listener = listen(tcp)
-    for _ in range(transport.MOST_FAILED + 5):
+    for _ in range(crowd.MOST_FAILED + 5):
         sock = dial(tcp, listener)
         sock.sendall(b"hello")
         assert read_to_end(sock) == b""
         until(lambda: not listener._connections)
-    assert len(info.records) == transport.MOST_FAILED
+    assert len(info.records) == crowd.MOST_FAILED
 
 
 # The connection until its header has been received.

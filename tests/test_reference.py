@@ -21,8 +21,10 @@ from ngi_gevent.core.options import LINGER_TIMEOUT
 from ngi_gevent.sockets import (
     attempts,
     binding,
+    crowd,
     datagram_socket,
     dispatcher,
+    lifetime,
     linger,
     listener,
     probe,
@@ -141,7 +143,7 @@ def test_the_limits_are_what_they_are():
     timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
     assert amount(timeouts[0]) == transport.CONNECT_TIMEOUT
     assert timeouts[1:] == ["none"]
-    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-18:]
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-21:]
     assert list(map(amount, fixed)) == [
         *(output.HIGH_WATER, sender.GATHERED, 1000 * dispatcher.TURN, 1_000_000 * input.SLICE, probe.PROBE_INTERVAL),
         *(linger.SEND_TIMEOUT, linger.DISCARD_TIMEOUT),
@@ -149,7 +151,7 @@ def test_the_limits_are_what_they_are():
         *(binding.LOCK_TIMEOUT, 1000 * attempts.STAGGER, datagram_socket.SEND_TIMEOUT),
         relay.LAST_DELIVERY,
         proxy_protocol.LONGEST,
-        *(datagram.MOST_RAISED, transport.MOST_FAILED, 1),
+        *(datagram.MOST_RAISED, crowd.MOST_FAILED, crowd.MOST_REFUSED, linger.SEND_TIMEOUT, lifetime.MOST_LOGGED, 1),
     ]
     assert "in 10 seconds" in fixed[-1]
     assert logs.RATE_PERIOD == 10

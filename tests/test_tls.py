@@ -29,8 +29,8 @@ from stages import PATIENCE, TLSSocket, Witness, needs_ipv6
 import ngi_gevent
 from ngi_gevent import ConnectionFailed, ConnectionTimeout, adapters, blocking, message
 from ngi_gevent.core import clock, logs
+from ngi_gevent.sockets import crowd, transport
 from ngi_gevent.sockets import tls as tls_module
-from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.network import Network
 from ngi_gevent.sockets.transport import CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo
@@ -345,7 +345,7 @@ def test_handshakes_that_fail_do_not_fill_the_log(tls, info, monkeypatch):
 
     noisy, quiet = tls.listen(), tls.listen()
     fail(noisy, 25)
-    assert len(info.records) == transport.MOST_FAILED == 10
+    assert len(info.records) == crowd.MOST_FAILED == 10
     fail(quiet, 1)
     assert len(info.records) == 11
     later = clock.now() + logs.RATE_PERIOD
@@ -1309,7 +1309,7 @@ def strange_words(seed):
 
 @pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.slow)])
 def test_strange_words_in_the_handshake_harm_nobody(tls, info, capfd, monkeypatch, count):
-    monkeypatch.setattr(transport, "MOST_FAILED", count + 1)
+    monkeypatch.setattr(crowd, "MOST_FAILED", count + 1)
     listener = tls.listen(Echo)
     client = tls.client(listener)
 

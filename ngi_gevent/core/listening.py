@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ngi_gevent.core import logs
 from ngi_gevent.core.checks import as_timeout, check_count, check_file_options, check_flag, check_max_connections
 from ngi_gevent.core.connection import BaseConnection
+from ngi_gevent.core.limits import check_limits
 from ngi_gevent.core.output import unsent_size_of
 from ngi_gevent.errors import Deadlock
 from ngi_gevent.interfaces import IListener, documented_by
@@ -20,7 +21,7 @@ __all__ = ["BaseListener", "ListenerOwner", "check_listen_options", "log_refusal
 
 
 def check_listen_options(
-    backlog: Any, max_connections: Any, reuse_port: Any, dual_stack: Any, mode: Any, owner: Any
+    backlog: Any, max_connections: Any, limits: Any, reuse_port: Any, dual_stack: Any, mode: Any, owner: Any
 ) -> None:
     """Check the options of a listener, except those that its connections have.
 
@@ -29,6 +30,7 @@ def check_listen_options(
     """
     check_count("backlog", backlog)
     check_max_connections(max_connections)
+    check_limits(limits)
     check_flag("reuse_port", reuse_port)
     check_flag("dual_stack", dual_stack)
     check_file_options(mode, owner)

@@ -1,12 +1,13 @@
 """Accepting connections with gevent's ``StreamServer``, within limits.
 
-Accepting pauses in two cases.  Until it resumes, the kernel queues new connections.
+Accepting pauses in three cases.  Until it resumes, the kernel queues new connections.
 
 * There are ``max_connections`` connections.  Accepting resumes when one of them is gone.
+* There are ``max_handshakes`` handshakes in progress.  Accepting resumes when one of them is over.
 * The kernel is out of descriptors or memory.  The acceptor tries again, soon at first and then less often, and whenever
   a connection of the listener is gone.  Open connections are not affected.
 
-Both cases log an entry when the pause begins, and another when it ends.
+Each case logs an entry when the pause begins, and another when it ends.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import socket
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
 from gevent.server import StreamServer
@@ -25,6 +26,9 @@ from ngi_gevent.core import logs
 from ngi_gevent.core.address import with_address
 from ngi_gevent.sockets.binding import Binding
 from ngi_gevent.sockets.network import Network, Socket
+
+if TYPE_CHECKING:
+    from ngi_gevent.sockets.crowd import Crowd
 
 __all__ = ["Acceptor", "default_max_connections"]
 
@@ -61,8 +65,9 @@ class Acceptor(StreamServer):
     """Accepts connections on a socket, and calls ``accepted(sock, peer_address)`` on the hub with each of them.
 
     The caller closes the sockets, and adds their connections to *connections*.  The acceptor never lets that grow to
-    more than *max_connections*.  If its socket is not a listening socket any more, it calls ``gave_up()``.  *turns* has
-    all acceptors of the listener, and those that have accepted lately are behind the others.
+    more than *max_connections*, and does not accept while *crowd* has no room for another handshake.  If its socket is
+    not a listening socket any more, it calls ``gave_up()``.  *turns* has all acceptors of the listener, and those that
+    have accepted lately are behind the others.
     """
 
     #: Connections that are accepted in one turn of the loop.  With more, a process would take connections that others
@@ -76,6 +81,7 @@ class Acceptor(StreamServer):
         accepted: Callable[[Socket, Any], None],
         connections: Collection[object],
         max_connections: int,
+        crowd: Crowd,
         gave_up: Callable[[], None],
         turns: list[Acceptor],
     ) -> None:
@@ -83,6 +89,7 @@ class Acceptor(StreamServer):
         self._binding = binding
         self._connections = connections
         self._max_connections = max_connections
+        self._crowd = crowd
         self._gave_up = gave_up
         self._turns = turns
         turns.append(self)
@@ -102,7 +109,12 @@ class Acceptor(StreamServer):
         """Accept again if there is room.  The listener calls this when a connection is gone."""
         if self._retry is not None:
             self._try_again_after(0)
-        elif not self.closed:
+        else:
+            self.handshake_over()
+
+    def handshake_over(self) -> None:
+        """Accept again if there is room, but do not ask the kernel again if it has refused."""
+        if self._retry is None and not self.closed:
             self.start_accepting()
 
     def remove_file(self) -> None:
@@ -150,10 +162,10 @@ class Acceptor(StreamServer):
     def full(self) -> bool:
         if self.closed:
             return True
-        if not self._is_full():
-            return False
-        self._full.note(f"there are {self._max_connections}, which is max_connections")
-        return True
+        reason = self._full_reason()
+        if reason is not None:
+            self._full.note(reason)
+        return reason is not None
 
     def do_read(self) -> Any:
         if self.closed or self._is_turn_of_another():  # the last connection's server may have closed the listener
@@ -197,7 +209,12 @@ class Acceptor(StreamServer):
     # Refusals by the kernel.
 
     def _is_full(self) -> bool:
-        return len(self._connections) >= self._max_connections
+        return self._full_reason() is not None
+
+    def _full_reason(self) -> str | None:
+        if len(self._connections) >= self._max_connections:
+            return f"there are {self._max_connections}, which is max_connections"
+        return self._crowd.full_reason()
 
     def _system_refused(self, error: OSError) -> None:
         if self.is_fatal_error(error):

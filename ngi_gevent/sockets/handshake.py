@@ -18,12 +18,17 @@ from ngi_gevent.sockets.plain import RECEIVE_SIZE
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
+    from ngi_gevent.sockets.crowd import Crowd
 
-__all__ = ["Handshake", "Refused", "ShakingHands", "Step"]
+__all__ = ["Handshake", "NotAdmitted", "Refused", "ShakingHands", "Step"]
 
 
 class Refused(ConnectionAbortedError):
     """The peer has sent something else than it must.  The message is all that the log needs."""
+
+
+class NotAdmitted(ConnectionAbortedError):
+    """The client of a proxy is more than its listener allows, which is logged."""
 
 
 class ShakingHands(Protocol):
@@ -81,36 +86,36 @@ class Handshake:
 
     :param steps: its steps, in their order.
     :param timeout: seconds for all steps with a client; None for no limit.
-    :param failures: the rate limit of log entries for failed handshakes with clients.
+    :param crowd: the clients of the listener, for a handshake with one of them.
     """
 
-    __slots__ = ("_extension", "_failures", "_limit", "_step", "_steps", "_timeout")
+    __slots__ = ("_crowd", "_extension", "_limit", "_step", "_steps", "_timeout")
 
-    def __init__(
-        self, steps: tuple[Step, ...], timeout: float | None = None, failures: logs.RateLimit | None = None
-    ) -> None:
+    def __init__(self, steps: tuple[Step, ...], timeout: float | None = None, crowd: Crowd | None = None) -> None:
         self._steps = steps
         self._step = steps[0]
         self._timeout = timeout
-        self._failures = failures
+        self._crowd = crowd
         self._limit: Timeout | None = None  # of a handshake in a callback, where the application can have its own
         self._extension: Timeout | None = None
 
     def with_client(self, connection: ShakingHands, begin: Callable[[Any], object]) -> object:
         """Shake hands, then return ``begin(connection)``.  A handshake that fails is logged, and that is all."""
+        assert self._crowd is not None
         reason: Any = None
         try:
-            with Timeout(self._timeout):
+            with self._crowd.handshake(), Timeout(self._timeout):
                 connection.shake_hands()
         except Timeout:
             reason = f"it was not done after {self._timeout} seconds"
+        except NotAdmitted:
+            return None
         except OSError as error:
             reason = str(error) if isinstance(error, Refused) else error
         if reason is None:
             return begin(connection)
-        if connection.is_of_parent():
-            return None
-        self._step.log_failure(connection.peer_address, reason, self._failures)
+        if not connection.is_of_parent():
+            self._step.log_failure(connection.peer_address, reason, self._crowd.failures)
         return None
 
     def on_open(self, connection: ShakingHands) -> None:

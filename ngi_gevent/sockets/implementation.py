@@ -20,6 +20,7 @@ from ngi_gevent.core.address import (
 )
 from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_datagram_options
+from ngi_gevent.core.limits import NO_LIMITS, Limits
 from ngi_gevent.core.listening import check_listen_options
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
@@ -27,6 +28,7 @@ from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.acceptor import default_max_connections
 from ngi_gevent.sockets.connector import Connector
+from ngi_gevent.sockets.crowd import Crowd
 from ngi_gevent.sockets.datagram_socket import DatagramListener
 from ngi_gevent.sockets.destination import Destination
 from ngi_gevent.sockets.dispatcher import current_connection
@@ -148,6 +150,7 @@ class Implementation:
         *,
         backlog: int = BACKLOG,
         max_connections: int | None = None,
+        limits: Limits = NO_LIMITS,
         idle_timeout: float | None = None,
         output_limit: int = OUTPUT_LIMIT,
         reuse_port: bool = False,
@@ -174,6 +177,7 @@ class Implementation:
         :param max_connections: open connections at which accepting pauses.  Until one of them is gone, the kernel
             queues new ones, and the logger ``ngi_gevent.listener`` says so.  The default is 90% of the descriptors that
             this process can open, and at most 32 fewer than all; handlers can open the rest.
+        :param limits: :class:`~ngi_gevent.Limits` on crowds; by default, there are none.
         :param idle_timeout: seconds without data before the connection is closed, with a
             :class:`~ngi_gevent.Timeout` as the reason.  Time counts while output waits for the peer.  Otherwise, time
             does not count in which a callback or an iterable runs, reading is paused, no handler is set, or input has
@@ -205,25 +209,20 @@ class Implementation:
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
         """
-        check_listen_options(backlog, max_connections, reuse_port, dual_stack, mode, owner)
+        check_listen_options(backlog, max_connections, limits, reuse_port, dual_stack, mode, owner)
         addresses = check_listen_addresses(address, dual_stack, mode, owner)
         check_server(handler)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
-        make_connection = transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol)
+        crowd = Crowd(limits, is_behind_proxies=proxy_protocol is not None)
+        make_connection = transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol, crowd)
         registry = self._registry_here()[1]
         listener = StreamListener(
-            self._network,
-            registry,
-            self.connect,
-            addresses,
-            handler,
+            *(self._network, registry, self.connect, addresses, handler),
             backlog=backlog,
             max_connections=default_max_connections(self._network) if max_connections is None else max_connections,
-            reuse_port=reuse_port,
-            dual_stack=dual_stack,
-            mode=mode,
-            owner=owner,
+            bind=(reuse_port, dual_stack, mode, owner),
             keep_alive=keep_alive,
+            crowd=crowd,
             make_connection=make_connection,
         )
         self._check_still_open(listener)

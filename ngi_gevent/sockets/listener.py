@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ngi_gevent.core.connection import BaseConnection
     from ngi_gevent.interfaces import ConnectOptions, IClientConnectHandler, IServer, KeepAlive
+    from ngi_gevent.sockets.crowd import Crowd
     from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.stream import StreamConnection
     from ngi_gevent.sockets.transport import MakeConnection
@@ -47,11 +48,9 @@ class StreamListener(BaseListener):
         *,
         backlog: int,
         max_connections: int,
-        reuse_port: bool,
-        dual_stack: bool,
-        mode: int | None,
-        owner: tuple[int, int] | None,
+        bind: tuple[bool, bool, int | None, tuple[int, int] | None],
         keep_alive: KeepAlive,
+        crowd: Crowd,
         make_connection: MakeConnection,
     ) -> None:
         super().__init__(registry, server)
@@ -60,6 +59,8 @@ class StreamListener(BaseListener):
         self._hub = get_hub()
         self._mailbox = Dispatcher.current().mailbox
         self._context = copy_context()
+        self._crowd = crowd
+        crowd.has_room = self._handshake_over
         self._make_connection = make_connection
         self._acceptors: list[Acceptor] = []
 
@@ -69,7 +70,7 @@ class StreamListener(BaseListener):
             network.keep_alive(sock, keep_alive)
             sock.listen(backlog)
 
-        options = BindOptions(socket.SOCK_STREAM, listen, reuse_port, dual_stack, mode, owner)
+        options = BindOptions(socket.SOCK_STREAM, listen, *bind)
         with log_refusal(addresses if len(addresses) > 1 else addresses[0]):
             bindings = bind_all(network, addresses, options)
         try:
@@ -78,7 +79,8 @@ class StreamListener(BaseListener):
             turns: list[Acceptor] = []
             for binding in bindings:
                 acceptor = Acceptor(
-                    network, binding, self._accepted, self._connections, max_connections, self._stop_listening, turns
+                    *(network, binding, self._accepted, self._connections, max_connections, crowd),
+                    *(self._stop_listening, turns),
                 )
                 self._acceptors.append(acceptor)
                 acceptor.start()
@@ -120,9 +122,14 @@ class StreamListener(BaseListener):
             acceptor.leave_to_parent()
 
     def connection_gone(self, connection: BaseConnection) -> None:
+        self._crowd.remove(connection)
         super().connection_gone(connection)
         for acceptor in self._acceptors:
             acceptor.connection_gone()
+
+    def _handshake_over(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.handshake_over()
 
     def _accepted(self, sock: Socket, peer_address: Any) -> None:
         """Serve an accepted connection.  The acceptor calls this on the hub."""
@@ -131,7 +138,11 @@ class StreamListener(BaseListener):
             self._run(connection)
 
     def _connection(self, sock: Socket, peer_address: Any) -> StreamConnection | None:
-        """Return a connection on *sock*, or None if the peer is already gone."""
+        """Return a connection on *sock*, or None if it is refused, or the peer is already gone."""
+        if not self._crowd.admits(peer_address, self.address):
+            self._network.reset_on_close(sock)
+            sock.close()
+            return None
         try:
             connection = self._make_connection(self._network, sock, peer_address, self, self)
         except OSError:
@@ -141,6 +152,7 @@ class StreamListener(BaseListener):
             sock.close()
             raise
         self._connections[connection] = None
+        self._crowd.add(connection, peer_address, self._hub.loop)
         return connection
 
     def _run(self, connection: StreamConnection) -> None:

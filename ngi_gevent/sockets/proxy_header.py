@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
 from ngi_gevent.proxy_protocol import LONGEST, TrustedProxies, parse
-from ngi_gevent.sockets.handshake import Refused
+from ngi_gevent.sockets.handshake import NotAdmitted, Refused
 from ngi_gevent.sockets.plain import PlainTransport
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
+    from ngi_gevent.sockets.crowd import Crowd
 
 __all__ = ["ProxyHeader"]
 
@@ -33,12 +34,13 @@ class Proxied(Protocol):
 class ProxyHeader:
     """The first step of a handshake: the peer is trusted, and sends a header."""
 
-    __slots__ = ("_begun", "_connection", "_plain", "_trusted")
+    __slots__ = ("_begun", "_connection", "_crowd", "_plain", "_trusted")
 
-    def __init__(self, connection: Proxied, plain: PlainTransport, trusted: TrustedProxies) -> None:
+    def __init__(self, connection: Proxied, plain: PlainTransport, trusted: TrustedProxies, crowd: Crowd) -> None:
         self._connection: Proxied | None = connection  # until it is done
         self._plain = plain
         self._trusted = trusted
+        self._crowd = crowd
         self._begun = b""  # the part that was taken from the kernel
 
     def shake_hands(self) -> bool:
@@ -74,6 +76,8 @@ class ProxyHeader:
         self._begun = b""
         if self._connection is not None:
             self._connection.name_client(header.source)
+            if header.source is not None and not self._crowd.admits_client(self._connection, header.source):
+                raise NotAdmitted
             self._connection = None
         return True
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ngi_gevent.core import logs
 from ngi_gevent.core.address import unix_path
 from ngi_gevent.core.checks import as_timeout
 from ngi_gevent.core.connection import HANDSHAKE_TIMEOUT
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
     from ngi_gevent.core.options import ConnectionOptions
     from ngi_gevent.interfaces import ProxyNetworks
     from ngi_gevent.proxy_protocol import TrustedProxies
+    from ngi_gevent.sockets.crowd import Crowd
     from ngi_gevent.sockets.network import Network, Socket
     from ngi_gevent.sockets.tls import MakeSSLObject
 
 __all__ = [
     "CONNECT_TIMEOUT",
     "HANDSHAKE_TIMEOUT",
-    "MOST_FAILED",
     "MakeConnection",
     "client_factory",
     "host_of",
@@ -34,9 +33,6 @@ __all__ = [
 #: Seconds for looking up a name, connecting, and the TLS handshake, in all.  That is more than they take on a line that
 #: loses packets, and less than the two minutes or more that the kernel would try.
 CONNECT_TIMEOUT = 60.0
-
-#: Failed handshakes with clients of one listener that are logged in ``logs.RATE_PERIOD`` seconds.
-MOST_FAILED = 10
 
 #: Called with the network, a socket, the address of the peer, the owner, and for servers with the listener.
 MakeConnection: TypeAlias = Callable[..., StreamConnection]
@@ -74,14 +70,15 @@ def server_factory(
     options: ConnectionOptions,
     ssl_context: SSLContext | None,
     handshake_timeout: float | None,
-    proxy_protocol: ProxyNetworks | None = None,
+    proxy_protocol: ProxyNetworks | None,
+    crowd: Crowd,
 ) -> MakeConnection:
-    """Return the function that makes connections of accepted sockets.
+    """Return the function that makes connections of accepted sockets, for *crowd*, the clients of the listener.
 
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option cannot be used.
     """
-    handshake_timeout = as_timeout(handshake_timeout, "handshake_timeout")
+    handshake_timeout = crowd.within_lifetime(as_timeout(handshake_timeout, "handshake_timeout"))
     make_ssl_object = trusted = None
     if ssl_context is not None:
         from ngi_gevent.sockets import contexts
@@ -92,7 +89,7 @@ def server_factory(
         from ngi_gevent.proxy_protocol import TrustedProxies
 
         trusted = TrustedProxies(proxy_protocol)
-    return _connections(options, make_ssl_object, trusted, handshake_timeout, logs.RateLimit(MOST_FAILED))
+    return _connections(options, make_ssl_object, trusted, handshake_timeout, crowd)
 
 
 def _connections(
@@ -100,7 +97,7 @@ def _connections(
     make_ssl_object: MakeSSLObject | None,
     trusted: TrustedProxies | None = None,
     timeout: float | None = None,
-    failures: logs.RateLimit | None = None,
+    crowd: Crowd | None = None,
     first: bytes | None = None,
 ) -> MakeConnection:
     """Return the function that makes connections.
@@ -133,9 +130,9 @@ def _connections(
             if first is not None:
                 tls.send_first(first)
         connection = StreamConnection(transport, options, *arguments)
-        if trusted is not None:
-            steps.insert(0, ProxyHeader(connection, plain, trusted))
-        connection.shake_hands_first(Handshake(tuple(steps), timeout, failures))
+        if trusted is not None and crowd is not None:
+            steps.insert(0, ProxyHeader(connection, plain, trusted, crowd))
+        connection.shake_hands_first(Handshake(tuple(steps), timeout, crowd))
         return connection
 
     return make_connection

@@ -18,11 +18,13 @@ from ngi_gevent.core.datagram import (
     log_datagram_refusal,
 )
 from ngi_gevent.core.lifecycle import STOPPED
+from ngi_gevent.core.limits import NO_LIMITS, Limits
 from ngi_gevent.core.listening import check_listen_options, log_refusal
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout, WouldWait
 from ngi_gevent.sockets import transport
+from ngi_gevent.sockets.crowd import Crowd
 from ngi_gevent.testing.memory.attempts import DelayedAttempt
 from ngi_gevent.testing.memory.datagram import DatagramListener, check_hashable, check_send_address, deliver
 from ngi_gevent.testing.memory.listening import Listener
@@ -152,6 +154,7 @@ class Implementation:
         handler: IServer,
         *,
         max_connections: int | None = None,
+        limits: Limits = NO_LIMITS,
         idle_timeout: float | None = None,
         output_limit: int = OUTPUT_LIMIT,
         backlog: int = 0,
@@ -171,16 +174,16 @@ class Implementation:
         *max_connections*, which is unlimited by default, *output_limit*, and *proxy_protocol*.  With that, all clients
         are trusted, and one that connects without a *proxy_header* is accepted, too.  Nothing is encrypted, and the
         ``ssl_object`` of connections is None.  No time passes; ``connection.test_close(Timeout(...))`` plays an
-        *idle_timeout*.
+        *idle_timeout*, or the end of a *max_lifetime*.  There are no hosts that *max_per_host* could count.
 
         :param address: any hashable, or None for a new address; or a list of these.
         :raises OSError: another listener has the address.
         """
         self._check_open()
         check_server(handler)
-        check_listen_options(backlog, max_connections, reuse_port, dual_stack, mode, owner)
+        check_listen_options(backlog, max_connections, limits, reuse_port, dual_stack, mode, owner)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
-        transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol)
+        transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol, Crowd(limits))
         with log_refusal(address):
             addresses = self._free_addresses(address, self._listeners)
         listener = Listener(

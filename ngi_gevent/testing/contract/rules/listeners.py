@@ -8,6 +8,7 @@ import re
 import pytest
 
 import ngi_gevent
+from ngi_gevent import Limits
 from ngi_gevent.testing.contract.rules.common import MUCH, Echo, Failure, tracebacks
 from ngi_gevent.testing.contract.witness import Witness
 
@@ -218,6 +219,7 @@ def test_a_listener_connects_to_itself(stage):
 def test_the_same_options_are_taken_everywhere(stage):
     of_both = {"idle_timeout": 100, "output_limit": 100_000, "keep_alive": (60, 10, 3), "linger_timeout": 2.5}
     of_listener = {"backlog": 5, "max_connections": 5, "reuse_port": False, "handshake_timeout": 5}
+    of_listener["limits"] = Limits(max_per_host=5, max_handshakes=5, max_lifetime=100)
     listener = stage.listen(Echo, **of_listener, **of_both)
     client = Witness(stage)
     stage.implementation.connect(listener.address, client, timeout=20, local_address=None, **of_both)
@@ -238,6 +240,9 @@ def test_an_impossible_option_is_refused(stage):
                 use(**{option: value})
             with pytest.raises(TypeError, match=option):
                 use(**{option: "many"})
+    for limits in None, {"max_per_host": 5}, Limits:
+        with pytest.raises(TypeError, match=r"limits must be an ngi_gevent\.Limits; got"):
+            stage.listen(limits=limits)
     with pytest.raises(TypeError):
         stage.listen(no_such_option=1)
 

@@ -1,0 +1,119 @@
+"""Limits of a listener on crowds, and the count of connections from each host.
+
+This is pure: it knows neither sockets nor greenlets.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from typing import Any, NamedTuple
+
+from ngi_gevent.core.checks import as_timeout, check_count
+
+__all__ = ["NO_LIMITS", "HostCount", "Limits", "check_limits", "host_key"]
+
+#: How an IPv6 address begins that is an IPv4 address: what follows are its four bytes.
+MAPPED = bytes(10) + b"\xff\xff"
+
+#: Bytes of an IPv6 address that are its network.  A site gets a /64 at least, so each of its users has 2**64 addresses.
+NETWORK = 8
+
+
+class _Fields(NamedTuple):
+    max_per_host: int | None
+    max_handshakes: int | None
+    max_lifetime: float | None
+
+
+class Limits(_Fields):
+    """Limits of a listener on crowds.  Each is None by default, which is no limit.  Immutable.
+
+    :param max_per_host: open connections from one host; the listener resets further ones.  An IPv6 host counts by its
+        /64 network.  Connections over Unix sockets do not count.  With *proxy_protocol*, hosts are those of clients.
+    :param max_handshakes: handshakes with clients in progress (the PROXY header, and TLS), at which accepting pauses.
+        Until one of them is over, the kernel queues new connections.
+    :param max_lifetime: seconds from accepting a connection to its end, with a :class:`~ngi_gevent.Timeout` as the
+        reason.  Pending output is delivered for 30 seconds more, and then the connection is reset.  These seconds also
+        count while a connection is closing.
+    :raises TypeError: a limit has the wrong type.
+    :raises ValueError: a limit is less than 1, or not more than 0 seconds.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        *,
+        max_per_host: int | None = None,
+        max_handshakes: int | None = None,
+        max_lifetime: float | None = None,
+    ) -> Limits:
+        if max_per_host is not None:
+            check_count("max_per_host", max_per_host, least=1)
+        if max_handshakes is not None:
+            check_count("max_handshakes", max_handshakes, least=1)
+        lifetime = as_timeout(max_lifetime, "max_lifetime")
+        if lifetime == 0:
+            raise ValueError("max_lifetime is a number of seconds over 0; got 0")
+        return super().__new__(cls, max_per_host, max_handshakes, lifetime)
+
+
+#: The default of listeners.
+NO_LIMITS = Limits()
+
+
+def check_limits(limits: Any) -> None:
+    """Raise ``TypeError`` unless *limits* are ``Limits``."""
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits must be an ngi_gevent.Limits; got {limits!r:.100}")
+
+
+def host_key(address: Any) -> bytes | str | None:
+    """Return what connections from the host of *address* have in common; None for a Unix socket.
+
+    Link-local addresses of IPv6 all have the same network, so each counts by itself.
+    """
+    if not isinstance(address, tuple) or not address:
+        return None
+    host: str = address[0]
+    if ":" not in host:
+        return host
+    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    if packed.startswith(MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[len(MAPPED) :])
+    return packed if is_link_local(packed) else packed[:NETWORK]
+
+
+def is_link_local(packed: bytes) -> bool:
+    """Return whether an IPv6 address is in fe80::/10."""
+    return packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+
+
+class HostCount:
+    """The connections of a listener, counted by the hosts of their peers."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._keys: dict[Any, bytes | str] = {}  # the keys of connections that count
+        self._counts: Counter[bytes | str] = Counter()
+
+    def has_room(self, address: Any) -> bool:
+        """Return whether one more connection from *address* is allowed."""
+        key = host_key(address)
+        return key is None or self._counts[key] < self._most
+
+    def add(self, connection: Any, address: Any) -> None:
+        """Count *connection*, from *address*."""
+        key = host_key(address)
+        if key is not None:
+            self._keys[connection] = key
+            self._counts[key] += 1
+
+    def remove(self, connection: Any) -> None:
+        """Do not count *connection* any more."""
+        key = self._keys.pop(connection, None)
+        if key is not None:
+            self._counts[key] -= 1
+            if not self._counts[key]:
+                del self._counts[key]  # otherwise each host that ever connected would stay

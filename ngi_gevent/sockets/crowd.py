@@ -1,0 +1,101 @@
+"""The crowd at one listener: connections from each host, handshakes in progress, and the lives of connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ngi_gevent.core import logs
+from ngi_gevent.core.limits import HostCount, Limits
+from ngi_gevent.sockets.lifetime import Lifetimes, Living
+
+__all__ = ["MOST_FAILED", "MOST_REFUSED", "Crowd"]
+
+#: Refused connections, and failed handshakes with clients, of one listener that are logged in ``logs.RATE_PERIOD``
+#: seconds.
+MOST_REFUSED = MOST_FAILED = 10
+
+
+class Crowd:
+    """The clients of one listener, within its limits."""
+
+    def __init__(self, limits: Limits, *, is_behind_proxies: bool = False) -> None:
+        self._limits = limits
+        self._is_behind_proxies = is_behind_proxies  # which are trusted, and say later who the client is
+        #: Called when there is room for another handshake.
+        self.has_room: Callable[[], object] = _do_nothing
+        self._hosts = None if limits.max_per_host is None else HostCount(limits.max_per_host)
+        self._lifetimes = None if limits.max_lifetime is None else Lifetimes(limits.max_lifetime)
+        self._refusals = logs.RateLimit(MOST_REFUSED)
+        self._handshakes = 0  # in progress
+        #: The rate limit of log entries for failed handshakes.
+        self.failures = logs.RateLimit(MOST_FAILED)
+
+    def admits(self, peer_address: Any, address: Any) -> bool:
+        """Return whether there may be one more connection from *peer_address*; otherwise, log that *address* refused.
+
+        Connections from proxies are admitted: their clients count, once ``admits_client`` is called.
+
+        :param address: the listener's.
+        """
+        return self._is_behind_proxies or self._has_room(peer_address, address)
+
+    def admits_client(self, connection: Any, client: Any) -> bool:
+        """Return whether *connection*, from a proxy, may be from the address *client*; then it counts there."""
+        has_room = self._has_room(client, connection.local_address)
+        if has_room and self._hosts is not None:
+            self._hosts.add(connection, client)
+        return has_room
+
+    def _has_room(self, peer_address: Any, address: Any) -> bool:
+        if self._hosts is None or self._hosts.has_room(peer_address):
+            return True
+        logs.listeners.warning(
+            "%r refused a connection from %r: its host has %d connections, which is max_per_host",
+            *(address, peer_address, self._limits.max_per_host),
+            limit=self._refusals,
+        )
+        return False
+
+    def add(self, connection: Living, peer_address: Any, loop: Any) -> None:
+        """Count *connection*, and begin its life.  Called on the hub that has *loop*."""
+        if self._hosts is not None and not self._is_behind_proxies:
+            self._hosts.add(connection, peer_address)
+        if self._lifetimes is not None:
+            self._lifetimes.begin(connection, loop)
+
+    def remove(self, connection: Any) -> None:
+        """Do not count *connection* any more: it is gone."""
+        if self._hosts is not None:
+            self._hosts.remove(connection)
+
+    # Handshakes.
+
+    def within_lifetime(self, seconds: float | None) -> float | None:
+        """Return *seconds*, or what a connection has to live if that is less."""
+        allowed = [most for most in (seconds, self._limits.max_lifetime) if most is not None]
+        return min(allowed, default=None)
+
+    @contextmanager
+    def handshake(self) -> Iterator[None]:
+        """Count the block as a handshake with a client."""
+        self._handshakes += 1
+        try:
+            yield
+        finally:
+            was_full = self.full_reason() is not None
+            self._handshakes -= 1
+            if was_full:
+                self.has_room()
+
+    def full_reason(self) -> str | None:
+        """Return why the listener must not accept until a handshake is over; None if it can accept."""
+        most = self._limits.max_handshakes
+        if most is None or self._handshakes < most:
+            return None
+        return f"there are {most} handshakes in progress, which is max_handshakes"
+
+
+def _do_nothing() -> None:
+    """Nothing waits for room."""

@@ -1,0 +1,399 @@
+"""Crowds at a listener: the attacks that its limits are for, each with and without the limit."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import gevent
+import gevent.socket
+import pytest
+from certificates import client_context
+from stages import PATIENCE, UnixStage, Witness
+
+import ngi_gevent
+from ngi_gevent import Limits, proxy_protocol
+from ngi_gevent.core import clock
+from ngi_gevent.core.limits import HostCount, host_key
+from ngi_gevent.sockets import crowd, linger
+from ngi_gevent.testing.contract import playing
+from ngi_gevent.testing.contract.simulated import BlockingSocket
+
+
+class Echo(Witness):
+    def handle_input(self, connection, data):
+        super().handle_input(connection, data)
+        connection.write(data.upper())
+
+
+@pytest.fixture
+def sockets() -> Iterator[ExitStack]:
+    """Closes at the end of the test the sockets that were entered."""
+    with ExitStack() as stack:
+        yield stack
+
+
+# The value.
+
+
+def test_limits_are_a_value():
+    limits = Limits(max_per_host=3, max_lifetime=60)
+    assert limits == Limits(max_lifetime=60.0, max_per_host=3, max_handshakes=None)
+    assert limits != Limits()
+    assert (limits.max_per_host, limits.max_handshakes, limits.max_lifetime) == (3, None, 60)
+    assert repr(limits) == "Limits(max_per_host=3, max_handshakes=None, max_lifetime=60)"
+    assert Limits(max_lifetime=float("inf")) == Limits()
+    with pytest.raises(AttributeError):
+        limits.max_per_host = 4
+    with pytest.raises(AttributeError):
+        limits.max_per_hots = 4
+    with pytest.raises(TypeError):
+        Limits(3)
+
+
+@pytest.mark.parametrize("name", ["max_per_host", "max_handshakes", "max_lifetime"])
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), ("3", TypeError), (True, TypeError)])
+def test_an_impossible_limit_is_refused(name, value, error):
+    with pytest.raises(error, match=rf"{name}.*got {value!r}"):
+        Limits(**{name: value})
+
+
+# What counts as a host.
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("192.0.2.1", 5000), ("192.0.2.1", 5001), True),
+        (("192.0.2.1", 5000), ("192.0.2.2", 5000), False),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8::ffff:2", 1, 0, 0), True),  # in the same /64 network
+        (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
+        (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 2), True),  # of a listener with dual_stack
+        (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
+        (("fe80::1%eth0", 1, 0, 2), ("fe80::1%eth0", 2, 0, 2), True),
+        (("fe80::1%eth0", 1, 0, 2), ("fe80::2%eth0", 1, 0, 2), False),  # all of these are in one /64 network
+    ],
+)
+def test_connections_count_by_host(one, other, same):
+    count = HostCount(1)
+    count.add("a connection", one)
+    assert count.has_room(other) is not same
+    count.remove("a connection")
+    assert count.has_room(one)
+    assert not count._counts  # nothing is kept of a host that has gone
+
+
+@pytest.mark.parametrize("address", ["", "/run/client", b"\0abstract", None])
+def test_a_client_on_a_unix_socket_has_no_host(address):
+    assert host_key(address) is None
+
+
+def test_clients_on_a_unix_socket_do_not_count(folder):
+    for stage in playing(UnixStage, folder):
+        listener = stage.listen(Echo, limits=Limits(max_per_host=1))
+        for _ in range(3):
+            client = stage.client(listener)
+            client.connection.write(b"?")
+            stage.until(lambda client=client: client.data == b"?")
+
+
+# Many connections from one host.
+
+
+def about_connections(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "ngi_gevent.connection"]
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if "refused a connection" in message]
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(max_per_host=16)], ids=["without", "with"])
+def test_one_host_opens_33_connections_a_second(simulated, caplog, limits):
+    """Without the limit, 96 connections are taken after three seconds, and nobody else comes in."""
+
+    def attack():
+        while True:
+            held.append(BlockingSocket(attacker, listener.address))
+            gevent.sleep(1 / 33)
+
+    listener = simulated.listen(Echo, max_connections=96, limits=limits)
+    attacker, held = simulated.simulation.host("attacker"), []
+    attacking = gevent.spawn(attack)
+    gevent.sleep(10)
+    client = simulated.client(listener)
+    client.connection.write(b"?")
+    gevent.sleep(10)
+    assert len(held) > 600
+    if limits.max_per_host is None:
+        assert client.data == b""
+        assert refusals(caplog) == []
+    else:
+        assert client.data == b"?"
+        assert len(list(listener.connections())) == 16 + 1
+        assert {record.levelname for record in caplog.records} == {"WARNING"}
+        assert 2 * crowd.MOST_REFUSED <= len(refusals(caplog)) <= 3 * crowd.MOST_REFUSED  # in 20 seconds
+        assert f"{listener.address!r} refused a connection from ('10.0.0.2', " in refusals(caplog)[0]
+        assert refusals(caplog)[0].endswith("its host has 16 connections, which is max_per_host")
+        assert "more since the last such entry" in refusals(caplog)[crowd.MOST_REFUSED]
+    attacking.kill()
+    for each in held:
+        each.close()
+
+
+def test_a_refused_client_is_reset_and_its_server_is_not_called(tcp):
+    listener = tcp.listen(Echo, limits=Limits(max_per_host=1))
+    client = tcp.client(listener)
+    peer = tcp.peer(listener)
+    peer.read()
+    tcp.until(lambda: peer.ended)
+    assert peer.ended == "broken"
+    assert len(tcp.served) == 1
+    client.connection.close()
+    tcp.until(lambda: not listener._connections)
+    assert tcp.client(listener).connection  # there is room once the first has gone
+
+
+def test_connections_that_were_queued_at_the_close_count_too(tcp, caplog, sockets):
+    listener = tcp.listen(Echo, limits=Limits(max_per_host=2))
+    for _ in range(5):
+        sockets.enter_context(socket.create_connection(listener.address))  # which blocks, so nothing is accepted
+    listener.close(lambda listener: None)
+    assert len(listener._connections) == 2
+    gevent.sleep(0)
+    assert len(refusals(caplog)) == 3
+
+
+@pytest.mark.parametrize("kind", ["simulated", "tls"])
+def test_behind_a_proxy_the_hosts_of_its_clients_count(request, kind, caplog):
+    stage = request.getfixturevalue(kind)
+    networks = ["10.0.0.0/8", "127.0.0.0/8"]
+    listener = stage.listen(Echo, proxy_protocol=networks, limits=Limits(max_per_host=2))
+
+    def comes(client):
+        witness = Witness(stage)
+        header = proxy_protocol.header(client, client and ("192.0.2.1", 80))
+        stage.implementation.connect(listener.address, witness, proxy_header=header)
+        return witness
+
+    proxy = listener.address[0]  # whose own clients count as such, too
+    many = [comes((proxy, 50_000 + number)) for number in range(5)]
+    stage.until(lambda: sum(bool(each.closed or each.failed) for each in many) == 3)
+    others = [comes(("198.51.100.8", 50_000)), comes(("2001:db8::1", 50_000))]
+    others += [comes(None) for _ in range(3)]  # health checks of the proxy itself, which is not limited
+    for each in [*others, *(each for each in many if not (each.closed or each.failed))]:
+        stage.until(lambda each=each: each.connection)
+        each.connection.write(b"?")
+        stage.until(lambda each=each: each.data == b"?")
+    assert len(refusals(caplog)) == len(caplog.messages) == 3
+    assert f"refused a connection from ('{proxy}', 5000" in refusals(caplog)[0]
+    listener.close()
+    stage.until(lambda: not listener._connections)
+    assert not listener._crowd._hosts._counts
+
+
+# Connections that do not end.
+
+
+class Large(Witness):
+    """Answers with more than a slow peer takes in hours, and perhaps closes then."""
+
+    def handle_input(self, connection, data):
+        connection.write(bytes(20_000_000))
+        if data == b"close":
+            connection.close()
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(max_lifetime=60)], ids=["without", "with"])
+@pytest.mark.parametrize("says", [b"close", b"keep open"])
+def test_a_reader_of_2_kb_a_second_holds_a_connection(simulated, caplog, limits, says):
+    def read():
+        while peer.socket.recv(2048):
+            gevent.sleep(1)
+
+    caplog.set_level("INFO")
+    listener = simulated.listen(Large, limits=limits)
+    peer = simulated.peer(listener)
+    peer.send(says)
+    reading = gevent.spawn(read)
+    gevent.sleep(59)
+    assert len(listener._connections) == 1
+    gevent.sleep(1 + linger.SEND_TIMEOUT + 1)
+    served = simulated.served[0]
+    if limits.max_lifetime is None:
+        gevent.sleep(3600)
+        assert len(listener._connections) == 1
+        reading.kill()
+        return
+    assert len(listener._connections) == 0
+    with pytest.raises(ConnectionResetError):
+        reading.get()
+    if says == b"close":
+        assert served.closed is None
+    else:
+        assert isinstance(served.closed, ngi_gevent.Timeout)
+        assert str(served.closed) == "the connection was open for 60 seconds, the max_lifetime"
+    *ends, reset = about_connections(caplog)
+    assert all(end.endswith("ended: Timeout: the connection was open for 60 seconds, the max_lifetime") for end in ends)
+    assert len(ends) == (says != b"close")
+    assert reset.endswith("reset: 30.0 seconds after its max_lifetime of 60, it was still closing")
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(max_lifetime=60)], ids=["without", "with"])
+def test_a_peer_that_is_never_idle_holds_a_connection(simulated, limits):
+    def chat():
+        while True:
+            peer.socket.sendall(b"?")
+            assert peer.socket.recv(1)
+            gevent.sleep(5)
+
+    listener = simulated.listen(Echo, idle_timeout=30, limits=limits)
+    peer = simulated.peer(listener)
+    chatting = gevent.spawn(chat)
+    gevent.sleep(59)
+    assert simulated.served[0].closed is None
+    gevent.sleep(1000)
+    if limits.max_lifetime is None:
+        assert simulated.served[0].closed is None
+        chatting.kill()
+    else:
+        assert isinstance(simulated.served[0].closed, ngi_gevent.Timeout)
+        assert len(listener._connections) == 0
+        with pytest.raises((AssertionError, ConnectionError)):
+            chatting.get()
+
+
+def test_a_peer_that_reads_gets_all_output_at_the_end_of_its_life(simulated):
+    class Answer(Witness):
+        def connected(self, connection):
+            super().connected(connection)
+            connection.write(b"x" * 1_000_000)
+
+    began = clock.now()
+    peer = simulated.peer(simulated.listen(Answer, limits=Limits(max_lifetime=20)))
+    gevent.sleep(19.9)
+    received = 0
+    while data := peer.socket.recv(10_000):
+        received += len(data)
+        gevent.sleep(0.1)
+    assert received == 1_000_000
+    assert clock.now() - began > 29
+
+
+@pytest.mark.parametrize("end", ["by the peer", "by the handler"])
+def test_the_end_of_a_connection_ends_its_life(simulated, end):
+    listener = simulated.listen(Echo, limits=Limits(max_lifetime=60))
+    client = simulated.client(listener)
+    simulated.until(lambda: simulated.served)
+    (client if end == "by the peer" else simulated.served[0]).connection.close()
+    simulated.until(lambda: not listener._connections)
+    began = clock.now()
+    with pytest.raises(gevent.exceptions.LoopExit):  # nothing is left that would keep the loop running
+        listener.close()
+        gevent.get_hub().join()
+        gevent.event.Event().wait()
+    assert clock.now() - began < 5
+
+
+# Handshakes.
+
+
+def client_hello() -> bytes:
+    """The first message of a client that speaks TLS."""
+    outgoing = ssl.MemoryBIO()
+    tls = client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+def answered(sockets: list[Any]) -> int:
+    """How many of *sockets* have received something."""
+    return len(select.select(sockets, [], [], 0)[0])
+
+
+def echo(stage: Any, client: Any) -> None:
+    """Exchange messages with *client*, so that all that was sent before has been handled."""
+    for _ in range(30):
+        size = client.size
+        client.connection.write(b"?")
+        stage.until(lambda size=size: client.size > size)
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(max_handshakes=3)], ids=["without", "with"])
+def test_a_crowd_of_hellos_costs_no_more_than_the_handshakes_allowed(tls, caplog, sockets, limits):
+    """A hello costs the server a signature, as much time as 40 messages; the client does nothing for it."""
+    listener = tls.listen(Echo, limits=limits)
+    client = tls.client(listener)
+    hello, attackers = client_hello(), []
+    for _ in range(20):
+        attackers.append(sockets.enter_context(gevent.socket.create_connection(listener.address)))
+        attackers[-1].sendall(hello)
+    echo(tls, client)
+    if limits.max_handshakes is None:
+        assert answered(attackers) == 20
+        assert caplog.messages == []
+    else:
+        assert answered(attackers) == 3
+        (line,) = caplog.messages
+        assert line == (
+            f"{listener.address!r} accepts no more connections for now:"
+            " there are 3 handshakes in progress, which is max_handshakes"
+        )
+        for count in range(1, 18):
+            attackers.pop(0).close()  # and the next one has its turn
+            with gevent.Timeout(PATIENCE):
+                while answered(attackers) < 3:
+                    gevent.sleep(0.001)
+            echo(tls, client)
+            assert answered(attackers) == 3, count
+        waiting = Witness(tls)
+        tls.implementation.connect(listener.address, waiting)
+        echo(tls, client)
+        assert waiting.connection is None
+        attackers.pop(0).close()
+        tls.until(lambda: waiting.connection)
+
+
+def test_the_end_of_a_handshake_makes_room_for_another(tls):
+    listener = tls.listen(Echo, limits=Limits(max_handshakes=1))
+    clients = [Witness(tls) for _ in range(5)]
+    for client in clients:
+        tls.implementation.connect(listener.address, client)
+    tls.until(lambda: all(client.connection for client in clients))  # while all of them stay
+
+
+def test_silent_clients_make_room_for_handshakes_after_the_handshake_timeout(tls, sockets):
+    listener = tls.listen(Echo, handshake_timeout=0.1, limits=Limits(max_handshakes=2))
+    for _ in range(4):
+        sockets.enter_context(gevent.socket.create_connection(listener.address))
+    assert tls.client(listener).connection
+
+
+def test_a_life_limits_the_handshake_too(tls, caplog):
+    caplog.set_level("INFO")
+    listener = tls.listen(Echo, handshake_timeout=None, limits=Limits(max_lifetime=0.05))
+    with gevent.socket.create_connection(listener.address) as silent:
+        assert silent.recv(1) == b""
+    (line,) = about_connections(caplog)
+    assert line.endswith("the TLS handshake failed: it was not done after 0.05 seconds")
+
+
+# A polite program.
+
+
+def test_limits_that_are_not_reached_change_nothing(socket_stage, caplog):
+    limits = Limits(max_per_host=2, max_handshakes=2, max_lifetime=3600)
+    listener = socket_stage.listen(Echo, limits=limits)
+    for _ in range(5):  # one after the other
+        client = socket_stage.client(listener)
+        client.connection.write(b"hello")
+        socket_stage.until(lambda client=client: client.data == b"HELLO")
+        client.connection.close()
+        socket_stage.until(lambda: not listener._connections)
+    assert caplog.messages == []
+    assert all(served.closed == "end of input" for served in socket_stage.served)
