@@ -16,7 +16,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Of the standard library, pytest and gevent, which have pages that building these does not need to reach.
     ("py:class", r"collections\.abc\.\w+|AbstractContextManager|SSLContext|Random|socket\.socket"),
-    ("py:class", r"_pytest\.fixtures\.\w+|gevent\.Greenlet"),
+    ("py:class", r"_pytest\.fixtures\.\w+|gevent\.Greenlet|(prometheus_client\.\w+\.)?Metric"),
     # Type variables, and what is only ever made by the package.
     (
         "py:class",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ngi_gevent.core import lifecycle
 from ngi_gevent.core.lifecycle import (
     ABORT,
+    ABORTED,
     BREAK,
     BROKEN,
     CLOSE,
@@ -61,7 +62,7 @@ def test_the_table_names_states_and_debts_that_there_are():
     assert {state for state, _ in TRANSITIONS} | {state for state, _ in TRANSITIONS.values()} == set(STATES)
     assert {debt for _, debt in TRANSITIONS.values()} == {OWE, NOTHING, KEEP}
     constants = {value for name, value in vars(lifecycle).items() if name.isupper() and isinstance(value, str)}
-    assert set(EVENTS) == constants - set(STATES) - {OWE, NOTHING, KEEP, END_OF_INPUT, STOPPED}
+    assert set(EVENTS) == constants - set(STATES) - {OWE, NOTHING, KEEP, END_OF_INPUT, STOPPED, ABORTED}
 
 
 def test_nothing_leads_back():

@@ -216,6 +216,7 @@ def converse(network: Network, address: Any, **contexts: Any) -> None:
         client.expect(b"ONE ")
         client.connection.writelines([b"two ", b"x" * 100_000, b" " * 100_000])
         client.expect(b"TWO " + b"X" * 100_000 + b" " * 100_000)
+    assert listener.metrics().open == 3
     clients[0].connection.close()
     clients[1].connection.abort()
     for handler in served[:2]:

@@ -389,6 +389,7 @@ OPTIONS: ListenOptions = {
     "backlog": 10,
     "max_connections": 10,
     "limits": ngi_gevent.Limits(max_per_host=10, max_handshakes=10, max_lifetime=60),
+    "slow_callback": 60,
     "idle_timeout": 60,
     "output_limit": 1000,
     "reuse_port": True,

@@ -83,6 +83,9 @@ class ConnectionOwner(Protocol):
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
         """Report an exception in a callback of the application, on the connection with *peer*."""
 
+    def connection_ended(self, reason: Reason) -> None:
+        """Count a connection that is no longer open, for *reason*, or ``'closed'`` or ``'aborted'``."""
+
     def connection_gone(self, connection: Any) -> None:
         """Forget *connection*: it is closed, and its last callback is over."""
 
@@ -235,6 +238,7 @@ class Callbacks:
         """Log why the connection is no longer open, once: INFO if this side ended it for an error, otherwise DEBUG."""
         reason = self._lifecycle.take_log_reason()
         if reason is not None:
+            self._owner.connection_ended(reason)
             has_broken = isinstance(reason, (str, OSError)) and not isinstance(reason, Timeout)
             level = level or (logging.DEBUG if has_broken else logging.INFO)
             if logs.connections.is_enabled_for(level):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gevent.monkey import get_original
 
-__all__ = ["deadline_after", "is_virtual", "left_until", "now", "of_thread", "use"]
+__all__ = ["deadline_after", "is_virtual", "left_until", "now", "of_thread", "use", "wall"]
 
 
 _REAL: Callable[[], float] = time.monotonic  # a simulation can replace that of the module
@@ -24,6 +24,11 @@ _here = _Here()
 def now() -> float:
     """Return the time in seconds, on a clock that never goes back."""
     return _here.now()
+
+
+def wall() -> float:
+    """Return the time in seconds since 1970, on the clock of the system, which can be set."""
+    return time.time()
 
 
 def deadline_after(timeout: float | None) -> float | None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABORT",
+    "ABORTED",
     "BREAK",
     "BROKEN",
     "CLOSE",
@@ -156,6 +157,9 @@ ESTABLISHED: Final = (OPEN, HALF_CLOSED, BROKEN)
 END_OF_INPUT: Final = "end of input"
 STOPPED: Final = "stopped"
 
+# The log and the counters have this, or CLOSED, if the application ended the connection.
+ABORTED: Final = "aborted"
+
 
 class Lifecycle:
     """The state of one connection, and what its handler and the log are still to be told."""
@@ -221,7 +225,7 @@ class Lifecycle:
         if debt is not KEEP:
             self._close_reason = reason if debt is OWE else None
         if before in ESTABLISHED and self.state in (CLOSING, CLOSED):
-            self._log_reason = reason if debt is OWE else "aborted" if event is ABORT else "closed"
+            self._log_reason = reason if debt is OWE else ABORTED if event is ABORT else CLOSED
         return True
 
     def finishes(self) -> bool:

@@ -9,19 +9,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ngi_gevent.core import logs
 from ngi_gevent.core.checks import as_timeout, check_count, check_file_options, check_flag, check_max_connections
 from ngi_gevent.core.connection import BaseConnection
+from ngi_gevent.core.counters import Counters, name_of_end
 from ngi_gevent.core.limits import check_limits
 from ngi_gevent.core.output import unsent_size_of
 from ngi_gevent.errors import Deadlock
-from ngi_gevent.interfaces import IListener, documented_by
+from ngi_gevent.interfaces import IListener, ListenerMetrics, documented_by
 
 if TYPE_CHECKING:
-    from ngi_gevent.interfaces import IServer, IServerConnection
+    from ngi_gevent.interfaces import IServer, IServerConnection, Reason
 
 __all__ = ["BaseListener", "ListenerOwner", "check_listen_options", "log_refusal"]
 
 
 def check_listen_options(
-    backlog: Any, max_connections: Any, limits: Any, reuse_port: Any, dual_stack: Any, mode: Any, owner: Any
+    backlog: Any,
+    max_connections: Any,
+    limits: Any,
+    slow_callback: Any,
+    reuse_port: Any,
+    dual_stack: Any,
+    mode: Any,
+    owner: Any,
 ) -> None:
     """Check the options of a listener, except those that its connections have.
 
@@ -31,6 +39,8 @@ def check_listen_options(
     check_count("backlog", backlog)
     check_max_connections(max_connections)
     check_limits(limits)
+    if as_timeout(slow_callback, "slow_callback") == 0:
+        raise ValueError("slow_callback is a number of seconds over 0; got 0")
     check_flag("reuse_port", reuse_port)
     check_flag("dual_stack", dual_stack)
     check_file_options(mode, owner)
@@ -60,13 +70,14 @@ class ListenerOwner(Protocol):
 class BaseListener:
     """The connections of a listener, and its end.  See ``IListener`` for the contract."""
 
-    def __init__(self, owner: ListenerOwner, server: IServer) -> None:
+    def __init__(self, owner: ListenerOwner, server: IServer, counters: Counters | None = None) -> None:
         self.addresses: tuple[Any, ...] = ()
         self._owner = owner
         self._server = server
         self._accepting = False
         self._connections: dict[BaseConnection, None] = {}  # all that are not gone, in the order of their arrival
         self._when_empty: list[Callable[[], object]] = []
+        self._counters = counters or Counters()
 
     def __repr__(self) -> str:
         state = "accepting" if self._accepting else "closed"
@@ -80,6 +91,22 @@ class BaseListener:
     def connections(self) -> Iterator[IServerConnection]:
         # Copied in one step, because connections come and go while other threads iterate.
         return iter([connection for connection in list(self._connections) if connection])
+
+    def metrics(self) -> ListenerMetrics:
+        counters = self._counters
+        # Copied in one step, because other threads call this.
+        connections = list(self._connections)
+        return ListenerMetrics(
+            self._accepting,
+            len(connections),
+            counters.accepted,
+            counters.limited.copy(),
+            counters.failed_handshakes,
+            dict(counters.ended),
+            *self._bytes(connections),
+            sum(connection.output_pending for connection in connections),
+            *self._times(),
+        )
 
     def close(self, handler: Callable[[Any], object] | None = None) -> None:
         if handler is not None and not callable(handler):
@@ -126,11 +153,23 @@ class BaseListener:
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
         self._owner.handler_raised(peer, where, error)
 
+    def connection_ended(self, reason: Reason) -> None:
+        """Count the end of a connection."""
+        self._counters.ended[name_of_end(reason)] += 1
+
     def connection_gone(self, connection: BaseConnection) -> None:
         del self._connections[connection]
         self._check_empty()
 
     # What a kind of listener adds.
+
+    def _bytes(self, connections: list[Any]) -> tuple[int | None, int | None]:
+        """Return how many bytes all connections, and *connections* now, have received and sent; None if unknown."""
+        return None, None
+
+    def _times(self) -> tuple[float | None, float | None]:
+        """Return the seconds of processor time of the hub's thread, and of its longest turn; None if unknown."""
+        return None, None
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:
         """Stop accepting, and free the address.

@@ -92,6 +92,9 @@ class Registry:
 
     # What the items call.
 
+    def connection_ended(self, reason: Any) -> None:
+        """Count nothing: these are the connections of clients."""
+
     def connection_gone(self, connection: Any) -> None:
         self.forget(connection)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -25,11 +26,13 @@ from ngi_gevent.errors import Deadlock
 __all__ = [
     "Flag",
     "allocate_lock",
+    "cpu_clock",
     "get_hub_if_exists",
     "get_ident",
     "is_only_thread",
     "let_others_run",
     "make_lock",
+    "seconds_of",
     "start_new_thread",
 ]
 
@@ -70,6 +73,20 @@ def start_new_thread(function: Callable[..., object], arguments: tuple[Any, ...]
     """Run *function* in a new native thread, and return its ident."""
     # Asked for at each call, since a simulation replaces the original.
     return get_original("_thread", "start_new_thread")(function, arguments)  # type: ignore[no-any-return]
+
+
+def cpu_clock() -> int | None:
+    """Return the id of the clock for the processor time of the calling thread; None if the system has none."""
+    get = getattr(time, "pthread_getcpuclockid", None)  # macOS has none
+    return None if get is None else get(get_ident())
+
+
+def seconds_of(clock_id: int | None) -> float | None:
+    """Return the seconds of a thread's processor time; None without a clock, or if the thread has ended."""
+    try:
+        return None if clock_id is None else time.clock_gettime(clock_id)
+    except OSError:
+        return None
 
 
 def is_only_thread() -> bool:

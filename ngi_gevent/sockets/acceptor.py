@@ -24,6 +24,7 @@ from gevent.server import StreamServer
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.address import with_address
+from ngi_gevent.core.counters import SYSTEM
 from ngi_gevent.sockets.binding import Binding
 from ngi_gevent.sockets.network import Network, Socket
 
@@ -97,8 +98,9 @@ class Acceptor(StreamServer):
         self._retry_after = FIRST_RETRY
         loop = get_hub().loop
         address = binding.socket.getsockname()
-        self._full = PauseLog(loop, address, self._is_full)
-        self._refused = PauseLog(loop, address, lambda: self._retry is not None)
+        limited = crowd.counters.limited
+        self._full = PauseLog(loop, address, self._is_full, limited)
+        self._refused = PauseLog(loop, address, lambda: self._retry is not None, limited)
         # Otherwise, a program that waits for connections would get LoopExit during a pause.
         self._keep_running = loop.async_()
         self._keep_running.start(lambda: None)
@@ -162,10 +164,10 @@ class Acceptor(StreamServer):
     def full(self) -> bool:
         if self.closed:
             return True
-        reason = self._full_reason()
-        if reason is not None:
-            self._full.note(reason)
-        return reason is not None
+        limit = self._limit()
+        if limit is not None:
+            self._full.note(*limit)
+        return limit is not None
 
     def do_read(self) -> Any:
         if self.closed or self._is_turn_of_another():  # the last connection's server may have closed the listener
@@ -209,19 +211,21 @@ class Acceptor(StreamServer):
     # Refusals by the kernel.
 
     def _is_full(self) -> bool:
-        return self._full_reason() is not None
+        return self._limit() is not None
 
-    def _full_reason(self) -> str | None:
+    def _limit(self) -> tuple[str, str] | None:
+        """Return the limit that is reached, and what is there, for the log."""
         if len(self._connections) >= self._max_connections:
-            return f"there are {self._max_connections}, which is max_connections"
-        return self._crowd.full_reason()
+            return "max_connections", f"there are {self._max_connections}, which is max_connections"
+        reason = self._crowd.full_reason()
+        return None if reason is None else ("max_handshakes", reason)
 
     def _system_refused(self, error: OSError) -> None:
         if self.is_fatal_error(error):
             self._gave_up()
             logs.listeners.error("listening ended: %s", with_address(error, self.address))
             return
-        self._refused.note(error.strerror)
+        self._refused.note(SYSTEM, error.strerror)
         self.stop_accepting()
         self._try_again_after(self._retry_after)
         self._retry_after = min(2 * self._retry_after, LAST_RETRY)
@@ -246,25 +250,27 @@ class Acceptor(StreamServer):
 
 
 class PauseLog:
-    """The two log entries of a pause in accepting.
+    """The two log entries of a pause in accepting, and its count.
 
     On a busy server at a limit, each connection that ends makes room for the next one, and accepting pauses again at
     once.  That counts as a single pause, which keeps the log short.  It ends after ``QUIET`` seconds without a refusal.
     """
 
-    def __init__(self, loop: Any, address: Any, is_on: Callable[[], bool]) -> None:
+    def __init__(self, loop: Any, address: Any, is_on: Callable[[], bool], counts: dict[str, int]) -> None:
         self._loop = loop
         self._address = address
         self._is_on = is_on
+        self._counts = counts
         self._timer: Any = None  # during a pause
         self._noted = False  # whether note was called since the last check
 
-    def note(self, reason: object) -> None:
-        """Accepting pauses, again or still.  Log *reason* if this begins a pause."""
+    def note(self, limit: str, reason: object) -> None:
+        """Accepting pauses, again or still.  Count it for *limit*, and log *reason*, if this begins a pause."""
         self._noted = True
         if self._timer is None:
             self._timer = self._loop.timer(QUIET, QUIET, ref=False)
             self._timer.start(self._check)
+            self._counts[limit] += 1
             logs.listeners.warning("%r accepts no more connections for now: %s", self._address, reason)
 
     def close(self) -> None:

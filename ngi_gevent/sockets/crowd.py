@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ngi_gevent.core import logs
+from ngi_gevent.core.counters import Counters
 from ngi_gevent.core.limits import HostCount, Limits
 from ngi_gevent.sockets.lifetime import Lifetimes, Living
 
@@ -23,10 +24,11 @@ class Crowd:
     def __init__(self, limits: Limits, *, is_behind_proxies: bool = False) -> None:
         self._limits = limits
         self._is_behind_proxies = is_behind_proxies  # which are trusted, and say later who the client is
+        self.counters = Counters()
         #: Called when there is room for another handshake.
         self.has_room: Callable[[], object] = _do_nothing
         self._hosts = None if limits.max_per_host is None else HostCount(limits.max_per_host)
-        self._lifetimes = None if limits.max_lifetime is None else Lifetimes(limits.max_lifetime)
+        self._lifetimes = None if limits.max_lifetime is None else Lifetimes(limits.max_lifetime, self.counters)
         self._refusals = logs.RateLimit(MOST_REFUSED)
         self._handshakes = 0  # in progress
         #: The rate limit of log entries for failed handshakes.
@@ -51,6 +53,7 @@ class Crowd:
     def _has_room(self, peer_address: Any, address: Any) -> bool:
         if self._hosts is None or self._hosts.has_room(peer_address):
             return True
+        self.counters.limited["max_per_host"] += 1
         logs.listeners.warning(
             "%r refused a connection from %r: its host has %d connections, which is max_per_host",
             *(address, peer_address, self._limits.max_per_host),

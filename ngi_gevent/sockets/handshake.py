@@ -115,6 +115,7 @@ class Handshake:
         if reason is None:
             return begin(connection)
         if not connection.is_of_parent():
+            self._crowd.counters.failed_handshakes += 1
             self._step.log_failure(connection.peer_address, reason, self._crowd.failures)
         return None
 

@@ -151,6 +151,7 @@ class Implementation:
         backlog: int = BACKLOG,
         max_connections: int | None = None,
         limits: Limits = NO_LIMITS,
+        slow_callback: float | None = None,
         idle_timeout: float | None = None,
         output_limit: int = OUTPUT_LIMIT,
         reuse_port: bool = False,
@@ -178,6 +179,8 @@ class Implementation:
             queues new ones, and the logger ``ngi_gevent.listener`` says so.  The default is 90% of the descriptors that
             this process can open, and at most 32 fewer than all; handlers can open the rest.
         :param limits: :class:`~ngi_gevent.Limits` on crowds; by default, there are none.
+        :param slow_callback: seconds for which nothing else on the hub can run before the logger
+            ``ngi_gevent.listener`` names the callback.  A native thread watches for that; None for no such thread.
         :param idle_timeout: seconds without data before the connection is closed, with a
             :class:`~ngi_gevent.Timeout` as the reason.  Time counts while output waits for the peer.  Otherwise, time
             does not count in which a callback or an iterable runs, reading is paused, no handler is set, or input has
@@ -209,7 +212,7 @@ class Implementation:
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
         """
-        check_listen_options(backlog, max_connections, limits, reuse_port, dual_stack, mode, owner)
+        check_listen_options(backlog, max_connections, limits, slow_callback, reuse_port, dual_stack, mode, owner)
         addresses = check_listen_addresses(address, dual_stack, mode, owner)
         check_server(handler)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
@@ -217,12 +220,11 @@ class Implementation:
         make_connection = transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol, crowd)
         registry = self._registry_here()[1]
         listener = StreamListener(
-            *(self._network, registry, self.connect, addresses, handler),
+            *(self._network, registry, self.connect, addresses, handler, crowd, as_timeout(slow_callback)),
             backlog=backlog,
             max_connections=default_max_connections(self._network) if max_connections is None else max_connections,
             bind=(reuse_port, dual_stack, mode, owner),
             keep_alive=keep_alive,
-            crowd=crowd,
             make_connection=make_connection,
         )
         self._check_still_open(listener)

@@ -11,6 +11,7 @@ from ngi_gevent.errors import Timeout
 from ngi_gevent.sockets.linger import SEND_TIMEOUT
 
 if TYPE_CHECKING:
+    from ngi_gevent.core.counters import Counters
     from ngi_gevent.interfaces import Reason
 
 __all__ = ["Lifetimes"]
@@ -40,8 +41,9 @@ class Lifetimes:
     that the application or the peer has closed before.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, counters: Counters) -> None:
         self._seconds = seconds
+        self._counters = counters
         self._limit = logs.RateLimit(MOST_LOGGED)
 
     def begin(self, connection: Living, loop: Any) -> None:
@@ -50,6 +52,8 @@ class Lifetimes:
 
     def _end(self, life: _Life) -> None:
         life.start(SEND_TIMEOUT, self._reset)
+        if life.connection._lifecycle.state is not CLOSED:
+            self._counters.limited["max_lifetime"] += 1
         reason = Timeout(f"the connection was open for {self._seconds} seconds, the max_lifetime")
         life.connection.handle(FAIL, reason)
 

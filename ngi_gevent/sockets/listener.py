@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
 
-from ngi_gevent.core import forks, logs
+from ngi_gevent.core import clock, forks, logs
 from ngi_gevent.core.listening import BaseListener, ListenerOwner, log_refusal
-from ngi_gevent.core.threads import Flag
+from ngi_gevent.core.threads import Flag, cpu_clock, seconds_of
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IListener, documented_by
 from ngi_gevent.sockets.acceptor import Acceptor
 from ngi_gevent.sockets.binding import BindOptions, bind_all
 from ngi_gevent.sockets.dispatcher import Dispatcher, current_connection
+from ngi_gevent.sockets.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,15 +46,16 @@ class StreamListener(BaseListener):
         connect: Callable[..., None],
         addresses: list[Any],
         server: IServer,
+        crowd: Crowd,
+        slow_callback: float | None,
         *,
         backlog: int,
         max_connections: int,
         bind: tuple[bool, bool, int | None, tuple[int, int] | None],
         keep_alive: KeepAlive,
-        crowd: Crowd,
         make_connection: MakeConnection,
     ) -> None:
-        super().__init__(registry, server)
+        super().__init__(registry, server, crowd.counters)
         self._network = network
         self._connect = connect
         self._hub = get_hub()
@@ -63,6 +65,7 @@ class StreamListener(BaseListener):
         crowd.has_room = self._handshake_over
         self._make_connection = make_connection
         self._acceptors: list[Acceptor] = []
+        self._watchdog: Watchdog | None = None
 
         def listen(sock: Socket) -> None:
             # Accepted sockets inherit these options, which saves two system calls for each.
@@ -84,6 +87,8 @@ class StreamListener(BaseListener):
                 )
                 self._acceptors.append(acceptor)
                 acceptor.start()
+            # A simulation has no native threads, and computing takes no time there.
+            self._watchdog = None if slow_callback is None or clock.is_virtual() else Watchdog(slow_callback)
         except BaseException:
             for acceptor in self._acceptors:
                 acceptor.close()
@@ -91,6 +96,7 @@ class StreamListener(BaseListener):
                 binding.close()
             raise
         self._accepting = True
+        self._cpu_clock = None if clock.is_virtual() else cpu_clock()
 
     def connect(self, handler: IClientConnectHandler, **options: Unpack[ConnectOptions]) -> None:
         self._mailbox.call(lambda: self._connect(self.address, handler, **options))
@@ -109,6 +115,27 @@ class StreamListener(BaseListener):
             if self._accepting or self._connections:
                 raise
             return close(argument)
+
+    def add_traffic(self, connection: StreamConnection) -> None:
+        """Count the bytes of *connection*, whose socket is about to be closed."""
+        received, sent = connection.traffic()
+        self._counters.received += received
+        self._counters.sent += sent
+
+    def _bytes(self, connections: list[Any]) -> tuple[int | None, int | None]:
+        if not (self._network.counts_bytes and any(isinstance(address, tuple) for address in self.addresses)):
+            return None, None
+        traffic = [connection.traffic() for connection in connections]
+        received, sent = (sum(column) for column in zip((0, 0), *traffic, strict=True))
+        return self._counters.received + received, self._counters.sent + sent
+
+    def _times(self) -> tuple[float | None, float | None]:
+        return seconds_of(self._cpu_clock), None if self._watchdog is None else self._watchdog.longest
+
+    def _check_empty(self) -> None:
+        if self._watchdog is not None and not (self._connections or self._accepting):
+            self._watchdog.stop()
+        super()._check_empty()
 
     def leave_to_parent(self) -> None:
         """Count as closed, in a forked child.  Closes the descriptors, and nothing else."""
@@ -139,6 +166,7 @@ class StreamListener(BaseListener):
 
     def _connection(self, sock: Socket, peer_address: Any) -> StreamConnection | None:
         """Return a connection on *sock*, or None if it is refused, or the peer is already gone."""
+        self._counters.accepted += 1
         if not self._crowd.admits(peer_address, self.address):
             self._network.reset_on_close(sock)
             sock.close()

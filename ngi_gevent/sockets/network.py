@@ -23,6 +23,7 @@ import resource
 import select
 import socket
 import struct
+import sys
 import termios
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -49,6 +50,9 @@ Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
 _PEER_CREDENTIALS: int | None = getattr(socket, "SO_PEERCRED", None)  # only on Linux
 
 _CREDENTIALS = struct.Struct("iII")
+
+#: Of Linux's ``struct tcp_info``: segments not acknowledged, and bytes acknowledged, received, and not sent.
+_TCP_INFO = struct.Struct("=24xI92xQQ8xI")
 
 #: The families of TCP sockets; others refuse its options.
 _OF_TCP = socket.AF_INET, socket.AF_INET6
@@ -90,6 +94,8 @@ class Socket(Protocol):
 
 class Network:
     """The network of the operating system.  Each method can be called on any thread, and only two of them block."""
+
+    counts_bytes = sys.platform == "linux"  #: Whether the kernel counts the bytes of connections over TCP.
 
     # Names.
 
@@ -269,6 +275,20 @@ class Network:
         except OSError:  # some systems cannot say
             return 0
         return queued[0]
+
+    def traffic(self, sock: Any, ends: tuple[bool, bool]) -> tuple[int, int]:
+        """Return how many bytes were received and sent over TCP; 0 if the kernel does not count them.
+
+        :param ends: whether the kernel has the ends of input and of output, each of which it counts as one byte.
+        """
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+        except (OSError, AttributeError):  # over a Unix socket, or on another system
+            return 0, 0
+        unacknowledged, sent, received, unsent = _TCP_INFO.unpack(info)
+        if unacknowledged or unsent:  # which most connections have not at their end, and asking takes longer
+            sent += self.queued_output(sock)
+        return received - ends[0], sent - ends[1]
 
     def send_buffer_size(self, sock: Socket) -> int:
         """Return how many bytes of output the kernel holds for *sock* at most."""

@@ -99,6 +99,12 @@ class Transport(Protocol):
     def queued_output(self) -> int:
         """Return how many bytes the kernel has that the peer has not acknowledged; 0 after ``close``."""
 
+    def traffic(self, input_has_ended: bool) -> tuple[int, int]:
+        """Return how many bytes of ciphertext, or of plaintext without TLS, were received and sent; 0 after ``close``.
+
+        :param input_has_ended: whether the end of input was received.
+        """
+
     def has_input(self) -> bool:
         """Return whether the kernel has input, or the end of it."""
 
@@ -120,6 +126,7 @@ class PlainTransport:
 
     __slots__ = (
         "_children",
+        "_has_finished",
         "_is_ended",
         "_network",
         "_wrap",
@@ -142,6 +149,7 @@ class PlainTransport:
         self.has_events = False
         self.peer_credentials = network.peer_credentials(sock)
         self._wrap: WrapCall | None = None
+        self._has_finished = False  # whether the kernel has the end of output
         self._is_ended = False  # whether the peer sees the end of output without a shutdown
         self._children = forks.children()  # those that cannot hold the descriptor
 
@@ -170,6 +178,7 @@ class PlainTransport:
         # A child that holds the descriptor too would hide the close.
         if not closes or self._children != forks.children():
             self.socket.shutdown(socket.SHUT_WR)
+            self._has_finished = True
         self._is_ended = True
 
     def drop_output(self, some: bool) -> None:
@@ -204,6 +213,14 @@ class PlainTransport:
 
     def queued_output(self) -> int:
         return 0 if self.recv is _is_closed else self._network.queued_output(self.socket)
+
+    def traffic(self, input_has_ended: bool) -> tuple[int, int]:
+        if self.recv is _is_closed:
+            return 0, 0
+        try:
+            return self._network.traffic(self.socket, (input_has_ended, self._has_finished))
+        except (OSError, ValueError):  # another thread has asked, and it was closed since
+            return 0, 0
 
     def has_input(self) -> bool:
         return self._network.has_input(self.socket)

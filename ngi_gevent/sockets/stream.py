@@ -277,6 +277,10 @@ class StreamConnection(ReceivingConnection):
     def unsent_size(self) -> int | None:
         return None if self._lifecycle.state is CLOSED else self._output.size + self._transport.queued_output()
 
+    def traffic(self) -> tuple[int, int]:
+        """Return how many bytes were received and sent over TCP; 0 if they are not counted, or the socket is closed."""
+        return self._transport.traffic(self._lifecycle.input_is_over)
+
     # The end.
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
@@ -308,6 +312,8 @@ class StreamConnection(ReceivingConnection):
                 if self._probe is not None:
                     self._probe.close()
                     self._probe = None
+                if self.control is not None:
+                    self.control.add_traffic(self)
                 self._transport.close()
                 self.wake()
 

@@ -312,6 +312,9 @@ class TLSTransport:
     def getsockname(self) -> Any:
         return self._plain.getsockname()
 
+    def traffic(self, input_has_ended: bool) -> tuple[int, int]:
+        return self._plain.traffic(input_has_ended)
+
     def queued_output(self) -> int:
         return self._plain.queued_output()
 

@@ -155,6 +155,7 @@ class Implementation:
         *,
         max_connections: int | None = None,
         limits: Limits = NO_LIMITS,
+        slow_callback: float | None = None,
         idle_timeout: float | None = None,
         output_limit: int = OUTPUT_LIMIT,
         backlog: int = 0,
@@ -181,7 +182,7 @@ class Implementation:
         """
         self._check_open()
         check_server(handler)
-        check_listen_options(backlog, max_connections, limits, reuse_port, dual_stack, mode, owner)
+        check_listen_options(backlog, max_connections, limits, slow_callback, reuse_port, dual_stack, mode, owner)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
         transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol, Crowd(limits))
         with log_refusal(address):

@@ -118,6 +118,7 @@ class Listener(BaseListener):
         while self._queue and (self._max_connections is None or len(self._connections) < self._max_connections):
             server = self._queue.popleft()
             self._connections[server] = None
+            self._counters.accepted += 1
             server.start(self._server, "the server")
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:

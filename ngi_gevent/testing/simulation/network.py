@@ -40,6 +40,8 @@ class Names(World, Protocol):
 class HostNetwork(Network):
     """The network of a host.  After a crash, all methods that make something raise ``HostCrashed``."""
 
+    counts_bytes = True
+
     def __init__(self, internet: Names, site: Site) -> None:
         self._internet = internet
         self._site = site
@@ -170,6 +172,10 @@ class HostNetwork(Network):
         if isinstance(sock, DatagramSocket):
             return sock.queued()
         return 0 if sock.end is None else cast(int, sock.end.queued())
+
+    def traffic(self, sock: Any, ends: tuple[bool, bool]) -> tuple[int, int]:
+        is_tcp = sock.end is not None and sock.family != socket.AF_UNIX
+        return (sock.end.received, sock.end.sent) if is_tcp else (0, 0)
 
     def send_buffer_size(self, sock: Socket) -> int:
         return BUFFER if isinstance(sock, DatagramSocket) else SEND_BUFFER

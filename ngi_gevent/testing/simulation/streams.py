@@ -57,7 +57,9 @@ class StreamEnd:
         "label",
         "name",
         "peer",
+        "received",
         "resets",
+        "sent",
         "site",
         "target",
     )
@@ -72,6 +74,7 @@ class StreamEnd:
         self.label = ""
         self._incoming: deque[bytes | memoryview] = deque()
         self.incoming_size = 0
+        self.received = self.sent = 0  # bytes
         self.error = 0
         self.is_established = self.is_gone = self.has_ended = self.has_no_input = False
         self.is_full = False  # since the kernel has taken less than it was given
@@ -109,6 +112,7 @@ class StreamEnd:
         if incoming or type(data) is not bytes or len(data) > size:
             data = self._gather(data, size)
         self.incoming_size -= len(data)
+        self.received += len(data)
         self._taken(len(data))
         return data
 

@@ -78,6 +78,7 @@ class TCPEnd(StreamEnd):
             data, size = data[:room], room
         if size:
             self._queued += size
+            self.sent += size
             if self._unsent or size > RECEIVE_BUFFER - self.peer.incoming_size - self._flight_size:
                 self._unsent.append(bytes(data))
                 self._send_unsent()

@@ -227,14 +227,63 @@ def test_the_same_options_are_taken_everywhere(stage):
 
 
 IMPOSSIBLE = [("backlog", -1), ("output_limit", -1), ("max_connections", 0), ("idle_timeout", 0), ("idle_timeout", -1)]
-IMPOSSIBLE += [("linger_timeout", -1)]
+IMPOSSIBLE += [("linger_timeout", -1), ("slow_callback", 0), ("slow_callback", -1)]
 IMPOSSIBLE += [("keep_alive", value) for value in [(), (60, 10), (0, 10, 3), (60, 40_000, 3), (60, 10, 128)]]
+
+
+def test_a_listener_counts_its_connections(stage):
+    class Ends(Witness):
+        def handle_input(self, connection, data):
+            if data == b"close":
+                connection.close()
+            elif data == b"abort":
+                connection.abort()
+            elif data == b"fail":
+                connection.fail("a reason with the peer's own words: " + data.decode())
+            else:
+                raise LookupError(data)
+
+    listener = stage.listen(Ends)
+    assert listener.metrics()[:3] == (True, 0, 0)
+    for count, data in enumerate([b"close", b"abort", b"fail", b"raise", b""], 1):
+        client = stage.client(listener)
+        stage.until(lambda count=count: len(stage.served) == count)
+        assert listener.metrics()[:3] == (True, 1, count)
+        client.connection.write(data) if data else client.connection.close()
+        stage.until(lambda: stage.served[-1].gone)
+    stage.client(listener)
+    stage.until(lambda: len(stage.served) == 6)
+    listener.close()
+    stage.until(lambda: stage.served[-1].gone)
+    metrics = listener.metrics()
+    assert metrics[:3] == (False, 0, 6)
+    assert metrics.ended == dict.fromkeys(("closed", "aborted", "failed", "LookupError", "end of input", "stopped"), 1)
+    assert set(metrics.limited.values()) == {0}
+    assert (metrics.failed_handshakes, metrics.output_pending) == (0, 0)
+
+
+def test_a_listener_counts_pending_output(stage):
+    class Answer(Witness):
+        def handle_input(self, connection, data):
+            super().handle_input(connection, data)
+            connection.write(b"x" * MUCH)
+
+    listener = stage.listen(Answer)
+    peer = stage.peer(listener)
+    peer.send(b"?")
+    stage.until(lambda: stage.served and stage.served[0].data)
+    stage.settle()
+    assert 0 < listener.metrics().output_pending <= MUCH
+    peer.read()
+    stage.until(lambda: peer.size == MUCH)
+    stage.settle()
+    assert listener.metrics().output_pending == 0
 
 
 def test_an_impossible_option_is_refused(stage):
     connect = functools.partial(stage.implementation.connect, stage.listen().address, Witness(stage))
     for option, value in IMPOSSIBLE:
-        of_listener = option in ("backlog", "max_connections")
+        of_listener = option in ("backlog", "max_connections", "slow_callback")
         for use in (stage.listen,) if of_listener else (stage.listen, connect):
             with pytest.raises(ValueError, match=option):
                 use(**{option: value})

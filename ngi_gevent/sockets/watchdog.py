@@ -1,0 +1,98 @@
+"""Notices when a turn of a hub's loop takes long: that is how a blocking call shows itself.
+
+A callback that waits on gevent lets the loop go on.  One that blocks the thread, or computes, does not, and everything
+else on the hub waits for it.  To measure each callback would cost a third of the time that a small message takes.  So a
+native thread looks at the hub's thread from time to time.  That costs the hub nothing, and shows the line that blocks
+while it blocks, also if it never ends.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from gevent import get_hub
+from gevent.hub import Hub
+
+from ngi_gevent.core import clock, logs
+from ngi_gevent.core.threads import allocate_lock, get_ident, start_new_thread
+
+__all__ = ["Watchdog"]
+
+#: Looks within the time that a turn may take.
+LOOKS = 4
+
+#: Slow turns of one hub that are logged in ``logs.RATE_PERIOD`` seconds.
+MOST_SLOW = 10
+
+#: Modules whose functions are not the application's.
+LIBRARIES = ("ngi_gevent", "gevent", "greenlet")
+
+
+class Watchdog:
+    """A native thread that watches the loop of the calling thread's hub.
+
+    :param slow: seconds from which on a turn is logged.
+    """
+
+    def __init__(self, slow: float) -> None:
+        self._slow = slow
+        self._ident = get_ident()
+        self._loop: Any = get_hub().loop
+        self._limit = logs.RateLimit(MOST_SLOW)
+        #: The longest turn so far that was slow, in seconds.
+        self.longest = 0.0
+        self._turn = 0.0  # the time at which the loop began the turn that was seen last
+        self._logged = 0.0  # the same of the turn that was logged last
+        self._stopped = allocate_lock()
+        self._stopped.acquire()
+        start_new_thread(self._run, ())
+
+    def stop(self) -> None:
+        """Watch no more.  Never blocks.  Can be called again."""
+        if self._stopped.locked():
+            self._stopped.release()
+
+    def _run(self) -> None:
+        looked = before = clock.now()  # before: the latest time at which this turn had not begun
+        while not self._stopped.acquire(timeout=self._slow / LOOKS):
+            frame = sys._current_frames().get(self._ident)
+            try:
+                turn = self._loop.now()  # not before: a turn that begins in between would seem to be older
+            except ValueError:  # the hub was destroyed
+                return
+            now = clock.now()
+            if frame is None or frame.f_code is Hub.run.__code__:  # it waits for something to happen
+                before = now
+            elif turn != self._turn:
+                before = looked
+            self._turn, looked = turn, now
+            # The loop's clock is exact, and can be set.  The other clock cannot, but this thread may have had to wait.
+            seconds = min(clock.wall() - turn, now - before)
+            if frame is not None and seconds >= self._slow:
+                self.longest = max(self.longest, seconds)
+                if self._logged != turn:
+                    self._logged = turn
+                    self._log(seconds, frame)
+            del frame  # it would keep the locals of the application
+
+    def _log(self, seconds: float, frame: FrameType) -> None:
+        callback, place = describe(frame)
+        logs.listeners.warning(
+            "%s has kept the hub for %.3f seconds without waiting, and slow_callback is %s; now at %s",
+            *(callback, seconds, self._slow, place),
+            limit=self._limit,
+        )
+
+
+def describe(frame: FrameType) -> tuple[str, str]:
+    """Return the name of the application's function that was called first, and the place that runs now."""
+    callback = place = None
+    at: FrameType | None = frame
+    while at is not None:
+        if str(at.f_globals.get("__name__")).partition(".")[0] not in LIBRARIES:
+            callback = str(getattr(at.f_code, "co_qualname", at.f_code.co_name))  # Python 3.10 has no qualified names
+            place = place or f"{at.f_code.co_filename}:{at.f_lineno}"
+        at = at.f_back
+    return callback or frame.f_code.co_name, place or f"{frame.f_code.co_filename}:{frame.f_lineno}"
