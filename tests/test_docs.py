@@ -55,7 +55,7 @@ def test_its_module_runs(page, run):
     "page", [page for page in PAGES if any(block.language == "console" for block in pages.blocks(page))], ids=named
 )
 def test_its_commands_say_what_it_shows(page, tmp_path, monkeypatch):
-    needs(page, "nc", "openssl", "pgrep", "systemd-socket-activate")
+    needs(page, "nc", "openssl", "pgrep", "systemd-socket-activate", "haproxy")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     # As where only pytest and this package are installed.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
