@@ -16,6 +16,7 @@ from stages import PATIENCE
 from test_echo_server import running
 
 ROOT = pages.DOCS.parent
+CONTAINER = ROOT / "examples" / "container"
 PAGE = pages.DOCS / "how_to" / "containers.md"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -178,12 +179,12 @@ def test_the_dockerfile_pins_all_that_it_takes_from_elsewhere():
     assert len(installs) == 4
     assert [line for line in installs if "--require-hashes" not in line and "--no-deps" not in line] == []
     for name in "requirements.txt", "build.txt":
-        pinned = re.sub(r"^#.*\n", "", (ROOT / "examples/container" / name).read_text(), flags=re.MULTILINE)
+        pinned = re.sub(r"^#.*\n", "", (CONTAINER / name).read_text(), flags=re.MULTILINE)
         assert re.fullmatch(r"(?:[\w.-]+==[\w.]+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n)+", pinned)
 
 
 def test_what_is_pinned_is_what_the_package_needs():
     project = (ROOT / "pyproject.toml").read_text()
     needed = re.search(r'^dependencies = \["gevent>=([\d.]+)"\]$', project, re.MULTILINE)[1]
-    pinned = re.search(r"^gevent==([\d.]+)", (ROOT / "examples/container" / "requirements.txt").read_text(), re.MULTILINE)[1]
+    pinned = re.search(r"^gevent==([\d.]+)", (CONTAINER / "requirements.txt").read_text(), re.MULTILINE)[1]
     assert [int(part) for part in pinned.split(".")] >= [int(part) for part in needed.split(".")]
