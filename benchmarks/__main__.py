@@ -28,8 +28,9 @@ OTHER_FILES = 500
 DESCRIPTION = """\
 Measure how fast ngi_gevent is, beside other servers doing the same work, one after the other, in several rounds.
 
-The whole takes some nine minutes.  It needs Linux, and a C compiler (cc) for the load that drives the servers; without
-one, only what needs no sockets is measured.  Leave the machine alone meanwhile.
+The whole takes some thirteen minutes.  It needs Linux, and a C compiler (cc) for the load that drives the servers.
+Without one, only the cases that need no sockets are measured.  RESP and HTTP need redis-benchmark and wrk.  Leave the
+machine alone meanwhile.
 """
 
 
@@ -40,9 +41,9 @@ def main() -> int:
     settings, notes = settings_for(options)
     cases = CASES if COMPILER else [case for case in CASES if not case.on_sockets]
     steps = planned(cases, settings.rounds, options.only)
-    missing = {step.server: why for step in steps if (why := step.server.missing)}
-    notes += [f"{server.name} was left out: {why}." for server, why in missing.items()]
-    steps = [step for step in steps if step.server not in missing]
+    missing = {part.name: why for step in steps for part in (step.case, step.server) if (why := part.missing)}
+    notes += [f"{name} was left out: {why}." for name, why in missing.items()]
+    steps = [step for step in steps if not missing.keys() & {step.case.name, step.server.name}]
     for note in notes:
         print(note, flush=True)
     if not steps:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks import clients
 from benchmarks.figures import Measurement
 from benchmarks.processes import OURS, PYTHON_SERVERS, SERVERS, Bench, Server
 
@@ -42,10 +45,21 @@ class Case:
     servers: tuple[Server, ...]
     measure: Callable[[Bench, Server, Settings], Sequence[Measurement]]
     on_sockets: bool = True
+    client: str = ""  # the program that drives it, unless that is our own
+    library: str = ""  # what has to be installed for it
 
     @property
     def name(self) -> str:
         return self.rows[0].name
+
+    @property
+    def missing(self) -> str | None:
+        """What is missing to measure it."""
+        if self.client and shutil.which(self.client) is None:
+            return f"{self.client} is not installed"
+        if self.library and importlib.util.find_spec(self.library) is None:
+            return f"{self.library} is not installed"
+        return None
 
 
 def rate(report: dict[str, float], what: str = "operations", scale: float = 1) -> Measurement:
@@ -87,6 +101,28 @@ def echo(size: int, connections: int) -> Case:
     shown = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
     name = f"echo-{shown.replace(' KiB', 'K').replace(' B', '')}x{connections}"
     return Case(with_cpu(name, f"echo {shown} × {connections:,}", "requests"), SERVERS, measure)
+
+
+def resp(connections: int, pipelined: int = 1) -> Case:
+    def measure(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+        how = {"connections": connections, "pipelined": pipelined}
+        with bench.serving(server, "resp") as running:
+            return rate_and_cpu(clients.redis_benchmark(bench, running, settings.seconds, **how))
+
+    name, title = f"resp-x{connections}", f"RESP × {connections}"
+    if pipelined > 1:
+        name, title = f"{name}-pipelined", f"{title}, {pipelined} pipelined"
+    rows = with_cpu(name, f"{title}, redis-benchmark", "requests")
+    return Case(rows, PYTHON_SERVERS, measure, client="redis-benchmark", library="hiredis")
+
+
+def http(connections: int) -> Case:
+    def measure(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
+        with bench.serving(server, "http") as running:
+            return rate_and_cpu(clients.wrk(bench, running, settings.seconds, connections=connections))
+
+    rows = with_cpu(f"http-x{connections}", f"HTTP × {connections}, wrk", "requests")
+    return Case(rows, PYTHON_SERVERS, measure, client="wrk", library="h11")
 
 
 def connect(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
@@ -161,6 +197,11 @@ CASES = [
         PYTHON_SERVERS,
         idle,
     ),
+    resp(50),
+    resp(50, pipelined=16),
+    resp(1),
+    http(50),
+    http(1),
     Case((Row("lines", "lines of 32 B through `Lines`", "lines/s"),), (OURS, SPLIT), in_memory("lines"), False),
     Case(
         (Row("round-trips", "round trips of 64 B in memory", "round trips/s"),),

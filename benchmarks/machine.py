@@ -8,7 +8,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("ngi_gevent", "gevent", "greenlet", "uvloop", "twisted")
+LIBRARIES = ("ngi_gevent", "gevent", "greenlet", "uvloop", "twisted", "hiredis", "h11")
 
 
 def described() -> dict[str, str]:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ class Running:
         except (OSError, StopIteration) as error:
             raise Failed(f"the system does not tell how much memory the server has: {error!r}") from None
 
+    def processor_time(self) -> float:
+        """Seconds that all threads of it have run, in their own code and in the kernel."""
+        return time.clock_gettime(~self.process << 3 | 2)  # as clock_getcpuclockid makes it
+
 
 class Bench:
     """The two cores, and the directory with what was built to measure with."""
@@ -111,6 +116,17 @@ class Bench:
         seconds = options.get("seconds", 0) + options.get("warm_up", 0)
         with self._started(self._load_command(mode, running, options), self._load_core) as process:
             return _report(process, seconds + PATIENCE)
+
+    def client(self, command: list[str], running: Running) -> tuple[str, dict[str, float]]:
+        """Run a client that others have written until it is done; what it printed, and how long that took.
+
+        Its start and end are part of it.  The times are in seconds, of the wall's clock, of the server and of the load.
+        """
+        began, load, server = time.perf_counter(), _time_of_children(), running.processor_time()
+        with self._started(command, self._load_core, stdin=subprocess.DEVNULL) as process:
+            output = _output(process, PATIENCE)
+        took = {"server_time": running.processor_time() - server, "load_time": _time_of_children() - load}
+        return output, {"seconds": time.perf_counter() - began, **took}
 
     @contextmanager
     def held(self, running: Running, connections: int) -> Iterator[None]:
@@ -192,15 +208,25 @@ def _first_line(process: subprocess.Popen[bytes], word: str) -> str:
     return line
 
 
+def _time_of_children() -> float:
+    """Seconds that processes which were started here, and have ended, have run."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def _report(process: subprocess.Popen[bytes], timeout: float) -> dict[str, float]:
+    report: dict[str, float] = json.loads(_output(process, timeout))
+    return report
+
+
+def _output(process: subprocess.Popen[bytes], timeout: float) -> str:
     try:
         out, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         raise Failed(f"not done after {timeout:.0f} seconds") from None
     if process.returncode:
         raise Failed(f"exit code {process.returncode}")
-    report: dict[str, float] = json.loads(out)
-    return report
+    return str(out, "utf-8", "replace")
 
 
 def _tail(errors: int) -> str:

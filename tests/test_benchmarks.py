@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import chart, in_memory, report, simulated, work
+from benchmarks import chart, clients, in_memory, report, simulated, work
 from benchmarks.__main__ import parser
 from benchmarks.cases import CASES, QUICK, Case, Row, rate_and_cpu, with_cpu
 from benchmarks.figures import Figures, Measurement, Spread
@@ -45,6 +45,9 @@ from benchmarks.targets import TARGETS, best_of
 ROOT = Path(__file__).parent.parent
 
 EVERYTHING = re.compile("")
+
+#: The works that real clients ask for.
+REAL = ["resp-x50", "resp-x50-pipelined", "resp-x1", "http-x50", "http-x1"]
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="cc is not installed")
 pytestmark = [
@@ -80,14 +83,14 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def test_each_work_gives_its_figures(quick_run):
     result = json.loads((quick_run[1] / "result.json").read_text())
     assert result["failures"] == []
-    assert set(result["rows"]) == {row.name for case in CASES for row in case.rows}
+    assert set(result["rows"]) == {row.name for case in CASES if not case.missing for row in case.rows}
     for name, row in result["rows"].items():
         for server in row["servers"].values():
             (measurement,) = server["rounds"]
             assert server["median"]["median"] == measurement["value"] > 0
             if name.endswith("-cpu"):
                 assert server["median"]["median"] < 1e6  # microseconds
-            elif name.startswith("echo") or name in ("connect", "burst"):
+            elif name.startswith(("echo", "resp", "http")) or name in ("connect", "burst"):
                 assert 0 < measurement["median_us"] <= measurement["p99_us"]
                 assert 0 < measurement["load_cpu"] < 1.5
                 assert 0 < measurement["server_cpu"] < 1.5
@@ -421,6 +424,90 @@ def test_percentiles(tmp_path):
         assert [float(value) for value in answer.split()] == [pytest.approx(value, rel=0.016) for value in exact]
 
 
+# Servers of real protocols, and real clients.
+
+GET = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+CONVERSATIONS = {
+    "resp": [
+        b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n1\r\n*2\r\n$4\r\nINCR\r\n$1\r\na\r\n*2\r\n$3\r\nGET\r\n$1\r",
+        b"\na\r\n*1\r\n$8\r\nnonsense\r\n*1\r\n:1\r\n*1\r\n$4\r\nPING\r\n",
+    ],
+    "http": [GET % b"/hello" + POST[:50], POST[50:] + GET % b"/chunks" + b"GET /nowhere HTTP/1.0\r\n\r\n"],
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_all_servers_of_a_real_protocol_answer_alike(bench, name):
+    pytest.importorskip({"resp": "hiredis", "http": "h11"}[name])
+
+    def answer(server: Server) -> bytes:
+        with bench.serving(server, name) as running, socket.create_connection(("127.0.0.1", running.port)) as client:
+            client.settimeout(60)
+            for piece in CONVERSATIONS[name]:
+                client.sendall(piece)
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+    ours = answer(OURS)
+    assert ours.count(b"\r\n") > 5
+    for server in PYTHON_SERVERS[1:]:
+        if not server.missing:
+            assert answer(server) == ours, server
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_what_a_real_work_needs_is_named(name, monkeypatch):
+    (case,) = [case for case in CASES if case.name == name]
+    monkeypatch.setattr("benchmarks.cases.shutil.which", lambda program: None)
+    assert case.missing == f"{'wrk' if 'http' in name else 'redis-benchmark'} is not installed"
+    monkeypatch.setattr("benchmarks.cases.shutil.which", str)
+    monkeypatch.setattr("benchmarks.cases.importlib.util.find_spec", lambda library: None)
+    assert case.missing == f"{'h11' if 'http' in name else 'hiredis'} is not installed"
+    assert CASES[0].missing is None
+
+
+WRK = """\
+  Latency Distribution
+     50%   {p50}
+     75%    8.48ms
+     90%   37.36ms
+     99%    {p99}
+  5860 requests in 2.00s, 389.14KB read
+"""
+
+
+def test_the_figures_of_real_clients_are_read():
+    output = '"test","rps","p50_latency_ms","p99_latency_ms"\n"GET","5000.00","6.695","36.799"\n'
+    figures = clients.figures_of_redis_benchmark(output, 10_000)
+    assert figures == pytest.approx({"operations": 10_000, "seconds": 2, "median_us": 6695, "p99_us": 36799})
+    figures = clients.figures_of_wrk(WRK.format(p50="749.00us", p99="1.05s"))
+    assert figures == pytest.approx({"operations": 5860, "seconds": 2, "median_us": 749, "p99_us": 1_050_000})
+
+
+@pytest.mark.parametrize("output", ["", WRK.format(p50="1m", p99="1s"), WRK + "  Socket errors: connect 0, read 1"])
+def test_clients_that_print_something_else_have_failed(output):
+    with pytest.raises(Failed, match="wrk printed"):
+        clients.figures_of_wrk(output)
+    with pytest.raises(Failed, match="redis-benchmark printed"):
+        clients.figures_of_redis_benchmark(output, 1)
+
+
+@needs_compiler
+def test_processor_time_with_a_real_client_is_that_of_the_server(bench):
+    def compute_for(data: bytes) -> bytes:
+        compute(0.2)
+        return data
+
+    with peer(echo(lambda count, data: compute_for(data))) as running:
+        client = (
+            "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); s.sendall(bytes(64));"
+        )
+        _, took = bench.client([sys.executable, "-c", f"{client} s.recv(64)", str(running.port)], running)
+    assert 0.2 <= took["server_time"] < 0.2 + took["seconds"]
+    assert 0 < took["load_time"] < 10
+
+
 # Servers that fail.
 
 BROKEN = Server("broken", "no_such_module", "gevent")
@@ -490,6 +577,9 @@ def test_the_best_is_that_of_the_others_in_python():
     figures = figures_of(ours=[9], stream_server=[2], uvloop=[3])
     figures.add("row", FLOOR, 1, Measurement(10))
     assert best_of(figures, "row") is UVLOOP
+    for server, took in (OURS, 1), (STREAM_SERVER, 2), (UVLOOP, 3):
+        figures.add("row-cpu", server, 1, Measurement(took))
+    assert best_of(figures, "row-cpu") is STREAM_SERVER
     assert best_of(Figures(), "row") is None
 
 
@@ -509,6 +599,7 @@ def test_targets_for_processor_time_are_upper_bounds():
         ("echo-64x100-cpu", "≤ 1.05 × uvloop"),
         ("echo-64Kx100-cpu", "≤ 1.0 × uvloop"),
         ("connect-cpu", "≤ 0.95 × StreamServer"),
+        *((f"{work}-cpu", "≤ 1.0 × the best other") for work in REAL),
     }
     for (_, claim), target in targets.items():
         bound = float(claim.split()[1])

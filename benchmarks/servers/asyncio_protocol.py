@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import cast
 
 from benchmarks import work
+from benchmarks.servers.sessions import SESSIONS
 
 
 class Protocol(asyncio.Protocol):
@@ -59,8 +61,23 @@ class Burst(Protocol):
             self._transport.write(piece)
 
 
+class InSession(Protocol):
+    def __init__(self, name: str) -> None:
+        self._session = SESSIONS[name]()
+
+    def data_received(self, data: bytes) -> None:
+        answer = self._session.answer(data)
+        if answer:
+            self._transport.write(answer)
+        if self._session.ended:
+            self._transport.close()
+
+
 async def serve() -> None:
-    protocol = work.chosen({"echo": Echo, "send": Send, "receive": Receive, "burst": Burst})
+    sessions = {name: partial(InSession, name) for name in SESSIONS}
+    works: dict[str, Callable[[], Protocol]]
+    works = {"echo": Echo, "send": Send, "receive": Receive, "burst": Burst, **sessions}
+    protocol = work.chosen(works)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=1024)
     work.announce(server.sockets[0].getsockname()[1])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
 import ngi_gevent
 from benchmarks import work
+from benchmarks.servers.sessions import SESSIONS, example
 from ngi_gevent.interfaces import IServerConnection
 
 
@@ -43,8 +48,21 @@ class Burst(Handler):
             connection.write(piece)
 
 
+@cache
+def server_of(name: str) -> Any:
+    """The server of the example for a protocol, made once, since its connections share its state."""
+    return example("resp_server").redis_server() if name == "resp" else example("http_server").http_server()
+
+
+def serve_example(name: str, connection: IServerConnection) -> None:
+    server_of(name)(connection)
+
+
 def main() -> None:
-    server = work.chosen({"echo": Echo, "send": Send, "receive": Receive, "burst": Burst})
+    examples = {name: partial(serve_example, name) for name in SESSIONS}
+    works: dict[str, Callable[[IServerConnection], object]]
+    works = {"echo": Echo, "send": Send, "receive": Receive, "burst": Burst, **examples}
+    server = work.chosen(works)
     work.announce(ngi_gevent.listener(None, server).address[1])
     ngi_gevent.wait()
 

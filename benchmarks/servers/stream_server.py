@@ -10,11 +10,14 @@ delayed acknowledgement, and nobody would want that measured.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gevent.server import StreamServer
 
 from benchmarks import work
+from benchmarks.servers.sessions import SESSIONS
 
 
 def echo(sock: Any, address: object) -> None:
@@ -45,8 +48,20 @@ def burst(sock: Any, address: object) -> None:
             sock.sendall(piece)
 
 
+def in_session(name: str, sock: Any, address: object) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    session = SESSIONS[name]()
+    while not session.ended and (data := sock.recv(65536)):
+        answer = session.answer(data)
+        if answer:
+            sock.sendall(answer)
+
+
 def main() -> None:
-    handle = work.chosen({"echo": echo, "send": send, "receive": receive, "burst": burst})
+    sessions = {name: partial(in_session, name) for name in SESSIONS}
+    works: dict[str, Callable[[Any, object], None]]
+    works = {"echo": echo, "send": send, "receive": receive, "burst": burst, **sessions}
+    handle = work.chosen(works)
     server = StreamServer(("127.0.0.1", 0), handle, backlog=1024)
     server.start()
     work.announce(server.socket.getsockname()[1])

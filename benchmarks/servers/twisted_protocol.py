@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IPushProducer  # noqa: E402
 from zope.interface import implementer  # noqa: E402
 
 from benchmarks import work  # noqa: E402
+from benchmarks.servers.sessions import SESSIONS  # noqa: E402
 
 
 class Protocol(protocol.Protocol):
@@ -70,10 +71,31 @@ class Burst(Protocol):
             self.transport.write(piece)
 
 
+class InSession(Protocol):
+    name: str
+
+    def __init__(self) -> None:
+        self._session = SESSIONS[self.name]()
+
+    def dataReceived(self, data: bytes) -> None:
+        answer = self._session.answer(data)
+        if answer:
+            self.transport.write(answer)
+        if self._session.ended:
+            self.transport.loseConnection()
+
+
+class RESP(InSession):
+    name = "resp"
+
+
+class HTTP(InSession):
+    name = "http"
+
+
 def main() -> None:
-    factory = protocol.Factory.forProtocol(
-        work.chosen({"echo": Echo, "send": Send, "receive": Receive, "burst": Burst})
-    )
+    works = {"echo": Echo, "send": Send, "receive": Receive, "burst": Burst, "resp": RESP, "http": HTTP}
+    factory = protocol.Factory.forProtocol(work.chosen(works))
     running: Any = reactor  # what its module holds once it is installed
     port = running.listenTCP(0, factory, backlog=1024, interface="127.0.0.1")
     work.announce(port.getHost().port)

@@ -100,7 +100,7 @@ class SansIO(Base):
 
     def pass_on(self, record: Any) -> None:
         """Call the handler with an event, and write what the parser has to send then."""
-        super().pass_on(record)
+        Base.pass_on(self, record)  # faster than with super(), for each event
         if self._to_send is not None and self:
             self.flush()
 

@@ -58,7 +58,9 @@ class HubConnection(BaseConnection):
             raise self.closed_error()
         output, size = self._output, len(data)
         if output.size or size > GATHERED:
-            self._take(data)
+            # As _take does.  Answers to pipelined requests come here, and each call counts.
+            if output.size <= output.limit or not self._over_limit():
+                output.take(data)
         elif size:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
             output.size += size  # no call in between: a signal handler that writes may run in any call
             output.pieces.append(data)

@@ -117,7 +117,8 @@ class ReceivingConnection(HubConnection):
         """Deliver records, until there is something else to handle.  Return False if its time is up."""
         lifecycle, output, dispatcher = self._lifecycle, self._output, self._dispatcher
         now, until = dispatcher.time.now, dispatcher.end_of_slice()
-        while self._records and not self._events_pending and lifecycle.delivers_input():
+        # An end from this thread is an event, too.
+        while self._records and not self._events_pending and not lifecycle.closing_from_other_thread:
             if now() >= until:
                 return False
             self._deliver_record()

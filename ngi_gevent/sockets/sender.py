@@ -91,7 +91,8 @@ class Sender(OutputQueue):
             self.feeder.append(data)
         if self.size > GATHERED and self._write_watcher is None:
             self.send_now()
-        self._pause_if_answered()
+        if self.pause_threshold is not None:
+            self._pause_if_answered()
 
     def take_lines(self, lines: Lines) -> None:
         """Send the items of *lines*, which are counted already, after everything that was taken before."""
