@@ -87,7 +87,9 @@ def test_each_work_gives_its_figures(quick_run):
     for name, row in result["rows"].items():
         for server in row["servers"].values():
             (measurement,) = server["rounds"]
-            assert server["median"]["median"] == measurement["value"] > 0
+            assert server["median"]["median"] == measurement["value"] >= 0, name
+            if name != "idle" and not name.endswith("-cpu"):  # which can be 0 in so short a time
+                assert measurement["value"] > 0, name
             if name.endswith("-cpu"):
                 assert server["median"]["median"] < 1e6  # microseconds
             elif name.startswith(("echo", "resp", "http")) or name in ("connect", "burst"):
