@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from typing import Any
 
-from ngi_gevent.core.threads import Flag, allocate_lock, start_new_thread
+from ngi_gevent.core.threads import Flag, start_new_thread
 
 __all__ = ["catch_stop"]
 
@@ -60,11 +59,7 @@ def catch_stop(*numbers: int) -> Flag:
         raise
     _caught = readable, writable, before
     stop = Flag()
-    started = allocate_lock()
-    started.acquire()
-    start_new_thread(_watch, (readable, frozenset(wanted), stop, started.release))
-    # Python 3.10 can crash if the program ends while a thread begins.
-    started.acquire()
+    start_new_thread(_watch, (readable, frozenset(wanted), stop))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
     return stop
 
@@ -73,8 +68,7 @@ def _caught_in_python(number: int, frame: object) -> None:
     """Do nothing.  Without a signal handler in Python, the number would not be written to the pipe."""
 
 
-def _watch(readable: int, wanted: frozenset[int], stop: Flag, has_started: Callable[[], object]) -> None:
-    has_started()
+def _watch(readable: int, wanted: frozenset[int], stop: Flag) -> None:
     # Other signals with handlers in Python are written to the pipe, too.
     while caught := os.read(readable, 1):
         if caught[0] in wanted:

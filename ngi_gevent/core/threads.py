@@ -70,9 +70,21 @@ os.register_at_fork(after_in_child=_free_locks)
 
 
 def start_new_thread(function: Callable[..., object], arguments: tuple[Any, ...]) -> int:
-    """Run *function* in a new native thread, and return its ident."""
+    """Call *function* on a new native thread, and return that thread's id once it runs.
+
+    Python 3.10 can crash if the program ends while a thread begins.
+    """
+    has_begun = allocate_lock()
+    has_begun.acquire()
+
+    def run() -> None:
+        has_begun.release()
+        function(*arguments)
+
     # Asked for at each call, since a simulation replaces the original.
-    return get_original("_thread", "start_new_thread")(function, arguments)  # type: ignore[no-any-return]
+    ident: int = get_original("_thread", "start_new_thread")(run, ())
+    has_begun.acquire()
+    return ident
 
 
 def cpu_clock() -> int | None:
