@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.checks import as_delay
+from ngi_gevent.core.checks import as_delay, as_positive_timeout
 from ngi_gevent.core.threads import Flag
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ def log_metrics(listener: IListener, interval: float = 60.0) -> None:
     :raises ValueError: *interval* is not a finite number of seconds over 0.
     """
     interval = as_delay(interval, "interval")
-    if interval == 0:
-        raise ValueError("interval is a number of seconds over 0; got 0")
+    as_positive_timeout(interval, "interval")
     before = listener.metrics()
     while before.is_accepting or before.open:
         Flag().wait(interval)

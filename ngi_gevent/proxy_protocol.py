@@ -211,13 +211,11 @@ def _pack(address: Any, name: str) -> tuple[bytes, int | None]:
 
 
 def check_header(data: Any) -> None:
-    """Check the option ``proxy_header``: a whole header and nothing else, or None.
+    """Check the option ``proxy_header``: a whole header, and nothing else.
 
     :raises TypeError: *data* is not bytes.
     :raises ValueError: *data* is not a header.
     """
-    if data is None:
-        return
     if not isinstance(data, bytes):
         raise TypeError(f"proxy_header must be bytes that proxy_protocol.header returns, or None; got {data!r:.100}")
     try:

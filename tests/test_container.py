@@ -102,6 +102,18 @@ def exit_code(name: str) -> int:
     return int(engine("wait", name).stdout)
 
 
+def stop_while_it_serves(name: str, client: socket.socket) -> None:
+    """Stop the container.  *client* gets one more answer, and then the container ends with 0."""
+    stopping = threading.Thread(target=engine, args=["stop", "-t", "30", name])
+    stopping.start()
+    client.sendall(b"one more")
+    assert client.recv(100) == b"ONE MORE"
+    client.shutdown(socket.SHUT_WR)
+    assert client.recv(100) == b""
+    stopping.join()
+    assert inspected(name, ".State.ExitCode") == 0
+
+
 def healthy(name: str) -> bool:
     kind, *command = inspected(name, ".Config.Healthcheck.Test")
     assert kind == "CMD"
@@ -115,14 +127,7 @@ def test_it_answers_is_healthy_and_stops_when_its_clients_have_finished(start):
         client.sendall(b"hello out there")
         assert client.recv(100) == b"HELLO OUT THERE"
         assert healthy(name)
-        stopping = threading.Thread(target=engine, args=["stop", "-t", "30", name])
-        stopping.start()
-        client.sendall(b"one more")
-        assert client.recv(100) == b"ONE MORE"
-        client.shutdown(socket.SHUT_WR)
-        assert client.recv(100) == b""
-    stopping.join()
-    assert inspected(name, ".State.ExitCode") == 0
+        stop_while_it_serves(name, client)
     assert engine("logs", name).stdout.splitlines()[-1] == "stopped, ending 0 connections"
 
 
@@ -238,14 +243,7 @@ def test_gunicorn_serves_on_all_its_cores_is_healthy_and_stops(start):
         client.sendall(b"hello")
         assert client.recv(100) == b"HELLO"
         assert engine("logs", name).stderr.count("Booting worker") == len(os.sched_getaffinity(0))
-        stopping = threading.Thread(target=engine, args=["stop", "-t", "30", name])
-        stopping.start()
-        client.sendall(b"one more")
-        assert client.recv(100) == b"ONE MORE"
-        client.shutdown(socket.SHUT_WR)
-        assert client.recv(100) == b""
-    stopping.join()
-    assert inspected(name, ".State.ExitCode") == 0
+        stop_while_it_serves(name, client)
     assert "Shutting down: Master" in engine("logs", name).stderr
 
 

@@ -9,8 +9,8 @@ from typing import Any
 __all__ = [
     "as_bytes",
     "as_delay",
-    "as_idle_timeout",
     "as_iterator",
+    "as_positive_timeout",
     "as_timeout",
     "check_client_handler",
     "check_count",
@@ -171,9 +171,9 @@ def connect_delay_of(handler: object) -> float:
     return as_delay(getattr(handler, "connect_delay", 0.0), "connect_delay")
 
 
-def as_idle_timeout(value: Any) -> float | None:
+def as_positive_timeout(value: Any, name: str) -> float | None:
     """Return *value*, a positive number of seconds, or None for no limit.  Raises as ``as_timeout``, and for 0."""
-    timeout = as_timeout(value, "idle_timeout")
+    timeout = as_timeout(value, name)
     if timeout == 0:
-        raise ValueError("idle_timeout is a number of seconds over 0; got 0")
+        raise ValueError(f"{name} is a number of seconds over 0; got 0")
     return timeout

@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from typing import Any, NamedTuple
 
-from ngi_gevent.core.checks import as_timeout, check_count
+from ngi_gevent.core.checks import as_positive_timeout, check_count
 
 __all__ = ["NO_LIMITS", "HostCount", "Limits", "check_limits", "host_key"]
 
@@ -53,9 +53,7 @@ class Limits(_Fields):
             check_count("max_per_host", max_per_host, least=1)
         if max_handshakes is not None:
             check_count("max_handshakes", max_handshakes, least=1)
-        lifetime = as_timeout(max_lifetime, "max_lifetime")
-        if lifetime == 0:
-            raise ValueError("max_lifetime is a number of seconds over 0; got 0")
+        lifetime = as_positive_timeout(max_lifetime, "max_lifetime")
         return super().__new__(cls, max_per_host, max_handshakes, lifetime)
 
 

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.checks import as_timeout, check_count, check_file_options, check_flag, check_max_connections
+from ngi_gevent.core.checks import (
+    as_positive_timeout,
+    as_timeout,
+    check_count,
+    check_file_options,
+    check_flag,
+    check_max_connections,
+)
 from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.counters import Counters, name_of_end
 from ngi_gevent.core.limits import check_limits
@@ -39,8 +46,7 @@ def check_listen_options(
     check_count("backlog", backlog)
     check_max_connections(max_connections)
     check_limits(limits)
-    if as_timeout(slow_callback, "slow_callback") == 0:
-        raise ValueError("slow_callback is a number of seconds over 0; got 0")
+    as_positive_timeout(slow_callback, "slow_callback")
     check_flag("reuse_port", reuse_port)
     check_flag("dual_stack", dual_stack)
     check_file_options(mode, owner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ngi_gevent.core.checks import as_idle_timeout, as_timeout, check_count
+from ngi_gevent.core.checks import as_positive_timeout, as_timeout, check_count
 from ngi_gevent.core.output import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ class ConnectionOptions(NamedTuple):
         """
         check_count("output_limit", output_limit)
         _check_keep_alive(keep_alive)
-        return cls(
-            as_idle_timeout(idle_timeout), output_limit, keep_alive, as_timeout(linger_timeout, "linger_timeout")
-        )
+        idle_timeout = as_positive_timeout(idle_timeout, "idle_timeout")
+        return cls(idle_timeout, output_limit, keep_alive, as_timeout(linger_timeout, "linger_timeout"))
 
 
 def _check_keep_alive(value: Any) -> None:
