@@ -284,7 +284,7 @@ def listen_options(cfg: Any, application: Any) -> ListenOptions:
 def trusted_networks(allowed: list[str]) -> list[str]:
     """Return gunicorn's setting ``proxy_allow_ips`` as the option ``proxy_protocol``, which always has ``'unix'``.
 
-    In gunicorn, the permissions of a Unix socket decide who is trusted.
+    In gunicorn, the permissions of a Unix socket decide which peers are trusted.
     """
     networks = [each for each in allowed if each != "*"]
     return [*networks, *(["0.0.0.0/0", "::/0"] if "*" in allowed else []), "unix"]

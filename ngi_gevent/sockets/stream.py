@@ -247,7 +247,7 @@ class StreamConnection(ReceivingConnection):
         self.handle(HANDSHAKE_BEGUN)
 
     def shake_hands(self) -> None:
-        """Shake hands, if that is to be done, on the greenlet that becomes the connection's.
+        """Shake hands, if the connection begins with that, on the greenlet that becomes the connection's.
 
         :raises OSError: the handshake failed, or the connection ended.
         """
