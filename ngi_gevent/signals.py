@@ -35,13 +35,15 @@ def catch_stop(*numbers: int) -> Flag:
     :param numbers: the signals; by default, SIGTERM and SIGINT.
     :raises ValueError: this is not the main thread, or a number is not that of a signal.
     :raises OSError: a signal, such as SIGKILL, cannot be caught.
-    :raises RuntimeError: signals already wake up something else, such as an earlier call or an asyncio loop.
+    :raises RuntimeError: signals already wake up something else, such as an earlier call or an asyncio loop; or no thread
+        can be started.
     """
     global _caught
     wanted = numbers or (signal.SIGTERM, signal.SIGINT)
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
     before: dict[int, Any] = {}
+    stop = Flag()
     try:
         in_use = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         if in_use != -1:
@@ -50,6 +52,7 @@ def catch_stop(*numbers: int) -> Flag:
         try:
             for number in wanted:
                 before[number] = signal.signal(number, _caught_in_python)
+            start_new_thread(_watch, (readable, frozenset(wanted), stop))
         except BaseException:
             _restore(before)
             raise
@@ -58,8 +61,6 @@ def catch_stop(*numbers: int) -> Flag:
         os.close(writable)
         raise
     _caught = readable, writable, before
-    stop = Flag()
-    start_new_thread(_watch, (readable, frozenset(wanted), stop))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
     return stop
 

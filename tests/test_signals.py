@@ -189,3 +189,14 @@ def test_another_thread_than_the_main_one_is_refused():
     thread.join()
     assert len(raised) == 1
     assert state() == before
+
+
+def test_without_a_thread_for_them_signals_keep_their_effect():
+    before = state()
+    size = threading.stack_size(1 << 46)  # more than there is
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            signals.catch_stop()
+    finally:
+        threading.stack_size(size)
+    assert state() == before
