@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 from ngi_gevent.core.threads import Flag, start_new_thread
@@ -24,7 +25,8 @@ def catch_stop(*numbers: int) -> Flag:
 
     Call it in the main thread.  Never blocks.  The second signal ends the process at once, without any cleanup, even if
     a handler never lets other greenlets run.  The exit code is 128 + *number*.  The only exception is C code that
-    computes with the GIL held: the process then ends once that code returns.
+    computes with the GIL held: the process then ends once that code returns.  The same holds for all C code
+    if an asyncio loop in the main thread adds a signal handler later, since Python notifies only one of them.
 
     Signals that were blocked before (``env --block-signal``) are unblocked, so that those that were sent before this
     call count, too.  In a forked child, the signals have the effect that they had before this call.
@@ -35,8 +37,8 @@ def catch_stop(*numbers: int) -> Flag:
     :param numbers: the signals; by default, SIGTERM and SIGINT.
     :raises ValueError: this is not the main thread, or a number is not that of a signal.
     :raises OSError: a signal, such as SIGKILL, cannot be caught.
-    :raises RuntimeError: signals already wake up something else, such as an earlier call or an asyncio loop; or no thread
-        can be started.
+    :raises RuntimeError: signals already wake up something else, such as an earlier call or an asyncio loop, or no
+        thread can be started.
     """
     global _caught
     wanted = numbers or (signal.SIGTERM, signal.SIGINT)
@@ -66,7 +68,21 @@ def catch_stop(*numbers: int) -> Flag:
 
 
 def _caught_in_python(number: int, frame: object) -> None:
-    """Do nothing.  Without a signal handler in Python, the number would not be written to the pipe."""
+    """Write *number* to the pipe, if Python has not.
+
+    Python writes to one descriptor only, which something else can have set, such as an asyncio loop.
+    """
+    if _caught is None:  # the signal has come during catch_stop, so Python has written it
+        return
+    _, writable, _ = _caught
+    in_use = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    if in_use == writable:
+        return
+    with suppress(BlockingIOError):  # the pipe is full of signals
+        os.write(writable, bytes([number]))
+    if in_use != -1:
+        with suppress(OSError, ValueError):  # an asyncio loop that closes has closed it
+            signal.set_wakeup_fd(in_use)
 
 
 def _watch(readable: int, wanted: frozenset[int], stop: Flag) -> None:

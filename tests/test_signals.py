@@ -108,6 +108,42 @@ def test_other_signals_do_not_count(started):
     assert process.wait(PATIENCE) == 0
 
 
+ASYNCIO = """\
+import asyncio
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, say, "asyncio's")
+    {}
+asyncio.run(main())
+"""
+
+
+def test_signals_count_after_an_asyncio_loop(started):
+    process = started(ASYNCIO.format("") + f"{IN_A_THREAD}say('busy')\n{BUSY['computes']}")
+    assert said(process) == "busy"
+    process.terminate()
+    assert said(process) == "caught: True"
+    process.terminate()
+    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+def test_signals_count_during_an_asyncio_loop_which_keeps_its_own(started):
+    process = started(
+        ASYNCIO.format(
+            "say('waiting')\n"
+            "    while not stop.is_set(): await asyncio.sleep(0.01)\n"
+            "    say('caught')\n"
+            "    await asyncio.sleep(60)"
+        )
+    )
+    assert said(process) == "waiting"
+    process.terminate()
+    assert said(process) == "caught"
+    process.send_signal(signal.SIGUSR1)
+    assert said(process) == "asyncio's"
+    process.terminate()
+    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
 def test_a_forked_child_receives_its_signals_by_itself(started):
     process = started(
         "child = os.fork()\n"
