@@ -72,14 +72,14 @@ def notify(*assignments: str) -> bool:
         return False
     # "@" stands for the null byte of an abstract name.  The original class: it makes no hub, and works on any.
     name = "\0" + address[1:] if address.startswith("@") else address
-    with get_original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with get_original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.settimeout(NOTIFY_TIMEOUT)
             sock.connect(name)
             sock.send("\n".join(assignments).encode())
-        except OSError as error:
-            logs.systemd.warning("unable to notify systemd at %r of %s: %s", address, ", ".join(assignments), error)
-            return False
+    except OSError as error:  # also if no descriptor is left
+        logs.systemd.warning("unable to notify systemd at %r of %s: %s", address, ", ".join(assignments), error)
+        return False
     return True
 
 

@@ -303,6 +303,32 @@ def test_the_watchdog_is_fed_until_a_handler_does_not_yield(manager, monkeypatch
             process.kill()
 
 
+def test_the_watchdog_outlives_a_lack_of_descriptors(manager, monkeypatch):
+    code = (
+        "import os, resource, gevent\n"
+        "from ngi_gevent import systemd\n"
+        "systemd.watchdog()\n"
+        "gevent.sleep(0.02)\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1, hard))\n"
+        "assert not systemd.notify('STATUS=without')\n"
+        "gevent.sleep(0.05)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "systemd.notify('STATUS=again')\n"
+        "gevent.sleep(1000)\n"
+    )
+    monkeypatch.setenv("WATCHDOG_USEC", "10000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+        try:
+            while (message := received(manager)) != ["STATUS=again"]:
+                assert message == ["WATCHDOG=1"]
+            assert received(manager) == ["WATCHDOG=1"]
+        finally:
+            process.kill()
+        assert b"Too many open files" in process.stderr.read()
+
+
 @pytest.mark.parametrize("period", ["0", "-1", "soon"])
 def test_a_period_that_is_not_a_number_is_refused(monkeypatch, period):
     monkeypatch.setenv("WATCHDOG_USEC", period)
