@@ -113,7 +113,11 @@ class Worker(base.Worker):
             application = self.app.wsgi()
         except AppImportError:
             raise  # gunicorn shows it in one line
-        except Exception as error:
+        except (
+            BaseException
+        ) as error:  # an application can call sys.exit, after which gunicorn would start another worker
+            if isinstance(error, SystemExit) and not self.alive:
+                raise  # a signal has called it
             if isinstance(error, SyntaxError) and self.reloader is not None:
                 self.log.exception("the application has a syntax error, and is loaded again once its file has changed")
                 if error.filename is not None:

@@ -535,6 +535,25 @@ def test_an_application_that_raises_is_named_with_the_line(directory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("exception", ["SystemExit", "gevent.GreenletExit"])
+def test_an_application_that_exits_when_it_is_imported_ends_gunicorn(directory, exception):
+    (directory / "exits.py").write_text(f"import gevent\nraise {exception}('DATABASE_URL is not set')\n")
+    code, (line,) = refused(directory, "exits:Server")
+    assert code == 4
+    name = exception.rpartition(".")[2]
+    assert f"unable to load exits:Server: {name}: DATABASE_URL is not set ({directory / 'exits.py'}, line 2)" in line
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_worker_whose_application_is_imported(directory):
+    (directory / "slow.py").write_text("from pathlib import Path\nPath('importing').touch()\nwhile True:\n    pass\n")
+    with running(directory, *ANY, "slow:Server") as gunicorn:
+        wait_until((directory / "importing").exists)
+        assert gunicorn.end(signal.SIGINT) == 0
+        assert not [line for line in gunicorn.log if "ERROR" in line]
+
+
+@pytest.mark.slow
 def test_certificates_that_do_not_match_are_refused(directory):
     certificate("localhost").cert_chain_pems[0].write_to_path(directory / "cert.pem")
     certificate("client@example.org").private_key_pem.write_to_path(directory / "key.pem")
