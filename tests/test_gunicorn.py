@@ -385,11 +385,17 @@ def test_an_application_can_be_preloaded(directory):
 def test_changed_files_are_loaded_and_a_syntax_error_is_waited_for(directory):
     with running(directory, *ANY, "--reload", "--reload-engine", "poll", "app:Server") as gunicorn:
         assert gunicorn.ask("version") == "1"
-        (directory / "app.py").write_text("class Server(\n")
-        gunicorn.says("SyntaxError")
+
+        def change_is_seen():
+            (directory / "app.py").write_text(
+                "class Server(\n"
+            )  # again, since a change before the first look is not seen
+            return any("SyntaxError" in line for line in gunicorn.log)
+
+        wait_until(change_is_seen)
         with gunicorn.connect() as client:  # waits until the file is right
             client.sendall(b"version")
-            while not select.select([client], [], [], 0.2)[0]:  # a change before the first look is not seen
+            while not select.select([client], [], [], 0.2)[0]:
                 change(directory)
             assert read_line(client) == "22"
         assert gunicorn.end() == 0
