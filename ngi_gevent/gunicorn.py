@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import gevent
 from gevent import monkey
+from gevent.signal import signal as set_signal_handler
 from gevent.socket import wait_read
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import AppImportError
@@ -102,6 +103,9 @@ class Worker(base.Worker):
         """
         copy: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         super().init_signals()
+        # gunicorn has set it in a way that gevent does not notice, so that gevent.subprocess would wait forever if the
+        # master has used it, for an application that is preloaded.
+        set_signal_handler(signal.SIGCHLD, signal.SIG_DFL)
         with suppress(AttributeError, queue.Empty):  # the queue is not an interface of gunicorn
             while copy.SIG_QUEUE.get_nowait() not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 pass

@@ -382,6 +382,21 @@ def test_an_application_can_be_preloaded(directory):
 
 
 @pytest.mark.slow
+def test_a_preloaded_application_that_has_started_processes_starts_more(directory):
+    (directory / "processes.py").write_text(
+        "from gevent import subprocess\n"
+        "subprocess.check_output(['true'])\n"
+        "def server(connection):\n"
+        "    connection.write(subprocess.check_output(['echo', 'done']))\n"
+        "    connection.close()\n"
+    )
+    with running(directory, *ANY, "--preload", "--graceful-timeout", 1, "processes:server") as gunicorn:
+        with gunicorn.connect() as client:
+            assert read_line(client) == "done"
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
 def test_changed_files_are_loaded_and_a_syntax_error_is_waited_for(directory):
     with running(directory, *ANY, "--reload", "--reload-engine", "poll", "app:Server") as gunicorn:
         assert gunicorn.ask("version") == "1"
