@@ -79,10 +79,14 @@ class Worker(base.Worker):
     def setup() -> None:
         """Check the sockets that systemd has passed, in the master, before it takes them for stream sockets.
 
-        :raises RuntimeError: one of them is not; gunicorn shows the message, and exits with code 1.
+        :raises RuntimeError: one of them is not, or their number is not an int; gunicorn shows the message, and exits
+            with code 1.
         """
         if os.environ.get("LISTEN_PID") == str(os.getpid()):
-            for descriptor in range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + int(os.environ.get("LISTEN_FDS", 0))):
+            count = os.environ.get("LISTEN_FDS", "0")
+            if not (count.isascii() and count.isdecimal()):
+                raise RuntimeError(f"LISTEN_FDS must be an int >= 0; got {count!r}")
+            for descriptor in range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + int(count)):
                 try:
                     with socket.socket(fileno=os.dup(descriptor)) as sock:
                         _check_kind(sock)

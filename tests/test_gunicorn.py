@@ -601,6 +601,14 @@ def test_sockets_of_the_wrong_kind_are_refused(directory, kind):
         assert "is not a stream socket" in line
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("count", ["some", "-1"])
+def test_a_count_of_sockets_that_is_not_a_number_is_refused(directory, count):
+    line = f'LISTEN_PID=$$ LISTEN_FDS={count} exec "$@"'
+    code, (said,) = refused(directory, command=["bash", "-c", line, "bash", *command("app:Server")])
+    assert (code, said) == (1, f"Error: LISTEN_FDS must be an int >= 0; got '{count}'")
+
+
 # Figures.
 
 
