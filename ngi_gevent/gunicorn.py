@@ -121,9 +121,8 @@ class Worker(base.Worker):
             application = self.app.wsgi()
         except AppImportError:
             raise  # gunicorn shows it in one line
-        except (
-            BaseException
-        ) as error:  # an application can call sys.exit, after which gunicorn would start another worker
+        except BaseException as error:
+            # Also SystemExit: after that, gunicorn would start another worker.
             if isinstance(error, SystemExit) and not self.alive:
                 raise  # a signal has called it
             if isinstance(error, SyntaxError) and self.reloader is not None:
@@ -151,6 +150,7 @@ class Worker(base.Worker):
             self.listener = self._implementation.listener(sockets, self._serve, **options)
         except (TypeError, ValueError, OSError) as error:
             self._end(Arbiter.WORKER_BOOT_ERROR, f"unable to listen: {logs.format_reason(error)}")
+        self._set_log_level()  # only now, since the master has logged where it listens
 
     def run(self) -> None:
         """Serve until a signal or a limit ends this worker, and then give connections time to finish."""
@@ -227,6 +227,12 @@ class Worker(base.Worker):
         logger = logging.getLogger("ngi_gevent")
         if not logger.hasHandlers():
             logger.addHandler(_ToGunicorn(self.log))
+
+    def _set_log_level(self) -> None:
+        """Use the setting ``loglevel`` for the log that is written to gunicorn's, unless the application has set it."""
+        logger = logging.getLogger("ngi_gevent")
+        if logger.level == logging.NOTSET and any(isinstance(handler, _ToGunicorn) for handler in logger.handlers):
+            logger.setLevel(logging.getLogger("gunicorn.error").getEffectiveLevel())
 
     def _name(self) -> str:
         return str(getattr(self.app, "app_uri", None) or "the application")

@@ -369,6 +369,7 @@ def test_the_proxy_protocol_names_the_client_of_a_proxy_that_is_allowed(director
         with gunicorn.connect() as client, contextlib.suppress(ConnectionResetError):
             client.sendall(header)
             assert ask(client, "peer") == ""
+        gunicorn.says("INFO.*ngi_gevent.connection: .*no valid PROXY header: ")
         assert gunicorn.end() == 0
 
 
@@ -402,9 +403,8 @@ def test_changed_files_are_loaded_and_a_syntax_error_is_waited_for(directory):
         assert gunicorn.ask("version") == "1"
 
         def change_is_seen():
-            (directory / "app.py").write_text(
-                "class Server(\n"
-            )  # again, since a change before the first look is not seen
+            # Again, since a change before the first look is not seen.
+            (directory / "app.py").write_text("class Server(\n")
             return any("SyntaxError" in line for line in gunicorn.log)
 
         wait_until(change_is_seen)
@@ -607,6 +607,15 @@ def test_a_count_of_sockets_that_is_not_a_number_is_refused(directory, count):
     line = f'LISTEN_PID=$$ LISTEN_FDS={count} exec "$@"'
     code, (said,) = refused(directory, command=["bash", "-c", line, "bash", *command("app:Server")])
     assert (code, said) == (1, f"Error: LISTEN_FDS must be an int >= 0; got '{count}'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("level", "levels"), [("debug", {"DEBUG", "INFO"}), ("info", {"INFO"})])
+def test_loggers_have_the_level_of_gunicorn(directory, level, levels):
+    with running(directory, *ANY, "--log-level", level, "app:Server") as gunicorn:
+        assert gunicorn.ask("version") == "1"
+        assert gunicorn.end() == 0
+    assert {match[1] for line in gunicorn.log if (match := re.search(r"\[(\w+)\] ngi_gevent", line))} == levels
 
 
 # Figures.
