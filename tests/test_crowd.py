@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +20,7 @@ import ngi_gevent
 from ngi_gevent import Limits, proxy_protocol
 from ngi_gevent.core import clock
 from ngi_gevent.core.limits import HostCount, host_key
-from ngi_gevent.sockets import crowd, linger
+from ngi_gevent.sockets import crowd, lifetime, linger
 from ngi_gevent.testing.contract import playing
 from ngi_gevent.testing.contract.simulated import BlockingSocket
 
@@ -265,6 +266,32 @@ def test_a_peer_that_is_never_idle_holds_a_connection(simulated, limits):
         assert len(listener._connections) == 0
         with pytest.raises((AssertionError, ConnectionError)):
             chatting.get()
+
+
+def test_a_life_that_ends_in_a_handshake_after_a_stall_is_reported(tcp, monkeypatch):
+    """The handshake goes on, with what had arrived in time, so the connection is open when its life is over."""
+
+    def add(*arguments):
+        original(*arguments)
+        gevent.get_hub().loop.run_callback(time.sleep, 0.1)  # the process stalls
+
+    original = crowd.Crowd.add
+    monkeypatch.setattr(crowd.Crowd, "add", add)
+    monkeypatch.setattr(lifetime, "CHECK_INTERVAL", 0.001)
+    listener = tcp.listen(Echo, proxy_protocol=["127.0.0.0/8"], limits=Limits(max_lifetime=0.05))
+    with socket.create_connection(listener.address) as peer:
+        peer.sendall(b"PROXY UNKNOWN\r\nhello")
+        tcp.until(lambda: tcp.served and tcp.served[0].closed)
+    assert isinstance(tcp.served[0].closed, ngi_gevent.Timeout)
+    assert listener.metrics().limited["max_lifetime"] == 1
+
+
+def test_a_handshake_that_is_not_done_in_time_counts_once(tcp):
+    listener = tcp.listen(Echo, proxy_protocol=["127.0.0.0/8"], limits=Limits(max_lifetime=0.05))
+    client = tcp.client(listener)
+    tcp.until(lambda: client.closed)
+    counted = listener.metrics()
+    assert (counted.open, counted.failed_handshakes, counted.limited["max_lifetime"]) == (0, 1, 0)
 
 
 def test_a_peer_that_reads_gets_all_output_at_the_end_of_its_life(simulated):

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.lifecycle import BREAK, CLOSED, FAIL, Lifecycle
+from ngi_gevent.core.lifecycle import BREAK, CLOSED, FAIL, HANDSHAKE, Lifecycle
 from ngi_gevent.errors import Timeout
-from ngi_gevent.sockets.linger import SEND_TIMEOUT
+from ngi_gevent.sockets.linger import CHECK_INTERVAL, SEND_TIMEOUT
 
 if TYPE_CHECKING:
     from ngi_gevent.core.counters import Counters
@@ -51,6 +51,10 @@ class Lifetimes:
         _Life(connection, loop).start(self._seconds, self._end)
 
     def _end(self, life: _Life) -> None:
+        if life.connection._lifecycle.state is HANDSHAKE:
+            # That has a limit of its own, no longer than a life, and lasts longer only after a stall.
+            life.start(min(self._seconds, CHECK_INTERVAL), self._end)
+            return
         life.start(SEND_TIMEOUT, self._reset)
         if life.connection._lifecycle.state is not CLOSED:
             self._counters.limited["max_lifetime"] += 1
