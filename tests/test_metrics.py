@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 import socket
+import struct
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ import ngi_gevent
 from ngi_gevent import Limits, metrics
 from ngi_gevent.core.counters import LIMITS
 from ngi_gevent.core.threads import Flag
-from ngi_gevent.sockets import acceptor, watchdog
+from ngi_gevent.sockets import acceptor, network, watchdog
 from ngi_gevent.testing.contract import playing
 
 
@@ -82,6 +83,64 @@ def test_an_answer_behind_which_the_connection_ends_at_once_is_counted(tcp):
             tcp.until(lambda: listener.metrics().open == 0)
         tcp.served.clear()
     assert bytes_of(listener) == (100, 100)
+
+
+def test_the_end_of_input_is_no_byte_also_while_it_is_not_received(tcp):
+    listener = tcp.listen(Echo)
+    client = tcp.client(listener)
+    echo(tcp, client, b"hello")
+    server = tcp.served[0]
+    server.connection.pause_reading()
+    client.connection.close()
+    tcp.until(lambda: server.connection._transport.peer_has_finished())
+    assert bytes_of(listener) == (5, 5)
+    server.connection.resume_reading()
+    tcp.until(lambda: server.closed)
+    assert bytes_of(listener) == (5, 5)
+
+
+def test_a_reset_is_no_byte_also_after_the_end_of_output(tcp):
+    listener = tcp.listen(Echo)
+    with gevent.socket.create_connection(listener.address) as client:
+        client.sendall(b"hello")
+        tcp.until(lambda: tcp.served and tcp.served[0].size == 5)
+        tcp.served[0].connection.write_eof()
+        answer = client.recv(5)
+        while data := client.recv(5):
+            answer += data
+        assert answer == b"HELLO"
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    tcp.until(lambda: tcp.served[0].closed)
+    assert listener.metrics().bytes_received == 5
+
+
+def test_no_connection_counts_twice_while_it_ends(tcp, monkeypatch):
+    """Other threads ask at any moment.  A sum that falls later is, for Prometheus, a counter that began again."""
+    told = []
+
+    def close(network, sock):
+        told.append(bytes_of(listener))
+        original(network, sock)
+
+    listener = tcp.listen(Echo)
+    original = network.Network.close
+    monkeypatch.setattr(network.Network, "close", close)
+    for count in 1, 2:
+        client = tcp.client(listener)
+        echo(tcp, client, b"hello")
+        client.connection.close()
+        tcp.until(lambda count=count: len(told) == 2 * count)  # of both sides
+    assert {received for received, _ in told} == {5, 10}
+    assert told == sorted(told)
+
+
+def test_bytes_never_fall(tcp, monkeypatch):
+    listener = tcp.listen(Echo)
+    echo(tcp, tcp.client(listener), b"hello")
+    assert bytes_of(listener) == (5, 5)
+    # As if the connection was about to be added to those that have ended.
+    monkeypatch.setattr(type(tcp.served[0].connection), "traffic", lambda connection: (0, 0))
+    assert bytes_of(listener) == (5, 5)
 
 
 def test_bytes_of_tls_are_those_on_the_wire(tls):

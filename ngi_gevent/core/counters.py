@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ngi_gevent.core.lifecycle import ABORTED, CLOSED, END_OF_INPUT, STOPPED
+from ngi_gevent.core.threads import make_lock
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Reason
@@ -25,7 +27,7 @@ KNOWN = (END_OF_INPUT, STOPPED, CLOSED, ABORTED)
 class Counters:
     """What a listener counts."""
 
-    __slots__ = ("accepted", "ended", "failed_handshakes", "limited", "received", "sent")
+    __slots__ = ("_lock", "_most_bytes", "accepted", "ended", "failed_handshakes", "limited", "received", "sent")
 
     def __init__(self) -> None:
         self.accepted = 0
@@ -34,6 +36,20 @@ class Counters:
         self.ended: Counter[str] = Counter()
         #: Bytes of the connections that have ended.
         self.received = self.sent = 0
+        self._lock = make_lock()
+        self._most_bytes = 0, 0  # that were told so far
+
+    def bytes_with(self, traffic: Iterator[tuple[int, int]]) -> tuple[int, int]:
+        """Return how many bytes were received and sent, with *traffic*, that of the connections now.
+
+        Neither number ever falls: a monitor would take that for a new process, and count everything again.
+        """
+        with self._lock:
+            # In this order, a connection that ends meanwhile may be missing, but does not count twice.
+            ended = self.received, self.sent
+            received, sent = map(max, self._most_bytes, map(sum, zip(ended, *traffic, strict=True)))
+            self._most_bytes = received, sent
+        return received, sent
 
 
 def name_of_end(reason: Reason) -> str:

@@ -118,16 +118,14 @@ class StreamListener(BaseListener):
 
     def add_traffic(self, connection: StreamConnection) -> None:
         """Count the bytes of *connection*, whose socket is about to be closed."""
-        received, sent = connection.traffic()
+        received, sent = connection.last_traffic()
         self._counters.received += received
         self._counters.sent += sent
 
     def _bytes(self, connections: list[Any]) -> tuple[int | None, int | None]:
         if not (self._network.counts_bytes and any(isinstance(address, tuple) for address in self.addresses)):
             return None, None
-        traffic = [connection.traffic() for connection in connections]
-        received, sent = (sum(column) for column in zip((0, 0), *traffic, strict=True))
-        return self._counters.received + received, self._counters.sent + sent
+        return self._counters.bytes_with(connection.traffic() for connection in connections)
 
     def _times(self) -> tuple[float | None, float | None]:
         return seconds_of(self._cpu_clock), None if self._watchdog is None else self._watchdog.longest

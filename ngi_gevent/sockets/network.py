@@ -50,9 +50,9 @@ Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
 _PEER_CREDENTIALS: int | None = getattr(socket, "SO_PEERCRED", None)  # only on Linux
 
 _CREDENTIALS = struct.Struct("iII")
-
-#: Of Linux's ``struct tcp_info``: segments not acknowledged, and bytes acknowledged, received, and not sent.
-_TCP_INFO = struct.Struct("=24xI92xQQ8xI")
+#: Of Linux's ``struct tcp_info``: the state, segments not acknowledged, and bytes acknowledged, received, and not sent.
+_TCP_INFO = struct.Struct("=B23xI92xQQ8xI")
+_OVER, _INPUT_OVER = 7, (8, 9, 11)  # states: TCP_CLOSE, and others in which the peer has ended its output
 
 #: The families of TCP sockets; others refuse its options.
 _OF_TCP = socket.AF_INET, socket.AF_INET6
@@ -279,16 +279,16 @@ class Network:
     def traffic(self, sock: Any, ends: tuple[bool, bool]) -> tuple[int, int]:
         """Return how many bytes were received and sent over TCP; 0 if the kernel does not count them.
 
-        :param ends: whether the kernel has the ends of input and of output, each of which it counts as one byte.
+        :param ends: whether the ends of input and output are known.  The kernel counts each of them as one byte.
         """
         try:
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
         except (OSError, AttributeError):  # over a Unix socket, or on another system
             return 0, 0
-        unacknowledged, sent, received, unsent = _TCP_INFO.unpack(info)
+        state, unacknowledged, sent, received, unsent = _TCP_INFO.unpack(info)
         if unacknowledged or unsent:  # which most connections have not at their end, and asking takes longer
             sent += self.queued_output(sock)
-        return received - ends[0], sent - ends[1]
+        return received - (ends[0] if state == _OVER else state in _INPUT_OVER), sent - ends[1]
 
     def send_buffer_size(self, sock: Socket) -> int:
         """Return how many bytes of output the kernel holds for *sock* at most."""

@@ -278,7 +278,17 @@ class StreamConnection(ReceivingConnection):
         return None if self._lifecycle.state is CLOSED else self._output.size + self._transport.queued_output()
 
     def traffic(self) -> tuple[int, int]:
-        """Return how many bytes were received and sent over TCP; 0 if they are not counted, or the socket is closed."""
+        """Return how many bytes were received and sent over TCP; 0 if they are not counted, or in CLOSED.
+
+        After a reset, one byte may be missing, which ``last_traffic`` has.
+        """
+        lifecycle = self._lifecycle
+        if lifecycle.state is CLOSED:
+            return 0, 0
+        return self._transport.traffic(lifecycle.input_is_over or lifecycle.output_is_over)
+
+    def last_traffic(self) -> tuple[int, int]:
+        """Return the same in CLOSED, until the socket is closed."""
         return self._transport.traffic(self._lifecycle.input_is_over)
 
     # The end.
