@@ -87,6 +87,36 @@ def test_plaintext_behind_the_command_is_never_delivered(tcp, caplog):
     assert "TLS handshake failed" in record.getMessage()
 
 
+def test_plaintext_that_output_meets_first_is_reported_as_what_it_is(tcp, caplog):
+    """TLS was asked for on another greenlet, and waits for the callback, which goes on writing."""
+
+    class Server(LineServer):
+        def handle_input(self, connection, line):
+            self.lines.append(line)
+            starting = gevent.spawn(connection.start_tls, self.context, server_side=True)
+            while connection.ssl_object is None:
+                gevent.sleep(0)
+            connection.write(b"x" * MUCH)  # so much that it is sent now
+            self.starting = starting
+
+    caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
+    served = []
+    listener = tcp.listen(lambda connection: served.append(Server(connection)))
+    with socket.create_connection(listener.address) as sock:
+        sock.sendall(b"STARTTLS\nDELETE everything\n")
+        while not served:
+            gevent.sleep(0)
+        assert served[0].ended.wait(PATIENCE)
+    with pytest.raises(ConnectionClosed):
+        served[0].starting.get()
+    assert served[0].lines == [b"STARTTLS"]
+    assert isinstance(served[0].reason, ssl.SSLError)
+    assert served[0].reason.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
+    (said,) = caplog.messages
+    assert "the TLS handshake failed" in said
+    assert served[0].reason.reason in said
+
+
 def test_a_client_starts_tls_from_another_greenlet(tcp):
     listener = tcp.listen(LineServer)
     client = tcp.client(listener)

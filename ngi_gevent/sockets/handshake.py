@@ -124,6 +124,8 @@ class Handshake:
 
         :raises OSError: the handshake failed, or was not done in time, or the connection ended.
         """
+        # Output that was written meanwhile has begun the handshake, and TLS says only once why that failed.
+        _check_output(connection)
         self._limit = Timeout(self._timeout)
         try:
             with self._limit:
