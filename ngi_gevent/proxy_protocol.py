@@ -43,6 +43,7 @@ ADDRESSES = {INET: struct.Struct("!4s4sHH"), INET6: struct.Struct("!16s16sHH"), 
 
 #: What an IPv4 address begins with as an IPv6 address.
 MAPPED = bytes(10) + b"\xff\xff"
+MAPPED_NETWORK = IPv6Network("::ffff:0:0/96")
 
 
 class Header(NamedTuple):
@@ -261,10 +262,15 @@ class TrustedProxies:
 
 def _network(value: Any) -> IPv4Network | IPv6Network:
     if isinstance(value, (IPv4Network, IPv6Network)):
-        return value
-    if not isinstance(value, str):
+        network = value
+    elif not isinstance(value, str):
         raise TypeError(f"proxy_protocol must have networks such as '10.0.0.0/8', or 'unix'; got {value!r:.100}")
-    try:
-        return ip_network(value)
-    except ValueError as error:
-        raise ValueError(f"proxy_protocol must have networks such as '10.0.0.0/8', or 'unix': {error}") from None
+    else:
+        try:
+            network = ip_network(value)
+        except ValueError as error:
+            message = f"proxy_protocol must have networks such as '10.0.0.0/8', or 'unix': {error}"
+            raise ValueError(message) from None
+    if isinstance(network, IPv6Network) and network.subnet_of(MAPPED_NETWORK):
+        raise ValueError(f"proxy_protocol must have IPv4 networks as such, not as IPv6; got {value!r:.100}")
+    return network

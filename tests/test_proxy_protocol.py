@@ -275,6 +275,7 @@ def test_the_address_of_a_proxy_decides(networks, address, trusted):
         (["10.0.0.1/8"], ValueError),
         (["localhost"], ValueError),
         (["/run/socket"], ValueError),
+        (["::ffff:10.0.0.0/104"], ValueError),  # it would match nothing, since peers count as IPv4
         ([10], TypeError),
         ([b"\x0a\0\0\0"], TypeError),
         ([None], TypeError),
