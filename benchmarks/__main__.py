@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from benchmarks import machine, report
+from benchmarks import against, machine, report
 from benchmarks.cases import CASES, FULL, QUICK, Settings
 from benchmarks.processes import COMPILER, HERE, Bench, raise_limit_of_files, two_cores
 from benchmarks.rounds import measured, planned
@@ -38,6 +38,8 @@ def main() -> int:
     options = parser().parse_args()
     if not hasattr(os, "sched_setaffinity"):
         sys.exit("this needs Linux, to pin processes to cores")
+    if options.against is not None:
+        return against.main(options.against, quick=options.quick, rounds=options.rounds, seconds=options.seconds)
     settings, notes = settings_for(options)
     cases = CASES if COMPILER else [case for case in CASES if not case.on_sockets]
     steps = planned(cases, settings.rounds, options.only)
@@ -125,6 +127,15 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help="the steps in whose 'CASE SERVER', as the progress shows them, the regular expression PATTERN is found; "
         "for instance 'echo-64x100 (ngi|uvloop)'",
+    )
+    result.add_argument(
+        "--against",
+        nargs="?",
+        const="",
+        metavar="REV",
+        help="compare the processor time for each message with that of another revision (default: the one whose "
+        "results are published), in two minutes, or a quarter of one with --quick; exit with code 1 if this checkout "
+        f"takes more than {against.LIMIT} times as much",
     )
     result.add_argument(
         "--output",

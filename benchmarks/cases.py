@@ -130,6 +130,10 @@ def connect(bench: Bench, server: Server, settings: Settings) -> Sequence[Measur
         return rate_and_cpu(bench.load("connect", running, connections=50, **timed(settings)))
 
 
+def connect_case() -> Case:
+    return Case(with_cpu("connect", "connect, exchange 64 B, close", "connections"), SERVERS, connect)
+
+
 def stream_out(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
     with bench.serving(server, "send") as running:
         return rate_and_cpu(bench.load("stream-out", running, stream=settings.stream), "bytes", 1e6)
@@ -184,7 +188,7 @@ CASES = [
     echo(64, 1),
     echo(64, 8),
     echo(64, 1000),
-    Case(with_cpu("connect", "connect, exchange 64 B, close", "connections"), SERVERS, connect),
+    connect_case(),
     Case(with_cpu("stream-out", "stream out", "MB"), SERVERS, stream_out),
     Case(with_cpu("stream-in", "stream in", "MB"), SERVERS, stream_in),
     Case(with_cpu("burst", "burst of 1,000 writes of 64 B", "bursts"), SERVERS, burst),

@@ -44,6 +44,7 @@ class Server:
     module: str
     library: str = ""  # what has to be installed for it
     argument: str = ""
+    tree: Path = HERE.parent  # the checkout that it is run from
 
     @property
     def missing(self) -> str | None:
@@ -108,7 +109,7 @@ class Bench:
             command = [str(self._directory / "epoll"), what, str(self._pattern)]
         else:
             command = [sys.executable, "-m", f"benchmarks.servers.{server.module}", what, server.argument]
-        with self._started(command, self._server_core, stdin=subprocess.DEVNULL) as process:
+        with self._started(command, self._server_core, stdin=subprocess.DEVNULL, cwd=server.tree) as process:
             yield Running(process.pid, int(_first_line(process, "ready").split()[1]))
 
     def load(self, mode: str, running: Running, **options: float) -> dict[str, float]:

@@ -12,6 +12,9 @@ from benchmarks.cases import Case, Settings
 from benchmarks.figures import Figures, Measurement, shown
 from benchmarks.processes import Bench, Failed, Server
 
+#: The pattern of all steps.
+EVERY = re.compile("")
+
 
 @dataclass(frozen=True)
 class Step:

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,7 +80,51 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return done.stdout, output
 
 
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository with a copy of what the benchmarks need, committed."""
+    for name in ("benchmarks", "ngi_gevent", "examples"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "benchmarks" / "results" / "result.json").write_text('{"machine": {"revision": "HEAD"}}')
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "."]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True, timeout=60)
+    return tmp_path
+
+
+@pytest.fixture
+def compare(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Compare the copy with a revision of it."""
+
+    def compare(*revision: str) -> subprocess.CompletedProcess[str]:
+        short = ["--quick", "--rounds", "1", "--seconds", "0.1"]
+        whole = command("--against", *revision, *short)
+        return subprocess.run(whole, cwd=repository, capture_output=True, text=True, timeout=250)
+
+    return compare
+
+
 @needs_compiler
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_a_revision_that_is_slower_than_another_one_is_found(repository, compare):
+    server = repository / "benchmarks" / "servers" / "ngi.py"
+    server.write_text(
+        server.read_text().replace("connection.write(data)", "sum(range(9_999)) and connection.write(data)")
+    )
+    done = compare()
+    assert done.returncode == 1, done.stdout + done.stderr
+    titles = re.findall("more than 1.3 times as much: (.*)", done.stdout)
+    assert titles == ["echo 64 B × 1, µs/request", "echo 64 B × 100, µs/request"]
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_a_revision_that_does_not_exist_is_named(compare):
+    done = compare("nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("git rev-parse: ")
+
+
 def test_each_work_gives_its_figures(quick_run):
     result = json.loads((quick_run[1] / "result.json").read_text())
     assert result["failures"] == []
