@@ -238,5 +238,3 @@ CASES = [
         False,
     ),
 ]
-
-ECHO_ROWS = [case.rows[0] for case in CASES if case.name.startswith("echo-")]

@@ -30,12 +30,13 @@
 enum {
     PERIOD = 17 * 65536,      /* bytes after which the pattern repeats */
     AT_ONCE = 256 * 1024,     /* bytes sent or received at a time, at most */
+    LONGEST = 1024 * 1024,    /* bytes of a request or an answer, at most */
     SILENCE = 10,             /* seconds without any progress after which the server has failed */
     SOURCE_ADDRESSES = 64,    /* see one_exchange */
     SENDFILE = 16 * 1024,     /* bytes from which not copying them saves the load some time */
 };
 
-static unsigned char pattern[PERIOD + AT_ONCE]; /* what is at its end is its beginning again, so nothing ever wraps */
+static unsigned char pattern[PERIOD + LONGEST]; /* what is at its end is its beginning again, so nothing ever wraps */
 static int pattern_file;
 static unsigned char received[AT_ONCE];
 
@@ -491,7 +492,7 @@ int main(int argc, char **argv)
         default: usage();
         }
     }
-    if (optind != argc - 1 || !options.port || options.request > AT_ONCE || options.answer > AT_ONCE)
+    if (optind != argc - 1 || !options.port || options.request > LONGEST || options.answer > LONGEST)
         usage();
     options.mode = argv[optind];
 

@@ -49,7 +49,7 @@ def write(run: Run, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "result.json").write_text(json.dumps(as_json(run), indent=1, ensure_ascii=False) + "\n")
     (directory / "results.md").write_text(markdown(run))
-    (directory / "echo.svg").write_text(chart.svg(run.figures, run.machine))
+    (directory / "chart.svg").write_text(chart.svg(run.figures, run.machine))
 
 
 def ratio(spread: Spread) -> str:

@@ -20,6 +20,9 @@ SIZE = struct.Struct(">Q")
 #: What is written in answer to one request of the burst.
 BURST = [PATTERN[start : start + 64] for start in range(0, 64_000, 64)]
 
+#: A message that is not in the pattern: see ``servers.ngi.Connections``.
+TIME_CONNECTIONS = b"the time of connections()"
+
 _CHUNKS = [PATTERN[start : start + CHUNK] for start in range(0, len(PATTERN), CHUNK)]
 
 T = TypeVar("T")

@@ -18,12 +18,13 @@ import threading
 import time
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import chart, clients, in_memory, report, simulated, work
+from benchmarks import chart, clients, growth, in_memory, report, simulated, work
 from benchmarks.__main__ import parser
 from benchmarks.cases import CASES, QUICK, Case, Row, rate_and_cpu, with_cpu
 from benchmarks.figures import Figures, Measurement, Spread
@@ -158,9 +159,9 @@ def test_the_targets_are_checked(quick_run):
 
 @needs_compiler
 def test_the_chart_names_each_server(quick_run):
-    chart = xml.etree.ElementTree.parse(quick_run[1] / "echo.svg")
+    chart = xml.etree.ElementTree.parse(quick_run[1] / "chart.svg")
     texts = {element.text for element in chart.iter() if element.tag.endswith("text")}
-    assert {"ngi_gevent", "StreamServer", "asyncio", "C epoll", "echo 64 KiB × 100"} <= texts
+    assert {"ngi_gevent", "StreamServer", "asyncio", "C epoll", "echo 64 B × 100"} <= texts
 
 
 @needs_compiler
@@ -682,16 +683,41 @@ def test_processor_time_is_in_the_tables_with_its_ratios():
     assert f"| {title} | µs/request | 15 | {cells} |" in text
 
 
-def test_the_chart_has_a_panel_for_each_echo():
+def test_the_chart_has_its_panels_in_their_order():
     figures = Figures()
     for row in (row for case in CASES for row in case.rows):
         figures.add(row.name, OURS, 1, Measurement(1))
     machine = {"processor": "x", "Python": "3", "date": "today"}
-    heads = re.findall(r">(echo [^<]*)<", chart.svg(figures, machine))
-    assert heads == [
-        *(f"echo {size} × 100" for size in ("64 B", "4 KiB", "64 KiB")),
-        *(f"echo 64 B × {connections}" for connections in ("1", "8", "1,000")),
+    heads = re.findall(r'class="head"[^>]*>([^<]*)<', chart.svg(figures, machine))
+    assert heads[1:] == ["echo 64 B × 1", "echo 64 B × 100", "RESP × 50, redis-benchmark", "HTTP × 50, wrk"]
+
+
+# Growth.
+
+
+@needs_compiler
+def test_the_cost_of_each_work_is_measured_at_each_amount(bench):
+    few = [
+        replace(series, amounts=series.amounts[:2]) for series in growth.SERIES if series.measure != growth.of_workers
     ]
+    growths = growth.measured(bench, few, 1)
+    assert [tuple(found.costs) for found in growths] == [series.amounts for series in few]
+    assert all(cost.median > 0 for found in growths for cost in found.costs.values())
+    text = growth.markdown(growths, {"date": "today"}, 1)
+    assert [series.title for series in few] == re.findall("^## (.*)$", text, re.MULTILINE)
+    drawn = xml.etree.ElementTree.fromstring(growth.svg(growths))
+    points = [element for element in drawn.iter() if element.get("class") == "point"]
+    assert len(points) == sum(len(series.amounts) for series in few)
+
+
+@pytest.mark.parametrize(("power", "is_bounded"), [(0, True), (0.09, True), (0.11, False), (1, False), (-1, True)])
+def test_a_cost_that_grows_faster_than_its_work_is_found(power, is_bounded):
+    series = replace(growth.SERIES[0], amounts=(10, 100, 1_000))
+    costs = {amount: Spread(5 * amount**power, 0, 0) for amount in series.amounts}
+    found = growth.Growth(series, costs)
+    assert found.exponent == pytest.approx(power)
+    assert found.is_bounded is is_bounded
+    assert ("more than the limit" in growth.markdown([found], {}, 1)) is not is_bounded
 
 
 def test_every_target_is_about_a_row():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import timeit
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -23,6 +25,16 @@ class Handler:
 class Echo(Handler):
     def handle_input(self, connection: IServerConnection, data: bytes) -> None:
         connection.write(data)
+
+
+class Connections(Echo):
+    """An echo that answers one message with the seconds that ``connections()`` takes."""
+
+    def handle_input(self, connection: IServerConnection, data: bytes) -> None:
+        if data == work.TIME_CONNECTIONS:
+            (listener,) = listeners
+            data = struct.pack("d", min(timeit.repeat(listener.connections, number=1, repeat=20)))
+        super().handle_input(connection, data)
 
 
 class Send(Handler):
@@ -58,12 +70,17 @@ def serve_example(name: str, connection: IServerConnection) -> None:
     server_of(name)(connection)
 
 
+#: The listener, once it listens.
+listeners: list[Any] = []
+
+
 def main() -> None:
     examples = {name: partial(serve_example, name) for name in SESSIONS}
     works: dict[str, Callable[[IServerConnection], object]]
-    works = {"echo": Echo, "send": Send, "receive": Receive, "burst": Burst, **examples}
+    works = {"echo": Echo, "send": Send, "receive": Receive, "burst": Burst, "connections": Connections, **examples}
     server = work.chosen(works)
-    work.announce(ngi_gevent.listener(None, server).address[1])
+    listeners.append(ngi_gevent.listener(None, server))
+    work.announce(listeners[0].address[1])
     ngi_gevent.wait()
 
 
