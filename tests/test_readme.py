@@ -9,52 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
 
 
 def test_the_example_passes_its_own_test():
     example: dict = {}
-    exec(blocks("python")[0], example)
+    exec(EXAMPLE, example)
     example["test_echo"]()
-
-
-def test_the_same_test_runs_over_both(ngi_implementation):
-    example: dict = {}
-    exec("\n".join(blocks("python")), example)
-    example["test_on_both"](ngi_implementation)
-    example["test_however_it_is_cut"]()
-
-
-@pytest.fixture
-def client():
-    """What the example of a client defines, which stands alone."""
-    example: dict = {}
-    exec(blocks("python")[1], example)
-    return example
-
-
-def test_the_clients_request_prints_the_answer(client, tcp, capsys):
-    server: dict = {}
-    exec(blocks("python")[0], server)
-    client["request"](tcp.listen(server["Echo"]).address)
-    assert capsys.readouterr().out == "HELLO OUT THERE\n"
-
-
-def test_the_clients_request_says_that_there_was_no_answer(client, tcp):
-    with pytest.raises(SystemExit, match="no answer: end of input"):
-        client["request"](tcp.listen(lambda connection: connection.close()).address)
 
 
 def test_the_example_serves_on_sockets(tcp):
     example: dict = {}
-    exec(blocks("python")[0], example)
+    exec(EXAMPLE, example)
     client = tcp.client(tcp.listen(example["Echo"]))
     client.connection.write(b"hello out there")
     tcp.until(lambda: client.data == b"HELLO OUT THERE")
@@ -65,7 +33,7 @@ def test_its_main_program_serves():
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         bound.listen()
-        code = blocks("python")[0].replace('("127.0.0.1", 8000)', f"socket.socket(fileno={bound.fileno()})")
+        code = EXAMPLE.replace('("127.0.0.1", 8000)', f"socket.socket(fileno={bound.fileno()})")
         program = subprocess.Popen([sys.executable, "-c", f"import socket\n{code}\nmain()"], pass_fds=[bound.fileno()])
         try:
             with socket.create_connection(bound.getsockname(), timeout=30) as client:
