@@ -91,6 +91,17 @@ def test_no_line_makes_the_tutorials_server_raise(line):
         assert answer.data == (b"" if too_long else b"error: numbers only\n3\n")
 
 
+def test_installing_has_each_extra_and_each_version():
+    page = (pages.DOCS / "how_to" / "installing.md").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(re.findall(r"^(\w+) = ", extras, re.MULTILINE))
+    supported = page.partition("\n## Python\n")[2].partition("are supported")[0]
+    classifiers = re.findall(r"Python :: (\d\.\d+)", project)
+    assert re.findall(r"\d\.\d+", supported) == classifiers
+    assert re.search(r"gevent must be ([\d.]+\d) or later", page)[1] == re.search(r"gevent>=([\d.]+)", project)[1]
+
+
 #: What is code, and is run; commands for who has time, or another machine; code of zc.ngi; and what is no code.
 LANGUAGES = {"python", "console", "sh", "python2", "text"}
 
