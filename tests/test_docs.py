@@ -102,6 +102,25 @@ def test_installing_has_each_extra_and_each_version():
     assert re.search(r"gevent must be ([\d.]+\d) or later", page)[1] == re.search(r"gevent>=([\d.]+)", project)[1]
 
 
+def test_performance_says_what_the_results_say():
+    ratios = {}
+    for name in "protocols.md", "results.md":
+        text = (ROOT / "benchmarks" / "results" / name).read_text().partition("## Targets")[0]
+        for work, *columns in re.findall(
+            r"^\| (.*?) \| [^|]* \| [\d,.]+ \|(.*?)\|(.*?)\|(.*?)\|(.*?)\|$", text, re.MULTILINE
+        ):
+            ratios[work] = dict(zip(("StreamServer", "asyncio", "uvloop", "Twisted"), map(float, columns), strict=True))
+    page = (pages.DOCS / "how_to" / "performance.md").read_text().partition("| faster than | slower than |")[2]
+    rows = re.findall(r"^\| (\w.*?) \| (.*?)\| (.*?)\|$", page, re.MULTILINE)
+    assert len(rows) > 10
+    for work, faster, slower in rows:
+        more = {name for name, ratio in ratios[work].items() if ratio > 1.1}
+        less = {name for name, ratio in ratios[work].items() if ratio < 0.9}
+        if "less is better" in work:
+            more, less = less, more
+        assert (work, set(re.findall(r"\w+", faster)), set(re.findall(r"\w+", slower))) == (work, more, less)
+
+
 #: What is code, and is run; commands for who has time, or another machine; code of zc.ngi; and what is no code.
 LANGUAGES = {"python", "console", "sh", "python2", "text"}
 
