@@ -22,7 +22,8 @@ __all__ = [
     "with_address",
 ]
 
-#: The host to connect or send to if it is empty, as for the kernel.  A listener on an empty host is one on IPv4, too.
+#: The host for connections and datagrams to an empty host, as in the kernel.  A listener on an empty host uses IPv4,
+#: too.
 THIS_HOST = "127.0.0.1"
 
 #: The default address to listen on: a free port that only this machine can reach.
@@ -35,12 +36,12 @@ _LIKE_A_PORT = re.compile(r"(?:[^/]*:)?\d+")
 
 
 def is_socket(address: object) -> bool:
-    """Return whether *address* is a socket: the standard library's, or gevent's, which is not a subclass of it."""
+    """Return whether *address* is a socket of the standard library or of gevent, which have no class in common."""
     return isinstance(address, socket.socket) or (hasattr(address, "getsockname") and hasattr(address, "fileno"))
 
 
 def unix_path(address: object) -> str | bytes | None:
-    """Return the path or the abstract name of the Unix socket *address*; None if it is not a Unix socket's."""
+    """Return *address* if it is the path or abstract name of a Unix socket; otherwise None."""
     if isinstance(address, bytes):
         return address if is_abstract(address) else None
     return os.fspath(address) if isinstance(address, (str, os.PathLike)) else None
@@ -61,7 +62,7 @@ def check_connect_address(address: Any) -> None:
 
 
 def check_local_address(local_address: Any, address: Any) -> None:
-    """Check the address to connect from to *address*, or None.  Raises as ``check_connect_address``."""
+    """Check *local_address*, the address to connect from; it can be None.  Raises as ``check_connect_address``."""
     if local_address is None:
         return
     if not isinstance(local_address, tuple):

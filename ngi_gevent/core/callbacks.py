@@ -40,13 +40,13 @@ def is_end_of(connection: object, error: BaseException) -> bool:
 
 
 def handles_eof(handler: object) -> bool:
-    """Return whether *handler* has ``handle_eof``.  An adapter has it always, and answers for its own handler."""
+    """Return whether *handler* has ``handle_eof``.  For an adapter, the handler behind it counts."""
     of_adapter: Callable[[], bool] | None = getattr(handler, "has_eof_handler", None)
     return hasattr(handler, "handle_eof") if of_adapter is None else of_adapter()
 
 
 def give_handler(connection: Any, handler: IConnectionHandler) -> None:
-    """Set *handler* on *connection*, which the application may have written for NGI 1, with only ``setHandler``."""
+    """Set *handler* on *connection*, which can be a class of the application that has only NGI 1's ``setHandler``."""
     if hasattr(connection, "set_handler") or not hasattr(connection, "setHandler"):
         connection.set_handler(handler)
     else:
@@ -59,26 +59,26 @@ def give_handler(connection: Any, handler: IConnectionHandler) -> None:
 
 
 def name_of_handler(handler: object) -> str:
-    """Return the name of *handler*, for showing.  An adapter names its own handler, and a generator its function."""
+    """Return the name of *handler* for logs: for an adapter, its handler's name; for a generator, its function's."""
     named: Callable[[], str] | None = getattr(handler, "handler_name", None)
     return type(handler).__name__ if named is None else named()
 
 
 def take_undelivered_of(handler: object) -> bytes:
-    """Remove the input that *handler* has and has not delivered, and return it: adapters and files have such."""
+    """Remove and return the input that *handler*, such as an adapter or a file, has not delivered."""
     take: Callable[[], bytes] | None = getattr(handler, "take_undelivered", None)
     return b"" if take is None else take()
 
 
 class Delivering(Protocol):
-    """What a connection asks of an adapter whose records it delivers."""
+    """The methods of an adapter that a connection calls to deliver its records."""
 
     def pass_on(self, record: Any) -> None:
         """Call the adapter's handler with *record*."""
 
 
 class ConnectionOwner(Protocol):
-    """What a connection reports to its maker: the implementation, or the listener."""
+    """The methods that a connection calls on its owner, which is an implementation or a listener."""
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
         """Report an exception in a callback of the application, on the connection with *peer*."""
@@ -91,7 +91,7 @@ class ConnectionOwner(Protocol):
 
 
 class Callbacks:
-    """The handler of a connection, and whatever is still to be reported to it."""
+    """The handler of a connection, and the events that it has not received yet."""
 
     __slots__ = (
         "__weakref__",
@@ -112,21 +112,21 @@ class Callbacks:
         self.proxy_address: Any = None
         self._lifecycle = Lifecycle()
         self._handler: IConnectionHandler | None = None
-        # Tuples, since nearly all connections have none, and lists would cost each of them 112 bytes.
+        # Tuples, because nearly all connections have no entries, and lists would cost each connection 112 bytes.
         self._exceptions: tuple[BaseException, ...] = ()  # of iterables, for handle_exception
         self._when_closed: tuple[Callable[[], object], ...] = ()
         #: Records that adapters have for their handlers.  The last are delivered first: they are parts of those before.
         self._records: tuple[tuple[Delivering, Iterator[Any]], ...] = ()
         self._is_paused = False  # whether the application holds input back
 
-    # What a connection adds.
+    # Overridden by connections.
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
+        """Pass *event* to the lifecycle, and act on a new state."""
         raise NotImplementedError
 
     def wake(self) -> None:
-        """Let the connection see to more than input, in its turn: the application has something to learn."""
+        """Make the connection check soon for events that are not input."""
         raise NotImplementedError
 
     def has_eof_handler(self) -> bool:
@@ -136,7 +136,7 @@ class Callbacks:
     # The PROXY protocol.
 
     def name_client(self, address: Any) -> None:
-        """Note that the peer is a proxy, and passes on a connection from *address*; None if it does not say."""
+        """Note that the peer is a proxy for the client at *address*; None if the proxy did not name the client."""
         self.proxy_address = self.peer_address
         if address is not None:
             self.peer_address = address
@@ -153,7 +153,7 @@ class Callbacks:
         entry = self._records[-1]
         adapter, records = entry
         for record in records:
-            if self._is_paused:  # since it was asked for, which may have blocked
+            if self._is_paused:  # paused while the record was made, which can block
                 self._records = (*self._records, (adapter, iter((record,))))
             elif self._lifecycle.delivers_input():
                 adapter.pass_on(record)
@@ -161,7 +161,7 @@ class Callbacks:
         self._records = tuple(other for other in self._records if other is not entry)
 
     def _close_records(self) -> None:
-        """Drop the records that are left, and close generators of these, here, since they may block in it."""
+        """Drop the remaining records, and close their generators.  Called where that may block."""
         dropped, self._records = self._records, ()
         for _, records in reversed(dropped):
             try:
@@ -172,27 +172,27 @@ class Callbacks:
     # The handler's callbacks.  Called where callbacks of this connection run, one at a time.
 
     def _failed(self, where: str, error: BaseException) -> None:
-        """The application raised *error* in *where*: report it, and end this connection.
+        """Report that the application raised *error* in *where*, and end this connection.
 
-        A callback that only wrote in vain ends it, too.  The rest of the piece of input is lost with that callback, and
-        an adapter in the middle of a record must not take the next piece for the beginning of one.
+        This includes callbacks that only wrote to an ended connection.  The rest of the piece of input is lost with
+        that callback, and an adapter in the middle of a record must not take the next piece for the beginning of one.
         """
         reason: Reason | None = None
         if isinstance(error, ConnectionClosed) and is_end_of(self, error):
             reason = self._lifecycle.output_error or error.reason
         self.handle(FAIL, reason or error)
-        self._log_end(logging.DEBUG)  # since the exception is reported itself
+        self._log_end(logging.DEBUG)  # because the exception has its own log entry
         self._report(where, error)
 
     def _report(self, where: str, error: BaseException) -> None:
         """Report that the application raised *error* in *where*."""
         if not is_end_of(self, error):
             self._owner.handler_raised(self.peer_address, where, error)
-        elif not self._lifecycle.is_gone():  # it is gone in a callback that goes on in a forked child
+        elif not self._lifecycle.is_gone():  # gone: the callback goes on in a forked child
             logs.connections.debug("connection with %r: %s wrote to it after its end", self.peer_address, where)
 
     def _input_ended(self, reason: Reason) -> None:
-        """Handle the end of input: call ``handle_eof`` if the handler has it, and otherwise end the connection."""
+        """Handle the end of input: call ``handle_eof`` if the handler has it; otherwise end the connection."""
         lifecycle = self._lifecycle
         handle_eof = None if lifecycle.output_error is not None else getattr(self._handler, "handle_eof", None)
         if handle_eof is None or reason != END_OF_INPUT:
@@ -208,7 +208,7 @@ class Callbacks:
             self.handle(EOF_HANDLED)
 
     def _report_exception(self, exception: BaseException) -> None:
-        """Call ``handle_exception`` with the exception of an iterable.  A handler without it ends the connection."""
+        """Call ``handle_exception`` with the exception of an iterable.  Without that method, end the connection."""
         handle_exception = getattr(self._handler, "handle_exception", None)
         if handle_exception is None:
             self._failed(ITERABLE, exception)
@@ -219,13 +219,13 @@ class Callbacks:
             self._failed("handle_exception", error)
 
     def _take_exception(self) -> BaseException:
-        """Return the first exception that is to be reported, once."""
+        """Remove and return the first exception for ``handle_exception``."""
         exception, *others = self._exceptions
         self._exceptions = tuple(others)
         return exception
 
     def iterator_raised(self, error: BaseException) -> None:
-        """Report *error*, which an iterable raised, perhaps while a callback is running, in its turn."""
+        """Report *error*, which an iterable raised, after any callback that is running."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._failed(ITERABLE, error)  # meant for the program, not for the handler
         elif self._lifecycle.delivers_input():
@@ -235,7 +235,7 @@ class Callbacks:
             self._report(ITERABLE, error)
 
     def _log_end(self, level: int | None = None) -> None:
-        """Log why the connection is no longer open, once: INFO if this side ended it for an error, otherwise DEBUG."""
+        """Log once why the connection ended: at INFO if this side ended it because of an error, otherwise at DEBUG."""
         reason = self._lifecycle.take_log_reason()
         if reason is not None:
             self._owner.connection_ended(reason)
@@ -247,7 +247,7 @@ class Callbacks:
                 )
 
     def _report_end(self) -> None:
-        """Report everything that is left to the handler of a connection that is no longer open."""
+        """Report the remaining events to the handler, once the connection is no longer open."""
         while self._exceptions:
             exception = self._take_exception()
             if self._lifecycle.owes_reason():
@@ -274,7 +274,7 @@ class Callbacks:
             self._report("a generator that was closed" if own_end else "handle_close", error)
 
     def _finish(self) -> None:
-        """Let go of a connection that is closed, and whose last callback is over."""
+        """Release the connection, which is closed, and whose last callback is over."""
         self._owner.connection_gone(self)
         callbacks, self._when_closed = self._when_closed, ()
         for callback in callbacks:

@@ -25,8 +25,8 @@ __all__ = [
     "connect_delay_of",
 ]
 
-#: Seconds, three years, beyond which a timeout is none.  Timers of the system and of libev fail at some point, which
-#: depends on the thread, and no program waits that long.
+#: Seconds (three years) above which a timeout counts as no limit.  Timers of the kernel and of libev fail at some
+#: length, which depends on the thread.
 LONGEST_TIMEOUT = 10**8
 
 #: Flags of functions that only make a generator, a coroutine or an asynchronous generator when they are called.
@@ -35,7 +35,7 @@ DOES_NOT_RUN = 0x20 | 0x80 | 0x200
 
 
 def as_bytes(data: Any) -> bytes:
-    """Return *data* as immutable bytes, since it is sent later.
+    """Return *data* as immutable bytes, because it is sent later.
 
     :raises TypeError: *data* is not bytes, a bytearray or a memoryview.
     """
@@ -79,7 +79,7 @@ def check_handler(handler: Any) -> None:
 
 
 def check_reason(reason: Any) -> None:
-    """Raise ``TypeError`` unless *reason* is one for ``handle_close``."""
+    """Raise ``TypeError`` unless *reason* is text or an exception."""
     if not isinstance(reason, (str, BaseException)):
         raise TypeError(f"a reason is text or an exception; got {reason!r:.100}")
 
@@ -110,7 +110,7 @@ def check_client_handler(handler: Any) -> None:
 
 
 def check_count(name: str, value: Any, least: int = 0) -> None:
-    """Raise, naming the parameter *name*, unless *value* is an int from *least*."""
+    """Raise, naming the parameter *name*, unless *value* is an int >= *least*."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {value!r}")
     if value < least:
@@ -139,13 +139,13 @@ def check_file_options(mode: Any, owner: Any) -> None:
 
 
 def check_max_connections(value: Any) -> None:
-    """Raise unless *value* is a number of connections from 1, or None for the default."""
+    """Raise unless *value* is an int >= 1, or None for the default."""
     if value is not None:
         check_count("max_connections", value, least=1)
 
 
 def as_timeout(timeout: Any, name: str = "a timeout") -> float | None:
-    """Return *timeout*, a number of seconds, or None for no limit: also for infinity, and for years.
+    """Return *timeout*, in seconds; None for no limit, which includes infinity and many years.
 
     Raises, naming the parameter *name*, unless it is a number of seconds, or None.
     """
@@ -159,7 +159,7 @@ def as_timeout(timeout: Any, name: str = "a timeout") -> float | None:
 
 
 def as_delay(value: Any, name: str) -> float:
-    """Return *value*, a finite number of seconds from 0.  Raises as ``as_timeout``, naming the parameter *name*."""
+    """Return *value*, a finite number of seconds >= 0.  Raises as ``as_timeout``, naming the parameter *name*."""
     delay = as_timeout(value, name)
     if delay is None:
         raise ValueError(f"{name} must be a finite number of seconds; got {value!r}")

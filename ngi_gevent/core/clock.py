@@ -10,10 +10,10 @@ from gevent.monkey import get_original
 __all__ = ["deadline_after", "is_virtual", "left_until", "now", "of_thread", "use", "wall"]
 
 
-_REAL: Callable[[], float] = time.monotonic  # a simulation can replace that of the module
+_REAL: Callable[[], float] = time.monotonic  # kept, because a simulation can replace it in the module
 
 
-# The original class: patched threading.local is about greenlets.
+# The original class, because the patched threading.local is local to greenlets.
 class _Here(get_original("_thread", "_local")):  # type: ignore[misc]
     now: Callable[[], float] = staticmethod(_REAL)
 

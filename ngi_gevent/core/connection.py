@@ -1,7 +1,7 @@
-"""A connection, on sockets or in memory: what the application calls.
+"""The methods of a connection that the application calls, on sockets or in memory.
 
-The callbacks are in ``Callbacks``, the state in ``Lifecycle``, pending output in ``OutputQueue``.  Implementations add
-when input arrives, where output goes, and on which greenlet callbacks run.
+The callbacks are in ``Callbacks``, the state in ``Lifecycle``, pending output in ``OutputQueue``.  Each implementation
+adds how input arrives, how output leaves, and which greenlet runs the callbacks.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HANDSHAKE_TIMEOUT", "BaseConnection"]
 
-#: Seconds for a TLS handshake.  It takes two round trips, so this is plenty for a slow line that loses packets, and so
-#: little that clients that connect and send nothing do not pile up.
+#: Seconds for a TLS handshake, which takes two round trips.  This is enough for a slow line that loses packets.  It is
+#: short enough that clients that connect and send nothing do not pile up.
 HANDSHAKE_TIMEOUT = 10.0
 
 
@@ -60,18 +60,18 @@ class BaseConnection(Callbacks):
         self.data: Any = None
         self.local_address = local_address
         self._output = output
-        self._upgrade: Any = None  # to TLS, once start_tls was called
-        self._blocks: tuple[WhileOpen, ...] = ()  # to interrupt when the connection ends
+        self._upgrade: Any = None  # the change to TLS, after start_tls was called
+        self._blocks: tuple[WhileOpen, ...] = ()  # those that the end of the connection interrupts
 
     def __bool__(self) -> bool:
         return self._lifecycle.is_open()
 
     def __repr__(self) -> str:
-        told = f"{self.local_address!r} to {self.peer_address!r}, {self._lifecycle.state}"
+        shown = f"{self.local_address!r} to {self.peer_address!r}, {self._lifecycle.state}"
         if not self._lifecycle.is_gone():
             handler = "no handler" if self._handler is None else f"handler: {name_of_handler(self._handler)}"
-            told += f", {handler}, bytes pending: {self._output.size}"
-        return f"<{type(self).__name__} {told}>"
+            shown += f", {handler}, bytes pending: {self._output.size}"
+        return f"<{type(self).__name__} {shown}>"
 
     @property
     def ssl_object(self) -> Any:
@@ -118,10 +118,10 @@ class BaseConnection(Callbacks):
         self.set_handler(handler)
 
     def deliver_for(self, adapter: Delivering, records: Iterator[Any]) -> None:
-        """Deliver *records* of *adapter* after this callback, each as a callback of its own.
+        """Deliver *records* of *adapter* after this callback, each in a separate callback.
 
-        They are pulled one at a time.  Further input, and its end, wait until the last one has been delivered.  This
-        side's end drops the rest.
+        Records are pulled one at a time.  Further input, and its end, wait for the last record.  If this side ends the
+        connection, the rest is dropped.
         """
         self._make_call(self._take_records, adapter, records)
 
@@ -150,7 +150,7 @@ class BaseConnection(Callbacks):
             self._close_later(output)
 
     def close_lines(self, lines: Lines) -> None:
-        """Close *lines*, which were dropped.  Called where they may block."""
+        """Close *lines*, which were dropped.  Called on a greenlet that may block."""
         try:
             lines.close()
         except BaseException as error:
@@ -164,7 +164,7 @@ class BaseConnection(Callbacks):
         timeout = as_timeout(timeout)
         check_count("below", below, least=1)
         if not (self._is_elsewhere() or self._output.is_dropped) and self._output.is_below(below):
-            return  # as usual: handlers call this after each write
+            return  # the usual case: handlers call this after each write
         flag = Flag()
         self._make_call(self._add_drain, flag, below)
         try:
@@ -176,7 +176,7 @@ class BaseConnection(Callbacks):
         if not drained and not (self.output_pending < below and self._output.is_below(below)):
             raise Timeout(f"{self.output_pending} bytes of output are pending after {timeout} seconds")
 
-    # The output can be replaced, so its methods are not handed over.
+    # Another thread calls these, and not the methods of the output, because the output can be replaced.
 
     def _add_drain(self, flag: Flag, below: int) -> None:
         self._output.add_drain(flag, below)
@@ -200,7 +200,7 @@ class BaseConnection(Callbacks):
         self._end(ABORT)
 
     def _end(self, event: str) -> None:
-        # First of all, so that no callback begins once this has returned.
+        # This comes first, so that no callback begins after this call has returned.
         self._lifecycle.closing_from_other_thread = self._is_elsewhere()
         self._make_call(self.handle, event)
 
@@ -242,16 +242,16 @@ class BaseConnection(Callbacks):
         else:
             self._when_closed = (*self._when_closed, callback)
 
-    # For those who wait for the connection.
+    # For callers that wait for the connection.
 
     def is_live(self) -> bool:
         """Return whether input is delivered, or will be after the handshake."""
         return self._lifecycle.is_live()
 
     def delivers_input(self) -> bool:
-        """Return whether input is delivered: this side has not ended the connection, nor learned of an end.
+        """Return whether input is delivered: this side has neither ended the connection nor received its end.
 
-        A connection on which sending has failed is false, but input that had arrived before is delivered.
+        If sending has failed, the connection is false, but input that had arrived before is delivered.
         """
         return self._lifecycle.delivers_input()
 
@@ -262,15 +262,15 @@ class BaseConnection(Callbacks):
     def is_full(self) -> bool:
         """Return whether more input must wait until the peer takes output.
 
-        For callers that deliver several records of one piece of input: to ask counts as delivering one more, so the
-        same bound applies between two records as between two pieces.
+        Callers that deliver several records of one piece of input call this before each record.  Each call counts as a
+        delivery, so the same bound applies between two records as between two pieces.
         """
         return False
 
     def wait_for(self, flag: Flag, timeout: float | None) -> bool:
         """Wait until something on this connection sets *flag*, or for *timeout* seconds.  Return True if it was set.
 
-        :raises Deadlock: called in a callback, or nothing is left that could ever set it.
+        :raises Deadlock: called in a callback, or nothing is left that can set it.
         """
         if self.is_in_callback():
             raise Deadlock("waiting for a connection in its own callback, before whose return nothing more happens")
@@ -279,7 +279,7 @@ class BaseConnection(Callbacks):
     # The state.
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
+        """Pass *event* to the lifecycle, and act on a new state."""
         lifecycle = self._lifecycle
         before = lifecycle.state
         if lifecycle.handle(event, reason) and lifecycle.state is not before:
@@ -298,7 +298,7 @@ class BaseConnection(Callbacks):
             self._finish()
 
     def closed_error(self, reason: Reason | None = None) -> ConnectionClosed:
-        """Return the exception for the use of a connection that has ended, for *reason* if it does not know it."""
+        """Return the exception for use of an ended connection, for *reason* if no other one is recorded."""
         lifecycle = self._lifecycle
         state = lifecycle.state
         if state is OPEN:
@@ -309,35 +309,35 @@ class BaseConnection(Callbacks):
         return ConnectionClosed(f"the connection to {self.peer_address!r} is {state}", self, reason)
 
     def has_blocks(self) -> bool:
-        """Return whether blocks are to be interrupted when the connection ends."""
+        """Return whether there are blocks that the end of the connection interrupts."""
         return bool(self._blocks)
 
     def interrupt_blocks(self, reason: Reason | None = None) -> None:
-        """Interrupt those blocks."""
+        """Interrupt all blocks of ``while_open``."""
         for block in self._blocks:
             block.interrupt(reason)
 
     def _make_call(self, call: Callable[..., object], *arguments: Any) -> None:
-        """Make *call*, on the connection's own thread: now if the caller is on it, or if the hub has gone."""
+        """Make *call* on the connection's thread; at once if the caller is on that thread, or if the hub has gone."""
         if not self._handed_over(call, *arguments):
             call(*arguments)
 
     def _over_limit(self) -> bool:
-        """Return whether more output waits than is allowed.  That ends a connection whose peer does not take it."""
+        """End the connection if its peer leaves too much output waiting.  Return whether it is no longer open."""
         waiting = self._waiting_for_peer()
         if waiting > self._output.limit:
             message = f"the peer left {waiting} bytes of output waiting, and output_limit is {self._output.limit}"
             self.handle(BREAK, LimitExceeded(message))
         return self._lifecycle.state is not OPEN
 
-    # What an implementation adds.
+    # Overridden by implementations.
 
     def _tls_maker(self, ssl_context: Any, server_side: bool, server_hostname: str | None) -> Any:
-        """Return what makes a TLS object, or raise if the arguments of ``start_tls`` are wrong."""
+        """Return the function that makes a TLS object, or raise if the arguments of ``start_tls`` are wrong."""
         raise NotImplementedError
 
     def _start_tls(self, make: Any, timeout: float | None) -> None:
-        """Shake hands with the TLS object that *make* makes, for *timeout* seconds."""
+        """Do the handshake within *timeout* seconds, with the TLS object that *make* returns."""
         raise NotImplementedError
 
     def _is_elsewhere(self) -> bool:
@@ -345,11 +345,11 @@ class BaseConnection(Callbacks):
         return False
 
     def _handed_over(self, call: Callable[..., object], *arguments: Any) -> bool:
-        """Return whether the caller is on another native thread; *call* is then made on the connection's, in order."""
+        """Return whether the caller is on another native thread.  If so, make *call* on the connection's, in order."""
         return False
 
     def _output_handed_over(self, take: Callable[[Any], None], output: Any, size: int) -> bool:
-        """Return whether the caller is on another native thread.  Then *output*, of *size* bytes, is taken later."""
+        """Return whether the caller is on another native thread.  If so, take *output*, of *size* bytes, later."""
         return self._handed_over(take, output)
 
     def _wait_for_drain(self, flag: Flag, timeout: float | None) -> bool:
@@ -360,40 +360,40 @@ class BaseConnection(Callbacks):
         raise NotImplementedError
 
     def stop(self) -> None:
-        """End it now: send what can be sent without waiting, drop the rest, and owe the handler ``'stopped'``."""
+        """End the connection now with the reason ``'stopped'``: send output without waiting, and drop the rest."""
         raise NotImplementedError
 
     def limit_delivery(self) -> None:
-        """Do not wait forever for an iterable: the owner is closed, and this connection finishes delivering."""
+        """Limit the wait for iterables, because the owner is closed, and this connection only finishes delivering."""
 
     def hold(self, flag: Flag) -> bool:
-        """Wait, in ``handle_input``, for *flag*, or until the connection has an end to see to.  Return True if held."""
+        """Wait in ``handle_input`` for *flag*, which an end of the connection sets, too.  Return whether it waited."""
         raise NotImplementedError
 
     def is_in_callback(self) -> bool:
-        """Return whether the caller is in a callback, before whose return nothing more happens on this connection."""
+        """Return whether the caller is in a callback of this connection, which handles nothing else during it."""
         raise NotImplementedError
 
     def has_unfinished_output(self) -> bool:
-        """Return whether something is left to do for the peer: the connection is open, or output is pending."""
+        """Return whether the connection is open, or output is pending."""
         raise NotImplementedError
 
     def _handler_set(self) -> None:
-        """Deliver what was held for the first handler."""
+        """Deliver the input and events that were held for the first handler."""
         raise NotImplementedError
 
     def _queue_lines(self, lines: Lines) -> None:
-        """Send the items of *lines* after all that was queued before."""
+        """Send the items of *lines* after all output that was queued before."""
         raise NotImplementedError
 
     def _close_later(self, lines: Lines) -> None:
-        """Call ``close_lines`` with *lines*, soon, where that may block."""
+        """Call ``close_lines`` with *lines*, soon, on a greenlet that may block."""
         raise NotImplementedError
 
     def _waiting_for_peer(self) -> int:
-        """Return the bytes of output that the network did not take, if it can have them now."""
+        """Return how many bytes of output the network has not taken, after offering them if they are too many."""
         raise NotImplementedError
 
     def _enter(self, state: str) -> None:
-        """Do what *state*, which is new, asks for."""
+        """Act on *state*, which is new."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What a listener counts.  ``ListenerMetrics`` shows it."""
+"""The counters of a listener, which ``ListenerMetrics`` shows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SYSTEM = "system"
 #: The limits that are counted.
 LIMITS = ("max_connections", "max_per_host", "max_handshakes", "max_lifetime", SYSTEM)
 
-#: The reasons that are text of this package.  Others are the application's, and can quote a peer.
+#: The texts of this package that are reasons.  Other texts come from the application, and can quote a peer.
 KNOWN = (END_OF_INPUT, STOPPED, CLOSED, ABORTED)
 
 
 class Counters:
-    """What a listener counts."""
+    """The counters of one listener."""
 
     __slots__ = ("_lock", "_most_bytes", "accepted", "ended", "failed_handshakes", "limited", "received", "sent")
 
@@ -37,15 +37,15 @@ class Counters:
         #: Bytes of the connections that have ended.
         self.received = self.sent = 0
         self._lock = make_lock()
-        self._most_bytes = 0, 0  # that were told so far
+        self._most_bytes = 0, 0  # reported so far
 
     def bytes_with(self, traffic: Iterator[tuple[int, int]]) -> tuple[int, int]:
-        """Return how many bytes were received and sent, with *traffic*, that of the connections now.
+        """Return how many bytes were received and sent, including *traffic*, the bytes of open connections.
 
-        Neither number ever falls: a monitor would take that for a new process, and count everything again.
+        Neither number ever falls, because a monitor would take that for a new process, and count everything again.
         """
         with self._lock:
-            # In this order, a connection that ends meanwhile may be missing, but does not count twice.
+            # In this order, a connection that ends in between can be missing, but does not count twice.
             ended = self.received, self.sent
             received, sent = map(max, self._most_bytes, map(sum, zip(ended, *traffic, strict=True)))
             self._most_bytes = received, sent
@@ -53,7 +53,7 @@ class Counters:
 
 
 def name_of_end(reason: Reason) -> str:
-    """Return the name under which ends for *reason* are counted.  Nothing in it comes from a peer."""
+    """Return the name under which ends for *reason* are counted.  The name contains no text of a peer."""
     if isinstance(reason, str):
         return reason if reason in KNOWN else "failed"
     return type(reason).__name__

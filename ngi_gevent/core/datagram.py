@@ -57,7 +57,7 @@ def check_datagram_options(
 
 @contextmanager
 def log_datagram_refusal(address: Any) -> Iterator[None]:
-    """Log the ``OSError`` that leaves this block: there is no UDP listener on *address*."""
+    """Log an ``OSError`` that leaves this block, in which a UDP listener on *address* is made."""
     try:
         yield
     except OSError as error:
@@ -96,10 +96,10 @@ class BaseDatagramListener:
         self.close()
 
     def unsent_size(self) -> None:
-        """Return None: it has no connections."""
+        """Return None, because a UDP listener has no connections."""
 
     def _take(self, sender: Any, length: int, data: bytes | memoryview) -> None:
-        """Call the handler with a datagram of *length* bytes.  A longer one than ``buffer_size`` is dropped.
+        """Call the handler with a datagram of *length* bytes.  Drop it if it is longer than ``buffer_size``.
 
         :param data: the datagram, or its beginning if it is too long.
         """
@@ -124,7 +124,7 @@ class BaseDatagramListener:
         if not self._open:
             raise ListenerClosed(f"the UDP listener on {self.address!r} is closed")
 
-    # What a kind of listener adds.
+    # Overridden by each kind of listener.
 
     def _check_send_address(self, address: Any) -> None:
         """Check *address*, or raise ``TypeError`` or ``ValueError``."""

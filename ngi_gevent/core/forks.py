@@ -1,7 +1,7 @@
 """Forked processes: a child has copies of its parent's objects and descriptors, and must leave them alone.
 
 A child can close its copy of a descriptor.  A ``shutdown``, a socket option or a message of TLS would reach the
-connection itself, and end it for the parent.  So whatever belongs to the parent counts as closed in the child, before
+connection itself, and end it for the parent.  So all objects of the parent count as closed in the child, before
 ``os.fork`` returns there.
 """
 
@@ -19,12 +19,12 @@ __all__ = ["Owned", "add", "children", "generation", "keep", "keep_in", "leave"]
 
 
 class Owned(Protocol):
-    """What belongs to one process."""
+    """An object that belongs to one process."""
 
     def leave_to_parent(self) -> None:
         """Count as closed, in a forked child.  Close descriptors, then watchers.
 
-        This calls no application, logs nothing, and switches to no greenlet, since it may be called in one.
+        Must not call the application, log, or switch greenlets, because a fork can happen on any greenlet.
         """
 
 
@@ -32,7 +32,7 @@ _generation = _children = 0
 _owned: WeakSet[Owned] = WeakSet()
 
 
-# The original class: patched threading.local is about greenlets.
+# The original class, because the patched threading.local is local to greenlets.
 class _Here(get_original("_thread", "_local")):  # type: ignore[misc]
     kept: list[object] = []  # noqa: RUF012 - shared by all threads that have no other
 
@@ -41,7 +41,7 @@ _here = _Here()
 
 
 def add(thing: Owned) -> None:
-    """Leave *thing* to the parent in each forked child, if it exists then."""
+    """Leave *thing* to the parent in each forked child, if *thing* still exists then."""
     _owned.add(thing)
 
 
@@ -59,9 +59,9 @@ def keep(*things: object) -> None:
 
 
 def keep_in(things: list[object]) -> list[object]:
-    """Keep what this thread keeps in *things* from now on, and return where it did before.
+    """Make ``keep`` on this thread use the list *things* from now on, and return the previous list.
 
-    A host of a simulation that crashes leaves its objects as a parent does.  They are kept as long as the simulation.
+    A simulated host that crashes leaves its objects as a parent does.  They stay in memory as long as the simulation.
     """
     before: list[object] = _here.kept
     _here.kept = things

@@ -1,4 +1,4 @@
-"""The life of a connection: its states, the events that change them, and the reason that its handler is owed.
+"""The life of a connection: its states, the events that change them, and the reason for ``handle_close``.
 
 A connection is in one state at a time:
 
@@ -13,21 +13,22 @@ CLOSING      Output that was taken is being delivered.  New output is refused, i
 CLOSED       Nothing is sent or received.  Output that was not delivered is dropped.
 ===========  ==================================================================================
 
-``TRANSITIONS`` says for each state and event which state follows, and what the event does to the debt: the reason that
-``handle_close`` is to be called with.  An event without an entry changes nothing.  Two rules are not in the table:
+For each state and event, ``TRANSITIONS`` has the next state, and the effect of the event on the debt.  The debt is the
+reason for a call of ``handle_close`` that is still due.  An event without an entry changes nothing.  Two rules are not
+in the table:
 
 * Once input and output have both ended, the connection is CLOSED.  If it ends with EOF_RECEIVED, ``handle_eof`` is
   called first, and EOF_HANDLED follows.
 * If sending has failed during the handshake, HANDSHAKE_DONE leads to BROKEN.
 
-Three things happen beside the events:
+Three things are not events:
 
 * Another native thread ends the output or the connection: see ``eof_from_other_thread``, ``closing_from_other_thread``.
 * The hub ends: see ``abandon``.
 * The process forks: see ``abandon``, too.  In the child, the connection belongs to the parent.
 
-This is pure: it knows neither sockets nor greenlets.  Connections on sockets and in memory feed one ``Lifecycle`` each,
-and do what a new state asks for.
+This module is pure: it uses neither sockets nor greenlets.  Each connection, on sockets or in memory, passes events to
+its own ``Lifecycle``, and acts on new states.
 """
 
 from __future__ import annotations
@@ -91,20 +92,20 @@ STOP: Final = "stop"  # the listener or the implementation was closed; output th
 EOF_RECEIVED: Final = "EOF received"  # the peer has finished sending, and ``handle_eof`` is called
 EOF_HANDLED: Final = "EOF handled"  # ``handle_eof`` has returned
 INPUT_ENDED: Final = "input ended"  # the peer has finished sending, and the handler has no ``handle_eof``
-OUTPUT_ENDED: Final = "output ended"  # everything is with the kernel, and the peer will see the end of it
+OUTPUT_ENDED: Final = "output ended"  # the kernel has all output, and the peer will see its end
 OUTPUT_FAILED: Final = "output failed"
 LOSE: Final = "lose"  # the connection broke, or nothing is left to wait for
 BREAK: Final = "break"  # this side gives up, for example on a peer that takes no output; the connection is reset
 
-# What an event does to the debt.
+# The effects of an event on the debt.
 OWE: Final = "owe"  # the handler is owed the event's reason
-NOTHING: Final = "nothing"  # the application ended the connection, or never had it: whatever was owed is cancelled
+NOTHING: Final = "nothing"  # the application ended the connection, or never had it; the debt is cancelled
 KEEP: Final = "keep"
 
 TRANSITIONS: Final[dict[tuple[str, str], tuple[str, str]]] = {
     (OPEN, HANDSHAKE_BEGUN): (HANDSHAKE, KEEP),
     (HANDSHAKE, HANDSHAKE_DONE): (OPEN, KEEP),
-    (HANDSHAKE, HANDSHAKE_FAILED): (CLOSING, NOTHING),  # so that the peer learns why
+    (HANDSHAKE, HANDSHAKE_FAILED): (CLOSING, NOTHING),  # so that the peer receives an alert
     (HANDSHAKE, CLOSE): (CLOSED, NOTHING),
     (HANDSHAKE, ABORT): (CLOSED, NOTHING),
     (HANDSHAKE, STOP): (CLOSED, NOTHING),
@@ -157,12 +158,12 @@ ESTABLISHED: Final = (OPEN, HALF_CLOSED, BROKEN)
 END_OF_INPUT: Final = "end of input"
 STOPPED: Final = "stopped"
 
-# The log and the counters have this, or CLOSED, if the application ended the connection.
+# The reason in the log and the counters, like CLOSED, if the application ended the connection.
 ABORTED: Final = "aborted"
 
 
 class Lifecycle:
-    """The state of one connection, and what its handler and the log are still to be told."""
+    """The state of one connection, and the reasons that its handler and the log have not received yet."""
 
     __slots__ = (
         "_close_reason",
@@ -185,11 +186,11 @@ class Lifecycle:
         self.input_is_over = False
         #: Whether this side has finished sending.
         self.output_is_over = False
-        #: The error with which sending has failed.  In OPEN: BREAK follows, since another thread has written too much.
+        #: The error with which sending has failed.  In OPEN, another thread has written too much, and BREAK follows.
         self.output_error: BaseException | None = None
-        #: Whether the owner has ended the connection.  It does not wait for peers that take nothing.
+        #: Whether the owner has ended the connection.  It does not wait for peers that do not take output.
         self.is_stopped = False
-        #: Whether no callback is running or will run.
+        #: Whether all callbacks are over: none runs, and none will.
         self.callbacks_are_over = False
         #: Whether another native thread has closed or aborted the connection.  From then on, no callback is called and
         #: no output is taken.  The connection's own thread handles the event soon.
@@ -229,14 +230,14 @@ class Lifecycle:
         return True
 
     def finishes(self) -> bool:
-        """Return True once, as soon as the connection is gone: whatever holds it must let go of it."""
+        """Return True once, when the connection is gone, and its references must be released."""
         if self._is_finished or not self.is_gone():
             return False
         self._is_finished = True
         return True
 
     def resets(self, event: str) -> bool:
-        """Return whether *event* ends the connection in a way that the peer must not take for an orderly end."""
+        """Return whether *event* resets the connection, so that the peer cannot take this for a graceful end."""
         return event in (ABORT, BREAK) and self.state is not CLOSED
 
     def abandon(self) -> None:
@@ -249,7 +250,7 @@ class Lifecycle:
         self.callbacks_are_over = self._is_finished = True
 
     def is_open(self) -> bool:
-        """Return whether neither side has ended the connection: whether it is true."""
+        """Return whether the connection is true: neither side has ended it."""
         is_open = self.state is OPEN or self.state is HALF_CLOSED
         return is_open and not self.closing_from_other_thread and self.output_error is None
 
@@ -258,11 +259,11 @@ class Lifecycle:
         return self.state is OPEN and self.is_open() and not self.eof_from_other_thread
 
     def is_established(self) -> bool:
-        """Return whether the application has the connection, and its own thread knows of no end."""
+        """Return whether the application has the connection, and its own thread has not handled an end."""
         return self.state in ESTABLISHED
 
     def delivers_input(self) -> bool:
-        """Return whether input is delivered: this side has not ended the connection, nor learned of an end."""
+        """Return whether input is delivered: this side has neither ended the connection nor received its end."""
         return self.state in ESTABLISHED and not self.closing_from_other_thread
 
     def is_live(self) -> bool:
@@ -274,7 +275,7 @@ class Lifecycle:
         return self.state is CLOSED and self.callbacks_are_over
 
     def owes_reason(self) -> bool:
-        """Return whether ``handle_close`` is to be called: the application did not end the connection."""
+        """Return whether ``handle_close`` is still due, because the application did not end the connection."""
         return self._close_reason is not None and not self.closing_from_other_thread
 
     def take_close_reason(self) -> Reason | None:

@@ -1,6 +1,6 @@
 """Limits of a listener on crowds, and the count of connections from each host.
 
-This is pure: it knows neither sockets nor greenlets.
+This module is pure: it uses neither sockets nor greenlets.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from ngi_gevent.core.checks import as_positive_timeout, check_count
 
 __all__ = ["NO_LIMITS", "HostCount", "Limits", "check_limits", "host_key"]
 
-#: How an IPv6 address begins that is an IPv4 address: what follows are its four bytes.
+#: The beginning of an IPv6 address that stands for an IPv4 address, whose four bytes follow.
 MAPPED = bytes(10) + b"\xff\xff"
 
-#: Bytes of an IPv6 address that are its network.  A site gets a /64 at least, so each of its users has 2**64 addresses.
+#: Bytes of the network in an IPv6 address.  A site gets a /64 at least, so each of its users has 2**64 addresses.
 NETWORK = 8
 
 
@@ -27,15 +27,16 @@ class _Fields(NamedTuple):
 
 
 class Limits(_Fields):
-    """Limits of a listener on crowds.  Each is None by default, which is no limit.  Immutable.
+    """Limits of a listener on crowds.  Each is None by default, for no limit.  Immutable.
 
     :param max_per_host: open connections from one host; the listener resets further ones.  An IPv6 host counts by its
-        /64 network.  Connections over Unix sockets do not count.  With *proxy_protocol*, hosts are those of clients.
-    :param max_handshakes: handshakes with clients in progress (the PROXY header, and TLS), at which accepting pauses.
-        Until one of them is over, the kernel queues new connections.
+        /64 network.  Connections over Unix sockets do not count.  With *proxy_protocol*, the client's host counts, not
+        the proxy's.
+    :param max_handshakes: pending handshakes with clients (PROXY header and TLS).  At this number, accepting pauses,
+        and the kernel queues new connections until a handshake is over.
     :param max_lifetime: seconds from accepting a connection to its end, with a :class:`~ngi_gevent.Timeout` as the
-        reason.  Pending output is delivered for 30 seconds more, and then the connection is reset.  These seconds also
-        count while a connection is closing.
+        reason.  Pending output is delivered for 30 seconds more; then the connection is reset.  The time in which a
+        connection is closing counts, too.
     :raises TypeError: a limit has the wrong type.
     :raises ValueError: a limit is less than 1, or not more than 0 seconds.
     """
@@ -68,7 +69,7 @@ def check_limits(limits: Any) -> None:
 
 
 def host_key(address: Any) -> bytes | str | None:
-    """Return what connections from the host of *address* have in common; None for a Unix socket.
+    """Return the key of the host of *address*; None for a Unix socket.
 
     Link-local addresses of IPv6 all have the same network, so each counts by itself.
     """

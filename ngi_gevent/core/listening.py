@@ -54,7 +54,7 @@ def check_listen_options(
 
 @contextmanager
 def log_refusal(address: Any) -> Iterator[None]:
-    """Log the ``OSError`` that leaves this block: there is no listener on *address*, one or a list of them."""
+    """Log an ``OSError`` that leaves this block, in which a listener on *address*, or on several, is made."""
     try:
         yield
     except OSError as error:
@@ -63,7 +63,7 @@ def log_refusal(address: Any) -> Iterator[None]:
 
 
 class ListenerOwner(Protocol):
-    """What a listener reports to the implementation that made it."""
+    """The methods that a listener calls on the implementation that made it."""
 
     def forget(self, item: Any) -> None:
         """Forget *item*: the listener is closed, and its last connection is gone."""
@@ -154,7 +154,7 @@ class BaseListener:
         """Return how many bytes of output the peers have not taken; None if no connection is left."""
         return unsent_size_of(list(self._connections))
 
-    # What connections report to their owner.
+    # Called by connections.
 
     def handler_raised(self, peer: Any, where: str, error: BaseException) -> None:
         self._owner.handler_raised(peer, where, error)
@@ -167,10 +167,10 @@ class BaseListener:
         del self._connections[connection]
         self._check_empty()
 
-    # What a kind of listener adds.
+    # Overridden by each kind of listener.
 
     def _bytes(self, connections: list[Any]) -> tuple[int | None, int | None]:
-        """Return how many bytes all connections, and *connections* now, have received and sent; None if unknown."""
+        """Return how many bytes ended connections and *connections* have received and sent; None if unknown."""
         return None, None
 
     def _times(self) -> tuple[float | None, float | None]:
@@ -185,7 +185,7 @@ class BaseListener:
         raise NotImplementedError
 
     def _current_connection(self) -> BaseConnection | None:
-        """Return the connection in whose callback the caller is; None if it is not in a callback."""
+        """Return the connection whose callback the caller is in; None outside of callbacks."""
         raise NotImplementedError
 
     def _wait_until_empty(self, timeout: float | None) -> None:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LINGER_TIMEOUT", "ConnectionOptions"]
 
-#: Seconds for which a closed connection, everything delivered, waits for input or for its end.
+#: Seconds that a closed connection waits for input, or for its end, after all output has been delivered.
 LINGER_TIMEOUT = 1.0
 
-#: What Linux takes at most for the three parts of ``keep_alive``.
+#: The largest values that Linux accepts for the three parts of ``keep_alive``.
 MOST_KEEP_ALIVE = {"idle": 32767, "interval": 32767, "count": 127}
 
 

@@ -1,6 +1,6 @@
-"""The output of a connection that its peer has not taken: the pieces, how many bytes wait, and when that is too much.
+"""The pending output of a connection: its pieces, their size, and its limits.
 
-This is pure: ``flush`` is given the calls that send.
+This module is pure: callers pass the functions that send to ``flush``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ __all__ = ["HIGH_WATER", "LOW_WATER", "OUTPUT_LIMIT", "Lines", "OutputQueue", "P
 
 Piece: TypeAlias = "bytes | memoryview"
 
-#: Bytes of pending output from which on answers are limited.  Input is still delivered until it has been answered with
-#: as much again.  Then none is delivered until less than the low-water mark is pending.  Output that is not an answer
-#: does not stop reading: two ends that each send a lot at once would wait for each other forever.  The kernel buffers
-#: some megabytes besides, so this bounds memory without costing throughput.
+#: Bytes of pending output at which limits on answers begin and end.  From the high-water mark on, input is still
+#: delivered until it has been answered with as much again.  Then reading stops until less than the low-water mark is
+#: pending.  Output that is not an answer does not stop reading; otherwise two ends that each send a lot at once would
+#: wait for each other forever.  The kernel buffers some megabytes in addition, so this bounds memory without costing
+#: throughput.
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 
-#: Bytes of pending output at which one more write aborts the connection.  It is enough for any answer that is made in
-#: one piece rather than given to ``writelines``, and a peer that does not read cannot fill the memory.
+#: Bytes of pending output at which one more write aborts the connection.  This is enough for any answer that is written
+#: in one piece, and a peer that does not read cannot fill the memory.
 OUTPUT_LIMIT = 64 * 1024 * 1024
 
 #: Bytes up to which pieces are joined for one system call.  Larger pieces are sent together, without a copy.
@@ -37,8 +38,8 @@ PIECES_AT_ONCE = 16
 class Lines:
     """An iterable given to ``writelines``, from which output is pulled.
 
-    It counts for output limits until it is exhausted, since a handler that answers everything with ``writelines`` must
-    not fill the memory either.  Each counts for ``ITERATOR_SIZE`` bytes, and a list also for the bytes in it.
+    An iterable counts for output limits until it is exhausted.  Otherwise a handler that answers everything with
+    ``writelines`` could fill the memory.  It counts as ``ITERATOR_SIZE`` bytes, and a list also as the bytes in it.
     """
 
     __slots__ = ("_iterator", "known")
@@ -115,7 +116,7 @@ class OutputQueue:
         self.pieces: list[Piece] = []
         #: Bytes of pending output, iterables included.
         self.size = 0
-        #: Bytes of output that the network takes although the peer does not, if these are counted here, too.
+        #: Bytes that the network holds for a peer that does not read, if they count in ``size``.
         self.room = room
         #: Iterables that are not exhausted.
         self.iterables = 0
@@ -133,7 +134,7 @@ class OutputQueue:
     def append(self, data: bytes) -> None:
         """Add *data*, and count it."""
         size = len(data)
-        self.size += size  # no call in between: a signal handler that writes may run in any call
+        self.size += size  # no call in between, because a signal handler that writes can run in any call
         self.pieces.append(data)
 
     def add_lines(self, lines: Lines) -> None:
@@ -151,9 +152,9 @@ class OutputQueue:
         self.iterables -= 1
 
     def drop(self) -> None:
-        """Forget all of it."""
+        """Drop all pending output."""
         self.is_dropped = self.is_dropped or self.size > 0
-        del self.pieces[:]  # no call in between: a signal handler that writes may run in any call
+        del self.pieces[:]  # no call in between, because a signal handler that writes can run in any call
         self.size = self.iterables = 0
         self.wake_drains()
 
@@ -161,7 +162,7 @@ class OutputQueue:
 
     @property
     def pending(self) -> int:
-        """Bytes that wait for the peer.  What iterables will yield is not among these."""
+        """Bytes that wait for the peer.  Later output of iterables does not count."""
         return max(0, self.size - self.iterables * Lines.ITERATOR_SIZE - self.room)
 
     def is_below(self, below: int) -> bool:
@@ -180,13 +181,13 @@ class OutputQueue:
         self.drains = tuple(drain for drain in self.drains if drain[0] is not flag)
 
     def wake_drains(self) -> None:
-        """Set the flags for which little enough is pending."""
+        """Set the flags whose condition is met."""
         for flag, below in self.drains:
             if self.is_dropped or self.is_below(below):
                 flag.set()
 
     def leave_to_parent(self) -> None:
-        """Forget all of it, and wake no caller of ``drain``, in a forked child."""
+        """Drop all pending output in a forked child, without waking callers of ``drain``."""
         del self.pieces[:]
         self.size, self.is_dropped, self.drains = 0, True, ()
 
@@ -195,7 +196,7 @@ class OutputQueue:
 
         :param send: sends one piece, and returns how many bytes were taken, as ``send`` of a non-blocking socket.
         :param send_several: the same for several pieces, as ``sendmsg``.
-        :raises OSError: whatever they raise, except ``BlockingIOError``.
+        :raises OSError: *send* or *send_several* raised it, and it is not a ``BlockingIOError``.
         """
         pieces = self.pieces
         try:
@@ -209,7 +210,7 @@ class OutputQueue:
             pass
 
     def remove(self, sent: int, sending: list[Piece]) -> bool:
-        """Remove *sent* bytes, which were sent of the first pieces, *sending*.  Return whether that is all of these."""
+        """Remove the *sent* bytes from the first pieces, *sending*.  Return whether all of *sending* was sent."""
         pieces = self.pieces
         self.size -= sent
         for piece in sending:
@@ -237,7 +238,7 @@ class OutputQueue:
         return self.size > self.limit
 
     def limit_answers(self, more: int = 0) -> None:
-        """Note that input is delivered although much output is pending: only so much more may be written.
+        """Limit answers from now on, because input is delivered while much output is pending.
 
         :param more: bytes of output that are pending elsewhere.
         """
@@ -246,7 +247,7 @@ class OutputQueue:
             self.is_watched = True
 
     def is_full(self, more: int = 0) -> bool:
-        """Return whether input must wait until the peer takes output; to ask counts as delivering input.
+        """Return whether input must wait until the peer takes output.  Each call counts as a delivery of input.
 
         :param more: bytes of output that are pending elsewhere.
         """
@@ -257,7 +258,7 @@ class OutputQueue:
         return self.exceeds_threshold(more)
 
     def exceeds_threshold(self, more: int = 0) -> bool:
-        """Return whether input has been answered with as much as is allowed."""
+        """Return whether the answers to input have reached their limit."""
         return self.pause_threshold is not None and self.size + more > self.pause_threshold
 
     def is_low(self) -> bool:

@@ -1,4 +1,4 @@
-"""What an implementation has outstanding, and where the exceptions of handlers go."""
+"""Everything that keeps ``wait`` waiting, and the reports of exceptions in handlers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["OnError", "Registry", "log_error"]
 
 
 class _Item(Protocol):
-    """What can be outstanding: a connection attempt, a client connection, or a listener of either kind."""
+    """A connection attempt, a client connection, or a listener of either kind."""
 
     def stop(self) -> None:
         """End without waiting."""
@@ -23,7 +23,7 @@ class _Item(Protocol):
         """Return how many bytes of output the peers have not taken; None if no connection is left."""
 
 
-#: Called with the registry, the peer, the name of what has raised, the exception, and the function that logs it.
+#: Called with the registry, the peer, the name of the callback, the exception, and the function that logs it.
 OnError: TypeAlias = Callable[[Any, Any, str, BaseException, logs.LogRaised], None]
 
 
@@ -40,7 +40,8 @@ def log_error(registry: Any, peer: Any, where: str, error: BaseException, log: l
 class Registry:
     """Everything that ``wait`` waits for: connection attempts, client connections, and listeners of both kinds.
 
-    It is their owner.  A server connection belongs to its listener, which is outstanding for as long as the connection.
+    The registry is the owner of these.  A server connection belongs to its listener, which stays in the registry as
+    long as the connection exists.
     """
 
     def __init__(self, on_error: OnError = log_error) -> None:
@@ -70,7 +71,7 @@ class Registry:
             wake()
 
     def includes(self, item: Any) -> bool:
-        """Return whether *item* is outstanding, or is a connection whose listener is; None is not."""
+        """Return whether *item* is in the registry, or is a connection whose listener is; False for None."""
         return item in self._items or getattr(item, "control", None) in self._items
 
     def unsent_size(self) -> int | None:
@@ -78,11 +79,11 @@ class Registry:
         return unsent_size_of(list(self._items))
 
     def expect_stop(self) -> None:
-        """Note that ``stop`` will be called soon.  Called on any thread, before handlers can meet the close."""
+        """Note that ``stop`` will be called soon.  Can be called on any thread, before handlers run into the close."""
         self._stops = True
 
     def stop(self) -> None:
-        """End everything without waiting, except connections that are closed already: they finish delivering."""
+        """End everything without waiting, except closed connections, which finish delivering."""
         self._stops = True
         for item in list(self._items):
             if not isinstance(item, BaseConnection) or item.delivers_input():
@@ -93,13 +94,13 @@ class Registry:
     # What the items call.
 
     def connection_ended(self, reason: Any) -> None:
-        """Count nothing: these are the connections of clients."""
+        """Do nothing, because ends of client connections are not counted."""
 
     def connection_gone(self, connection: Any) -> None:
         self.forget(connection)
 
     def handler_raised(self, peer: Any, where: str, error: BaseException, log: logs.LogRaised = log_raised) -> None:
-        # A handler that connects again cannot know that the end of its connection was that of the program.
+        # A handler that reconnects cannot distinguish the end of the program from another end of its connection.
         if self._stops and log is log_raised and isinstance(error, ImplementationClosed):
             logs.connections.debug("connection with %r: %s used the implementation after its close", peer, where)
         else:

@@ -1,7 +1,7 @@
 """Native threads: locks, and flags that any thread can set and wait for.
 
-Under monkey-patching, the functions of ``threading`` and ``_thread`` are about greenlets.  This module uses the
-original ones, in every program.
+Under monkey-patching, the functions of ``threading`` and ``_thread`` apply to greenlets.  This module uses the original
+ones, in every program.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def make_lock() -> Any:
 
 def _free_locks() -> None:
     for lock in list(_locks):
-        if not lock._is_owned():  # by this thread: a signal handler may have forked in between
+        if not lock._is_owned():  # owned by this thread if a signal handler has forked in between
             lock._at_fork_reinit()  # no public method does this; the standard library calls it, too
 
 
@@ -81,7 +81,7 @@ def start_new_thread(function: Callable[..., object], arguments: tuple[Any, ...]
         has_begun.release()
         function(*arguments)
 
-    # Asked for at each call, since a simulation replaces the original.
+    # Looked up at each call, because a simulation replaces the original.
     ident: int = get_original("_thread", "start_new_thread")(run, ())
     has_begun.acquire()
     return ident
@@ -89,7 +89,7 @@ def start_new_thread(function: Callable[..., object], arguments: tuple[Any, ...]
 
 def cpu_clock() -> int | None:
     """Return the id of the clock for the processor time of the calling thread; None if the system has none."""
-    get = getattr(time, "pthread_getcpuclockid", None)  # macOS has none
+    get = getattr(time, "pthread_getcpuclockid", None)  # missing on macOS
     return None if get is None else get(get_ident())
 
 
@@ -102,7 +102,7 @@ def seconds_of(clock_id: int | None) -> float | None:
 
 
 def is_only_thread() -> bool:
-    """Return whether there is no other native thread, except those of gevent's pool, for which a greenlet waits."""
+    """Return whether no other native thread exists, except in gevent's pool, whose threads have a waiting greenlet."""
     hub = get_hub_if_exists()
     return len(sys._current_frames()) == 1 + (0 if hub is None else hub.threadpool.size)
 
@@ -145,13 +145,13 @@ class Flag:
         Blocks the greenlet, or a thread that has no hub.
 
         :param timeout: seconds to wait at most; None for no limit.
-        :param alone: whether only this thread can set it.  If nothing on it can set it any more, and there is no other
-            thread, a *timeout* counts as expired at once, except in virtual time.
-        :raises Deadlock: the same, without a *timeout*.
+        :param alone: whether only this thread can set the flag.  If nothing on this thread can set it any more, and no
+            other thread exists, *timeout* counts as expired at once, except in virtual time.
+        :raises Deadlock: with *alone* and without *timeout*, nothing can set the flag any more.
         """
         switch_out = getattr(getcurrent(), "switch_out", None)
         if switch_out is not None and not self._set:
-            switch_out()  # which raises, in a callback that cannot wait; gevent calls it, too
+            switch_out()  # raises in a callback that cannot wait; gevent calls it, too
         hub = get_hub_if_exists()
         if hub is None:
             if not alone or self._set or not is_only_thread():
@@ -174,7 +174,7 @@ class Flag:
 
     def _wait_for_any_thread(self, hub: Any, timeout: float | None) -> None:
         event = Event()
-        # Another thread can do nothing else to a loop than send to such a watcher, which also keeps the loop running.
+        # Other threads can use only this kind of a loop's watchers.  It also keeps the loop running.
         watcher = hub.loop.async_()
         watcher.start(event.set)
         # A gevent.Timeout that expires at the moment of a Ctrl-C would be raised later, anywhere in the program.

@@ -17,11 +17,11 @@ __all__ = ["Interruption", "WhileOpen"]
 
 
 class Interruption(BaseException):
-    """Interrupts a block.  It is not an ``Exception``, so that code which handles those does not stop it."""
+    """The interruption of a block.  It is not an ``Exception``, so ``except Exception`` does not catch it."""
 
 
 class Interrupting(Protocol):
-    """What a block asks of its connection."""
+    """The methods that a block calls on its connection."""
 
     def enter_block(self, block: WhileOpen) -> None:
         """Interrupt *block* when the connection ends.  Raises what ``while_open`` raises."""
@@ -39,8 +39,8 @@ class WhileOpen:
     def __init__(self, connection: Interrupting) -> None:
         self._connection = connection
         self._greenlet: Any = None  # in the block
-        self._callback: Any = None  # once it is to be interrupted
-        self._reason: Reason | None = None  # of the end, if the connection does not know it
+        self._callback: Any = None  # set once the block will be interrupted
+        self._reason: Reason | None = None  # of the end, if the connection has not recorded it
         self._interruption: Interruption | None = None
 
     def __enter__(self) -> None:
@@ -60,7 +60,7 @@ class WhileOpen:
     def interrupt(self, reason: Reason | None = None) -> None:
         """Interrupt the block when its greenlet waits.  Never blocks.
 
-        :param reason: why the connection will end, if it does not know yet.
+        :param reason: why the connection will end, if it has not recorded that yet.
         """
         if self._callback is None:
             self._reason = reason
