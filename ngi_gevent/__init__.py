@@ -1,6 +1,7 @@
 """The Network Gateway Interface on gevent: handlers for network connections, testable without sockets."""
 
 from ngi_gevent.core.limits import Limits
+from ngi_gevent.core.service import Service
 from ngi_gevent.errors import (
     ConnectionClosed,
     ConnectionFailed,
@@ -14,7 +15,6 @@ from ngi_gevent.errors import (
     UnexpectedResponse,
     WouldWait,
 )
-from ngi_gevent.service import Service
 from ngi_gevent.sockets.implementation import Implementation
 from ngi_gevent.sockets.inline import Inline
 from ngi_gevent.sockets.threaded import Threaded

@@ -33,8 +33,8 @@ from gunicorn.systemd import SD_LISTEN_FDS_START
 from gunicorn.workers import base
 
 from ngi_gevent.core import clock, logs
+from ngi_gevent.core.service import Service
 from ngi_gevent.errors import Timeout
-from ngi_gevent.service import Service
 from ngi_gevent.sockets.implementation import Implementation
 
 if TYPE_CHECKING:

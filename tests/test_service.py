@@ -16,16 +16,31 @@ class Echo:
         connection.write(data.upper())
 
 
-def test_a_service_is_a_server(ngi_implementation):
+def test_a_service_is_a_server():
     service = ngi_gevent.Service(Echo, idle_timeout=100)
+    assert testing.converse(service, [b"hello"]).data == b"HELLO"
+    assert service.server is Echo
+    assert repr(service) == f"<Service {Echo!r}, options: idle_timeout>"
+
+
+def test_a_listener_uses_the_options_of_a_service(ngi_implementation):
+    with pytest.raises(ValueError, match=r"idle_timeout .*-1"):
+        ngi_implementation.listener(None, ngi_gevent.Service(Echo, idle_timeout=-1))
+
+
+def test_options_of_the_call_replace_those_of_a_service(ngi_implementation):
+    listener = ngi_implementation.listener(None, ngi_gevent.Service(Echo, idle_timeout=-1), idle_timeout=100)
     client = testing.Recorder()
-    listener = ngi_implementation.listener(None, service, **service.options)
     listener.connect(client)
     client.wait_connected().write(b"hello")
     client.expect(b"HELLO")
     listener.close()
-    assert service.server is Echo
-    assert repr(service) == f"<Service {Echo!r}, options: idle_timeout>"
+
+
+def test_a_listener_on_a_faulty_network_uses_the_options_of_a_service(ngi_implementation):
+    faulty = testing.Faulty(ngi_implementation, testing.Plan())
+    with pytest.raises(ValueError, match=r"idle_timeout .*-1"):
+        faulty.listener(None, ngi_gevent.Service(Echo, idle_timeout=-1))
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ from ngi_gevent.core.address import (
     check_local_address,
     check_send_address,
 )
-from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server
+from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler
 from ngi_gevent.core.datagram import BUFFER_SIZE, check_datagram_handler, check_datagram_options
 from ngi_gevent.core.limits import NO_LIMITS, Limits
 from ngi_gevent.core.listening import check_listen_options
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
+from ngi_gevent.core.service import takes_service
 from ngi_gevent.errors import Deadlock, ImplementationClosed, Timeout
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.acceptor import default_max_connections
@@ -143,6 +144,7 @@ class Implementation:
         registry.add(Connector(registry, hub, destination, handler, timeout, make_connection))
 
     @on_its_hub
+    @takes_service
     def listener(
         self,
         address: Address | list[Any],
@@ -214,7 +216,6 @@ class Implementation:
         """
         check_listen_options(backlog, max_connections, limits, slow_callback, reuse_port, dual_stack, mode, owner)
         addresses = check_listen_addresses(address, dual_stack, mode, owner)
-        check_server(handler)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
         crowd = Crowd(limits, is_behind_proxies=proxy_protocol is not None)
         make_connection = transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol, crowd)
@@ -265,8 +266,7 @@ class Implementation:
             with several addresses, the first possible one is used, IPv4 first.
         :param buffer_size: bytes of the longest datagram.  A longer one is dropped, with a warning of the logger
             ``ngi_gevent.datagram``.  The default takes the longest that UDP has; Unix sockets can send longer ones.
-        :param reuse_port: whether other sockets can receive on the same port; the kernel then distributes datagrams, by
-            the address of the sender.
+        :param reuse_port: whether other sockets can receive on the same port; the kernel chooses by the sender.
         :param broadcast: whether the listener's ``send`` can send to broadcast addresses.
         :param mode: as for ``listener``, and so is *owner*.
         :raises TypeError: an argument has the wrong type.

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.adapters import Base
-from ngi_gevent.core.checks import check_client_handler, check_server
+from ngi_gevent.core.checks import check_client_handler
+from ngi_gevent.core.service import parts
 from ngi_gevent.interfaces import IImplementation, IListener, IUDPListener, documented_by
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class WrappingImplementation:
         self.implementation.connect(address, self.wrap_client(handler), **options)
 
     def listener(self, address: Any, server: IServer, **options: Any) -> Any:
-        check_server(server)
+        server, options = parts(server, options)
         wrapping = self.wrap_listener(server)
         try:
             wrapping.listener = self.implementation.listener(address, wrapping.serve, **options)

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, check_server, connect_delay_of
+from ngi_gevent.core.checks import as_bytes, as_timeout, check_client_handler, connect_delay_of
 from ngi_gevent.core.datagram import (
     BUFFER_SIZE,
     check_datagram_handler,
@@ -22,6 +22,7 @@ from ngi_gevent.core.limits import NO_LIMITS, Limits
 from ngi_gevent.core.listening import check_listen_options, log_refusal
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
+from ngi_gevent.core.service import takes_service
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout, WouldWait
 from ngi_gevent.sockets import transport
 from ngi_gevent.sockets.crowd import Crowd
@@ -148,6 +149,7 @@ class Implementation:
             self._turns.queue(begin)
         self._turns.run()
 
+    @takes_service
     def listener(
         self,
         address: Hashable | list[Any],
@@ -181,7 +183,6 @@ class Implementation:
         :raises OSError: another listener has the address.
         """
         self._check_open()
-        check_server(handler)
         check_listen_options(backlog, max_connections, limits, slow_callback, reuse_port, dual_stack, mode, owner)
         options = ConnectionOptions.checked(idle_timeout, output_limit, keep_alive, linger_timeout)
         transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol, Crowd(limits))

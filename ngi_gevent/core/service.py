@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ngi_gevent.core.checks import check_server
 from ngi_gevent.interfaces import ListenOptions
@@ -14,13 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Service"]
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 
 class Service:
     """A server with the options of its listener.
 
     A process manager makes the listener, so the application cannot call ``listener`` with options.  It names a
-    ``Service`` instead; see :class:`ngi_gevent.gunicorn.Worker`.  A service is a server itself, which tests can give to
-    any ``listener``.
+    ``Service`` instead; see :class:`ngi_gevent.gunicorn.Worker`.  Each ``listener`` of this package takes a service in
+    place of a server, and uses its options.  Options in the call of ``listener`` replace those of the service.
 
     :ivar server: the server.
     :ivar options: the options, a dict.
@@ -43,3 +47,23 @@ class Service:
 
     def __call__(self, connection: IServerConnection, /) -> object:
         return self.server(connection)
+
+
+def parts(server: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the server of a service, and all options; and for another server, the arguments.
+
+    :raises TypeError: *server* is not callable.
+    """
+    check_server(server)
+    return (server.server, {**server.options, **options}) if isinstance(server, Service) else (server, options)
+
+
+def takes_service(listener: Method) -> Method:
+    """Let the method *listener* take a service in place of a server.  A decorator."""
+
+    @functools.wraps(listener)
+    def call(self: Any, address: Any, handler: Any, **options: Any) -> Any:
+        handler, options = parts(handler, options)
+        return listener(self, address, handler, **options)
+
+    return cast(Method, call)
