@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -299,12 +300,12 @@ def listen_options(cfg: Any, application: Any) -> ListenOptions:
     return options
 
 
-def trusted_networks(allowed: list[str]) -> list[str]:
+def trusted_networks(allowed: Sequence[object]) -> list[str]:
     """Return gunicorn's setting ``proxy_allow_ips`` as the option ``proxy_protocol``, which always has ``'unix'``.
 
     In gunicorn, the permissions of a Unix socket decide which peers are trusted.
     """
-    networks = [each for each in allowed if each != "*"]
+    networks = [str(each) for each in allowed if each != "*"]  # in gunicorn 24, they are ip_network objects
     return [*networks, *(["0.0.0.0/0", "::/0"] if "*" in allowed else []), "unix"]
 
 

@@ -17,11 +17,19 @@ from stages import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 
+try:
+    from gunicorn.config import KNOWN_SETTINGS
+except ImportError:  # tests of gunicorn are skipped
+    KNOWN_SETTINGS = []
+
+#: gunicorn has a control socket, in the home directory, from 25.1 on.
+NO_CONTROL_SOCKET = ["--no-control-socket"] * any(each.name == "control_socket_disable" for each in KNOWN_SETTINGS)
+
 
 def command(*arguments: object) -> list[str]:
     """What starts gunicorn, with a worker of this package, and warnings shown once."""
     return [
-        *(sys.executable, "-m", "gunicorn", "--no-control-socket"),
+        *(sys.executable, "-m", "gunicorn", *NO_CONTROL_SOCKET),
         *("-k", "ngi_gevent.gunicorn.Worker", *map(str, arguments)),
     ]
 
