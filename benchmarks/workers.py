@@ -1,7 +1,8 @@
 """Requests a second with one worker of gunicorn, and with two: ``python -m benchmarks.workers``.
 
-Each request takes about a millisecond of Python, as a short computation does, and the load is on the same machine.  So
-what counts is the ratio, which two free cores would bring to 2.
+Each request takes about a millisecond of Python, as a short computation does.  The load runs on the same machine, so
+only the ratio counts.  Two free cores would bring it to 2.  With its default settings, this writes
+``benchmarks/results/workers.md``.
 """
 
 from __future__ import annotations
@@ -17,9 +18,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks import machine
 from ngi_gevent.interfaces import IServerConnection
+
+RESULTS = Path(__file__).parent / "results"
+
+#: How often both are measured, and the seconds of each measurement.
+ROUNDS, SECONDS = 20, 0.5
 
 #: Numbers that each request adds up: about a millisecond.
 WORK = 40_000
@@ -106,22 +114,59 @@ def rate(sockets: list[socket.socket], seconds: float) -> float:
     return answered / elapsed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
-    options = parser.parse_args()
-    # Both run all the time, and get load in turns: other processes on the machine disturb both in the same way.
+def measured(rounds: int, seconds: float) -> list[tuple[float, float]]:
+    """Return the requests a second of one worker and of two, for each round.
+
+    Both run all the time, and get load in turns: other processes on the machine disturb both in the same way.
+    """
     with contextlib.ExitStack() as stack:
         one, two = (connect(stack.enter_context(gunicorn(workers)), workers) for workers in (1, 2))
         for sock in one + two:
             stack.enter_context(sock)
-        rates = [(rate(one, options.seconds), rate(two, options.seconds)) for _ in range(options.rounds)]
-    ratios = [second / first for first, second in rates]
-    for number, each in enumerate(zip(*rates, strict=True), 1):
-        print(f"workers: {number}, requests/s: {statistics.median(each):,.0f}")
-    least, *_, most = statistics.quantiles(ratios, n=4)
-    print(f"ratio: {statistics.median(ratios):.2f} (half of the rounds: {least:.2f}-{most:.2f})")
+        return [(rate(one, seconds), rate(two, seconds)) for _ in range(rounds)]
+
+
+def markdown(rates: list[tuple[float, float]], seconds: float) -> str:
+    """Return *rates* as a page."""
+    least, median, most = statistics.quantiles([second / first for first, second in rates], n=4)
+    medians = [
+        f"| {workers} | {statistics.median(each):,.0f} |" for workers, each in enumerate(zip(*rates, strict=True), 1)
+    ]
+    described = {**machine.described(), "gunicorn": version("gunicorn")}
+    return f"""\
+# One worker of gunicorn, and two
+
+`python -m benchmarks.workers` measures how many requests two workers answer, compared with one. Each request adds up
+{WORK:,} numbers, which takes about a millisecond of Python. {CONNECTIONS} connections have one request each at a time.
+
+**The load runs on the same machine, and takes processor time from the workers.** So only the ratio counts. Two free
+cores would bring it to 2.
+
+{", ".join(f"{name} {value}" for name, value in described.items())}.
+
+| workers | requests a second |
+| ---: | ---: |
+{chr(10).join(medians)}
+
+Ratio: **{median:.2f}**. In half of the rounds, it was between {least:.2f} and {most:.2f}. The figures are medians of
+{len(rates)} rounds. In each of them, one worker and then two get load for {seconds:g} seconds.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
+    parser.add_argument("--output", type=Path, help="the directory for workers.md")
+    options = parser.parse_args()
+    page = markdown(measured(options.rounds, options.seconds), options.seconds)
+    is_full = (options.rounds, options.seconds) == (ROUNDS, SECONDS)
+    output = options.output or (RESULTS if is_full else None)
+    if output is None:
+        print(page)
+    else:
+        (output / "workers.md").write_text(page)
+        print(f"written to {output / 'workers.md'}")
 
 
 if __name__ == "__main__":
