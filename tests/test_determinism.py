@@ -16,7 +16,7 @@ from greenlet import greenlet
 from simulated_programs import run_program
 
 #: Programs that the slow part runs.
-PROGRAMS = 80
+PROGRAMS = 40
 
 
 def count_greenlets() -> int:

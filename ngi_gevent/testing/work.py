@@ -1,8 +1,8 @@
 """A check that the work of a server does not grow with the square of its input.
 
-Work is the lines of Python that run, and the bytes of memory that each of them takes.  So the speed and load of the
-machine do not matter.  This does not notice work in C that takes no memory, such as searching a ``bytearray`` from its
-beginning again and again.
+Work is the lines of Python that run outside of this package, and the bytes of memory that each of them takes.  So the
+speed and load of the machine do not matter.  This does not notice work in C that takes no memory, such as searching a
+``bytearray`` from its beginning again and again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ REPEATED, TIMES = 4 * 1024, 8
 #: The limit for the cost of twice as many bytes; exactly linear is 2.
 RATIO = 2.5
 
-_OWN = os.path.dirname(__file__) + os.sep
+#: The files of this package.
+_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 def check_work(server: IServer, conversation: bytes) -> None:
@@ -131,7 +132,7 @@ class _Meter:
             tracemalloc.stop()
 
     def _enter(self, frame: FrameType, event: str, argument: object) -> Any:
-        # Code of this package plays the network, which is not the work of the server.
+        # Lines of this package are not the work of the server.  Memory that they take counts with the line behind them.
         return None if frame.f_code.co_filename.startswith(_OWN) else self._line
 
     def _line(self, frame: FrameType, event: str, argument: object) -> Any:
