@@ -320,7 +320,8 @@ class IConnection(Protocol):
         :raises ConnectionClosed: the connection has ended, or the peer has finished sending, or the handshake failed.
             A failure is also in the log, at level INFO, and ``handle_close`` gets the error.
         :raises RuntimeError: the connection has TLS already, or another greenlet has called this; or an iterable given
-            to ``writelines`` is not exhausted; or a ``SansIO`` is on the connection.  Nothing has changed then.
+            to ``writelines`` is not exhausted; or a ``SansIO`` that was not detached is on the connection.  Nothing has
+            changed then.
         :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *timeout* is not a number.
         :raises ValueError: the context cannot be used so, *server_hostname* is for clients, or *timeout* is negative.
         """

@@ -139,6 +139,31 @@ def test_other_exceptions_of_the_parser_count_as_those_of_the_handler(stage, cap
     assert "handle_input raised an exception" in caplog.text
 
 
+@pytest.mark.parametrize("first", [b"", b"one "])
+def test_the_parser_keeps_events_behind_a_detach(stage, first):
+    class Changing(Listing):
+        def connected(self, connection: Any) -> None:
+            self.meet(connection)
+            self.words = Words()
+            self.events: list[Any] = []
+            SansIO(connection, self.words.receive, self.words.events).set_handler(self)
+
+        def handle_input(self, connection: Any, event: Any) -> None:
+            super().handle_input(connection, event)
+            if event == b"change":
+                below, rest = connection.detach()
+                assert rest == b""
+                below.set_handler(self)
+
+    client, served = stage.talk(Changing)
+    client.connection.write(first + b"change two three ")
+    stage.until(lambda: client.data.endswith(b"[change] "))
+    client.connection.write(b"end")
+    stage.until(lambda: client.data.endswith(b"[end] "))
+    assert served.events == [*first.split(), b"change", b"end"]
+    assert list(served.words.events()) == [b"two", b"three"]
+
+
 @pytest.mark.slow
 def test_it_makes_no_difference_how_the_input_is_cut():
     def serve(connection: Any) -> None:

@@ -190,16 +190,6 @@ def test_files_do_not_return_plaintext_once_tls_was_asked_for(tcp):
     output.close()
 
 
-def test_a_parser_that_may_have_plaintext_is_no_way_to_tls(tcp):
-    """Nothing has changed then: the connection goes on in plaintext."""
-    client, served = tcp.talk()
-    adapters.SansIO(client.connection, lambda data: None, lambda: [b"event"]).set_handler(client)
-    with pytest.raises(RuntimeError, match="detach"):
-        client.connection.start_tls(client_context(), server_hostname="localhost")
-    client.connection.write(b"plaintext")
-    tcp.until(lambda: served.data == b"plaintext")
-
-
 SCRIPT = b"first\nSTARTTLS\nDELETE everything\n"
 
 

@@ -7,7 +7,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ngi_gevent.core.callbacks import give_handler, handles_eof, name_of_handler, take_undelivered_of
+from ngi_gevent.core.callbacks import (
+    check_start_tls_of,
+    give_handler,
+    handles_eof,
+    name_of_handler,
+    take_undelivered_of,
+)
 from ngi_gevent.core.checks import as_iterator, check_handler, close_iterator
 from ngi_gevent.core.lifecycle import END_OF_INPUT
 from ngi_gevent.core.output import LOW_WATER
@@ -17,7 +23,7 @@ from ngi_gevent.interfaces import IConnection, IConnectionHandler, documented_by
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import Data, Reason
 
-__all__ = ["Base", "Converted", "Records", "Within", "bottom"]
+__all__ = ["DETACHED", "Base", "Converted", "Records", "Within", "bottom"]
 
 Adapter = TypeVar("Adapter", bound="Base")
 
@@ -41,7 +47,8 @@ class _Detached:
         self.__getattr__(name)
 
 
-_DETACHED = _Detached()
+#: The only one.
+DETACHED = _Detached()
 
 
 def bottom(connection: Any) -> Any:
@@ -110,6 +117,10 @@ class Base:
 
     def start_tls(self, ssl_context: Any, **options: Any) -> None:
         self.connection.start_tls(ssl_context, **options)
+
+    def check_start_tls(self) -> None:
+        """Raise ``RuntimeError`` if this adapter, or one above it, cannot return the input that it has."""
+        check_start_tls_of(self._handler)
 
     def take_undelivered(self) -> bytes:
         """Remove the input that this adapter, or the handler, has and has not delivered, and return it, for TLS.
@@ -195,24 +206,24 @@ class Base:
         self.connection.when_closed(callback)
 
     def detach(self) -> tuple[Any, bytes]:
-        """Take the adapter off its connection, to go on without it, and return what it has not delivered.
+        """Remove the adapter from its connection, and return the input that it has not delivered.
 
-        Never blocks.  Call it in a callback, on the greenlet of the connection.  Then set a handler on the connection
-        below, and call its ``handle_input`` with the bytes, if there are any.  Later input goes to that handler.  The
-        adapter is false afterwards.  Any other use of it raises ``RuntimeError``.
+        Never blocks.  Call it in a callback, on the connection's greenlet.  Then set a handler on the connection below,
+        and pass the bytes to its ``handle_input``, if there are any.  Later input goes to that handler.  The adapter is
+        false afterwards, and any other use of it raises ``RuntimeError``.
 
-        Adapters of your own that keep input override this, and add it to the bytes.
+        If your own adapter keeps input, override this, and add that input to the bytes.
 
         :returns: the connection below, and the input that was received and not delivered.
         :raises RuntimeError: the adapter was detached before.
         """
         self.check_attached()
-        connection, self.connection, self._handler = self.connection, _DETACHED, None
+        connection, self.connection, self._handler = self.connection, DETACHED, None
         return connection, b""
 
     def check_attached(self) -> None:
         """Raise ``RuntimeError`` if the adapter was detached."""
-        if self.connection is _DETACHED:
+        if self.connection is DETACHED:
             raise RuntimeError("the adapter was detached; use the connection below, and set a handler on it")
 
     # The handler, to the connection.
@@ -241,7 +252,7 @@ class Base:
 
     def pass_on(self, record: Any) -> None:
         """Call the handler with *record*, one of those given to ``deliver``."""
-        if self._handler is None and self.connection is _DETACHED:
+        if self._handler is None and self.connection is DETACHED:
             raise RuntimeError(f"records were left when {type(self).__name__} was detached; let detach return them")
         self._handler.handle_input(self, record)
 

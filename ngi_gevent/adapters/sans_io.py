@@ -1,4 +1,4 @@
-"""``SansIO``: an adapter over a parser that does no input or output, such as those of h11, wsproto and hiredis."""
+"""``SansIO``: an adapter for a parser that does no input or output, such as the parsers of h11, wsproto and hiredis."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ngi_gevent.adapters.base import Base
+from ngi_gevent.adapters.base import DETACHED, Base
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnection
@@ -19,22 +19,25 @@ _NONE = object()
 class SansIO(Base):
     """An adapter that feeds a parser with input, and delivers the parser's events.
 
-    The parser is one of a library, or of your own.  It does no input or output, and the adapter knows it only by the
-    functions that it is given.  Output is not changed: the handler writes what the parser makes of its answer.
+    The parser comes from a library, or is your own.  It does no input or output, and the adapter calls only the
+    functions that you pass.  Output is not changed: the handler writes the bytes that the parser makes of its answer.
 
-    An event is taken from the parser only once the handler has returned from the one before it.  So the handler can
-    tell the parser something in between.  While reading is paused, or too much output is pending, none is taken.
+    The adapter takes an event from the parser only after the handler has returned from the event before.  So the
+    handler can instruct the parser in between.  While reading is paused, or too much output is pending, no event is
+    delivered, but one can be taken in advance.
 
-    Take it off with ``detach`` once the parser is done.  What the parser has, and has made no event of, stays with it.
+    Call ``detach`` once the parser is no longer needed.  It returns no bytes: input without an event yet stays in
+    the parser.
 
     :param connection: the connection below.
-    :param receive: called with each piece of input, and with ``b""`` at the end of it.
+    :param receive: called with each piece of input, and with ``b""`` at the end of input.
     :param events: called after ``receive``; returns an iterable of the events that the parser has now.
-    :param to_send: called after ``receive`` and after each event; returns bytes that the parser has to send, which are
-        written.  Some parsers answer by themselves, to a ping for example.
-    :param errors: exceptions of the parser that mean that the peer has made a mistake.  Such an exception is delivered
-        to the handler as the last event.  If the handler does not end the connection, it ends with the exception as the
-        reason.  Other exceptions count as those of ``handle_input``.
+    :param to_send: called after ``receive`` and after each event; returns bytes to write, for parsers that answer some
+        input themselves, such as a ping.
+    :param errors: exceptions with which the parser reports a mistake of the peer.  Such an exception is the last event.
+        If the handler does not end the connection, it ends with the exception as the reason.  Other exceptions count as
+        raised by ``handle_input``.
+    :raises TypeError: *receive*, *events* or *to_send* is not callable.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class SansIO(Base):
         self._errors = errors
 
     def flush(self) -> None:
-        """Write what the parser has to send.  Never blocks.
+        """Write the bytes that the parser has to send.  Never blocks.
 
         :raises ConnectionClosed: the connection is closing or closed, and there is something to send.
         """
@@ -67,18 +70,23 @@ class SansIO(Base):
                 self.connection.write(data)
 
     def resume(self) -> None:
-        """Deliver events that the parser has though nothing was received: the handler has told it to go on.
+        """Deliver events that the parser has without new input, for example after the handler has sent a response.
 
-        Never blocks.  They come after the callback that runs.
+        Never blocks.  The events come after the current callback.
         """
         self.deliver(self._events(_NONE))
 
-    def take_undelivered(self) -> bytes:
-        """Refuse TLS.
+    def check_start_tls(self) -> None:
+        """Refuse TLS, since the parser may have plaintext, which would count as input from TLS.
 
-        :raises RuntimeError: always: the parser may have plaintext that it would take for input of TLS.
+        :raises RuntimeError: the adapter was not detached.
         """
-        raise RuntimeError("the parser of a SansIO may have input; call detach, and start_tls of what it returns")
+        if self.connection is not DETACHED:
+            raise RuntimeError("the parser of a SansIO may have input; call detach, and start_tls of what it returns")
+
+    def take_undelivered(self) -> bytes:
+        self.check_start_tls()
+        return super().take_undelivered()
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the events that *data* completes."""
@@ -95,11 +103,11 @@ class SansIO(Base):
                 self.deliver(chain((event,), events))
 
     def handle_eof(self, connection: Any) -> None:
-        """Deliver the events that the end of input completes.  Then end the connection, unless the handler takes it."""
+        """Deliver the events that the end of input completes, and then pass the end on."""
         self.deliver(self._last_events(connection))
 
     def pass_on(self, record: Any) -> None:
-        """Call the handler with an event, and write what the parser has to send then."""
+        """Call the handler with an event, and write the bytes that the parser then has to send."""
         Base.pass_on(self, record)  # faster than with super(), for each event
         if self._to_send is not None and self:
             self.flush()
@@ -113,7 +121,10 @@ class SansIO(Base):
         try:
             if data is not _NONE:
                 self._receive(data)
-            yield from self._new_events()
+            for event in self._new_events():
+                yield event
+                if self.connection is DETACHED:  # the handler has called detach, and the parser keeps the rest
+                    return
         except self._errors as error:
             yield error
             if self:

@@ -22,6 +22,7 @@ __all__ = [
     "Callbacks",
     "ConnectionOwner",
     "Delivering",
+    "check_start_tls_of",
     "give_handler",
     "handles_eof",
     "is_end_of",
@@ -62,6 +63,13 @@ def name_of_handler(handler: object) -> str:
     """Return the name of *handler* for logs: for an adapter, its handler's name; for a generator, its function's."""
     named: Callable[[], str] | None = getattr(handler, "handler_name", None)
     return type(handler).__name__ if named is None else named()
+
+
+def check_start_tls_of(handler: object) -> None:
+    """Raise ``RuntimeError`` if *handler* is an adapter that cannot return the input that it has."""
+    check: Callable[[], None] | None = getattr(handler, "check_start_tls", None)
+    if check is not None:
+        check()
 
 
 def take_undelivered_of(handler: object) -> bytes:

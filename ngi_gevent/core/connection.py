@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.callbacks import Callbacks, ConnectionOwner, Delivering, name_of_handler
+from ngi_gevent.core.callbacks import Callbacks, ConnectionOwner, Delivering, check_start_tls_of, name_of_handler
 from ngi_gevent.core.checks import as_timeout, check_count, check_handler, check_reason
 from ngi_gevent.core.lifecycle import (
     ABORT,
@@ -101,6 +101,7 @@ class BaseConnection(Callbacks):
             raise RuntimeError("the connection has TLS already, or start_tls was called before")
         if self._output.has_iterables():
             raise RuntimeError("an iterable given to writelines is not exhausted; call drain(below=1) first")
+        check_start_tls_of(self._handler)
 
     def set_handler(self, handler: IConnectionHandler) -> None:
         check_handler(handler)

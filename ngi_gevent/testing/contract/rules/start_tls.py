@@ -130,6 +130,54 @@ def test_tls_does_not_begin_after_an_end(stage):
     assert [error.reason for error in errors] == ["end of input"]
 
 
+class ParsedWitness(Witness):
+    """Cuts lines with a parser, and takes it off for TLS."""
+
+    def connected(self, connection):
+        self.meet(connection)
+        self.parse(connection)
+
+    def parse(self, connection):
+        buffer = bytearray()
+
+        def events():
+            while (end := buffer.find(b"\n")) >= 0:
+                line = bytes(buffer[:end])
+                del buffer[: end + 1]
+                yield line
+
+        adapters.SansIO(connection, buffer.extend, events).set_handler(self)
+
+    def handle_input(self, connection, line):
+        super().handle_input(self.connection, line)
+        if line != b"STARTTLS":
+            connection.write(line.lower() + b"\n")
+            return
+        context = anonymous_context(ssl.PROTOCOL_TLS_SERVER)
+        with pytest.raises(RuntimeError, match="detach"):
+            connection.start_tls(context, server_side=True)
+        connection.write(b"go ahead, ")
+        below, _ = connection.detach()
+        below.start_tls(context, server_side=True)
+        self.parse(below)
+        below.write(b"begun\n")
+
+
+def test_a_parser_that_was_taken_off_does_not_prevent_tls(stage):
+    """Plaintext behind the command stays with that parser."""
+    client, served = stage.talk(ParsedWitness)
+    if client.connection.ssl_object is not None:
+        pytest.skip("connections of this stage have TLS already")
+    client.connection.write(b"ONE\nSTARTTLS\nDELETE everything\n")
+    stage.until(lambda: client.data.startswith(b"one\ngo ahead, "))
+    start_as_client(client.connection)
+    client.connection.write(b"TWO\n")
+    client.connection.write_eof()
+    stage.until(lambda: client.closed and served.closed)
+    assert client.data == b"one\ngo ahead, begun\ntwo\n"
+    assert served.trace == [b"ONE", b"STARTTLS", b"TWO", ("close", "end of input")]
+
+
 def test_what_start_tls_cannot_use_is_an_error_at_the_call(stage):
     client, _ = stage.talk()
     start_tls = client.connection.start_tls
