@@ -213,8 +213,14 @@ def test_child_processes_do_not_inherit_them():
 # The units on the page.
 
 
+def units(page):
+    """The units on *page*, by their names."""
+    blocks = pages.blocks(pages.DOCS / "how_to" / page)
+    return {block.options["caption"]: block.text for block in blocks if block.language == "ini"}
+
+
 PAGE = pages.DOCS / "how_to" / "systemd.md"
-UNITS = {block.options.get("caption"): block.text for block in pages.blocks(PAGE)}
+UNITS = units("systemd.md")
 
 
 def values(unit):
@@ -234,12 +240,22 @@ def test_the_unit_starts_the_echo_server_and_leaves_it_time_to_stop():
 
 @pytest.mark.slow
 @pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
-def test_systemd_finds_no_mistake_in_the_units(tmp_path):
-    for unit in "echo.socket", "echo.service":
-        (tmp_path / unit).write_text(UNITS[unit].replace("/opt/echo/bin/python", sys.executable))
-    command = [ANALYZE, "verify", "./echo.socket", "./echo.service"]
+@pytest.mark.parametrize("page", ["systemd.md", "processes.md"])
+def test_systemd_finds_no_mistake_in_the_units(tmp_path, page):
+    for unit, text in units(page).items():
+        (tmp_path / unit).write_text(re.sub(r"(?<=^ExecStart=)\S+", sys.executable, text, flags=re.MULTILINE))
+    command = [ANALYZE, "verify", *(f"./{unit}" for unit in units(page))]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
     assert (answer.returncode, answer.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
+def test_systemd_rates_the_unit_as_safe(tmp_path):
+    (tmp_path / "echo.service").write_text(UNITS["echo.service"])
+    command = [ANALYZE, "security", "--offline=true", "--threshold=20", "./echo.service"]  # 2.0 of 10
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
+    assert answer.returncode == 0, answer.stdout
 
 
 # Notifications.
