@@ -40,12 +40,14 @@ class Served(testing.Recorder):
 
 
 @contextlib.contextmanager
-def serving(address=None, **options):
+def serving(address=None, listeners=None, **options):
     """Listen behind a balancer; yield the address, and the list of all connections."""
     connections = []
     with ngi_gevent.Implementation() as implementation:
         server = functools.partial(Served, connections)
         listener = implementation.listener(address, server, proxy_protocol=TRUSTED, **options)
+        if listeners is not None:
+            listeners.append(listener)
         yield listener.address, connections
 
 
@@ -206,6 +208,24 @@ def test_haproxy_checks_whether_the_server_is_alive(tmp_path, front, options):
                 gevent.sleep(0.005)
         assert connections[0].peer_address == connections[0].proxy_address
         client = ask(front)
+        assert client in [connection.peer_address for connection in connections]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "fails"), [("", True), ("check-ssl verify none", False)])
+def test_haproxy_checks_a_server_with_tls_without_a_failed_handshake(tmp_path, front, more, fails):
+    """haproxy passes the clients' TLS on.  Without ``check-ssl``, each check leaves in the middle of the handshake."""
+    listeners = []
+    check = f"send-proxy-v2 check check-send-proxy inter 20ms {more}"
+    with (
+        serving(listeners=listeners, ssl_context=server_context()) as ((host, port), connections),
+        haproxy(tmp_path, front, f"{host}:{port} {check}"),
+    ):
+        client = ask(front, ssl_context=client_context(), server_hostname="localhost")
+        with gevent.Timeout(PATIENCE):
+            while listeners[0].metrics().accepted < 5:
+                gevent.sleep(0.005)
+        assert (listeners[0].metrics().failed_handshakes > 0) == fails
         assert client in [connection.peer_address for connection in connections]
 
 

@@ -224,6 +224,18 @@ def test_on_usr2_a_new_master_takes_over(directory):
 
 
 @pytest.mark.slow
+def test_on_usr2_a_new_master_that_cannot_start_leaves_the_old_one_alone(directory):
+    with running(directory, *ANY, "--pid", "pid", "app:Server") as gunicorn:
+        (old,) = gunicorn.workers(1)
+        (directory / "app.py").write_text("class Server(")
+        gunicorn.send(signal.SIGUSR2)
+        gunicorn.says("unable to load app:Server: SyntaxError")
+        gunicorn.says("Shutting down: Master.2")
+        assert int(gunicorn.ask("pid")) == old
+        assert gunicorn.end() == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("work", ["wait 60", "compute 60"])
 def test_on_int_and_quit_nothing_is_waited_for(directory, number, work):
