@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Handler", "handler"]
 
-#: The type of functions that handlers are made of: a generator function that takes a connection, or such a method.
+#: The type of functions for ``handler``: generator functions and methods that take a connection.
 GeneratorFunction: TypeAlias = (
     "Callable[[Any], Generator[None, bytes, object]] | Callable[[Any, Any], Generator[None, bytes, object]]"
 )
 
 
 class Handler:
-    """A server and client connect handler, made of a generator function.  Each generator is a connection handler.
+    """A server and client connect handler that runs a generator function.  Each generator is a connection handler.
 
     Made by :func:`handler`.  As an attribute of a class, it binds as a method does.
     """
@@ -67,7 +67,7 @@ class Handler:
 class _GeneratorHandler:
     """The connection handler that resumes a generator.
 
-    When the generator returns, the connection is closed.  Its exceptions pass on to the implementation.
+    When the generator returns, the connection is closed.  The implementation handles its exceptions.
     """
 
     def __init__(self, generator: Generator[None, bytes, object], connection: Any) -> None:
@@ -76,7 +76,7 @@ class _GeneratorHandler:
             give_handler(connection, self)
 
     def handler_name(self) -> str:
-        """Return the name of the generator's function, for showing."""
+        """Return the name of the generator's function, for logs."""
         return getattr(self._generator, "__qualname__", type(self._generator).__name__)
 
     def handle_input(self, connection: Any, data: bytes) -> None:
@@ -109,7 +109,7 @@ class _GeneratorHandler:
 
 
 class _EOFGeneratorHandler(_GeneratorHandler):
-    """The same, for a generator that handles the end of input, and can write after it."""
+    """The connection handler of a generator that handles the end of input, and can write after it."""
 
     def handle_eof(self, connection: Any) -> None:
         self._resume(connection, self._generator.send, b"")
@@ -145,7 +145,8 @@ def handler(
     is closed.  The generator runs on the connection's greenlet, and can block.
 
     The result is a server.  It is also a client connect handler, whose ``failed_connect`` raises
-    :class:`~ngi_gevent.ConnectionFailed`.  If you call it with a connection, it sets a new generator as the handler.
+    :class:`~ngi_gevent.ConnectionFailed`.  You can also call it with a connection, to set a new generator as its
+    handler.
 
     :param function: the generator function; without it, this returns a decorator.
     :param connection_adapter: called with the connection; the generator gets the result instead.

@@ -2,17 +2,17 @@
 
 An **application** writes handlers: :class:`IConnectionHandler`, :class:`IServer`, :class:`IClientConnectHandler`,
 :class:`IUDPHandler`.  An **implementation** owns sockets, buffers and greenlets, and calls the handlers.  Your classes
-don't need to inherit from the protocols; a type checker compares their methods.
+do not need to inherit from the protocols; a type checker compares their methods.
 
 **Greenlets.**  All callbacks of a connection run on that connection's own greenlet.  So a callback can block (for
 another request, a query, ``gevent.sleep``), and only its own connection waits.  The callbacks of one connection never
-overlap.  A UDP listener has its own greenlet, too; its handler gets one datagram at a time.  The in-memory
-implementation has no greenlets: a callback runs on the caller's greenlet, and callbacks that it causes are queued.
+overlap.  A UDP listener has its own greenlet, too; its handler gets one datagram at a time.  In memory, a callback runs
+on the caller's greenlet, and the callbacks that it causes are queued.
 
 **Threads.**  You can use connections, listeners and implementations from any greenlet and any native thread, while the
-hub that they live on runs.  Calls from one thread keep their order.  A call from another native thread is checked at
-once, and takes effect soon afterwards on the connection's own thread.  If the connection has ended by then, output is
-dropped, as for any connection that breaks.
+hub that they live on runs.  Calls from one thread keep their order.  The arguments of a call from another native thread
+are checked at once.  The call takes effect soon afterwards, on the connection's thread.  If the connection has ended by
+then, output is dropped, as for any connection that breaks.
 
 **Reasons.**  The reason why a connection ended is text if nothing went wrong: ``'end of input'`` (the peer finished) or
 ``'stopped'`` (the listener was closed).  Otherwise it is an exception.  ``str(reason)`` is suitable for a log in both
@@ -65,13 +65,13 @@ _Class = TypeVar("_Class", bound=type)
 Data: TypeAlias = "bytes | bytearray | memoryview"
 Reason: TypeAlias = "str | BaseException"
 
-#: The addresses to connect or send to, on sockets: a host and a port, also in the form that an IPv6 socket has; or the
-#: path of a Unix socket, as text or a ``Path``.  An empty host is this host, ``127.0.0.1``.  On Linux, also the
-#: abstract name of a Unix socket, which begins with a null byte, as text or bytes.  It has no file, and every process
-#: in the same network namespace can connect to it.  A listener's ``address`` is bytes then.
+#: The addresses to connect or send to, on sockets: a host and a port, which IPv6 sockets return with two more items; or
+#: the path of a Unix socket, as text or a ``Path``.  An empty host is this host, ``127.0.0.1``.  On Linux, an address
+#: can also be the abstract name of a Unix socket, as text or bytes, which begins with a null byte.  It has no file, and
+#: every process in the same network namespace can connect to it.  The ``address`` of its listener is bytes.
 PeerAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes | os.PathLike[str]"
 
-#: The addresses to listen on, on sockets; None is a free port on the loopback interface.
+#: The addresses to listen on, on sockets.  None is a free port on the loopback interface.
 Address: TypeAlias = "PeerAddress | _Socket | None"
 
 
@@ -83,8 +83,8 @@ class _Socket(Protocol):
     def getsockname(self) -> Any: ...
 
 
-#: Whether the kernel probes silent peers; or seconds of silence before the first probe, seconds between two probes, and
-#: how many remain without an answer before the connection breaks.
+#: Whether the kernel probes silent peers; or the seconds of silence before the first probe, the seconds between two
+#: probes, and the number of unanswered probes after which the connection breaks.
 KeepAlive: TypeAlias = "bool | tuple[int, int, int]"
 
 
@@ -155,9 +155,8 @@ class IConnectionHandler(Protocol):
         sent, and the connection stays open; the rest of that iterable is dropped.  Without this method, the connection
         is closed, and ``handle_close`` gets the exception.
 
-    If a callback raises, the exception is logged with its traceback.  If another callback than ``handle_close``
-    raises, the connection is also closed once all output has been delivered, and ``handle_close`` gets the exception as
-    the reason.
+    If a callback raises, the exception is logged with its traceback.  Unless the callback is ``handle_close``, the
+    connection then closes once all output has been delivered, and ``handle_close`` gets the exception as the reason.
 
     One exception is not an error: the :class:`~ngi_gevent.ConnectionClosed` of this connection itself, raised because
     the connection had ended when the callback wrote to it.  It is logged at level DEBUG, no more input is delivered,
@@ -174,7 +173,7 @@ class IConnectionHandler(Protocol):
 class IServer(Protocol):
     """A callable that sets the handler of each new connection.  Written by the application, called by a listener.
 
-    Often it is a class whose instances set themselves as the handler.
+    It is often a class whose instances set themselves as the handler.
     """
 
     def __call__(self, connection: Any, /) -> object:
@@ -188,14 +187,14 @@ class IServer(Protocol):
 class IClientConnectHandler(Protocol):
     """The handler of one connection attempt.  Written by the application, called by ``connect``.
 
-    Either ``connected`` or ``failed_connect`` is called, once.  If it raises, the exception is logged; if ``connected``
-    raises, the connection is closed, too.
+    Either ``connected`` or ``failed_connect`` is called, once.  If one of them raises, the exception is logged.  If it
+    is ``connected``, the connection is also closed.
 
     One more method is optional: ``connecting(give_up)`` is called before ``connect`` returns, if connecting takes time.
     ``give_up()`` ends the attempt with ``failed_connect('stopped')``, unless the attempt has ended already.
 
-    An attribute is optional, too: ``connect_delay``, the seconds before the attempt begins, 0 by default.  They do not
-    count for the *timeout*.  In memory, no time passes: such an attempt begins as soon as something listens on its
+    One attribute is optional, too: ``connect_delay``, the seconds before the attempt begins, 0 by default.  This time
+    does not count for *timeout*.  In memory, no time passes: such an attempt begins as soon as something listens on its
     address.
     """
 
@@ -217,8 +216,8 @@ class IClientConnectHandler(Protocol):
 class IUDPHandler(Protocol):
     """A callable that handles datagrams, one at a time and in order.  Called by a UDP listener.
 
-    It runs on the listener's greenlet, and can block.  Meanwhile the kernel queues datagrams as far as it has room, and
-    drops the rest.  If it raises, the exception is logged with its traceback, and the listener goes on.
+    It runs on the listener's greenlet, and can block.  In the meantime, the kernel queues datagrams as far as it has
+    room, and drops the rest.  If it raises, the exception is logged with its traceback, and the listener goes on.
     """
 
     def __call__(self, address: Any, data: bytes, /) -> object:
@@ -229,7 +228,7 @@ class IUDPHandler(Protocol):
 
 
 def documented_by(interface: type) -> Callable[[_Class], _Class]:
-    """Copy the docstrings of *interface* to methods of a class that have none.
+    """Copy the docstrings of *interface* to the methods of a class that lack one.
 
     A decorator for classes that implement *interface*: implementations and adapters.
     """
@@ -258,7 +257,7 @@ class IConnection(Protocol):
     ============================  =========================  ===================  =========
 
     While it is open, any callback can run.  After the application's own ``close()`` or ``abort()``, none does.  After
-    any other end, ``handle_close`` runs once, as the last one.  Only ``drain`` blocks.
+    any other end, ``handle_close`` runs once, as the last callback.  Only ``drain`` blocks.
     """
 
     @property
@@ -276,24 +275,25 @@ class IConnection(Protocol):
     def proxy_address(self) -> Any:
         """The address of the proxy that sent a PROXY header; None without one.  Readable after the close, too.
 
-        If the header named no client, because the proxy only checks whether the server is alive, for example, this is
-        the same as ``peer_address``.
+        If the header does not name a client, for example in a health check by the proxy, this is the same as
+        ``peer_address``.
         """
 
     @property
     def peer_credentials(self) -> tuple[int, int, int] | None:
         """The process, user and group ids of the peer of a Unix socket on Linux, when the connection was made.
 
-        None for other connections.  For a server, they belong to the process that called ``connect``, which is the
-        proxy if there is a ``proxy_address``; for a client, to the one that called ``listen``.  The kernel vouches for
-        them, but that process can have ended since, and another one can have its id.  Readable after the close, too.
+        None for other connections.  On a server's side, the ids belong to the process that called ``connect``, which is
+        the proxy if there is a ``proxy_address``.  On a client's side, they belong to the process that called
+        ``listen``.  The kernel guarantees the ids, but that process may have ended, and another process may have the
+        same id.  Readable after the close, too.
         """
 
     @property
     def ssl_object(self) -> Any:
         """The connection's ``ssl.SSLObject``; None without TLS.  Readable after the close, too.
 
-        Use it only for questions: ``getpeercert()``, ``version()``, ``cipher()``, ``selected_alpn_protocol()``.  Call
+        Use it only for queries: ``getpeercert()``, ``version()``, ``cipher()``, ``selected_alpn_protocol()``.  Call
         these on the connection's thread, and leave reading and writing to the connection.
         """
 
@@ -305,38 +305,38 @@ class IConnection(Protocol):
         server_hostname: str | None = None,
         timeout: float | None = ...,
     ) -> None:
-        """Go on with TLS, and return after the handshake.
+        """Change the connection to TLS, and return after the handshake.
 
-        Blocks the calling greenlet or native thread.  Output that was written before goes first, in plaintext.  Output
-        that is written from now on, on any greenlet, is encrypted, and leaves after the handshake.  Input that was
-        received and not delivered belongs to TLS, and no handler gets it.  In a callback, the handshake begins at once;
-        otherwise, it begins when the callback that runs has returned.  In memory, this checks its arguments and changes
-        nothing.
+        Blocks the calling greenlet or native thread.  Earlier output goes first, in plaintext.  Later output, on any
+        greenlet, is encrypted, and leaves after the handshake.  Input that was received but not delivered belongs to
+        TLS, and does not reach a handler.  In a callback, the handshake begins at once; otherwise, it begins when the
+        running callback has returned.  In memory, this only checks its arguments.
 
         :param ssl_context: an ``ssl.SSLContext``.
-        :param server_side: whether this side is TLS's server.
-        :param server_hostname: for a client: the name to expect in the certificate of the server.
+        :param server_side: whether this side is the server of the handshake.
+        :param server_hostname: for the client's side, the name to expect in the server's certificate.
         :param timeout: seconds for the handshake, 10 by default; None for no limit.
-        :raises ConnectionClosed: the connection has ended, or the peer has finished sending, or the handshake failed.
-            A failure is also in the log, at level INFO, and ``handle_close`` gets the error.
-        :raises RuntimeError: the connection has TLS already, or another greenlet has called this; or an iterable given
-            to ``writelines`` is not exhausted; or a ``SansIO`` that was not detached is on the connection.  Nothing has
-            changed then.
+        :raises ConnectionClosed: the connection has ended, the peer has finished sending, or the handshake failed.  A
+            failed handshake is also logged, at level INFO, and ``handle_close`` gets the error.
+        :raises RuntimeError: the connection has TLS already, this was called before, an iterable given to
+            ``writelines`` is not exhausted, or a ``SansIO`` that was not detached is on the connection.  Nothing
+            has changed in this case.
         :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *timeout* is not a number.
-        :raises ValueError: the context cannot be used so, *server_hostname* is for clients, or *timeout* is negative.
+        :raises ValueError: the context cannot be used for this side, *server_hostname* is given for a server, or
+            *timeout* is negative.
         """
 
     data: Any
-    """A place for the application's own state, None at first.  The library never reads it.
+    """The application's state for this connection, None at first.  The library never reads it.
 
-    It is the same for all adapters on a connection.  Readable and writable after the close, too.
+    All adapters on a connection share it.  Readable and writable after the close, too.
     """
 
     def __bool__(self) -> bool:
         """Return whether the connection is open, so that ``write`` accepts data.
 
-        Also false once the peer is gone and output cannot be sent.  Input that arrived before may still be delivered
-        then, followed by the end.
+        False also when sending has failed because the peer is gone.  Input that had arrived before may still be
+        delivered, and then the end.
         """
 
     def set_handler(self, handler: IConnectionHandler, /) -> None:
@@ -370,22 +370,22 @@ class IConnection(Protocol):
 
     @property
     def output_pending(self) -> int:
-        """Bytes that were written and are still waiting: the kernel has not taken them, or in memory, the peer.
+        """The bytes of output that the kernel, or in memory the peer, has not taken yet.
 
-        Output that an iterable has not yielded yet does not count.  0 once the connection is closed.
+        Output that an iterable has not yielded yet does not count.  After the close, this is 0.
         """
 
     def drain(self, timeout: float | None = None, *, below: int = ...) -> None:
         """Wait until less than *below* bytes of output are pending.
 
-        Blocks the calling greenlet, or a native thread without a hub; returns at once if less is pending already.  In a
-        callback, this connection's input waits meanwhile, so two ends that both do this and do not read need a
-        *timeout*.  Can be called after ``close()``.
+        Blocks the calling greenlet, or a native thread without a hub.  If less is pending already, returns at once.  In
+        a callback, this holds up the connection's input, so two ends that both drain without reading need a *timeout*.
+        Can be called after ``close()``.
 
         :param timeout: seconds to wait; None for no limit.
         :param below: bytes, at least 1; by default the low-water mark, 16 KiB.  With 1, this waits until the kernel has
             all output, and until the iterables given to ``writelines`` are exhausted.
-        :raises Timeout: more was still pending after *timeout* seconds.  It stays pending.
+        :raises Timeout: *below* bytes or more were pending after *timeout* seconds.  They stay pending.
         :raises ConnectionClosed: output of this connection was dropped, now or earlier, because the connection broke or
             was aborted, for example.
         :raises WouldWait: in memory, called in a callback, and more is pending.
@@ -394,11 +394,11 @@ class IConnection(Protocol):
         """
 
     def write_eof(self) -> None:
-        """End the output: the peer sees the end of its input once it has received everything that was written.
+        """End the output.  After all output, the peer sees the end of its input.
 
         Never blocks.  Input still arrives.  After this, ``write`` and ``writelines`` raise ``ConnectionClosed``.  Once
         the input has ended, too, the connection closes by itself.  Calling this again, or after the connection has
-        ended, is harmless.  With TLS, this sends a close_notify, which a peer with TLS 1.2 may take for the end of both
+        ended, is harmless.  With TLS, this sends a close_notify, which a peer with TLS 1.2 may treat as the end of both
         directions.
         """
 
@@ -410,11 +410,11 @@ class IConnection(Protocol):
         """
 
     def pause_reading(self) -> None:
-        """Hold back input, its end, and the records of adapters.
+        """Stop delivering input, its end, and the records of adapters.
 
-        Never blocks.  The peer can send only as much as the kernel buffers.  This is a flag and not a count, and
-        ``set_handler`` does not change it.  A connection that breaks, is stopped, or exceeds a limit ends
-        nevertheless; a break is noticed within about a second.  If called on another thread, this takes effect soon, so
+        Never blocks.  The peer can send only as much as the kernel buffers.  Pausing is a flag, not a count, and
+        ``set_handler`` does not change it.  A paused connection still ends if it breaks, is stopped, or exceeds a
+        limit.  A break is noticed within about a second.  If you call this on another thread, it takes effect soon, so
         a callback may still begin.  After the connection has ended, this does nothing.
         """
 
@@ -433,14 +433,14 @@ class IConnection(Protocol):
 
         The block is interrupted where it waits, within about a second after the connection broke or was ended on this
         side.  Unless the handler has ``handle_eof``, the same happens after the peer finished sending: over TCP, a peer
-        that has left and one that has finished look the same until something is sent.  Leaving the block then raises
-        ``ConnectionClosed``.  In a callback, you need not handle that; ``handle_close`` gets the reason.
+        that is gone and one that has finished look the same until this side sends something.  Leaving the block then
+        raises ``ConnectionClosed``.  In a callback, you do not need to handle that; ``handle_close`` gets the reason.
 
         Only the greenlet that entered the block is interrupted, and only in the block.  ``except Exception`` in it does
         not catch the interruption.  In memory, a callback cannot wait, so this interrupts only other greenlets.
 
         :raises ConnectionClosed: on entering, the connection has ended.
-        :raises RuntimeError: on entering, the caller is on another native thread than the connection.
+        :raises RuntimeError: on entering, the caller is not on the connection's native thread.
         """
 
     def close(self) -> None:
@@ -462,16 +462,16 @@ class IConnection(Protocol):
     def abort(self) -> None:
         """End the connection now, and drop pending output.
 
-        Never blocks.  No further handler callback runs.  The peer sees a broken connection where its kind can show that
-        (TCP: a reset).  This also ends a connection that is still closing.
+        Never blocks.  No further handler callback runs.  The peer sees a reset if the connection supports that, as TCP
+        does.  This also ends a connection that is still closing.
         """
 
     def when_closed(self, callback: Callable[[], object], /) -> None:
-        """Call *callback* once the connection is closed, all output delivered, and its last callback done.
+        """Call *callback* once the connection is closed, all output is delivered, and the last callback is over.
 
-        If that is so already, *callback* is called at once.  It may run on the hub, so it must not block; it is meant
-        for setting an event.  ``handle_close`` reports only ends that the application did not ask for; this reports
-        every end.
+        If the connection is closed already, *callback* is called at once.  It may run on the hub, so it must not block.
+        Its typical use is to set an event.  ``handle_close`` reports only ends that the application did not ask for;
+        this reports every end.
 
         :raises TypeError: *callback* is not callable.
         """
@@ -493,22 +493,22 @@ class ListenerMetrics(NamedTuple):
     is_accepting: bool
     #: Connections now, including those in the TLS handshake and those that are closing.
     open: int
-    #: Connections that were accepted, including those that were refused for ``max_per_host``.
+    #: Accepted connections, including those that were then refused for ``max_per_host``.
     accepted: int
-    #: How often each limit had an effect: pauses in accepting for ``max_connections``, ``max_handshakes`` and
-    #: ``system`` (the kernel had no descriptors or memory), connections that were refused for ``max_per_host``, and
-    #: connections that reached their ``max_lifetime``.
+    #: How often each limit had an effect.  This is the number of pauses in accepting for ``max_connections``,
+    #: ``max_handshakes`` and ``system`` (the kernel was out of descriptors or memory), of refused connections for
+    #: ``max_per_host``, and of ended connections for ``max_lifetime``.
     limited: Mapping[str, int]
-    #: Handshakes with clients that failed: PROXY headers, and TLS.
+    #: Failed handshakes with clients (PROXY header and TLS).
     failed_handshakes: int
     #: Ends of connections that had been open, by their reasons: ``end of input``, ``stopped``, ``closed`` and
     #: ``aborted`` (by the application), ``failed`` (any other text), or the name of an exception's class.
     ended: Mapping[str, int]
-    #: Bytes that peers have sent over TCP, as the kernel counts them, with TLS ciphertext; None if it does not.
+    #: Bytes from peers over TCP, with TLS as ciphertext, as the kernel counts them; None if it does not count.
     bytes_received: int | None
-    #: Bytes that the kernel has taken for peers over TCP, with TLS ciphertext; None if it does not count them.
+    #: Bytes to peers over TCP, with TLS as ciphertext, as the kernel counts them; None if it does not count.
     bytes_sent: int | None
-    #: Bytes of output that wait in this process.
+    #: Bytes of output that are pending in this process.
     output_pending: int
     #: Seconds of processor time of the hub's thread; None if they are unknown.
     cpu_seconds: float | None
@@ -518,16 +518,16 @@ class ListenerMetrics(NamedTuple):
 
 @runtime_checkable
 class IListener(Protocol):
-    """A place where connections are accepted, and passed to a server.
+    """An object that accepts connections, and passes them to a server.
 
     Made by an implementation, used by the application.  Only ``close_wait`` waits for peers.
     """
 
     @property
     def address(self) -> Any:
-        """The address that it listens on, with the port that was picked.  Readable after the close, too.
+        """The address that it listens on, or the first of several, with the port that was picked.
 
-        The first one, if there are several.
+        Readable after the close, too.
         """
 
     @property
@@ -535,19 +535,19 @@ class IListener(Protocol):
         """All addresses that it listens on.  Readable after the close, too."""
 
     def connections(self) -> Iterator[IServerConnection]:
-        """Iterate over the connections that are open now.  Later changes don't affect the iteration."""
+        """Iterate over the connections that are open now.  Later changes do not affect the iteration."""
 
     def metrics(self) -> ListenerMetrics:
-        """Return the counters of this listener, as they are now.
+        """Return the current counters of this listener.
 
-        Never blocks, and can be called on any thread, also while a callback blocks the hub, and after close.  Takes a
-        few microseconds for each open connection.  In memory, there are no bytes and times.
+        Never blocks.  Can be called on any thread, even while a callback blocks the hub, and after the close.  Takes a
+        few microseconds for each open connection.  In memory, bytes and times are None.
         """
 
     def connect(self, handler: IClientConnectHandler, /, **options: Unpack[ConnectOptions]) -> object:
         """Connect a client to this listener, as its implementation's ``connect`` does with its ``address``.
 
-        *options* are those of that ``connect``: for TLS, a client needs its own ``ssl_context``.
+        *options* are the options of that ``connect``.  For TLS, a client needs its own ``ssl_context``.
         """
 
     def close(self, handler: Callable[[IListener], object] | None = None, /) -> None:
@@ -582,7 +582,7 @@ class IListener(Protocol):
 
 @runtime_checkable
 class IUDPListener(Protocol):
-    """A place where datagrams are received and passed to a handler, and from which they are sent.
+    """An object that receives datagrams, passes them to a handler, and sends datagrams.
 
     Made by an implementation, used by the application.
     """
@@ -594,10 +594,11 @@ class IUDPListener(Protocol):
     def send(self, address: Any, data: Data, /) -> None:
         """Send *data* to *address* as one datagram, from the address of this listener.
 
-        Use this to answer: many clients, and the routers in front of them, accept an answer only from the address that
-        was asked.  The implementation's ``udp`` sends from another address.  (This method is an addition to NGI.)
+        Use this to answer, because many clients, and the routers in front of them, accept an answer only from the
+        address to which they sent the request.  The implementation's ``udp`` sends from another address.  (This method
+        is an addition to NGI.)
 
-        On sockets, this blocks the calling greenlet to look up a host name, each time, and for up to 1 second until the
+        On sockets, this blocks the calling greenlet for each look-up of a host name, and for up to 1 second until the
         kernel takes the datagram.  After that second the datagram is dropped, and the logger ``ngi_gevent.datagram``
         logs a warning.  In a UDP handler, a datagram to a Unix socket that has no room is dropped at once, because
         waiting would hold up all other clients.  A datagram to a Unix socket that is connected to another address is
@@ -606,8 +607,8 @@ class IUDPListener(Protocol):
 
         :raises TypeError: *address* or *data* has the wrong type.
         :raises ValueError: *address* cannot be an address.
-        :raises OSError: the kernel refused to send to the address, which the error names; or the address is of another
-            family than the listener's (IPv4, IPv6, Unix sockets).
+        :raises OSError: the kernel refused to send, or the address and the listener have different families (IPv4,
+            IPv6, Unix sockets).  The error names the address.
         :raises ListenerClosed: the listener or its implementation is closed, or was closed during the call.
         """
 
@@ -623,10 +624,10 @@ class IUDPListener(Protocol):
 class IImplementation(Protocol):
     """An object that connects and listens, on sockets or in memory.  Used by the application.
 
-    At the end of a ``with`` statement, it is closed, and the output of closed connections is delivered.
+    The end of a ``with`` statement closes it, and delivers the output of closed connections.
 
-    All implementations take the same options, and check them in the same way.  An option has an effect only where it
-    can: in memory, nothing is encrypted, and no time passes.
+    All implementations take the same options, and check them in the same way.  Some options have no effect in memory,
+    where output is not encrypted, and no time passes.
     """
 
     def __enter__(self) -> Self:
@@ -639,9 +640,9 @@ class IImplementation(Protocol):
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Close this implementation, whatever was raised, and wait until closed connections have delivered.
+        """Close this implementation, even after an exception, and wait until closed connections have delivered.
 
-        Blocks the calling greenlet as long as each peer takes some of the pending output within 30 seconds.  Does not
+        Blocks the calling greenlet as long as each peer takes some of the pending output every 30 seconds.  Does not
         wait in memory, or in a callback of one of its connections.
         """
 
@@ -659,18 +660,17 @@ class IImplementation(Protocol):
 
         :raises TypeError: *address*, *server* or an option has the wrong type.
         :raises ValueError: *address* or an option has an invalid value.
-        :raises OSError: the system refused the address, which the error names.
+        :raises OSError: the kernel refused the address, which the error names.
         """
 
     def udp(self, address: Any, data: Data, /) -> None:
         """Send *data* to *address* as one datagram, from an address that the implementation chooses.
 
-        To answer from the address that was asked, use :meth:`IUDPListener.send`.  There is no way to know whether a
-        datagram is received.
+        To answer a datagram, use :meth:`IUDPListener.send`.  There is no way to know whether a datagram is received.
 
         :raises TypeError: *address* or *data* has the wrong type.
         :raises ValueError: *address* cannot be an address.
-        :raises OSError: the system refused to send to the address, which the error names.
+        :raises OSError: the kernel refused to send to the address, which the error names.
         """
 
     def udp_listener(
@@ -682,16 +682,16 @@ class IImplementation(Protocol):
             datagram is never cut: it is dropped, and logged.
         :raises TypeError: *address*, *handler*, *buffer_size* or an option has the wrong type.
         :raises ValueError: *address*, *buffer_size* or an option has an invalid value.
-        :raises OSError: the system refused the address, which the error names.
+        :raises OSError: the kernel refused the address, which the error names.
         """
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding: no connection attempt, connection or listener of either kind.
+        """Wait until no connection attempt, connection or listener of either kind is left.
 
-        Blocks the calling greenlet.  May be called after ``close()``; then it returns once everything is delivered.
+        Blocks the calling greenlet.  Can be called after ``close()``, and then returns once all output is delivered.
 
         :param timeout: seconds to wait; None for no limit.
-        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Timeout: one of these is still left after *timeout* seconds.
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
 

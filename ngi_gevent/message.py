@@ -28,17 +28,17 @@ def message(
     *,
     max_size: int = MAX_SIZE,
 ) -> bytes:
-    """Connect, send *data*, and return the answer: all input up to the end, or until ``expected(answer)`` is true.
+    """Connect, send *data*, and return the input up to the end, or until ``expected(answer)`` is true.
 
     Blocks the calling greenlet.
 
     :param connect: an implementation's method, such as ``ngi_gevent.connect``.
-    :param expected: called with the answer so far, which is not copied, each time that input arrives.  If the answer
-        can be long, check only its end (``answer.endswith``), because a peer can send it a byte at a time.
+    :param expected: called with the answer so far, each time that input arrives.  The answer is not copied.  If the
+        answer can be long, check only its end (``answer.endswith``), because a peer can send it a byte at a time.
     :param timeout: seconds for the whole exchange; None for no limit.
     :param max_size: bytes of the longest answer; 16 MiB by default.
-    :raises UnexpectedResponse: the connection ended before ``expected(answer)`` was true, or for another reason than
-        the peer's end of input, such as the close of its implementation.
+    :raises UnexpectedResponse: the connection ended before ``expected(answer)`` was true, or it ended for another
+        reason than ``'end of input'``, such as a closed implementation.
     :raises LimitExceeded: the answer has more than *max_size* bytes.
     :raises Exception: any exception of :func:`ngi_gevent.blocking.request`.
     """

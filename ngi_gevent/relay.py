@@ -1,4 +1,4 @@
-"""``relay``: pass everything that one connection receives on to another, both ways.  A proxy is made of this."""
+"""``relay``, which passes on everything between two connections, as proxies do."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Relay", "relay"]
 
-#: Seconds in which the peer of one connection must take something of what had arrived before the other one broke; the
-#: same as for the peer of a closing connection.
+#: Seconds in which the peer of one connection must take some of the remaining output after the other connection broke.
+#: The same limit applies to the peer of a closing connection.
 LAST_DELIVERY = 30.0
 
-#: Seconds between two looks at how much it has taken.
+#: Seconds between two checks of this.
 CHECK_INTERVAL = 0.05
 
 #: The reason if the program itself closed or aborted one of the connections.
@@ -34,19 +34,19 @@ CLOSED = "closed"
 def relay(a: IConnection, b: IConnection) -> Relay:
     """Pass everything that *a* receives on to *b*, and the other way round, until both have ended.
 
-    Never blocks.  Sets the handlers of both connections.  What a connection has received before is passed on, too.
+    Never blocks.  Sets the handlers of both connections.  Input that has already arrived is passed on, too.
 
     * If one peer takes output more slowly than the other one sends, the relay stops reading from the other one.
-    * If one peer finishes sending, the other one sees the end of its input behind all data.  The other direction goes
+    * If one peer finishes sending, the other one sees the end of its input after all data.  The other direction goes
       on.  Once both directions have ended, both connections close.
     * If one connection breaks, or its ``idle_timeout`` expires, the other one is aborted once its peer has received all
-      output, or has taken nothing for 30 seconds.  An orderly end would say that the data is complete.
+      output, or has not taken output for 30 seconds.  A graceful end would mean that the data is complete.
     * If the listener or the implementation of one connection is closed, the other one ends, too, and delivers its
       output first.
     * If the program closes or aborts one connection, or if one has ended already, the other one closes once it has
       delivered its output.
 
-    The ``idle_timeout`` of a connection does not count the time in which the relay does not read from it.
+    Time in which the relay does not read from a connection does not count for its ``idle_timeout``.
 
     :returns: an object that waits for the end.
     :raises TypeError: *a* or *b* is not a connection.
@@ -75,8 +75,8 @@ class Relay:
         Blocks the calling greenlet or native thread.
 
         :param timeout: seconds to wait; None for no limit.
-        :returns: None if both peers finished sending and everything was delivered.  Otherwise the reason for which the
-            first of the connections ended; ``'closed'`` if the program closed or aborted it.
+        :returns: None if both peers finished sending, and everything was delivered.  Otherwise, the reason why the
+            first connection ended; ``'closed'`` if the program closed or aborted it.
         :raises Timeout: a connection had not ended after *timeout* seconds.  The relay goes on.
         :raises Deadlock: called in a callback of one of the connections.
         """
@@ -95,7 +95,7 @@ class Relay:
             self._reason = reason
 
     def has_ended_in_order(self) -> bool:
-        """Return whether there is no other reason for the end than that both peers have finished sending."""
+        """Return whether the relay ended only because both peers have finished sending."""
         return self._reason is None and all(direction.has_ended for direction in self._directions)
 
 
@@ -107,16 +107,16 @@ class _Direction:
         self._source = source
         self._target = target
         self._gone = Flag()
-        #: Whether the peer of the source has finished sending, and the target will see that behind all output.
+        #: Whether the peer of the source has finished sending, and the target will see that after all output.
         self.has_ended = False
 
     def handler_name(self) -> str:
-        """Return what the application uses, for showing."""
+        """Return the name for logs."""
         return "relay"
 
     def begin(self) -> None:
         """Begin to receive."""
-        if self._source.input_ended:  # its previous handler had ``handle_eof``, which is called only once
+        if self._source.input_ended:  # an earlier handler had ``handle_eof``, which is called only once
             self.handle_eof(self._source)
         self._source.set_handler(self)
         self._source.when_closed(self._source_gone)
@@ -127,18 +127,19 @@ class _Direction:
             target.write(data)
         except ConnectionClosed as error:
             connection.pause_reading()
-            if target:  # it can end by itself for no other reason
+            if target:  # if it is false, its end is reported, and ends the source
                 connection.fail(error)
             return
         if target.output_pending > HIGH_WATER:
-            # Not by waiting in ``drain``: callbacks would wait, too, so the end of this connection would not be passed
-            # on, and in memory no callback can wait.  Not through adapters, for which each piece may be a record.
+            # Don't wait in ``drain``: other callbacks would wait, too, so the end of this connection would not be
+            # passed on.  In memory, callbacks cannot wait.  This bypasses adapters, because for them, each piece may be
+            # a record.
             connection.pause_reading()
             bottom(target).writelines(self._resume_when_taken())
 
     def _resume_when_taken(self) -> Iterator[bytes]:
         """Go on reading once the target has sent all output."""
-        yield b""  # after which nothing is pulled before that
+        yield b""  # the next pull follows only when the target has sent all output
         self._source.resume_reading()
 
     def handle_eof(self, connection: Any) -> None:
@@ -153,7 +154,7 @@ class _Direction:
         if isinstance(reason, str):
             target.fail(reason)
             return
-        # Its peer must not take what it has for everything.
+        # The target's peer must not mistake a part of the data for everything.
         self._deliver_all()
         if target:
             target.abort()

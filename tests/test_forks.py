@@ -317,7 +317,7 @@ from ngi_gevent import blocking
 from ngi_gevent.sockets import mailbox, threaded
 
 # Whoever waits for a thread that does not exist does so for longer than this test.
-threaded.EXIT_PATIENCE = mailbox.LOOK_AFTER = 1000
+threaded.EXIT_TIMEOUT = mailbox.CHECK_AFTER = 1000
 
 
 def serve(connection):

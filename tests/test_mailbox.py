@@ -141,7 +141,7 @@ def test_a_mailbox_makes_the_calls_that_it_has_before_it_is_closed():
 
 def test_every_call_ends_in_order_while_the_hub_is_destroyed(monkeypatch):
     """Other threads learn that the connection is closed, or that its thread has ended, and from no other exception."""
-    monkeypatch.setattr(module, "LOOK_AFTER", 0.05)
+    monkeypatch.setattr(module, "CHECK_AFTER", 0.05)
     listeners, connections, raised_by, threads = [], [], [], []
 
     def serve_and_destroy():
@@ -213,7 +213,7 @@ def test_when_closed_calls_back_if_the_connection_goes_in_that_moment(tcp):
 
 def test_a_thread_with_the_ident_of_one_that_has_ended_is_not_taken_for_it(monkeypatch):
     """Linux reuses idents at once."""
-    monkeypatch.setattr(module, "LOOK_AFTER", 0.05)
+    monkeypatch.setattr(module, "CHECK_AFTER", 0.05)
     listeners = []
 
     def listen():

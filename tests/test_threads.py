@@ -34,7 +34,7 @@ from ngi_gevent import (
 )
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.sockets import hub_registry, mailbox
-from ngi_gevent.sockets.threaded import EXIT_PATIENCE
+from ngi_gevent.sockets.threaded import EXIT_TIMEOUT
 
 
 class Echo(Witness):
@@ -500,7 +500,7 @@ def test_wait_waits_for_what_only_another_thread_will_do():
 
 
 def test_a_listener_whose_thread_has_ended_says_so(monkeypatch):
-    monkeypatch.setattr(mailbox, "LOOK_AFTER", 0.05)
+    monkeypatch.setattr(mailbox, "CHECK_AFTER", 0.05)
 
     def listen():
         listeners.append(ngi_gevent.Implementation().listener(None, Upper))
@@ -522,7 +522,7 @@ def test_two_greenlets_may_start_it():
 
 
 def test_threaded_serves_a_program_that_knows_nothing_of_gevent(monkeypatch):
-    monkeypatch.setattr(mailbox, "LOOK_AFTER", 0.05)
+    monkeypatch.setattr(mailbox, "CHECK_AFTER", 0.05)
     with Threaded() as implementation:
         listener = implementation.listener(("127.0.0.1", 0), lambda connection: connection.set_handler(Upper()))
         assert blocking.request(implementation.connect, listener.address, ask) is None
@@ -604,7 +604,7 @@ def test_threaded_that_cannot_start_says_so_to_all_callers_and_the_next_call_tri
         each.close()
         began = time.monotonic()
         each.end_at_exit()
-    assert time.monotonic() - began < EXIT_PATIENCE  # it does not wait for a thread that there is not
+    assert time.monotonic() - began < EXIT_TIMEOUT  # it does not wait for a thread that there is not
     assert descriptors() <= before
 
 
@@ -823,7 +823,7 @@ import socket, threading, time
 import ngi_gevent
 from ngi_gevent.sockets import threaded
 
-threaded.EXIT_PATIENCE = 1
+threaded.EXIT_TIMEOUT = 1
 computing = threading.Event()
 
 class Compute:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnyAddress", "connect", "open", "request"]
 
-#: The addresses that an implementation's ``connect`` takes.
+#: The type of addresses for an implementation's ``connect``.
 AnyAddress = TypeVar("AnyAddress")
 
 
@@ -39,19 +39,19 @@ def request(
 ) -> Reason | None:
     """Connect, let *handler* use the connection, and return when the connection has ended.
 
-    Blocks the calling greenlet.  *handler* runs on the connection's greenlet, on the hub that *connect* uses.  However
-    the request ends, no connection is left open.
+    Blocks the calling greenlet.  *handler* runs on the connection's greenlet, on the hub that *connect* uses.  The
+    connection is always closed at the end.
 
     :param connect: an implementation's method, such as ``ngi_gevent.connect``.  Pass options with
         ``functools.partial``, for example ``partial(ngi_gevent.connect, ssl_context=context)``.
-    :param handler: a client connect handler, a class of them (which is instantiated), a server, or a connection
-        handler.  Its ``failed_connect`` is not called, because this raises the exception instead.
+    :param handler: a client connect handler, a class of such handlers, which this instantiates, a server, or a
+        connection handler.  Its ``failed_connect`` is not called, because this raises the exception instead.
     :param timeout: seconds for the whole request; None for no limit.
     :returns: None if *handler* closed the connection; otherwise the reason why it ended.
     :raises TypeError: *handler* is none of these.
-    :raises ConnectionFailed: there was no connection.
-    :raises ConnectionTimeout: there was no connection in time.
-    :raises Timeout: there was a connection, and it had not ended in time.
+    :raises ConnectionFailed: the connection could not be made.
+    :raises ConnectionTimeout: the connection was not made in time.
+    :raises Timeout: the connection was made, but did not end in time.
     :raises BaseException: an exception that *handler* raised.  It is not logged.
     """
     _check_connect(connect)
@@ -88,8 +88,8 @@ def connect(
 
     :param connect: an implementation's method; ``ngi_gevent.connect`` by default.
     :param timeout: seconds to wait at most; None for no limit.
-    :raises ConnectionFailed: there was no connection.
-    :raises ConnectionTimeout: there was no connection in time.
+    :raises ConnectionFailed: the connection could not be made.
+    :raises ConnectionTimeout: the connection was not made in time.
     """
     _check_connect(connect)
     timeout = as_timeout(timeout)
@@ -108,7 +108,7 @@ def connect(
     return attempt.connection  # type: ignore[no-any-return]
 
 
-_connect = connect  # for open, which has a parameter of that name
+_connect = connect  # for open, whose parameter has the same name
 
 
 @overload
@@ -126,15 +126,18 @@ def open(
 ) -> tuple[Output, Input]:
     """Return a connection as two binary files: :class:`Output` and :class:`Input`.
 
-    Never blocks for a connection; for an address, connects as :func:`connect` does.  After the end of input, the
-    connection stays open for output.  Closing the output closes the connection, and so does dropping both files then.
+    For a connection, never blocks; for an address, connects as :func:`connect` does.  After the end of input, the
+    connection stays open for output.  It closes when you close the output, or drop both files.
 
-    :param address_or_connection: an address; or a connection, which is anything that has ``set_handler``, or
-        ``setHandler``, as in NGI 1.  The files become its handler.
+    Note the order: this returns ``(output, input)``, but :func:`server` passes ``(input, output)`` to its function, as
+    in NGI.
+
+    :param address_or_connection: an address; or a connection, which is an object that has ``set_handler`` (or NGI 1's
+        ``setHandler``).  The files become its handler.
     :param connect: an implementation's method; ``ngi_gevent.connect`` by default.
-    :param timeout: seconds to wait for a connection at most; None for no limit.
-    :raises ConnectionFailed: there was no connection.
-    :raises ConnectionTimeout: there was no connection in time.
+    :param timeout: seconds to wait for the connection; None for no limit.
+    :raises ConnectionFailed: the connection could not be made.
+    :raises ConnectionTimeout: the connection was not made in time.
     """
     connection = address_or_connection
     if hasattr(connection, "set_handler") or hasattr(connection, "setHandler"):
@@ -168,7 +171,7 @@ def _connected_method(handler: Any) -> Callable[[Any], object]:
 class _Attempt:
     """The client connect handler that waits for a connection."""
 
-    #: For implementations that can detect that a wait on this greenlet would never end.
+    #: Set for implementations that can detect a wait on this greenlet that would never end.
     waits = True
 
     def __init__(self) -> None:
@@ -186,7 +189,7 @@ class _Attempt:
         self._alone = get_ident() == self._thread
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for the end for *timeout* seconds at most.  Return True if it came."""
+        """Wait for the end, for *timeout* seconds at most.  Return whether it came."""
         return self.ended.wait(timeout, alone=self._alone)
 
     def connected(self, connection: Any) -> None:
@@ -197,7 +200,7 @@ class _Attempt:
         self.begin(connection)
 
     def begin(self, connection: Any) -> None:
-        """Use *connection*, which has just been made."""
+        """Begin to use the new *connection*."""
         self.ended.set()
 
     def failed_connect(self, reason: Any) -> None:
@@ -205,7 +208,7 @@ class _Attempt:
         self.ended.set()
 
     def give_up(self) -> None:
-        """Stop waiting, and leave no connection open."""
+        """Stop waiting, and close the connection."""
         self._given_up = True
         if self.connection is None:
             self._stop_connecting()
@@ -275,7 +278,7 @@ class _WatchedConnection(Base):
             self._asked.error = error
 
     def handler_raised(self, error: BaseException) -> None:
-        """End the connection because the handler raised *error*, as the implementation would have done."""
+        """End the connection because the handler raised *error*, as the implementation would."""
         if is_end_of(bottom(self), error):
             return
         self._asked.error = error

@@ -1,8 +1,8 @@
 """The connection handler behind a pair of files, and the parts that both files share.
 
-**Input is held until a reader asks for it.**  The callback that delivers input returns when the reader wants more than
-has arrived.  So the handler holds at most one piece more than the reader has asked for.  The end of the connection is
-handled after all input that arrived before it, so a peer that sends a request and finishes still gets its answer.
+**Input is held until a reader needs it.**  The callback that delivers input returns when the reader needs more than has
+arrived.  So the handler holds at most one piece more than the reader needs.  The end of the connection is handled after
+all input that arrived before it, so a peer that sends a request and finishes still gets its answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["File", "Handler", "deadline_after"]
 
 
 def deadline_after(timeout: float | None) -> float | None:
-    """Return when *timeout* seconds will have passed, or None for no limit.
+    """Return the time at which *timeout*, in seconds, expires; None for no limit.
 
     :raises TypeError: *timeout* is not a number.
     :raises ValueError: *timeout* is negative.
@@ -36,7 +36,7 @@ def deadline_after(timeout: float | None) -> float | None:
 
 
 class Changes:
-    """Lets several callers wait until something changes, each with its own flag."""
+    """Changes that several callers can wait for, each with its own flag."""
 
     def __init__(self) -> None:
         self._flags: dict[Flag, None] = {}  # flags of waiting callers
@@ -66,7 +66,7 @@ class Changes:
 
 
 class Lease:
-    """Tells the handler of a pair of files when both have been dropped, as a socket that is dropped closes itself."""
+    """A reference that both files hold.  When both files are dropped, it calls their handler."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -86,7 +86,7 @@ class Handler:
         self.connection = connection
         #: Input that the reader has not taken yet.
         self.arrived: deque[bytes] = deque()
-        #: What the reader has taken, and not returned yet.
+        #: Bytes that the reader has taken, but not returned yet.
         self.unread = bytearray()
         #: Whether no more input will arrive.
         self.ended = False
@@ -97,13 +97,13 @@ class Handler:
         #: Why the connection ended, if the application did not end it.
         self.reason: Reason | None = None
         self._received = 0  # pieces of input
-        self._asked = 0  # pieces of input that the reader had taken when it asked for more
+        self._asked = 0  # pieces that the reader had taken when it last needed more
         self._discards = False  # whether the input file is closed
         self._changes = Changes()
-        self._lease: ref[Lease] | None = None  # once there is a file
+        self._lease: ref[Lease] | None = None  # set with the first file
         give_handler(connection, self)
         connection.when_closed(self.end)
-        if connection.input_ended and connection:  # an earlier handler has had the end of input
+        if connection.input_ended and connection:  # an earlier handler has received the end of input
             self.handle_eof(connection)
 
     @property
@@ -111,24 +111,25 @@ class Handler:
         return bottom(self.connection)
 
     def handler_name(self) -> str:
-        """Return what the application uses, for showing."""
+        """Return the name for logs."""
         return "blocking.open"
 
     # The callbacks.
 
     def handle_input(self, connection: Any, data: bytes) -> None:
-        """Pass *data* to the reader.  Block until the reader asks for more."""
+        """Pass *data* to the reader.  Block until the reader needs more."""
         if self._discards:
             return
         self._received += 1
         self.arrived.append(data)
         self._changes.announce()
-        # The connection decides whether its callback can wait.  It cannot in memory, where it may run on the reader's
-        # own greenlet, and it must not wait once the connection has ended.  Then input simply queues up.
+        # The connection decides whether its callback can wait.  It cannot wait in memory, because it may run on the
+        # reader's greenlet, and it must not wait after the end of the connection.  In these cases, input simply queues
+        # up.
         self._changes.wait(lambda: self.ended or self._discards or self._asked >= self._received, self._bottom.hold)
 
     def take_undelivered(self) -> bytes:
-        """Remove all input that no reader has had, and return it: TLS begins on the connection."""
+        """Remove and return all unread input, because TLS begins on the connection."""
         data = bytes(self.unread) + b"".join(self.arrived)
         self._received -= len(self.arrived)
         self.arrived.clear()
@@ -166,13 +167,13 @@ class Handler:
     # For the input file.
 
     def ask(self, taken: int) -> None:
-        """Let the connection deliver another piece, if the reader has taken *taken* pieces.  Never blocks."""
+        """Make the connection deliver another piece if the reader has taken *taken* pieces.  Never blocks."""
         if self._asked != taken:
             self._asked = taken
             self._changes.announce()
 
     def discard(self) -> None:
-        """Drop all input: pieces that have arrived, and those that still will.  Never blocks."""
+        """Drop all input, now and later.  Never blocks."""
         self._discards = True
         self.arrived.clear()
         self._stop_holding()
@@ -186,9 +187,9 @@ class Handler:
         self._changes.announce()
 
     def wait_for_room(self, deadline: float | None) -> bool:
-        """Wait while so much output is pending that no more input may be read.  Return False after *deadline*.
+        """Wait while too much output is pending to read more input.  Return False after *deadline*.
 
-        For the connection, each read is another record of its input.
+        The connection counts each read as another record of its input.
         """
         if self._bottom.is_full():
             try:
@@ -240,7 +241,7 @@ class File:
         return self._handler.connection
 
     def seekable(self) -> bool:
-        """Return False: neither file can go back."""
+        """Return False, because a connection cannot go back."""
         return False
 
     def _check_open(self) -> None:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Input"]
 
-#: Seconds for which a greenlet reads, without waiting, before others run.  A peer that sends many short lines must not
-#: make other peers wait.
+#: Seconds for which a greenlet reads without waiting before other greenlets run.  Otherwise, a peer that sends many
+#: short lines would delay other peers.
 SLICE = 0.00025
 
-#: Reads after which it looks at the clock.
-READS_PER_LOOK = 16
+#: Reads between two checks of the clock.
+READS_PER_CHECK = 16
 
-#: Returns how many of the unread bytes a read takes, or None if it needs more bytes.
+#: A function that returns how many of the unread bytes a read takes; None if it needs more bytes.
 _Count = Callable[[bytearray], "int | None"]
 
 
@@ -40,9 +40,9 @@ class Input(File):
 
     **The end.**  When the peer has finished sending, or the output file was closed, reading returns ``b""``.  After any
     other end, reading first returns the input that arrived before it.  Then it raises the exception that ended the
-    connection, or :class:`~ngi_gevent.ConnectionClosed` if the connection was stopped, closed or aborted.  Reading
-    *up to the end* raises at once, because half of the input must not pass for all of it.  The rest of the input is
-    left to other reads.
+    connection, or :class:`~ngi_gevent.ConnectionClosed` if the connection was stopped, closed or aborted.  Reading *up
+    to the end* raises at once, so that a part of the input is not mistaken for all of it.  Other reads can still return
+    the input.
 
     **Waiting for output.**  If too much output is pending, reading also waits until the peer has taken some of it, even
     if there is input to return.
@@ -53,8 +53,8 @@ class Input(File):
     **Callbacks.**  In a callback of the connection, waiting raises :class:`~ngi_gevent.Deadlock`, because no input can
     arrive before the callback returns.
 
-    Close the input if you will not read it.  Otherwise the peer must wait once its input is not read, and the end of
-    the connection is not noticed.
+    Close the input if you will not read it.  Otherwise the peer has to wait, and the end of the connection is not
+    noticed.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -62,7 +62,7 @@ class Input(File):
         self._unread = handler.unread
         self._taken = 0  # pieces of input, from the handler
         self._reading = False
-        self._reads = 0  # that did not wait
+        self._reads = 0  # reads that did not wait
         self._slice_ends = 0.0
         #: The exception for a line that is too long, if one was raised.
         self.limit_met: LimitExceeded | None = None
@@ -100,7 +100,7 @@ class Input(File):
         return self._read(lambda unread: wanted if len(unread) >= wanted else None, timeout)
 
     def read1(self, size: int | None = -1, timeout: float | None = None) -> bytes:
-        """Read the bytes that have arrived, up to *size*, for parsers that take input as it comes.
+        """Read the bytes that have arrived, up to *size*, for parsers that take input as it arrives.
 
         Blocks only until there is at least one byte, or the end.
 
@@ -163,7 +163,7 @@ class Input(File):
         return line
 
     def flush(self) -> None:
-        """Do nothing, as for any file that is only read; ``io.TextIOWrapper`` calls this."""
+        """Do nothing.  ``io.TextIOWrapper`` calls this on files that it reads, too."""
 
     def close(self) -> None:
         """Stop reading, and drop all unread input, now and later.
@@ -178,7 +178,7 @@ class Input(File):
         return self._read(lambda unread: None, timeout, to_end=True)
 
     def _read(self, count: _Count, timeout: float | None, to_end: bool = False) -> bytes:
-        """Wait until *count* returns how many bytes to take, or for the end, and take them."""
+        """Wait until *count* returns a number of bytes, or for the end.  Take and return the bytes."""
         self._check_open()
         deadline = deadline_after(timeout)
         if not self._handler.wait_for_room(deadline):
@@ -224,16 +224,16 @@ class Input(File):
             self._reading = False
 
     def _let_others_run(self) -> None:
-        """Let other greenlets run if this one has read often and for long without waiting."""
+        """Let other greenlets run if this one has read for long without waiting."""
         self._reads += 1
-        if not self._reads % READS_PER_LOOK and clock.now() > self._slice_ends:
+        if not self._reads % READS_PER_CHECK and clock.now() > self._slice_ends:
             if not self._handler.is_in_callback():
                 let_others_run()
             self._slice_ends = clock.now() + SLICE
 
     def _has(self, count: _Count) -> bool:
-        """Return whether there is enough to read, or no more will arrive; ask for more if not."""
-        ended = self._closed or self._handler.ended  # first, since input that arrived before the end belongs to it
+        """Return whether there is enough to read, or the input has ended.  Otherwise, request more input."""
+        ended = self._closed or self._handler.ended  # checked first, so that all input before the end is included
         arrived = self._handler.arrived
         while arrived:
             self._unread += arrived.popleft()
@@ -247,7 +247,7 @@ class Input(File):
 def _through_line_end(start: int, most: int) -> _Count:
     """Count the bytes through the first line end at or after *start*, up to *most* if that is not negative.
 
-    No byte is searched twice.
+    Each byte is searched only once.
 
     :raises LimitExceeded: a line is too long, and *most* does not cut it.
     """

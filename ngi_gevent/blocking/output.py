@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Output"]
 
-#: Bytes that ``writelines`` writes before it waits until the peer has taken them.  So few bytes alone never stop a
-#: connection from reading.  More could make two sides wait for each other, if both write here and read in another
-#: greenlet.
+#: Bytes that ``writelines`` writes before it waits until the peer has taken them.  This is so little that it never
+#: stops the connection from reading.  With more, two sides could wait for each other, if both write here and read in
+#: another greenlet.
 PART_SIZE = LOW_WATER
 
 
@@ -29,8 +29,8 @@ class Output(File):
     ``ValueError``.
 
     ``writelines`` and ``flush`` block the calling greenlet until the peer has taken output.  With a *timeout*, they
-    raise :class:`~ngi_gevent.Timeout` after that many seconds; everything written stays written.  In a callback of the
-    connection, its input waits, too.  In memory, they raise :class:`~ngi_gevent.WouldWait` there.
+    raise :class:`~ngi_gevent.Timeout` after that many seconds; everything that was written is still sent.  In a
+    callback of the connection, they also hold up its input, and in memory, they raise :class:`~ngi_gevent.WouldWait`.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -71,7 +71,7 @@ class Output(File):
     def writelines(self, data: Iterable[Data], timeout: float | None = None) -> None:
         """Write the pieces that *data* yields, pulling from it only as the peer takes them.
 
-        Blocks while the peer takes output.  *data* runs in the calling greenlet, and its exceptions are raised here;
+        Blocks while the peer takes output.  *data* runs in the calling greenlet.  Its exceptions are raised here, after
         the pieces before them are written.
 
         :param timeout: seconds to wait for the peer, in all; None for no limit.
@@ -90,7 +90,7 @@ class Output(File):
                 self._drain(deadline)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until the kernel has all output, or, in memory, the peer.
+        """Wait until the kernel has all output.  In memory, wait for the peer instead.
 
         Blocks as ``drain(below=1)`` of a connection does.
 
@@ -102,7 +102,7 @@ class Output(File):
         self._drain(deadline_after(timeout))
 
     def write_eof(self) -> None:
-        """End the output: the peer sees the end of its input once it has all of this output.
+        """End the output.  After all of it, the peer sees the end of its input.
 
         Never blocks.  Input can still be read.  After this, writing raises :class:`~ngi_gevent.ConnectionClosed`.
         Calling this again, or after the connection has ended, is harmless.

@@ -1,4 +1,4 @@
-"""Servers that are written as functions of an input and an output."""
+"""Servers written as functions of an input and an output."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def server(function: Callable[[Input, Output], object]) -> Callable[[Any], None]
 @overload
 def server(function: Callable[[Instance, Input, Output], object]) -> Callable[[Instance, Any], None]: ...
 def server(function: Callable[..., object]) -> Callable[..., None]:
-    """Make a server of a function or method that takes the input and the output of a connection.
+    """Make a server of a function or method that takes a connection's input and output, in this order.
 
     For each connection, *function* runs on its own greenlet, on the hub of the connection's thread.  It can block.
     When it returns or raises, the connection is closed once all output has been delivered.
 
-    Exceptions are logged with their traceback.  Only one line is logged if the exception comes from reading or writing,
-    and is the connection's own end or a line that is too long.
+    Exceptions are logged with their traceback.  If reading or writing raised because the connection ended, or because a
+    line was too long, only one line is logged.
 
     A peer that has finished sending can still be answered: after the end of input, the connection stays open for output
     until *function* returns or closes its output.
 
-    In memory, *function* runs while the caller waits on gevent, and input is not held back.
+    In memory, *function* runs only while the caller waits on gevent, and input is not held back.
 
     :raises TypeError: *function* is not callable.
     """
@@ -89,7 +89,7 @@ def _report(connection: Any, error: BaseException, input: Input) -> None:
         logs.connections.info(
             "connection with %r ended while %s was using it: %s", peer, _FUNCTION, logs.format_reason(reason)
         )
-        error.__traceback__ = None  # whose frames hold the files, and these the error
+        error.__traceback__ = None  # its frames refer to the files, and the files to the error
     else:
-        # As for exceptions in handlers.  A connection that no listener accepted has only the log.
+        # As exceptions in handlers are.  Without a listener, there is only the log.
         (connection.control or Registry()).handler_raised(peer, _FUNCTION, error)

@@ -1,4 +1,4 @@
-"""Services: a server with the options of its listener, for programs that make the listener."""
+"""Services: servers with the options of their listeners, for programs that make the listeners."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 class Service:
     """A server with the options of its listener.
 
-    A process manager makes the listener, so the application cannot call ``listener`` with options.  It names a
-    ``Service`` instead; see :class:`ngi_gevent.gunicorn.Worker`.  Each ``listener`` of this package takes a service in
-    place of a server, and uses its options.  Options in the call of ``listener`` replace those of the service.
+    A process manager makes the listener, so the application cannot call ``listener`` with options.  Instead, the
+    process manager gets the name of a ``Service``; see :class:`ngi_gevent.gunicorn.Worker`.  Each ``listener`` of this
+    package takes a service in place of a server, and uses its options.  Options in the call of ``listener`` replace the
+    options of the service.
 
     :ivar server: the server.
     :ivar options: the options, a dict.
@@ -50,7 +51,7 @@ class Service:
 
 
 def parts(server: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the server of a service, and all options; and for another server, the arguments.
+    """Return the server of a service, and all options; for another server, return the arguments.
 
     :raises TypeError: *server* is not callable.
     """
@@ -59,7 +60,7 @@ def parts(server: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def takes_service(listener: Method) -> Method:
-    """Let the method *listener* take a service in place of a server.  A decorator."""
+    """Decorate the method *listener* so that it takes a service in place of a server."""
 
     @functools.wraps(listener)
     def call(self: Any, address: Any, handler: Any, **options: Any) -> Any:

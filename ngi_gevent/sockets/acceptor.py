@@ -3,7 +3,7 @@
 Accepting pauses in three cases.  Until it resumes, the kernel queues new connections.
 
 * There are ``max_connections`` connections.  Accepting resumes when one of them is gone.
-* There are ``max_handshakes`` handshakes in progress.  Accepting resumes when one of them is over.
+* There are ``max_handshakes`` pending handshakes.  Accepting resumes when one of them is over.
 * The kernel is out of descriptors or memory.  The acceptor tries again, soon at first and then less often, and whenever
   a connection of the listener is gone.  Open connections are not affected.
 
@@ -63,16 +63,17 @@ def default_max_connections(network: Network) -> int:
 
 
 class Acceptor(StreamServer):
-    """Accepts connections on a socket, and calls ``accepted(sock, peer_address)`` on the hub with each of them.
+    """A server that accepts connections on a socket, and calls ``accepted(sock, peer_address)`` on the hub for each.
 
-    The caller closes the sockets, and adds their connections to *connections*.  The acceptor never lets that grow to
-    more than *max_connections*, and does not accept while *crowd* has no room for another handshake.  If its socket is
-    not a listening socket any more, it calls ``gave_up()``.  *turns* has all acceptors of the listener, and those that
-    have accepted lately are behind the others.
+    The callee closes the sockets, and adds their connections to *connections*, of which there are never more than
+    *max_connections*.  While *crowd* has no room for another handshake, the acceptor does not accept.  If its socket is
+    not a listening socket any more, it calls ``gave_up()``.  *turns* has all acceptors of the listener; the most
+    recently used are last.
     """
 
-    #: Connections that are accepted in one turn of the loop.  With more, a process would take connections that others
-    #: with the same socket have been woken for, and would call many servers before anything else has a turn.
+    #: Connections that are accepted in one turn of the loop.  With more, a process would take connections for which the
+    #: kernel has woken other processes with the same socket.  It would also call many servers before anything else gets
+    #: a turn.
     max_accept = 1
 
     def __init__(
@@ -104,7 +105,7 @@ class Acceptor(StreamServer):
         # Otherwise, a program that waits for connections would get LoopExit during a pause.
         self._keep_running = loop.async_()
         self._keep_running.start(lambda: None)
-        listening: Any = binding.socket  # a Socket is all that gevent needs
+        listening: Any = binding.socket  # gevent needs only the methods of Socket
         super().__init__(listening, accepted, spawn=None)
 
     def connection_gone(self) -> None:
@@ -120,11 +121,11 @@ class Acceptor(StreamServer):
             self.start_accepting()
 
     def remove_file(self) -> None:
-        """Remove the file of a Unix socket, without which no client can connect."""
+        """Remove the file of a Unix socket, so that no client can connect."""
         self._binding.remove_file()
 
     def leave_to_parent(self) -> None:
-        """Close, in a forked child: only the descriptor, and what belongs to the hub."""
+        """Close only the descriptor and the objects of the hub, in a forked child."""
         self._binding.leave_to_parent()
         self.close()
 
@@ -141,7 +142,7 @@ class Acceptor(StreamServer):
     def _close_socket(self) -> None:
         if self._binding.is_own:
             with suppress(OSError):  # not all systems shut down listening sockets
-                self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would go on listening
+                self.socket.shutdown(socket.SHUT_RDWR)  # otherwise, a child with the descriptor would go on listening
         self.socket.close()
 
     def close_taking_queued(self) -> list[tuple[Any, Any]]:
@@ -178,10 +179,10 @@ class Acceptor(StreamServer):
         pass
 
     def _is_turn_of_another(self) -> bool:
-        """Return whether the last connection that there is room for comes from the queue of another socket.
+        """Return whether there is room for one connection only, and another socket must accept it.
 
-        At ``max_connections``, the loop would give all room to the same socket, and the clients of others would wait as
-        long as that one has any.
+        At ``max_connections``, the loop would give all room to the same socket.  The clients of the others would wait
+        until its queue is empty.
         """
         if len(self._turns) == 1 or len(self._connections) < self._max_connections - 1:
             return False
@@ -203,8 +204,8 @@ class Acceptor(StreamServer):
             self._turns.remove(self)
             self._turns.append(self)
         if not self._binding.is_own:
-            # Other processes with this socket, which have been woken too, accept the next connections.  Of 40, one of
-            # four processes would take 23 or more, and takes 12.
+            # Other processes with this socket have been woken, too, and accept the next connections.  Without this, one
+            # of four processes accepts 23 or more of 40 connections; with it, 12.
             self._network.let_others_run()
         return accepted
 
@@ -214,7 +215,7 @@ class Acceptor(StreamServer):
         return self._limit() is not None
 
     def _limit(self) -> tuple[str, str] | None:
-        """Return the limit that is reached, and what is there, for the log."""
+        """Return the limit that is reached, and its description for the log."""
         if len(self._connections) >= self._max_connections:
             return "max_connections", f"there are {self._max_connections}, which is max_connections"
         reason = self._crowd.full_reason()
@@ -243,7 +244,7 @@ class Acceptor(StreamServer):
     def _try_again(self) -> None:
         self._stop_retry()
         self.start_accepting()
-        # Even if no connection is queued: it shows whether the kernel still refuses.
+        # Even if no connection is queued, this shows whether the kernel still refuses.
         accepted = None if self.full() else self.do_read()
         if accepted:
             self.do_handle(*accepted)
@@ -265,7 +266,7 @@ class PauseLog:
         self._noted = False  # whether note was called since the last check
 
     def note(self, limit: str, reason: object) -> None:
-        """Accepting pauses, again or still.  Count it for *limit*, and log *reason*, if this begins a pause."""
+        """Note that accepting pauses for *limit*.  If this begins a pause, count it, and log *reason*."""
         self._noted = True
         if self._timer is None:
             self._timer = self._loop.timer(QUIET, QUIET, ref=False)

@@ -1,4 +1,4 @@
-"""Attempts to connect to the addresses of one host, which share the time as in RFC 8305 ("Happy Eyeballs").
+"""Attempts to connect to the addresses of one host, staggered as in RFC 8305 ("Happy Eyeballs").
 
 The families take turns, so that a host with a broken IPv6 network is reached by IPv4, and the other way round.  An
 attempt begins when the one before has failed, or after ``STAGGER`` seconds.  The first socket that is connected is the
@@ -26,7 +26,7 @@ STAGGER = 0.25
 
 
 class Attempts:
-    """Attempts to connect to *candidates*, which ``connect`` does with one of them, and blocks."""
+    """Attempts to connect to *candidates*.  ``connect`` connects to one of them, and blocks."""
 
     def __init__(self, candidates: Iterable[Resolved], connect: Callable[[Resolved], Socket]) -> None:
         self._connect = connect
@@ -34,7 +34,7 @@ class Attempts:
         self._running: dict[Resolved, Greenlet[[Resolved], None]] = {}
         self._failures: dict[Resolved, OSError] = {}
         self._connected: Socket | None = None
-        self._interrupt: BaseException | None = None  # anything else than an OSError
+        self._interrupt: BaseException | None = None  # an exception that is not an OSError
         self._is_over = False
         self._changed = Event()
 
@@ -43,7 +43,7 @@ class Attempts:
 
         Blocks the greenlet.
 
-        :raises OSError: no address accepts.  The message lists them with the reasons, if there are several.
+        :raises OSError: no address accepts.  If there are several, the message lists them with their reasons.
         """
         if len(self._waiting) == 1:
             return self._connect(self._waiting[0])  # without another greenlet, because most hosts have one address
@@ -74,7 +74,7 @@ class Attempts:
         try:
             sock = self._connect(candidate)
         except BaseException as error:
-            # Once this is over, its traceback would keep this object until the garbage collector comes.
+            # If this is over, the traceback would keep this object until the next garbage collection.
             if self._is_over:
                 pass
             elif isinstance(error, OSError):
@@ -93,7 +93,7 @@ class Attempts:
 def in_turns(candidates: Iterable[Resolved]) -> list[Resolved]:
     """Return each of *candidates* once, with the families in turns.
 
-    The first stays the first, and each family keeps its order: the system sorts by preference.
+    The first candidate stays the first, and each family keeps its order, because the kernel sorts by preference.
     """
     by_family: dict[int, list[Resolved]] = {}
     for candidate in dict.fromkeys(candidates):

@@ -18,10 +18,10 @@ from ngi_gevent.sockets.network import Network, Resolved, Socket
 
 __all__ = ["BindOptions", "Binding", "bind_all", "bind_one", "ipv4_first"]
 
-#: Ports that are tried for several addresses with port 0.  Another program can have any port of one address only.
+#: Ports to try for several addresses with port 0.  Each port can be taken on one of the addresses by another program.
 PORTS_TRIED = 20
 
-#: Seconds to wait for another process that binds a socket in the same directory.  That takes it microseconds.
+#: Seconds to wait for another process that binds a socket in the same directory, which takes microseconds.
 LOCK_TIMEOUT = 1.0
 
 #: Seconds before the lock is tried again.
@@ -58,7 +58,8 @@ class Binding:
     """A socket bound to an address, and its file if it is a Unix socket.
 
     :ivar socket: the socket.
-    :ivar is_own: whether this module bound it, and not the caller, who may share it with other processes.
+    :ivar is_own: whether this module bound the socket.  A socket that the caller bound can be shared with other
+        processes.
     """
 
     def __init__(self, network: Network, sock: Socket, *, is_own: bool = True) -> None:
@@ -82,7 +83,7 @@ class Binding:
             if os.path.samestat(self._network.stat(path), bound):
                 self._network.unlink(path)
         except OSError:
-            pass  # it is gone already
+            pass  # the file is gone already
 
     def leave_to_parent(self) -> None:
         """Close the descriptor, in a forked child.  The file belongs to the parent."""
@@ -98,14 +99,14 @@ class Binding:
 def bind_all(network: Network, addresses: list[Any], options: BindOptions) -> list[Binding]:
     """Return sockets bound to all of *addresses*, and to all addresses of each host name among them.
 
-    Those with port 0 get the same port.  Blocks to look up a name, and for ``LOCK_TIMEOUT`` seconds at most.  If one
-    fails, none is left open.
+    All addresses with port 0 get the same port.  Blocks to look up a name, and for ``LOCK_TIMEOUT`` seconds at most.
+    If a socket cannot be bound, all are closed.
 
     :raises OSError: the system refuses an address, which the error names.
     """
     for _ in range(PORTS_TRIED):
         bindings: list[Binding] = []
-        port = 0  # the one that was picked
+        port = 0  # the port that was picked
         try:
             for address in addresses:
                 for binding in _bind(network, address, options, port):
@@ -123,7 +124,7 @@ def bind_all(network: Network, addresses: list[Any], options: BindOptions) -> li
 
 
 def bind_one(network: Network, address: Any, options: BindOptions) -> Binding:
-    """Return a socket bound to *address*; of several addresses of a host name, to the first possible one.
+    """Return a socket bound to *address*.  If a host name has several addresses, use the first possible one.
 
     Blocks, and raises, as ``bind_all`` does.
     """
@@ -131,7 +132,7 @@ def bind_one(network: Network, address: Any, options: BindOptions) -> Binding:
 
 
 def _picked_port(address: Any, sock: Socket) -> int:
-    """Return the port that the kernel has picked for *address*; 0 if it did not have to."""
+    """Return the port that the kernel has picked for *address*; 0 if *address* has a port."""
     is_picked = address is None or (isinstance(address, tuple) and not address[1])
     return sock.getsockname()[1] if is_picked else 0
 
@@ -158,7 +159,7 @@ def _bind(network: Network, address: Any, options: BindOptions, port: int = 0) -
 def _closed_on_error(binding: Binding) -> Iterator[None]:
     try:
         yield
-    except BaseException:  # also for a path that the file system's encoding does not have
+    except BaseException:  # for example, the file system's encoding cannot encode the path
         binding.close()
         raise
 
@@ -166,7 +167,8 @@ def _closed_on_error(binding: Binding) -> Iterator[None]:
 def _bind_to_host(network: Network, address: Any, options: BindOptions, port: int) -> Iterator[Binding]:
     """Bind sockets to the addresses of a host, IPv4 first.
 
-    Of a name with several, those that this machine does not have are left out.  Datagrams use the first possible one.
+    If a name has several addresses, those that this machine does not have are left out.  Datagrams use the first
+    possible one.
     """
     host, port = address[0] or "0.0.0.0", address[1] or port
     is_bound, failure = False, OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
@@ -232,7 +234,7 @@ def _bind_to_path(network: Network, path: str | bytes, options: BindOptions) -> 
 def _make_free(network: Network, path: str | bytes, kind: int) -> bool:
     """Remove the file at *path* if it is a Unix socket without a listener.  Return whether the path can be free now.
 
-    The listener may close at the same moment, and remove its file.  A live one of another kind fails differently.
+    The listener may close at the same moment, and remove its file.  A live socket of another kind fails differently.
     """
     probe = network.make_socket(socket.AF_UNIX, kind)
     try:
@@ -254,12 +256,12 @@ def _locked(network: Network, folder: str) -> Iterator[None]:
     """Keep other processes that use this package from binding Unix sockets in *folder*.
 
     A socket that is bound, and does not listen yet, refuses connections like the file of a dead server.  Without the
-    lock, a second process that starts at the same moment could replace it, and both would take themselves for the
-    server.  The kernel keeps the name that a socket is bound to, for ``getpeername``, for answers to datagrams and for
-    ``ss``.  So a temporary name that is renamed later is no alternative.
+    lock, a second process that starts at the same moment could replace it, and both would seem to be the server.  The
+    kernel keeps the name that a socket is bound to, for ``getpeername``, for answers to datagrams and for ``ss``.  So
+    this does not use a temporary name that is renamed later.
 
-    Blocks the greenlet for ``LOCK_TIMEOUT`` seconds at most, and goes on without the lock then, since any process that
-    can read the folder can keep the lock.  The same if the folder cannot be locked.
+    Blocks the greenlet for ``LOCK_TIMEOUT`` seconds at most, and then goes on without the lock, because any process
+    that can read the folder can keep the lock.  If the folder cannot be locked, this goes on, too.
     """
     deadline = clock.now() + LOCK_TIMEOUT
     lock = None
@@ -280,5 +282,5 @@ def _locked(network: Network, folder: str) -> Iterator[None]:
 
 
 def ipv4_first(resolved: Iterable[Resolved]) -> list[Resolved]:
-    """Return what *resolved* has, with IPv4 addresses first, and otherwise in the same order."""
+    """Return the items of *resolved*, with IPv4 addresses first, and otherwise in the same order."""
     return sorted(resolved, key=lambda candidate: bool(candidate[0] != socket.AF_INET))

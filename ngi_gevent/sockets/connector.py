@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connector"]
 
-#: Seconds after the timeout in which a greenlet can still learn of a connection that was made in time.
+#: Seconds after the timeout in which a greenlet can still receive a connection that was made in time.
 GRACE = 0.01
 
 
@@ -68,7 +68,7 @@ class Connector:
         """Return None: there is no connection yet."""
 
     def leave_to_parent(self) -> None:
-        """Give up, and call nothing, in a forked child."""
+        """Give up in a forked child, without calling the handler."""
         self._loop.run_callback(self._give_up)
 
     def _give_up(self) -> None:
@@ -89,7 +89,7 @@ class Connector:
             self._fail(ConnectionTimeout(f"there was no connection to {address!r} after {self._timeout} seconds"))
         except BaseException as error:
             self._fail(error)
-            if not isinstance(error, Exception):  # such as Ctrl-C, which is not only for the handler
+            if not isinstance(error, Exception):  # such as Ctrl-C, which must also reach the main greenlet
                 self._owner.handler_raised(self._destination.address, "connecting", error)
         else:
             self._connecting = False
@@ -101,8 +101,8 @@ class Connector:
     def _time_limit(self) -> Iterator[None]:
         """Raise ``gevent.Timeout`` in the greenlet if the attempt takes too long.
 
-        gevent would raise it at once.  This raises it ``GRACE`` seconds later: after a stall of the whole process, the
-        name may have been found or the socket connected in time, and greenlets learn of it only now.
+        gevent would raise it at once.  This raises it ``GRACE`` seconds later.  After a stall of the whole process, the
+        name may have been found in time, or the socket connected, but greenlets receive the result only now.
         """
         if self._timeout is None:
             yield

@@ -1,4 +1,4 @@
-"""Checks of ``ssl.SSLContext``s, and the ``SSLObject``s that they make.
+"""Checks of ``ssl.SSLContext``s, and functions that make an ``SSLObject`` with them.
 
 This module is imported when a context is given, and not before.
 """
@@ -51,22 +51,22 @@ def for_client(ssl_context: Any, server_hostname: str) -> MakeSSLObject:
     _check_context(ssl_context)
     if not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname is text; got {server_hostname!r}")
-    # Certificates, and the extension of TLS that sends the name, have neither a scope nor the dot of the root.
+    # In certificates and in the name that TLS sends, there is neither a scope nor the dot of the root.
     server_hostname = server_hostname.partition("%")[0].removesuffix(".")
     if ssl_context.check_hostname and not server_hostname:
-        # An SSLObject, unlike an SSLSocket, would check nothing then.
+        # Without this, an SSLObject, unlike an SSLSocket, would not check the name.
         raise ValueError("server_hostname is missing, and this ssl_context is to check it (check_hostname)")
     return _tried(partial(ssl_context.wrap_bio, server_hostname=server_hostname or None))
 
 
 def _check_context(ssl_context: Any) -> None:
-    # The original class is a base of the one that gevent puts in its place.
+    # The original class is a base of gevent's class, which replaces it under monkey-patching.
     if not isinstance(ssl_context, get_original("ssl", "SSLContext")):
         raise TypeError(f"ssl_context is an ssl.SSLContext, or None; got {ssl_context!r:.100}")
 
 
 def _tried(make: MakeSSLObject) -> MakeSSLObject:
-    """Return *make*, after a try: the ``ssl`` module knows best what a context can do, and which names there can be."""
+    """Return *make* after trying it, because only the ``ssl`` module can check the context and the name."""
     try:
         make(ssl.MemoryBIO(), ssl.MemoryBIO())
     except (ssl.SSLError, ValueError, TypeError) as error:

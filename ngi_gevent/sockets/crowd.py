@@ -1,4 +1,4 @@
-"""The crowd at one listener: connections from each host, handshakes in progress, and the lives of connections."""
+"""The crowd at one listener: connections from each host, pending handshakes, and the lives of connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Crowd:
 
     def __init__(self, limits: Limits, *, is_behind_proxies: bool = False) -> None:
         self._limits = limits
-        self._is_behind_proxies = is_behind_proxies  # which are trusted, and say later who the client is
+        self._is_behind_proxies = is_behind_proxies  # trusted peers, whose headers name the client later
         self.counters = Counters()
         #: Called when there is room for another handshake.
         self.has_room: Callable[[], object] = _do_nothing
@@ -35,16 +35,16 @@ class Crowd:
         self.failures = logs.RateLimit(MOST_FAILED)
 
     def admits(self, peer_address: Any, address: Any) -> bool:
-        """Return whether there may be one more connection from *peer_address*; otherwise, log that *address* refused.
+        """Return whether one more connection from *peer_address* is allowed; if not, log that *address* refused it.
 
-        Connections from proxies are admitted: their clients count, once ``admits_client`` is called.
+        Connections from proxies are always admitted.  Their clients count when ``admits_client`` is called.
 
         :param address: the listener's.
         """
         return self._is_behind_proxies or self._has_room(peer_address, address)
 
     def admits_client(self, connection: Any, client: Any) -> bool:
-        """Return whether *connection*, from a proxy, may be from the address *client*; then it counts there."""
+        """Return whether *connection*, from a proxy, is allowed for the address *client*.  If so, count it there."""
         has_room = self._has_room(client, connection.local_address)
         if has_room and self._hosts is not None:
             self._hosts.add(connection, client)
@@ -69,14 +69,14 @@ class Crowd:
             self._lifetimes.begin(connection, loop)
 
     def remove(self, connection: Any) -> None:
-        """Do not count *connection* any more: it is gone."""
+        """Stop counting *connection*, which is gone."""
         if self._hosts is not None:
             self._hosts.remove(connection)
 
     # Handshakes.
 
     def within_lifetime(self, seconds: float | None) -> float | None:
-        """Return *seconds*, or what a connection has to live if that is less."""
+        """Return *seconds*, or the lifetime of connections if that is less."""
         allowed = [most for most in (seconds, self._limits.max_lifetime) if most is not None]
         return min(allowed, default=None)
 
@@ -101,4 +101,4 @@ class Crowd:
 
 
 def _do_nothing() -> None:
-    """Nothing waits for room."""
+    """The default for ``has_room``, before something waits for it."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatagramListener", "DatagramSender"]
 
-READ = 1  # what gevent's io watchers watch for
+READ = 1  # the event for gevent's io watchers
 
 #: Datagrams that a listener receives before other greenlets get a turn.
 MOST_AT_ONCE = 32
@@ -46,9 +46,9 @@ FIRST_RETRY, LAST_RETRY = 0.001, 0.1
 #: Receivers that a listener remembers while its socket's send buffer is half full.
 MOST_RECEIVERS = 1024
 
-#: Makes Linux return the real length of a truncated datagram.  Other systems return the buffer's length, which is one
-#: byte more than ``buffer_size``, and enough to know that the datagram is too long.
-TELL_LENGTH = socket.MSG_TRUNC if sys.platform == "linux" else 0
+#: The flag with which Linux returns the real length of a truncated datagram.  Other systems return the buffer's length,
+#: which is one byte more than ``buffer_size``, and shows that the datagram is too long.
+REAL_LENGTH = socket.MSG_TRUNC if sys.platform == "linux" else 0
 
 
 @documented_by(IUDPListener)
@@ -141,17 +141,17 @@ class DatagramListener(BaseDatagramListener):
             if not self._open:
                 return
             try:
-                length, sender = self._socket.recvfrom_into(self._buffer, 0, TELL_LENGTH)
+                length, sender = self._socket.recvfrom_into(self._buffer, 0, REAL_LENGTH)
             except BlockingIOError:
                 return
             except OSError as error:
                 # Most likely, an ICMP error for a datagram that was sent from this socket.
-                self._tell_failed(error)
+                self._log_failed(error)
                 sleep(PAUSE)
                 return
             self._take(sender, length, self._buffer[:length])
 
-    def _tell_failed(self, error: OSError) -> None:
+    def _log_failed(self, error: OSError) -> None:
         logs.datagrams.warning(
             "receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror, limit=self._failed
         )
@@ -165,7 +165,7 @@ class DatagramListener(BaseDatagramListener):
         logs.datagrams.info("no longer receiving datagrams on %r", self.address)
 
     def leave_to_parent(self) -> None:
-        """Count as closed, in a forked child.  Closes the descriptor, and nothing else."""
+        """Count as closed, in a forked child.  Only closes the descriptor."""
         self._open = False
         self._socket.close()
         self._watcher.close()
@@ -176,7 +176,7 @@ class DatagramListener(BaseDatagramListener):
 
 
 class _Sender:
-    """Sends datagrams to addresses as users write them."""
+    """A sender of datagrams to addresses in the form that applications use."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -207,25 +207,25 @@ class _Sender:
         raise failures[0]
 
     def _send(self, family: int, target: Any, data: bytes) -> None:
-        """Send to *target*, a socket address of *family*.  Drop the datagram if there is no room for it in time.
+        """Send to *target*, a socket address of *family*.  Drop the datagram if the kernel does not take it in time.
 
-        A Unix receiver decides when there is room again.  A handler does not wait for one, because the listener would
-        answer no other peer until then.
+        A Unix receiver decides when there is room again.  A handler does not wait for it, because the listener could
+        not answer other peers until then.
         """
         in_handler = isinstance(current_connection(), DatagramListener)
-        patience = 0.0 if family == socket.AF_UNIX and in_handler else SEND_TIMEOUT
+        timeout = 0.0 if family == socket.AF_UNIX and in_handler else SEND_TIMEOUT
         waited, pause = 0.0, FIRST_RETRY
         while True:
             try:
                 self._try(family, target, data)
             except BlockingIOError as error:
-                if waited >= patience:
+                if waited >= timeout:
                     self._drop(target, error)
                     return
             except PermissionError as error:
                 if family != socket.AF_UNIX or error.errno != errno.EPERM:
                     raise
-                # The receiver has connected its socket to another address.  Over UDP, the sender would get no error.
+                # The receiver has connected its socket to another address.  Over UDP, there would be no error.
                 self._drop(target, error)
                 return
             else:
@@ -238,7 +238,7 @@ class _Sender:
         logs.datagrams.warning("a datagram to %r was dropped: %s", target, error.strerror, limit=self._dropped)
 
     def _targets(self, address: Any) -> list[tuple[int, Any]]:
-        """Return the families at which *address* can be reached, each with the address that its sockets take."""
+        """Return the families in which *address* can be reached, each with the address for its sockets."""
         path = unix_path(address)
         if path is not None:
             return [(socket.AF_UNIX, path)]
@@ -253,7 +253,7 @@ class _Sender:
     # Implemented by each kind of sender.
 
     def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
-        """Return the *targets* that this can send to.  Raise ``OSError`` if there are none."""
+        """Return the *targets* that this sender can reach.  Raise ``OSError`` if there are none."""
         return targets
 
     def _try(self, family: int, target: Any, data: bytes) -> None:
@@ -294,14 +294,14 @@ class DatagramSender(_Sender):
 
 
 class _ListenerSender(_Sender):
-    """Sends from a listener's socket.  *check_open* raises once the listener is closed."""
+    """A sender that uses a listener's socket.  *check_open* raises if the listener is closed."""
 
     def __init__(self, network: Network, sock: Socket, check_open: Callable[[], None]) -> None:
         super().__init__(network)
         self._socket = sock
         self._check_open = check_open
         self._room: int = network.send_buffer_size(sock)
-        #: For each receiver, the bytes in use when it was first sent something after the buffer was half full.
+        #: For each receiver, the bytes in use at the first datagram to it after the buffer became half full.
         self._used_before: dict[Any, int] = {}
 
     def _reachable(self, targets: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
@@ -319,11 +319,11 @@ class _ListenerSender(_Sender):
         self._socket.sendto(data, target)
 
     def _fills_buffer(self, target: Any) -> bool:
-        """Return whether *target* already fills too much of the buffer with datagrams that it does not receive.
+        """Return whether datagrams that *target* does not receive already fill too much of the buffer.
 
         Linux keeps a datagram in its sender's buffer until it is received.  A receiver that is connected to the sender
-        can leave any number unreceived, and then the listener could send to no other peer.  Once half of the buffer is
-        in use, each receiver can add an eighth.
+        can leave any number unreceived.  Without a limit, the listener could then not send to other peers.  Once half
+        of the buffer is in use, each receiver can add an eighth.
         """
         taken = self._network.queued_output(self._socket)
         if taken <= self._room // 2:

@@ -52,7 +52,7 @@ class Destination:
         """Return the address of the peer of *sock*, which was connected a moment ago."""
         try:
             return sock.getpeername()
-        except OSError:  # the peer is gone, as the connection will find out
+        except OSError:  # the peer is gone, and the first receive will fail
             return self.address
 
     def _connect_to_path(self, path: str | bytes) -> Socket:
@@ -95,8 +95,8 @@ class Destination:
     def _check_is_another(self, sock: Socket) -> None:
         """Raise ``OSError`` if *sock* is connected to itself.
 
-        The kernel makes such a connection if no listener has the port, on this host, and the kernel picks the same port
-        for the client.
+        The kernel makes such a connection if the port, on this host, has no listener, and the kernel picks it for the
+        client.
         """
         if sock.getsockname() == self.peer_of(sock):
             self.network.reset_on_close(sock)  # so that a server can have the port at once
@@ -108,7 +108,7 @@ class Destination:
         if self._local_address is None:
             return None
         host, port = _host_and_port(self._local_address, "")
-        # An empty host is that of either family, as for the kernel.
+        # An empty host stands for any address of either family, as in the kernel.
         hosts = (host,) if host else ("0.0.0.0", "::")
         resolve = self.network.resolve
         try:
@@ -121,7 +121,7 @@ class Destination:
         try:
             for family, _, _, _, address in local:
                 if family == sock.family:
-                    self.network.allow_address_reuse(sock)  # the kernel may remember an earlier connection from there
+                    self.network.allow_address_reuse(sock)  # an earlier connection from there may be in TIME_WAIT
                     sock.bind(address)
                     return
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
@@ -133,7 +133,7 @@ class Destination:
 
 
 def _host_and_port(address: Any, default: str) -> tuple[str, int]:
-    """Return the host of *address*, *default* if it is empty, with its scope; and the port."""
+    """Return the host of *address* with its scope, or *default* if the host is empty, and the port."""
     host: str = address[0] or default
     if len(address) == 4 and address[3]:
         host = f"{host}%{address[3]}"

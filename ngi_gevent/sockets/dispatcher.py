@@ -1,18 +1,18 @@
-"""Whose turn it is: the one object of a hub that runs its connections' greenlets and sends what they wrote.
+"""The dispatcher of a hub, which runs the greenlets of its connections in turn, and sends their output.
 
-A connection costs two system calls a message, one to receive and one to send, because of three things done here:
+A message costs a connection two system calls, one to receive and one to send.  Three techniques make that possible:
 
-* Its read watcher stays started for as long as it wants input, and does no more than to append the connection to
-  ``ready``; that is a method of a list, so no Python code runs for it.
-* Once a turn of the loop, before it polls again, ``_dispatch`` lets all that are ready run, a batch at a time.  A
-  greenlet that is done with its message switches directly to the next of its batch, and only the last one back to the
-  hub: one switch for a message instead of two.
-* Output goes to the connection's sender, and the sender to ``unsent``.  At the end of the batch, each sends in one
-  system call, however many writes there were.  A handler that blocks ends its part of the batch too.
+* A connection's read watcher stays started as long as the connection accepts input.  Its callback is the ``append`` of
+  the list ``ready``, so it runs no Python code.
+* Once in each turn of the loop, before the loop polls again, ``_dispatch`` runs all ready connections, one batch after
+  the other.  A greenlet that has handled its message switches directly to the next greenlet of its batch.  Only the
+  last greenlet switches back to the hub.  So a message costs one switch instead of two.
+* Output goes to the connection's sender, and the sender to ``unsent``.  At the end of the batch, each sender sends in
+  one system call, however many writes there were.  If a handler blocks, the batch ends, too.
 
-A started watcher fires for as long as there is input, also while its greenlet is blocked in a handler.  Switching into
-that greenlet would break what it waits for, so a connection says, in ``waiting``, when it may be switched to; where it
-may not, its watcher is stopped until its greenlet is back.
+A started watcher fires as long as there is input, even while the connection's greenlet is blocked in a handler.  A
+switch to that greenlet would break its wait.  So the connection's ``waiting`` is true only while a switch is allowed.
+If a switch is not allowed, the dispatcher stops the watcher until the handler has returned.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from ngi_gevent.sockets.mailbox import Mailbox, this_thread
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
 
-#: Connections that run, at most, before what they wrote is sent, and before there is a look at the clock.  All of them
-#: would be fewer switches; but with a thousand, the first would no longer be in the cache when their output is sent,
-#: which costs more.
+#: Connections that run, at most, before their output is sent, and before the clock is read.  Larger batches need fewer
+#: switches.  But in a batch of a thousand, the first connections have left the cache when their output is sent, which
+#: costs more.
 BATCH_SIZE = 32
 
 #: Seconds after which a turn ends although connections are ready, so that timers, accepts and signals are handled.
 TURN = 0.005
 
-#: Seconds for each connection of a batch from which on the next batch has only one.
+#: Seconds for each connection of a batch above which the next batch has only one connection.
 LONG = TURN / 16
 
-#: Seconds in which every connection that is ready can deliver some of its records.
+#: Seconds in which every ready connection can deliver some of its records.
 ALL_SLICES = 0.025
 
 
 class ConnectionGreenlet(raw_greenlet):
-    """A greenlet on which the application is called for a connection, a connection attempt, or a UDP listener.
+    """A greenlet that runs the callbacks of a connection, a connection attempt, or a UDP listener.
 
-    It runs in a copy of *context*, or of the context that it was made in.
+    It runs in a copy of *context*; by default, of the context that it was made in.
 
-    :ivar is_callback: whether nothing more happens on the connection before it returns.
+    :ivar is_callback: whether the connection handles nothing else until the greenlet returns.
     """
 
     __slots__ = ("connection", "is_callback")
@@ -66,23 +66,23 @@ class ConnectionGreenlet(raw_greenlet):
 class TurnTime:
     """The time that connections have in one turn of the loop.
 
-    A turn in which few are ready takes no time, so it does not ask for the time either.
+    A turn with few ready connections is short, so it does not read the clock.
     """
 
-    __slots__ = ("_asked", "_idle", "batch_size", "ends", "now", "was_short")
+    __slots__ = ("_idle", "_measured", "batch_size", "ends", "now", "was_short")
 
     def __init__(self, loop: Any) -> None:
-        # Started, it makes the loop poll without waiting.  With a callback in its place, gevent would run many turns
-        # before it polls.
+        # While this watcher is started, the loop polls without waiting.  With a callback instead, gevent would run many
+        # turns before it polls.
         self._idle = loop.idle(ref=False)
-        #: Returns the time in seconds.  Not ``clock.now``, since it is called for each record of an adapter.
+        #: Returns the time in seconds.  This is faster than ``clock.now``, and is called for each record of an adapter.
         self.now = clock.of_thread()
-        self._asked = 0.0  # when the time was asked for last
-        #: When this turn ends; 0 as long as nothing has asked for the time.
+        self._measured = 0.0  # when the clock was last read
+        #: When this turn ends; 0 until the clock has been read.
         self.ends = 0.0
         #: Whether the turn has ended although connections were ready.
         self.was_short = False
-        #: How many connections run before the next look at the clock.
+        #: How many connections run before the clock is read again.
         self.batch_size = BATCH_SIZE // 4
 
     def begin(self) -> None:
@@ -93,16 +93,16 @@ class TurnTime:
         self.was_short = False
 
     def end(self) -> None:
-        """End a turn that was short: let the loop go on with another one after everything else that has happened."""
+        """End a turn early.  The loop begins another one after it has handled all other events."""
         self._idle.start(_do_nothing)
 
     def close(self) -> None:
-        """Ask for no more turns, in a forked child."""
+        """Stop asking for turns, in a forked child."""
         self._idle.close()
 
     def measure(self) -> float:
-        """Return the time.  From now on, the turn has an end."""
-        self._asked = now = self.now()
+        """Return the time.  After the first call, the turn has an end."""
+        self._measured = now = self.now()
         if not self.ends:
             self.ends = now + TURN
         return now
@@ -113,21 +113,21 @@ class TurnTime:
         return not self.was_short
 
     def is_left_after_batch(self) -> bool:
-        """Return whether the turn goes on.  The next batch is small if this one took long."""
-        is_measured, began = bool(self.ends), self._asked
+        """Return whether the turn goes on.  If this batch took long, make the next one small."""
+        is_measured, began = bool(self.ends), self._measured
         is_left = self.is_left()
         if is_measured:
-            is_long = self._asked - began > LONG * self.batch_size
+            is_long = self._measured - began > LONG * self.batch_size
             self.batch_size = 1 if is_long else min(2 * self.batch_size, BATCH_SIZE)
         return is_left
 
     def end_of_slice(self, others: int) -> float:
-        """Return until when one connection can deliver records, if *others* are behind it."""
+        """Return the time until which one connection can deliver records, if *others* wait behind it."""
         return self.measure() + ALL_SLICES / (ALL_SLICES / TURN + others)
 
 
 class Dispatched(Protocol):
-    """What a dispatcher asks of a connection."""
+    """The members of a connection that a dispatcher uses."""
 
     #: Whether the greenlet may be switched to.
     waiting: bool
@@ -135,20 +135,20 @@ class Dispatched(Protocol):
     resume: Callable[[], object]
 
     def stop_reading(self) -> None:
-        """Do not become ready for input until the greenlet is back."""
+        """Ignore input until the greenlet is back from the handler."""
 
 
 class Flushed(Protocol):
-    """What a dispatcher asks of the sender of a connection."""
+    """The method of a connection's sender that a dispatcher calls."""
 
     def send_pending(self) -> None:
-        """Send as much as the kernel takes.  Raises what interrupts it, after it has ended the connection."""
+        """Send as much as the kernel takes.  If an exception interrupts this, end the connection and raise."""
 
 
 def current_connection() -> Any:
-    """The connection, connect or listener for datagrams in one of whose callbacks the caller is, if it is in one."""
+    """Return the connection, connection attempt or UDP listener whose callback the caller is in; or None."""
     greenlet = getcurrent()
-    # Greenlets of the application can have an attribute of that name, too.
+    # The application's greenlets can have an attribute with the same name.
     return greenlet.connection if isinstance(greenlet, ConnectionGreenlet) else None
 
 
@@ -158,10 +158,10 @@ class Dispatcher:
     def __init__(self, hub: Any, mailbox: Mailbox | None = None) -> None:
         self.hub = hub
         self.loop = hub.loop
-        #: Switches to the hub from a greenlet that is not gevent's, so that gevent's own switch has nothing to add.
+        #: Switches to the hub.  gevent's own switch only adds things for gevent's greenlets.
         self.switch_to_hub: Callable[[], object] = raw_greenlet.switch.__get__(hub)
         try:
-            # It must not keep a loop running that has nothing else to wait for.
+            # This watcher must not keep a loop running that has nothing else to wait for.
             self._turn = self.loop.prepare(ref=False)
         except TypeError:
             raise RuntimeError(
@@ -170,13 +170,13 @@ class Dispatcher:
             ) from None
         #: Calls of other native threads.
         self.mailbox = mailbox or Mailbox(hub)
-        #: Connections whose greenlets have something to look at.
+        #: Connections whose greenlets have input or events.
         self.ready: list[Dispatched] = []
-        #: Those of them whose greenlets take turns now.
+        #: The connections that run now.
         self.batch: list[Dispatched] = []
-        #: Senders with output, or an end, to be seen to at the end of the batch.
+        #: Senders with output, or with an end to handle, at the end of the batch.
         self.unsent: list[Flushed] = []
-        #: Whether a batch is running, at whose end ``unsent`` is seen to.
+        #: Whether a batch is running.  At its end, the senders in ``unsent`` are called.
         self.is_dispatching = False
         #: The time that this turn has.
         self.time = TurnTime(self.loop)
@@ -193,7 +193,7 @@ class Dispatcher:
         return dispatcher
 
     def leave_to_parent(self) -> None:
-        """Let nothing run from now on, in a forked child, where the thread's hub gets a new dispatcher."""
+        """Stop, in a forked child, where the thread's hub gets a new dispatcher."""
         if this_thread.dispatcher is self:
             this_thread.dispatcher = this_thread.calls = None
         self.mailbox.leave_to_parent()
@@ -203,30 +203,30 @@ class Dispatcher:
         self.time.close()
 
     def acquire(self) -> None:
-        """Dispatch from now on: there is one more connection."""
+        """Note that there is one more connection.  With the first one, dispatching begins."""
         self._users += 1
         if self._users == 1:
             self._turn.start(self._dispatch)
 
     def release(self) -> None:
-        """Note that a connection is gone.  With the last one, nothing is left in the loop."""
+        """Note that a connection is gone.  With the last one, dispatching ends."""
         self._users -= 1
         if not self._users:
             self._turn.stop()
             self.time.begin()
 
     def wake(self, connection: Dispatched) -> None:
-        """Let the greenlet of *connection* look at its events, soon."""
+        """Make the greenlet of *connection* handle its events soon."""
         self.ready.append(connection)
         if not self.is_dispatching:
             self.loop.run_callback(self._dispatch)
 
     def end_of_slice(self) -> float:
-        """Return until when one connection can deliver records, so that those behind it do not wait long."""
+        """Return the time until which one connection can deliver records, so that those behind it do not wait long."""
         return self.time.end_of_slice(len(self.ready) + len(self.batch))
 
     def postpone(self, connection: Dispatched) -> None:
-        """Let *connection* go on behind those that are ready now: its slice is over."""
+        """Move *connection*, whose slice is over, behind the connections that are ready now."""
         self.wake(connection)
         if not self.time.is_left():
             # The turn ends with this connection.  The others of its batch are the first of the next turn.
@@ -241,17 +241,16 @@ class Dispatcher:
         unsent.append(sender)
 
     def spawn(self, run: Callable[[], object], connection: Any, *, is_callback: bool = True) -> ConnectionGreenlet:
-        """Run something for *connection* that may block on a greenlet of its own, soon."""
+        """Run *run* for *connection* soon, on its own greenlet, so that it can block."""
         greenlet = ConnectionGreenlet(run, self.hub, connection)
         greenlet.is_callback = is_callback
         self.loop.run_callback(greenlet.switch)
         return greenlet
 
     def _dispatch(self) -> None:
-        """Run everything that is ready, a batch at a time, and send its output.
+        """Run all ready connections, one batch after the other, and send their output.
 
-        A turn with one connection is what most servers have most of the time, so it makes no call but the switch and
-        the sending.
+        Most turns of most servers have one connection.  For these, the only calls are the switch and the sending.
         """
         ready, batch, unsent = self.ready, self.batch, self.unsent
         time = self.time
@@ -286,7 +285,7 @@ class Dispatcher:
             finally:
                 self.is_dispatching = False
             while unsent:
-                # One at a time: should this be interrupted, the rest is seen to in the next turn.
+                # One at a time, so that after an interruption, the next turn sends the rest.
                 sender = unsent.pop()
                 try:
                     sender.send_pending()
@@ -298,16 +297,16 @@ class Dispatcher:
                 break
 
     def _begin_turn(self) -> None:
-        """Begin a turn, after one in which there was a question for the time."""
+        """Begin a turn, after one in which the clock was read."""
         if self.time.was_short:
-            # Those that were left have become ready once more since, because their watchers are started.
+            # The started watchers of connections that were left have made them ready once more.
             self.ready[:] = dict.fromkeys(self.ready)
         self.time.begin()
 
     def _go_on_in_next_turn(self) -> None:
-        """Serve the other connections soon, though an exception of one goes to the hub."""
-        self.loop.run_callback(self._dispatch)  # otherwise the loop would first wait for something else to happen
+        """Serve the other connections soon, although an exception goes to the hub."""
+        self.loop.run_callback(self._dispatch)  # otherwise the loop would first wait for another event
 
 
 def _do_nothing() -> None:
-    """The callback of a watcher that is only started to keep the loop from waiting."""
+    """Do nothing, as the callback of a watcher that only keeps the loop from waiting."""

@@ -1,7 +1,7 @@
 """The feeder: the greenlet that pulls from iterables given to ``writelines``, no faster than the peer takes output.
 
-A connection has one only while such an iterable is not exhausted.  Until then, everything that is written goes behind
-it, in order.  The feeder hands one after the other to the connection: bytes as they are, iterables item by item.
+A connection has a feeder only while such an iterable is not exhausted.  All output that is written in this time waits
+behind the iterable, in order.  The feeder passes it to the connection: bytes as they are, iterables item by item.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
 
 __all__ = ["Feeder"]
 
-#: Bytes to pull before all of them are sent.  Sending some large pieces together costs a quarter less, and this is
-#: little beside the megabytes that the kernel takes for a peer.
+#: Bytes to pull before all of them are sent.  Sending some large pieces together costs a quarter less.  This is little
+#: compared with the megabytes that the kernel takes for a peer.
 AHEAD = 256 * 1024
 
-#: Bytes that each item of an iterable counts for at least, so that tiny ones do not keep other connections waiting.
+#: Bytes that each item of an iterable counts as, at least, so that tiny items do not delay other connections.
 LEAST_AHEAD = 256
 
 
 class Fed(Protocol):
-    """What a feeder asks of the sender that it feeds."""
+    """The members of a sender that its feeder uses."""
 
     pieces: list[Piece]
     size: int
 
     def queue(self, data: bytes) -> None:
-        """Send *data*, which is counted already, at the end of the batch, or after output that waits for the peer."""
+        """Send *data*, which is already counted, at the end of the batch, or after output that waits for the peer."""
 
     def is_waiting_for_peer(self) -> bool:
-        """Return whether the kernel takes no more output."""
+        """Return whether output waits until the kernel takes more."""
 
     def remove_lines(self, lines: Lines) -> None:
         """Do not count *lines* any more."""
 
     def check_pause(self) -> None:
-        """See whether so much less is pending that something that waits can go on."""
+        """Resume input and waiting callers if little enough output is pending."""
 
     def feeder_is_done(self, feeder: Feeder) -> None:
-        """Go on without *feeder*, unless it was dropped before."""
+        """Release *feeder*, unless it was dropped before."""
 
     def iterator_raised(self, error: BaseException) -> None:
-        """Report *error* to the handler, in its turn."""
+        """Report *error* to the handler, after any callback that is running."""
 
 
 class Feeder:
@@ -71,10 +71,10 @@ class Feeder:
     def __init__(self, output: Fed, connection: Any, dispatcher: Dispatcher, lines: Lines) -> None:
         self._output = output
         self._dispatcher = dispatcher
-        self._behind: deque[bytes | Lines] = deque([lines])  # the first is the one that is pulled from
+        self._behind: deque[bytes | Lines] = deque([lines])  # the feeder pulls from the first
         self._dropped: list[bytes | Lines] = []
         self._ahead = 0  # bytes that were pulled since everything was sent
-        self._is_pulling = False  # whether it has begun, and is to be interrupted if that has become useless
+        self._is_pulling = False  # whether it pulls now, so that drop must interrupt it
         #: How many items have come from iterables.
         self.pulled = 0
         #: Whether it waits until everything is sent.
@@ -86,28 +86,28 @@ class Feeder:
         return bool(self._behind)
 
     def append(self, output: bytes | Lines) -> None:
-        """Hand *output* to the connection after everything before it."""
+        """Pass *output* to the connection after everything before it."""
         self._behind.append(output)
 
     def on_drained(self) -> None:
-        """Pull again, soon: everything is sent."""
+        """Pull again soon, because everything is sent."""
         self._dispatcher.loop.run_callback(self._resume)
 
     def drop(self) -> None:
-        """Close everything that is left, soon, whether the feeder waits for an iterable or for the peer."""
+        """Close all remaining iterables soon, even if the feeder waits for an iterable or for the peer."""
         self._dropped.extend(self._behind)
         self._behind.clear()
         self._dispatcher.loop.run_callback(self._interrupt)
 
     def leave_to_parent(self) -> None:
-        """Pull nothing from now on, and close nothing, in a forked child."""
+        """Stop, in a forked child, without closing iterables."""
         forks.keep(*self._behind, *self._dropped)
         self._behind.clear()
         self._dropped.clear()
         self.is_waiting = self._is_pulling = False
 
     def _interrupt(self) -> None:
-        if self._is_pulling:  # otherwise it has not begun, or is closing what was dropped
+        if self._is_pulling:  # otherwise, it has not begun, or is closing dropped iterables
             self._greenlet.throw(GreenletExit)
 
     def _run(self) -> None:
@@ -115,7 +115,7 @@ class Feeder:
         self._is_pulling = True
         try:
             if self._output.is_waiting_for_peer():
-                # Otherwise, many short iterables would be pulled from although the peer takes nothing.
+                # Otherwise, the feeder would pull from many short iterables although the peer does not take output.
                 self._ahead = AHEAD
             while self._behind:
                 head = self._behind[0]
@@ -133,7 +133,7 @@ class Feeder:
             self._close_dropped()
 
     def _close_dropped(self) -> None:
-        """Close iterables that are not exhausted, here, since they may block in it."""
+        """Close the remaining iterables, on this greenlet, because closing may block."""
         while self._dropped:
             lines = self._dropped.pop(0)
             if isinstance(lines, Lines):
@@ -150,7 +150,7 @@ class Feeder:
         else:
             data = head.pull()
             if not self._behind:
-                return  # it was dropped while it blocked
+                return  # dropped while the iterable blocked
             if data is None:
                 self._remove(head)
             elif data:
@@ -164,7 +164,7 @@ class Feeder:
             self._ahead += max(len(data), LEAST_AHEAD)
 
     def _failed(self, head: bytes | Lines, error: BaseException) -> None:
-        """The iterable raised *error*; or a timeout that it left running did, while the feeder waited."""
+        """Handle *error*, which the iterable raised, or a timeout that it left running."""
         self.is_waiting = False
         if self._behind:
             if self._behind[0] is head and isinstance(head, Lines):
@@ -185,14 +185,14 @@ class Feeder:
         self._dispatcher.hub.switch()
 
     def _wait_for_all_before(self) -> None:
-        """Wait until everything that was pulled is sent, and at least for a turn, so that other greenlets go on."""
+        """Wait until everything that was pulled is sent, and for at least one turn, so that other greenlets run."""
         if self._output.pieces:
             self._wait_for_room()
         else:
             sleep(0)
 
     def _remove(self, lines: Lines) -> None:
-        """Go on behind *lines*, which are the first, and will not yield more."""
+        """Remove *lines*, the first entry, which will not yield more."""
         self._behind.popleft()
         self._output.remove_lines(lines)
         self._output.check_pause()

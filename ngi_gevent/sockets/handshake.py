@@ -1,6 +1,6 @@
-"""The handshake of a connection, on the connection's greenlet: what the peer must send before the connection is open.
+"""The handshake of a connection, on its greenlet: the input that must arrive before the connection is open.
 
-It has one step or two, within one limit of time: the PROXY header, and the TLS handshake.
+It has one or two steps within one timeout: the PROXY header, and the TLS handshake.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["Handshake", "NotAdmitted", "Refused", "ShakingHands", "Step"]
 
 
 class Refused(ConnectionAbortedError):
-    """The peer has sent something else than it must.  The message is all that the log needs."""
+    """The error for a peer that sent something unexpected.  The log shows its message only."""
 
 
 class NotAdmitted(ConnectionAbortedError):
-    """The client of a proxy is more than its listener allows, which is logged."""
+    """The error for a proxy's client beyond the listener's limits, which have logged it."""
 
 
 class ShakingHands(Protocol):
-    """What a handshake asks of its connection."""
+    """The methods that a handshake calls on its connection."""
 
     _lifecycle: Lifecycle
     peer_address: Any
@@ -53,14 +53,14 @@ class ShakingHands(Protocol):
         """Return whether it belongs to the process that this one was forked from."""
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
+        """Pass *event* to the lifecycle, and act on a new state."""
 
     def end_callbacks(self) -> None:
         """Note that no callback will run from now on."""
 
 
 class Step(Protocol):
-    """One step of a handshake.  Nothing in it blocks."""
+    """One step of a handshake, whose methods do not block."""
 
     def shake_hands(self) -> bool:
         """Go on.  Return whether it is done; otherwise it needs input.  Raises ``OSError`` if it failed."""
@@ -72,10 +72,10 @@ class Step(Protocol):
         """
 
     def has_input(self) -> bool:
-        """Return whether the kernel has input, or the end of it."""
+        """Return whether the kernel has input, or its end."""
 
     def answers(self, error: BaseException) -> bool:
-        """Return whether the peer may learn of *error* by something that is still to be sent."""
+        """Return whether pending output reports *error* to the peer."""
 
     def log_failure(self, peer: Any, reason: Reason, limit: logs.RateLimit | None) -> None:
         """Log that the step failed with the client *peer*, for *reason*."""
@@ -96,11 +96,11 @@ class Handshake:
         self._step = steps[0]
         self._timeout = timeout
         self._crowd = crowd
-        self._limit: Timeout | None = None  # of a handshake in a callback, where the application can have its own
+        self._limit: Timeout | None = None  # for a handshake in a callback, which can have other timeouts
         self._extension: Timeout | None = None
 
     def with_client(self, connection: ShakingHands, begin: Callable[[Any], object]) -> object:
-        """Shake hands, then return ``begin(connection)``.  A handshake that fails is logged, and that is all."""
+        """Shake hands, then return ``begin(connection)``.  A failed handshake is only logged."""
         assert self._crowd is not None
         reason: Any = None
         try:
@@ -120,11 +120,11 @@ class Handshake:
         return None
 
     def on_open(self, connection: ShakingHands) -> None:
-        """Shake hands on a connection that is open already.  Blocks the greenlet.
+        """Do the handshake on an open connection.  Blocks the greenlet.
 
-        :raises OSError: the handshake failed, or was not done in time, or the connection ended.
+        :raises OSError: the handshake failed or timed out, or the connection ended.
         """
-        # Output that was written meanwhile has begun the handshake, and TLS says only once why that failed.
+        # Output that was written in the meantime has begun the handshake, and TLS reports only once why that failed.
         _check_output(connection)
         self._limit = Timeout(self._timeout)
         try:
@@ -180,9 +180,9 @@ class Handshake:
             connection.handle_transport_events()
 
     def _extend(self, timeout: Timeout, connection: ShakingHands, *, stalled: bool) -> None:
-        """Go on once more after *timeout*, if input that came in time may have been received only now, or not yet.
+        """Continue once more after *timeout*, if input that came in time may be received late.
 
-        That is so after a stall of the whole process.
+        This happens after a stall of the whole process.
         """
         if not connection.is_live():  # it was stopped in the same turn
             raise ConnectionAbortedError(errno.ECONNABORTED, STOPPED) from None

@@ -28,7 +28,7 @@ __all__ = ["HubConnection"]
 
 @documented_by(IConnection)
 class HubConnection(BaseConnection):
-    """Output and calls of a connection.  Those of other native threads go through the hub's mailbox."""
+    """Output and calls of a connection.  If made on other native threads, they go through the hub's mailbox."""
 
     __slots__ = ("_calls", "_dispatcher")
 
@@ -38,7 +38,7 @@ class HubConnection(BaseConnection):
     def __init__(self, dispatcher: Dispatcher, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._dispatcher = dispatcher
-        self._calls = dispatcher.mailbox.calls  # of other threads, for any connection of this hub
+        self._calls = dispatcher.mailbox.calls  # from other threads, for all connections of this hub
         dispatcher.acquire()
 
     @property
@@ -58,11 +58,11 @@ class HubConnection(BaseConnection):
             raise self.closed_error()
         output, size = self._output, len(data)
         if output.size or size > GATHERED:
-            # As _take does.  Answers to pipelined requests come here, and each call counts.
+            # The code of _take, because each call costs, and answers to pipelined requests come here.
             if output.size <= output.limit or not self._over_limit():
                 output.take(data)
-        elif size:  # what most handlers do: nothing else is waiting, so it can't be too much, nor out of order
-            output.size += size  # no call in between: a signal handler that writes may run in any call
+        elif size:  # the usual case: nothing else waits, so limits and order hold
+            output.size += size  # no call in between, because a signal handler that writes can run in any call
             output.pieces.append(data)
             dispatcher = self._dispatcher
             if dispatcher.is_dispatching:
@@ -79,7 +79,7 @@ class HubConnection(BaseConnection):
 
     def _close_later(self, lines: Lines) -> None:
         if self._is_elsewhere():
-            self._dispatcher.mailbox.post(self._close_later, lines)  # in vain if the hub has gone
+            self._dispatcher.mailbox.post(self._close_later, lines)  # without effect if the hub has gone
         else:
             self._dispatcher.spawn(partial(self.close_lines, lines), self, is_callback=False)
 
@@ -124,7 +124,7 @@ class HubConnection(BaseConnection):
         return True
 
     def is_to_start_tls(self) -> bool:
-        """Return whether TLS is to be started once the callback has returned."""
+        """Return whether TLS will start once the callback has returned."""
         return False
 
     def is_in_callback(self) -> bool:
@@ -139,18 +139,18 @@ class HubConnection(BaseConnection):
             self._output.end_now()
 
     def limit_delivery(self) -> None:
-        # A call of another thread may have closed it since the owner looked.
+        # A call from another thread may have closed it since the owner checked.
         if self._lifecycle.state is CLOSING and self._output.linger is not None:
             self._output.linger.limit_iterables()
 
     # Forked children.
 
     def is_of_parent(self) -> bool:
-        """Return whether it belongs to the process that this one was forked from."""
+        """Return whether the connection belongs to the parent of this forked process."""
         return self._dispatcher.mailbox.is_of_parent
 
     def leave_to_parent(self) -> None:
-        """Count as closed, in a forked child.  Closes the descriptor, and nothing else."""
+        """Count as closed, in a forked child.  Only closes the descriptor."""
         self._lifecycle.abandon()
         self._output.leave_to_parent()
 
@@ -192,7 +192,7 @@ class HubConnection(BaseConnection):
             self._output_handed_over(self._take, data, len(data))
 
     def _output_handed_over(self, take: Callable[[Any], None], output: Any, size: int) -> bool:
-        """Count the output at once: a busy hub must not let another thread fill the memory."""
+        """Count the output at once, so that another thread cannot fill the memory while the hub is busy."""
         if not self._is_elsewhere():
             return self._handed_over(take, output)
         mailbox, lifecycle = self._dispatcher.mailbox, self._lifecycle
@@ -219,7 +219,7 @@ class HubConnection(BaseConnection):
             self._drop(output)
 
     def _hub_gone(self) -> None:
-        """Count as closed, since the hub has gone, so nothing more can happen.  Called on any thread."""
+        """Count as closed, because the hub has gone.  Called on any thread."""
         mailbox = self._dispatcher.mailbox
         with mailbox.lock:
             self._lifecycle.abandon()

@@ -1,4 +1,4 @@
-"""What is outstanding on one hub, and what to do with the exceptions of handlers there."""
+"""The registry of one hub, and the functions that handle exceptions of handlers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ Result = TypeVar("Result")
 
 
 class HubRegistry(Registry):
-    """What is outstanding on the hub of the thread that makes it.
+    """The registry of the calling thread's hub.
 
-    :ivar sender: sends datagrams; it is not outstanding.
-    :ivar mailbox: the mailbox of the hub.
+    :ivar sender: sends datagrams; ``wait`` does not wait for it.  :ivar mailbox: the mailbox of the hub.
     """
 
     def __init__(self, network: Network, on_error: OnError) -> None:
@@ -38,7 +37,7 @@ class HubRegistry(Registry):
         forks.add(self)
 
     def leave_to_parent(self) -> None:
-        """Have nothing outstanding from now on, in a forked child."""
+        """Forget everything, in a forked child."""
         items: list[Any] = list(self._items)
         self._items.clear()
         self._kept = None
@@ -46,16 +45,16 @@ class HubRegistry(Registry):
         forks.leave(items)
 
     def stop(self) -> None:
-        super().stop()  # after this, no error is kept, because no wait must come any more
+        super().stop()  # from now on, errors are not kept, because no wait has to follow
         kept, self._kept = self._kept, None
         if kept is not None:
             log_error(self, *kept)
         self.sender.close()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until nothing is outstanding, or for *timeout* seconds.  Return whether nothing is.
+        """Wait until nothing is registered any more, for *timeout* seconds at most.  Return whether that is so.
 
-        Raises an exception that was kept for this.
+        Raises the exception that was kept for ``wait``.
         """
         deadline = clock.deadline_after(timeout)
         in_time = True
@@ -72,9 +71,10 @@ class HubRegistry(Registry):
         return not self
 
     def wait_for_delivery(self) -> None:
-        """Wait until all connections are closed, for as long as peers take some of the output in time.
+        """Wait until all connections are closed, as long as peers take some of the output in time.
 
-        Callbacks that still run are not waited for.  A closed connection that has one is noticed within a second.
+        Does not wait for running callbacks.  The close of a connection with a running callback is noticed within a
+        second.
         """
         left, deadline = self.unsent_size(), clock.now() + SEND_TIMEOUT
         while not self.wait(CHECK_INTERVAL):
@@ -87,7 +87,7 @@ class HubRegistry(Registry):
                 return
 
     def keep(self, peer: Any, where: str, error: BaseException, log: LogRaised) -> bool:
-        """Keep *error* for ``wait`` to raise.  Return False if there is one already, or no wait can come any more."""
+        """Keep *error* for ``wait`` to raise.  Return False if one is kept already, or no ``wait`` has to follow."""
         if self._stops or self._kept is not None:
             return False
         self._kept = peer, where, error, log
@@ -98,7 +98,7 @@ class HubRegistry(Registry):
         return bool(self._wakers)
 
     def set_when_empty(self, flag: Flag) -> None:
-        """Set *flag* when nothing is outstanding any more."""
+        """Set *flag* when nothing is registered any more."""
         if self:
             self._wakers.append(flag.set)
         else:
@@ -121,8 +121,8 @@ def _until_next_check(deadline: float | None) -> float | None:
 
 
 def log_and_interrupt(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
-    """Log *error*.  One that must end the program, such as Ctrl-C, goes to the main greenlet, as always in gevent."""
-    if not (registry.mailbox.is_of_parent and isinstance(error, SystemExit)):  # which is how a forked child ends
+    """Log *error*.  If it must end the program, as Ctrl-C does, raise it in the main greenlet, as gevent does."""
+    if not (registry.mailbox.is_of_parent and isinstance(error, SystemExit)):  # SystemExit ends a forked child
         log(peer, where, error)
     hub = get_hub_if_exists()
     if hub is not None and isinstance(error, hub.SYSTEM_ERROR):
@@ -130,9 +130,9 @@ def log_and_interrupt(registry: HubRegistry, peer: Any, where: str, error: BaseE
 
 
 def keep_first_error(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
-    """Keep *error* for ``wait`` if it is the first one, and log it otherwise.
+    """Keep *error* for ``wait`` if it is the first one; otherwise log it.
 
-    One that must end the program does not depend on a wait that may never come.
+    If it must end the program, it does not wait for a ``wait`` that may never follow.
     """
     hub = get_hub_if_exists()
     ends_program = hub is not None and isinstance(error, hub.SYSTEM_ERROR)
@@ -143,7 +143,7 @@ def keep_first_error(registry: HubRegistry, peer: Any, where: str, error: BaseEx
 def on_its_hub(
     method: Callable[Concatenate[Any, Arguments], Result],
 ) -> Callable[Concatenate[Any, Arguments], Result]:
-    """Call *method* on the thread of the hub that its implementation is for.  A decorator."""
+    """Decorate *method* to run on the hub's thread of its implementation."""
 
     @functools.wraps(method)
     def call(self: Any, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:

@@ -1,4 +1,4 @@
-"""Ending connections over which nothing goes, at the cost of reading the clock once for each system call."""
+"""Ending idle connections, at the cost of reading the clock once for each system call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKS = 10
 
 
 class Timed(Protocol):
-    """What an idle timer asks of its connection."""
+    """The members of a connection that its idle timer uses."""
 
     _lifecycle: Lifecycle
     waiting: bool
@@ -30,30 +30,30 @@ class Timed(Protocol):
     def is_reading(self) -> bool:
         """Return whether input would be received at once."""
 
-    def wants_input(self) -> bool:
-        """Return whether more input is to be received now."""
+    def accepts_input(self) -> bool:
+        """Return whether the connection accepts more input now."""
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
+        """Pass *event* to the lifecycle, and act on a new state."""
 
 
 class TimedOutput(Protocol):
-    """What an idle timer asks of the connection's sender."""
+    """The members of a connection's sender that an idle timer uses."""
 
     is_pausing: bool
 
     def is_pulling(self) -> bool:
-        """Return whether an iterable takes its time."""
+        """Return whether an iterable is working on its next item."""
 
     def is_waiting_for_peer(self) -> bool:
-        """Return whether the kernel takes no more output."""
+        """Return whether output waits until the kernel takes more."""
 
 
 class IdleTimer:
-    """Ends a connection, on the hub, when nothing was received or sent for *seconds*.
+    """A timer, on the hub, that ends a connection over which nothing was received or sent for *seconds*.
 
-    Only time counts in which the peer owes something: input that is wanted, or taking output.  There is one timer for a
-    connection, which system calls do not touch: when it is due, it checks how long ago the last was.
+    Time counts only while the peer must do something: send input that the connection accepts, or take output.  System
+    calls do not touch the timer.  When it expires, it checks how long ago the last system call was.
     """
 
     __slots__ = ("_connection", "_latest", "_loop", "_output", "_queued", "_seconds", "_timer", "_transport")
@@ -74,7 +74,7 @@ class IdleTimer:
         self._timer.close()
 
     def _noting(self, call: Callable[..., Result]) -> Callable[..., Result]:
-        """Return a call that notes when it received or sent: that is, when it did not raise."""
+        """Return *call*, wrapped to record the time of each success."""
 
         def noted(*arguments: Any) -> Result:
             result = call(*arguments)
@@ -95,13 +95,13 @@ class IdleTimer:
             return
         left = self._latest + self._seconds - clock.now()
         if left > 0:
-            # At least two looks, because only a difference shows that the peer takes what the kernel has.
+            # At least two checks, because only a difference shows that the peer takes output that the kernel has.
             self._start(min(left, self._seconds / 2))
         else:
             self._expire()
 
     def _is_busy(self) -> bool:
-        """Return whether the peer owes nothing, takes output that was sent long ago, or has sent something in time.
+        """Return whether the peer has nothing to do, takes output of earlier sends, or has sent something in time.
 
         After a stall of the whole process, input that came in time may not have been received.
         """
@@ -111,22 +111,22 @@ class IdleTimer:
         return self._connection.is_reading() and self._transport.has_input()
 
     def _peer_owes(self) -> bool:
-        """Return whether the peer is to take output, or to send input.
+        """Return whether the connection waits for its peer to take output or to send input.
 
-        It is to send input unless a callback or an iterable takes its time, input has ended, or the application holds
-        it back or has set no handler.  A handshake has its own limit.
+        The connection does not wait for input if a callback or an iterable runs, input has ended, reading is paused, or
+        no handler is set.  A handshake has its own limit.
         """
         connection, output = self._connection, self._output
         if connection._lifecycle.state is HANDSHAKE:
             return False
         if output.is_waiting_for_peer() or self._queued:
             return True
-        return connection.waiting and not output.is_pulling() and connection.wants_input()
+        return connection.waiting and not output.is_pulling() and connection.accepts_input()
 
     def _expire(self) -> None:
         if not self._connection._lifecycle.is_established():
-            return  # it is closing, and the linger has its own limits
+            return  # the connection is closing, and the linger has its own limits
         reason = Timeout(f"nothing was received or sent for {self._seconds} seconds, the idle_timeout")
-        # A peer that takes nothing must not take what it has for everything.
+        # A peer that does not take output must not mistake a part of it for everything.
         breaks = self._output.is_waiting_for_peer() or self._output.is_pausing
         self._connection.handle(BREAK if breaks else FAIL, reason)

@@ -9,12 +9,12 @@ __all__ = ["Inline"]
 
 
 class Inline(Implementation):
-    """Connects and listens on the hub of the calling thread, for scripts: ``wait`` raises the error of a handler.
+    """An implementation for scripts, on the hub of the calling thread, whose ``wait`` raises exceptions of handlers.
 
-    Otherwise like :class:`Implementation`.  The first error since the last ``wait`` is kept for the next one, and not
-    logged.  Further errors are logged, and so is one that no ``wait`` came for before ``close``.  ``wait`` returns as
-    soon as there is an error, and leaves everything else as it is.  Ctrl-C in a handler is raised by a ``wait`` that
-    runs, and otherwise in the main greenlet.
+    Otherwise like :class:`Implementation`.  ``wait`` raises the first exception since the last ``wait``, as soon as
+    there is one, and leaves everything else as it is.  This exception is not logged.  Further exceptions are logged.
+    An exception is also logged if ``close`` is called before ``wait``.  If Ctrl-C is raised in a handler while ``wait``
+    runs, ``wait`` raises it; otherwise, the main greenlet does.
     """
 
     _on_error = staticmethod(keep_first_error)

@@ -1,4 +1,4 @@
-"""Ending connections that have lived for as long as their listener allows, also while they are closing."""
+"""Ending connections at the limit of their lifetime, also while they are closing."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ MOST_LOGGED = 10
 
 
 class Living(Protocol):
-    """What the end of a life asks of its connection."""
+    """The methods that the end of a lifetime calls on its connection."""
 
     _lifecycle: Lifecycle
     peer_address: Any
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
+        """Pass *event* to the lifecycle, and act on a new state."""
 
     def when_closed(self, callback: Callable[[], object]) -> None:
         """Call *callback* when the connection is gone."""
 
 
 class Lifetimes:
-    """The lives of one listener's connections: *seconds* at most.
+    """The lifetimes of one listener's connections, *seconds* at most.
 
-    At the end, a connection is closed, and its output is delivered.  A peer that takes a little from time to time would
-    keep it in CLOSING for hours, so ``SEND_TIMEOUT`` seconds later it is reset.  That is also the limit for connections
+    At the end, a connection is closed, and its output is delivered.  A peer that takes a little from time to time could
+    keep it in CLOSING for hours, so it is reset ``SEND_TIMEOUT`` seconds later.  This limit also applies to connections
     that the application or the peer has closed before.
     """
 
@@ -52,7 +52,7 @@ class Lifetimes:
 
     def _end(self, life: _Life) -> None:
         if life.connection._lifecycle.state is HANDSHAKE:
-            # That has a limit of its own, no longer than a life, and lasts longer only after a stall.
+            # A handshake has its own limit, which is not longer than a lifetime.  It lasts longer only after a stall.
             life.start(min(self._seconds, CHECK_INTERVAL), self._end)
             return
         life.start(SEND_TIMEOUT, self._reset)
@@ -84,10 +84,10 @@ class _Life:
         connection.when_closed(self.close)
 
     def start(self, seconds: float, callback: Callable[[_Life], None]) -> None:
-        """Call *callback* with this after *seconds*."""
+        """Call *callback* with this object after *seconds*."""
         self.close()
         self._timer = self._loop.timer(seconds)
-        # Not counted from when the loop last looked at the clock, which is before a handler that computed for long.
+        # Updates the loop's time first, which may be from before a handler that computed for long.
         self._timer.start(callback, self, update=True)
 
     def close(self) -> None:

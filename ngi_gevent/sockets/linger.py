@@ -1,14 +1,13 @@
-"""From closing to closed: discarding input, ending this side, and giving up on a peer that does neither.
+"""The time between closing and closed: discarding input, ending this side, and giving up on a slow peer.
 
-Closing a socket with unread input in it resets the connection, and the peer may lose the answer.  So a connection that
-leaves OPEN discards its input while output is pending, then ends its own side, and waits for the peer to end the other.
+Closing a socket with unread input resets the connection, and the peer may lose the answer.  So a connection that leaves
+OPEN discards its input while output is pending.  Then it ends its own side, and waits for the end of the peer's.
 
-Each of these is bounded.  Input is discarded at ``DISCARD_SIZE`` bytes every ``DISCARD_PAUSE`` seconds, so that a peer
-which sends on cannot keep the processor busy.  Output is pending for as long as the peer takes some of it within
-``SEND_TIMEOUT`` seconds.  An iterable can take any time, but once the owner is closed, it must yield something within
-``SEND_TIMEOUT`` seconds.  After the last of the output, which includes what the kernel has for the peer, the
-connection waits until nothing has arrived for as many seconds as the option ``linger_timeout`` says, and
-``DISCARD_TIMEOUT`` seconds at most.
+All of this is bounded.  ``DISCARD_SIZE`` bytes of input are discarded every ``DISCARD_PAUSE`` seconds, so that a peer
+that keeps sending cannot keep the processor busy.  Output stays pending as long as the peer takes some of it every
+``SEND_TIMEOUT`` seconds.  An iterable can take any time, but once the owner is closed, it must yield something every
+``SEND_TIMEOUT`` seconds.  After the peer has taken all output from the kernel, the connection waits until nothing has
+arrived for ``linger_timeout`` seconds (an option), and for ``DISCARD_TIMEOUT`` seconds at most.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECK_INTERVAL", "SEND_TIMEOUT", "Linger"]
 
-#: Seconds for which the peer of a closing connection may take nothing before the connection is reset.
+#: Seconds without progress in taking output after which a closing connection is reset.
 SEND_TIMEOUT = 30.0
 
-#: Seconds for which a closed connection, after the last output that the kernel has delivered, waits for the peer.
+#: Seconds that a closed connection waits for its peer after the kernel has delivered the last output.
 DISCARD_TIMEOUT = 30.0
 
-#: Bytes that are discarded before the peer has to wait, and for how many seconds: 16 MiB/s, which a large upload that
-#: was answered early can stand, and which costs less than a hundredth of a processor.
+#: Bytes to discard before each pause, and its seconds.  These 16 MiB/s are enough for a large upload that was answered
+#: early, and cost less than 1% of a processor.
 DISCARD_SIZE, DISCARD_PAUSE = 1024 * 1024, 1 / 16
 
-#: Seconds between two looks whether a connection that waits for an iterable has broken: no watcher tells that.
+#: Seconds between two checks for a break of a connection that waits for an iterable, which no watcher reports.
 CHECK_INTERVAL = 1.0
 
 
 class Lingering(Protocol):
-    """What a linger asks of its connection."""
+    """The members of a connection that a linger uses."""
 
     _lifecycle: Lifecycle
     peer_address: Any
@@ -61,7 +60,7 @@ class Lingering(Protocol):
 
 
 class LastOutput(Protocol):
-    """What a linger asks of its connection's sender."""
+    """The members of a connection's sender that a linger uses."""
 
     pieces: list[Piece]
     size: int
@@ -69,7 +68,7 @@ class LastOutput(Protocol):
     linger_timeout: float | None
 
     def send_later(self) -> None:
-        """Send, or see to what is to be done instead, at the end of the batch."""
+        """Send output, or handle an end, at the end of the batch."""
 
 
 class Linger:
@@ -98,9 +97,9 @@ class Linger:
         self._timer: Any = None
         self._pause: Any = None
         self._limit: Any = None  # the timer for iterables
-        self._pulled: int | None = 0  # items that had come from iterables when it last expired
-        self._queued = 0  # bytes of output that the kernel had not delivered at the last look
-        self._arrived = False  # whether input has come since the last look
+        self._pulled: int | None = 0  # items from iterables when it last expired
+        self._queued = 0  # bytes of output that the kernel had not delivered at the last check
+        self._arrived = False  # whether input has arrived since the last check
         self._discarded = 0  # bytes since the last pause
         self._until = 0.0
 
@@ -122,7 +121,7 @@ class Linger:
     # Input.
 
     def discard_input(self) -> None:
-        """Receive some input and drop it.  Called when there is some."""
+        """Receive some input, and drop it.  Called when the socket is readable."""
         connection = self._connection
         try:
             data = connection.receive()
@@ -131,7 +130,7 @@ class Linger:
         except OSError:
             connection.handle(LOSE)
             return
-        except BaseException:  # out of memory, for example, which would come back with every turn of the loop
+        except BaseException:  # out of memory, for example, which every turn would repeat
             connection.handle(LOSE)
             raise
         if not data:
@@ -147,7 +146,7 @@ class Linger:
     def _input_has_ended(self) -> None:
         self._connection.stop_discarding()
         self._connection.handle(INPUT_ENDED)
-        self._output.send_later()  # which sees to what nothing watches now
+        self._output.send_later()  # handles events that no watcher reports now
 
     def _go_on(self) -> None:
         self._pause.close()
@@ -158,7 +157,7 @@ class Linger:
     # Output.
 
     def expect_progress(self) -> None:
-        """Give up once the peer takes nothing for ``SEND_TIMEOUT`` seconds: neither from here nor from the kernel."""
+        """Give up once the peer has not taken output, from here or the kernel, for ``SEND_TIMEOUT`` seconds."""
         self._queued = self._transport.queued_output()
         self._start_timer(SEND_TIMEOUT, self._check_progress)
 
@@ -169,7 +168,7 @@ class Linger:
             self._give_up()
 
     def output_is_taken(self) -> None:
-        """Expect no progress: the kernel has taken everything, and more may come from iterables."""
+        """Stop expecting progress, because the kernel has taken everything, and iterables may yield more."""
         if not self._connection._lifecycle.output_is_over:
             self._stop_timer()
 
@@ -182,7 +181,7 @@ class Linger:
     # Waiting for an iterable, with nothing to send and nothing to receive.
 
     def check_for_break(self) -> None:
-        """Look every second whether the connection has broken, unless another timer runs."""
+        """Check every second whether the connection has broken, unless another timer runs."""
         if self._timer is None:
             self._start_timer(CHECK_INTERVAL, self._check_for_break)
 
@@ -194,9 +193,9 @@ class Linger:
             self.check_for_break()
 
     def limit_iterables(self) -> None:
-        """Give up once an iterable has yielded nothing for ``SEND_TIMEOUT`` seconds, with nothing left to send.
+        """Give up once all output is sent, and the iterable has not yielded anything for ``SEND_TIMEOUT`` seconds.
 
-        Not before the owner is closed: until then, an iterable can take any time.
+        Called only after the owner is closed.  Until then, an iterable can take any time.
         """
         if self._limit is None:
             self._pulled = self._count_pulled()
@@ -204,7 +203,7 @@ class Linger:
             self._limit.start(self._check_iterables, update=True)
 
     def _count_pulled(self) -> int | None:
-        """Return how many items have come from iterables; None if all of these are exhausted."""
+        """Return how many items have come from iterables; None if all iterables are exhausted."""
         return None if self._output.feeder is None else self._output.feeder.pulled
 
     def _check_iterables(self) -> None:
@@ -215,7 +214,7 @@ class Linger:
     # The end.
 
     def wait_for_peer(self) -> None:
-        """Wait for the end of input: this side has ended, and all output is with the kernel."""
+        """Wait for the end of input: this side has ended, and the kernel has all output."""
         self._until = clock.now() + DISCARD_TIMEOUT
         self._wait_on()
 
@@ -227,15 +226,15 @@ class Linger:
 
     def _check_for_end(self) -> None:
         if not self._arrived and self._pause is None:
-            self.discard_input()  # after a stall, what arrived in time may not have been received
+            self.discard_input()  # after a stall, input that arrived in time may still be in the kernel
         if self._timer is None:
-            return  # which has ended it
+            return  # discard_input has ended it
         now, left = clock.now(), self._transport.queued_output()
         is_taking = left < self._queued
         if is_taking:
             self._until = now + DISCARD_TIMEOUT
-        # A peer that does not read for a while, and then sends something, would lose what is left.  The kernel goes on
-        # trying to deliver it after the close.
+        # After a close, the kernel goes on delivering.  But a peer that then sends something loses the output that it
+        # has not read.  So this waits as long as the kernel delivers.
         is_delivering = left > 0 and (is_taking or not self._connection._lifecycle.is_stopped)
         if now < self._until and (is_delivering or self._arrived):
             self._wait_on()
@@ -245,5 +244,5 @@ class Linger:
     def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
         self._stop_timer()
         self._timer = self._loop.timer(seconds)
-        # Not counted from when the loop last looked at the clock, which is before a handler that computed for long.
+        # Updates the loop's time first, which may be from before a handler that computed for long.
         self._timer.start(callback, update=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKLOG", "StreamListener"]
 
-#: How many connections the kernel queues for the listener, by default.  Linux limits it to ``net.core.somaxconn``.
+#: The default number of connections that the kernel queues for a listener.  Linux limits it to ``net.core.somaxconn``.
 BACKLOG = 1024
 
 
@@ -87,7 +87,7 @@ class StreamListener(BaseListener):
                 )
                 self._acceptors.append(acceptor)
                 acceptor.start()
-            # A simulation has no native threads, and computing takes no time there.
+            # A simulation does not have native threads, and computing takes no time in it.
             self._watchdog = None if slow_callback is None or clock.is_virtual() else Watchdog(slow_callback)
         except BaseException:
             for acceptor in self._acceptors:
@@ -108,7 +108,7 @@ class StreamListener(BaseListener):
         return self._call(super().close_wait, timeout)  # type: ignore[no-any-return]
 
     def _call(self, close: Callable[..., Any], argument: Any) -> Any:
-        """Close on this listener's thread; if that has ended, there must be nothing left to close."""
+        """Call *close* on this listener's thread.  If that thread has ended, everything must be closed already."""
         try:
             return self._mailbox.call(close, argument)
         except ImplementationClosed:
@@ -117,7 +117,7 @@ class StreamListener(BaseListener):
             return close(argument)
 
     def add_traffic(self, connection: StreamConnection) -> None:
-        """Count the bytes of *connection*, whose socket is about to be closed."""
+        """Count the bytes of *connection* before its socket is closed."""
         received, sent = connection.last_traffic()
         self._counters.received += received
         self._counters.sent += sent
@@ -136,7 +136,7 @@ class StreamListener(BaseListener):
         super()._check_empty()
 
     def leave_to_parent(self) -> None:
-        """Count as closed, in a forked child.  Closes the descriptors, and nothing else."""
+        """Count as closed, in a forked child.  Only closes the descriptors."""
         self._accepting = False
         connections: list[Any] = list(self._connections)
         forks.leave(connections)
@@ -163,7 +163,7 @@ class StreamListener(BaseListener):
             self._run(connection)
 
     def _connection(self, sock: Socket, peer_address: Any) -> StreamConnection | None:
-        """Return a connection on *sock*, or None if it is refused, or the peer is already gone."""
+        """Return a connection on *sock*; None if it is refused, or the peer is already gone."""
         self._counters.accepted += 1
         if not self._crowd.admits(peer_address, self.address):
             self._network.reset_on_close(sock)
@@ -182,7 +182,7 @@ class StreamListener(BaseListener):
         return connection
 
     def _run(self, connection: StreamConnection) -> None:
-        """Run *connection*, on the hub.  Its server is not called if the connection was stopped before."""
+        """Run *connection*, on the hub.  If the connection was stopped before, do not call its server."""
         connection.start(self._begin if connection.is_live() else _ignore, "the server", self._context)
 
     def _begin(self, connection: StreamConnection) -> object:

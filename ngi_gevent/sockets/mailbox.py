@@ -1,8 +1,8 @@
-"""The mailbox: where other native threads leave calls for the thread of a hub.
+"""The mailbox of a hub, in which other native threads leave calls for the hub's thread.
 
-A hub belongs to one native thread, and so do its connections and listeners; nothing of them is locked.  Another thread
-leaves a call in the hub's mailbox.  The hub's thread makes the calls in their order, and before any that it makes
-itself on a connection.  The loop is woken once for a burst of calls.
+A hub belongs to one native thread, and so do its connections and listeners, which have no locks.  Another thread leaves
+a call in the hub's mailbox.  The hub's thread makes these calls in their order, before its own calls on a connection.
+The loop is woken once for a burst of calls.
 
 Once the hub has gone, the mailbox refuses calls.  A hub can go in three ways: it is destroyed, its thread ends, or it
 belongs to the parent of this process.
@@ -31,16 +31,16 @@ __all__ = ["Mailbox", "this_thread"]
 Result = TypeVar("Result")
 
 #: Seconds after which a waiting caller checks whether the hub still exists.
-LOOK_AFTER = 1.0
+CHECK_AFTER = 1.0
 
 
 class _Life:
-    """Exists as long as the native thread that made it, which a thread's ident does not tell: idents are reused."""
+    """An object that exists as long as the native thread that made it.  Idents are not enough: they are reused."""
 
     __slots__ = ("__weakref__",)
 
 
-# The original class: patched threading.local is about greenlets.
+# The original class, because the patched threading.local is local to greenlets.
 class _ThisThread(get_original("_thread", "_local")):  # type: ignore[misc]
     """The dispatcher of the calling native thread's hub, and the calls in its mailbox, if it has a hub."""
 
@@ -56,8 +56,8 @@ class Mailbox:
     """The calls for one hub.  Made on the hub's thread.
 
     :ivar calls: the calls that are left to make.  On the hub's thread, ``this_thread.calls`` is this object.
-    :ivar lock: held while several methods must be called in one step.  A thread can acquire it again.
-    :ivar is_of_parent: whether the hub, and everything on it, belongs to the process that this one was forked from.
+    :ivar lock: held for several calls that must happen in one step.  A thread can acquire it again.  :ivar
+        is_of_parent: whether the hub, and everything on it, belongs to the parent of this forked process.
     """
 
     __slots__ = (
@@ -74,21 +74,21 @@ class Mailbox:
         "lock",
     )
 
-    #: What the hub, and everything on it, belongs to if ``is_of_parent``.
+    #: The name of the owner, for messages, if ``is_of_parent``.
     owner = "the process that this one was forked from"
 
     def __init__(self, hub: Any) -> None:
         self.calls: deque[tuple[Context, Callable[..., object], tuple[Any, ...]]] = deque()
         self.lock = make_lock()
-        self._hub = ref(hub)  # what refers to a mailbox must not keep a hub that its thread has given up
+        self._hub = ref(hub)  # weak, so that a mailbox does not keep a hub that its thread has given up
         self.is_of_parent = False
         life = this_thread.life = this_thread.life or _Life()
         self._life = ref(life)
         self._open = True
         self._making: Any = None  # the greenlet that makes calls
-        self._woken = False  # whether the loop is about to deliver
+        self._woken = False  # whether the loop will make the calls soon
         self._output: dict[Any, int] = {}  # bytes of output in the calls for each connection
-        self._inside = 0  # callers that wait for what they have called
+        self._inside = 0  # callers that wait for results
         self._returned = Event()
         this_thread.calls = self.calls
 
@@ -97,7 +97,7 @@ class Mailbox:
         return this_thread.calls is self.calls
 
     def post(self, call: Callable[..., object], *arguments: Any) -> bool:
-        """Leave a call to be made on the hub's thread soon.  Return False if the hub has gone, so that it is not made.
+        """Leave a call to be made on the hub's thread soon.  Return False, and do not make it, if the hub has gone.
 
         Never blocks.  The call is made in the caller's context, on any greenlet of the hub's thread, so it must not
         switch to another.
@@ -128,7 +128,7 @@ class Mailbox:
         return self._output.get(connection, 0)
 
     def call_soon(self, function: Callable[..., object], *arguments: Any) -> bool:
-        """Have the hub itself call *function*, soon.  Called on any thread; returns False if the hub has gone."""
+        """Make the hub itself call *function* soon.  Called on any thread.  Return False if the hub has gone."""
         return self.post(self._run_callback, function, *arguments)
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -171,12 +171,12 @@ class Mailbox:
     def wait_for(self, flag: Flag, timeout: float | None = None) -> bool:
         """Wait on another thread until the hub's thread sets *flag*.  Return False if it did not.
 
-        That is so if the time is up, or the hub has gone.
+        False means that the time is up, or the hub has gone.
 
         :param timeout: seconds to wait at most; None for no limit.
         """
         until = inf if timeout is None else clock.now() + timeout
-        while not flag.wait(min(LOOK_AFTER, max(0.0, until - clock.now()))):
+        while not flag.wait(min(CHECK_AFTER, max(0.0, until - clock.now()))):
             if self._loop() is None or clock.now() >= until:
                 return flag.is_set()
         return True
@@ -185,7 +185,7 @@ class Mailbox:
         """Make the calls that are there now.  Called on the hub's thread."""
         before, current = self._making, getcurrent()
         if before is current:
-            return  # this is in one of these calls, and the others come after it
+            return  # made in one of these calls, which the others follow
         self._making = current
         calls = self.calls
         try:
@@ -197,20 +197,20 @@ class Mailbox:
             self._making = before
 
     def close(self) -> None:
-        """Refuse calls from now on; make those that are left, and wait until all callers have their results.
+        """Refuse calls from now on, make the remaining calls, and wait until all callers have their results.
 
         Called on a greenlet of the hub, before the hub is destroyed.
         """
         with self.lock:
             self._open = False
         self.make_calls()
-        sleep(0)  # until the hub has called what it was given by call_soon
+        sleep(0)  # until the hub has made the calls of call_soon
         while self._inside:
             self._returned.clear()
             self._returned.wait()
 
     def leave_to_parent(self) -> None:
-        """Refuse calls from now on, and make none of those that are left, in a forked child."""
+        """Refuse calls from now on, and drop the remaining calls, in a forked child."""
         self.is_of_parent = True
         forks.keep(*self.calls)
         self.calls.clear()

@@ -1,16 +1,15 @@
 """The network that an implementation uses: sockets, names and descriptors.
 
-Everything that the modules of ``sockets`` ask of the operating system goes through a ``Network``, except for the event
-loop, which belongs to the hub, and the clock, which is that of the thread.  Each implementation has a network, and
-hands it to its listeners, connection attempts, connections and UDP listeners.  Another network can take its place, with
-sockets that are Python objects, on a loop that knows their descriptors.  For this, two rules apply:
+The modules of ``sockets`` use the operating system only through a ``Network``.  The exceptions are the event loop,
+which belongs to the hub, and the clock, which belongs to the thread.  Each implementation has a network, and passes it
+to its listeners, connection attempts, connections and UDP listeners.  A simulation replaces it with a network whose
+sockets are Python objects, on a loop that has watchers for their descriptors.  For this, two rules apply:
 
-* All that the package does with a socket is in ``Socket``.  Options, and questions to the kernel, are methods of
-  ``Network``.
-* Other modules take constants and exception types from ``socket``, ``errno`` and ``os``, and no functions except those
+* The package uses sockets only through ``Socket``, and sets options and queries the kernel through ``Network``.
+* Other modules use constants and exception types of ``socket``, ``errno`` and ``os``, but no functions except those
   that work on text.
 
-Stream sockets are gevent's, and others those of the standard library, also in a patched program.
+Stream sockets are gevent's.  Other sockets are the standard library's, also in a patched program.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["Network", "Resolved", "Socket"]
 _make_socket: type[socket.socket] = get_original("socket", "socket")
 _getaddrinfo: Callable[..., list[Resolved]] = get_original("socket", "getaddrinfo")
-# The patched one waits on a hub.
+# The original function, because the patched one waits on a hub.
 _poll: Callable[[], select.poll] = get_original("select", "poll")
 
-#: The event that a peer has finished sending; None on systems that do not have it.
+#: The event for a peer that has finished sending; None if the platform does not have it.
 _FINISHED: int | None = getattr(select, "POLLRDHUP", None)
 
 #: One result of ``getaddrinfo``: family, kind, protocol, canonical name, and the address for that family.
@@ -50,14 +49,15 @@ Resolved: TypeAlias = "tuple[int, int, int, str, Any]"
 _PEER_CREDENTIALS: int | None = getattr(socket, "SO_PEERCRED", None)  # only on Linux
 
 _CREDENTIALS = struct.Struct("iII")
-#: Of Linux's ``struct tcp_info``: the state, segments not acknowledged, and bytes acknowledged, received, and not sent.
+#: Fields of Linux's ``struct tcp_info``: the state, unacknowledged segments, and bytes acknowledged, received and
+#: unsent.
 _TCP_INFO = struct.Struct("=B23xI92xQQ8xI")
 _OVER, _INPUT_OVER = 7, (8, 9, 11)  # states: TCP_CLOSE, and others in which the peer has ended its output
 
-#: The families of TCP sockets; others refuse its options.
+#: The families of TCP sockets.  Sockets of other families refuse TCP's options.
 _OF_TCP = socket.AF_INET, socket.AF_INET6
 
-#: The options of TCP for the three times of ``keep_alive``.  macOS has another name for the first.
+#: TCP's options for the three parts of ``keep_alive``.  macOS has another name for the first.
 _KEEP_ALIVE = (
     getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0)),
     socket.TCP_KEEPINTVL,
@@ -70,7 +70,7 @@ _LINGER_FOR_NOTHING = struct.pack("ii", 1, 0)
 class Socket(Protocol):
     """The part of a socket that the package uses.
 
-    ``Network.plain`` returns a socket of which no method blocks: those that would have to raise ``BlockingIOError``.
+    ``Network.plain`` returns a socket whose methods raise ``BlockingIOError`` instead of blocking.
 
     Sockets that a caller of ``listener`` or ``udp_listener`` passes have these methods, too.
     """
@@ -80,7 +80,7 @@ class Socket(Protocol):
     def fileno(self) -> int: ...
     def bind(self, address: Any, /) -> None: ...
     def listen(self, backlog: int, /) -> None: ...
-    def accept(self) -> Any: ...  # never called: gevent's server requires it, and asks the network
+    def accept(self) -> Any: ...  # required by gevent's server, which calls Network.accept instead
     def getsockname(self) -> Any: ...
     def getpeername(self) -> Any: ...
     def recv(self, size: int, flags: int = ..., /) -> bytes: ...
@@ -113,16 +113,16 @@ class Network:
         return found
 
     def stat(self, path: str | bytes) -> os.stat_result:
-        """Return the status of the file that a Unix socket is bound to, or raise ``OSError``."""
+        """Return the status of the file of a Unix socket, or raise ``OSError``."""
         return os.stat(path)
 
     def unlink(self, path: str | bytes) -> None:
-        """Remove the file that a Unix socket is bound to, or raise ``OSError``."""
+        """Remove the file of a Unix socket, or raise ``OSError``."""
         os.unlink(path)
 
     def restrict_file(self, sock: Socket) -> None:
-        """Let only this user send to the file that *sock* will be bound to, where the system can."""
-        with suppress(OSError):  # only Linux can
+        """If possible, let only this user send to the file that *sock* will be bound to."""
+        with suppress(OSError):  # only Linux has this
             os.fchmod(sock.fileno(), 0o600)
 
     def change_file(self, path: str | bytes, mode: int | None, owner: tuple[int, int] | None) -> None:
@@ -133,7 +133,7 @@ class Network:
             os.chmod(path, mode)
 
     def lock(self, folder: str) -> int:
-        """Lock *folder* for this process, and return what ``unlock`` takes.
+        """Lock *folder* for this process, and return the lock for ``unlock``.
 
         :raises BlockingIOError: another process has locked it.
         :raises OSError: it cannot be locked.
@@ -149,14 +149,14 @@ class Network:
     def unlock(self, lock: int) -> None:
         """Release a lock."""
         try:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # a child that was forked meanwhile holds the descriptor, too
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a child that was forked in between also has the descriptor
         finally:
             os.close(lock)
 
     # Descriptors.
 
     def max_descriptors(self) -> int | None:
-        """Return how many descriptors the process can have open, or None if there is no limit."""
+        """Return how many descriptors the process can open; None for no limit."""
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return None if descriptors == resource.RLIM_INFINITY else descriptors
 
@@ -186,7 +186,7 @@ class Network:
         return sock  # type: ignore[no-any-return]
 
     def plain(self, sock: Socket) -> Socket:
-        """Return the socket whose calls never wait: the one that a gevent socket is around."""
+        """Return the non-blocking socket inside the gevent socket *sock*."""
         return _plain(sock)  # type: ignore[no-any-return]
 
     def connect(self, sock: Socket, address: Any) -> None:
@@ -195,7 +195,7 @@ class Network:
         :raises BlockingIOError: the queue of the Unix socket at *address* is full.  Try again later.
         :raises OSError: the connection attempt failed.
         """
-        # A gevent socket would wait until the Unix socket is writable, which says nothing about the queue.
+        # A gevent socket would wait until the Unix socket is writable, but that does not depend on the queue.
         connecting: Any = _plain(sock) if sock.family == socket.AF_UNIX else sock
         connecting.connect(address)
 
@@ -214,8 +214,8 @@ class Network:
     def close(self, sock: Socket) -> None:
         """Close the socket of a connection, at once.
 
-        A gevent socket would first wake greenlets that wait for it, in the next turn of the loop.  Nothing waits for
-        the socket of a connection, so that would only take a quarter of the time of a short connection.
+        A gevent socket would first wake greenlets that wait for it, in the next turn of the loop.  Greenlets never wait
+        for the socket of a connection, and that turn would be a quarter of a short connection's cost.
         """
         _plain(sock).close()
 
@@ -226,7 +226,7 @@ class Network:
     # Options.
 
     def allow_address_reuse(self, sock: Socket) -> None:
-        """Let *sock* be bound to a port whose earlier connections the kernel still remembers."""
+        """Let *sock* be bound to a port that has connections in TIME_WAIT."""
         _set(sock, socket.SOL_SOCKET, socket.SO_REUSEADDR)
 
     def share_port(self, sock: Socket) -> None:
@@ -242,15 +242,15 @@ class Network:
         _set(sock, socket.SOL_SOCKET, socket.SO_BROADCAST)
 
     def send_at_once(self, sock: Socket) -> None:
-        """Tell the kernel not to hold small output back in case more follows.  It does so only for TCP."""
+        """Make the kernel send small output at once.  Only TCP would otherwise hold it back."""
         if sock.family in _OF_TCP:
             _set(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     def keep_alive(self, sock: Socket, how: KeepAlive) -> None:
-        """Tell the kernel to probe silent peers, over TCP.
+        """Make the kernel probe silent peers, over TCP.
 
-        :param how: True for the times that the kernel has; False for no probes; or seconds of silence before the first
-            probe, seconds between two of them, and how many remain without an answer.
+        :param how: True for the kernel's values; False for no probes; or seconds of silence before the first probe,
+            seconds between two probes, and the number of probes without an answer.
         """
         if how is False or sock.family not in _OF_TCP:
             return
@@ -265,28 +265,28 @@ class Network:
         with suppress(OSError):
             _set(sock, socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_FOR_NOTHING)
 
-    # Questions to the kernel.
+    # Queries to the kernel.
 
     def queued_output(self, sock: Socket) -> int:
-        """Return how many bytes of output the kernel holds that the peer has not taken."""
+        """Return how many bytes of output in the kernel the peer has not taken."""
         queued = array.array("i", [0])
         try:
             fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
-        except OSError:  # some systems cannot say
+        except OSError:  # not supported by some systems
             return 0
         return queued[0]
 
     def traffic(self, sock: Any, ends: tuple[bool, bool]) -> tuple[int, int]:
         """Return how many bytes were received and sent over TCP; 0 if the kernel does not count them.
 
-        :param ends: whether the ends of input and output are known.  The kernel counts each of them as one byte.
+        :param ends: whether input and output have ended.  The kernel counts each end as one byte.
         """
         try:
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
         except (OSError, AttributeError):  # over a Unix socket, or on another system
             return 0, 0
         state, unacknowledged, sent, received, unsent = _TCP_INFO.unpack(info)
-        if unacknowledged or unsent:  # which most connections have not at their end, and asking takes longer
+        if unacknowledged or unsent:  # rare at the end of a connection, and this query takes longer
             sent += self.queued_output(sock)
         return received - (ends[0] if state == _OVER else state in _INPUT_OVER), sent - ends[1]
 
@@ -296,7 +296,7 @@ class Network:
         return plain.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # type: ignore[no-any-return]
 
     def peer_credentials(self, sock: Socket) -> tuple[int, int, int] | None:
-        """Return the process, user and group of the peer of *sock*; None if the system cannot say."""
+        """Return the process, user and group of the peer of *sock*; None if the kernel does not support this."""
         plain = _plain(sock)
         if plain.family != socket.AF_UNIX or _PEER_CREDENTIALS is None:
             return None
@@ -304,7 +304,7 @@ class Network:
         return pid, uid, gid
 
     def has_input(self, sock: Socket) -> bool:
-        """Return whether *sock* has something to receive: input, the end of it, or an error."""
+        """Return whether *sock* has something to receive: input, its end, or an error."""
         return bool(_poll_for(sock, select.POLLIN))
 
     def is_broken(self, sock: Socket) -> bool:
@@ -316,7 +316,7 @@ class Network:
         return bool(_poll_for(sock, 0) & select.POLLERR)
 
     def take_error(self, sock: Any) -> OSError:
-        """Return the error with which the connection of *sock* has broken, once."""
+        """Remove and return the error that broke the connection of *sock*."""
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EPIPE
         return OSError(code, os.strerror(code))
 
@@ -324,7 +324,7 @@ class Network:
         """Return whether the peer has finished sending, also if there is still input to receive."""
         if _FINISHED is not None:
             return bool(_poll_for(sock, _FINISHED))
-        try:  # which cannot see the end behind input
+        try:  # this cannot detect an end behind unread input
             return not _plain(sock).recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
@@ -333,8 +333,8 @@ class Network:
 
 
 def _plain(sock: Any) -> Any:
-    # The one use of a private attribute of gevent's sockets.  Their own recv and send wait, and watch the descriptor a
-    # second time for that.
+    # The only use of a private attribute of gevent's sockets.  Their own recv and send wait, with a second watcher for
+    # the descriptor.
     return getattr(sock, "_sock", sock)
 
 
@@ -343,7 +343,7 @@ def _set(sock: Any, level: int, option: int, value: int | bytes = 1) -> None:
 
 
 def _poll_for(sock: Socket, events: int) -> int:
-    """Return which of *events* have happened, errors, and the end of both directions."""
+    """Return the *events* that have happened, and errors and the end of both directions."""
     poll = _poll()
     poll.register(sock.fileno(), events)
     found = poll.poll(0)

@@ -1,4 +1,4 @@
-"""The transport without TLS: the calls of a gevent socket that never wait, and what the kernel knows about it."""
+"""The transport without TLS: the non-blocking calls of a gevent socket, and queries to the kernel about it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ngi_gevent.sockets.network import Network, Socket
 
 __all__ = ["NO_SIGNAL", "RECEIVE_SIZE", "PlainTransport", "Transport", "WrapCall"]
 
-#: Bytes to receive at a time.  That is enough for a stream not to be dominated by calls.  Allocating from 128 KiB on
-#: would map memory each time.
+#: Bytes to receive at a time.  With this size, system calls do not dominate the cost of a stream.  Allocations of 128
+#: KiB or more would map memory each time.
 RECEIVE_SIZE = 64 * 1024
 
-#: Flag for sending.  Without it, a peer that has gone would end a program in which SIGPIPE has its default effect.
-#: Callers pass it, since a function around the socket's ``send`` would be one more call for each message.
-NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))  # macOS has none
+#: The flag for sending.  Without it, a peer that has gone would end a program that has SIGPIPE's default handler.
+#: Callers pass it, because a function around the socket's ``send`` would cost one more call for each message.
+NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))  # missing on macOS
 
-#: Takes one of the calls that receive or send, and returns the call to make instead.
+#: A function that wraps one of the calls that receive or send.
 WrapCall = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Transport(Protocol):
-    """The way of a connection's bytes to and from its peer.  Nothing in it blocks."""
+    """The path of a connection's bytes to and from its peer.  Its methods do not block."""
 
-    #: Whether receiving or sending has left something to do: see ``take_events``.
+    #: Whether ``take_events`` must be called after receiving or sending.
     has_events: bool
 
     @property
     def recv(self) -> Callable[[int], bytes]:
-        """Receives at most so many bytes, as ``recv`` of a non-blocking socket."""
+        """Receives up to a number of bytes, as ``recv`` of a non-blocking socket."""
 
     @property
     def send(self) -> Callable[[Piece, int], int]:
@@ -58,34 +58,34 @@ class Transport(Protocol):
         """The reason for ``handle_close`` after ``recv`` returned ``b''``."""
 
     def take_events(self) -> bool:
-        """Clear ``has_events``.  Return whether ``send`` is to be called, with an empty piece if nothing else."""
+        """Clear ``has_events``.  Return whether ``send`` must be called, if only with an empty piece."""
 
     def has_buffered_input(self) -> bool:
-        """Return whether ``recv`` would return something though the socket does not become readable for it."""
+        """Return whether ``recv`` has input for which the socket does not become readable."""
 
     def waits_for_input(self) -> bool:
-        """Return whether nothing can be sent until something is received, though the socket is writable."""
+        """Return whether sending must wait for input, although the socket is writable."""
 
-    def make_last_words(self) -> bool:
-        """Make the message that ends the output, once.  Return True if ``send`` is to be called for it."""
+    def make_end_message(self) -> bool:
+        """Make the message that ends the output, once.  Return True if ``send`` must be called to send it."""
 
     def end_output(self, *, closes: bool) -> None:
         """End the output for the peer.  Raises ``OSError``.
 
-        :param closes: whether ``close`` follows at once, which ends it, too.
+        :param closes: whether ``close`` follows at once, which also ends the output.
         """
 
     def drop_output(self, some: bool) -> None:
-        """Note that output is dropped, if there is *some*: the peer must not take what it has for everything."""
+        """Note that output is dropped if *some* is true, so that the peer does not mistake a part for everything."""
 
     def reset(self) -> None:
         """Make ``close`` reset the connection."""
 
     def close(self) -> None:
-        """Close the descriptor.  The peer sees the end, also if a forked child holds the descriptor."""
+        """Close the descriptor.  The peer sees the end even if a forked child has the descriptor."""
 
     def leave_to_parent(self) -> None:
-        """Close the descriptor, and nothing else, in a forked child."""
+        """Only close the descriptor, in a forked child."""
 
     def wrap_calls(self, wrap: WrapCall) -> None:
         """Replace the calls that receive and send ciphertext, or plaintext without TLS."""
@@ -97,7 +97,7 @@ class Transport(Protocol):
         """Return the address of this side.  Raises ``OSError``."""
 
     def queued_output(self) -> int:
-        """Return how many bytes the kernel has that the peer has not acknowledged; 0 after ``close``."""
+        """Return how many bytes in the kernel the peer has not acknowledged; 0 after ``close``."""
 
     def traffic(self, input_has_ended: bool) -> tuple[int, int]:
         """Return how many bytes of ciphertext, or of plaintext without TLS, were received and sent; 0 after ``close``.
@@ -106,7 +106,7 @@ class Transport(Protocol):
         """
 
     def has_input(self) -> bool:
-        """Return whether the kernel has input, or the end of it."""
+        """Return whether the kernel has input, or its end."""
 
     def is_broken(self) -> bool:
         """Return whether the connection has an error, or has ended in both directions."""
@@ -115,7 +115,7 @@ class Transport(Protocol):
         """Return whether the connection has an error."""
 
     def take_error(self) -> OSError:
-        """Return that error, once."""
+        """Remove and return the error of the connection."""
 
     def peer_has_finished(self) -> bool:
         """Return whether the peer has finished sending, also if there is still input to receive."""
@@ -151,15 +151,15 @@ class PlainTransport:
         self._wrap: WrapCall | None = None
         self._has_finished = False  # whether the kernel has the end of output
         self._is_ended = False  # whether the peer sees the end of output without a shutdown
-        self._children = forks.children()  # those that cannot hold the descriptor
+        self._children = forks.children()  # children so far, which do not have the descriptor
 
     def sendmsg(self, pieces: list[Piece]) -> int:
-        # Not kept, as recv and send are: most connections never need it, and each would pay 72 bytes for it.
+        # Not kept like recv and send, because most connections never need it, and it would cost each of them 72 bytes.
         call: Callable[..., int] = self._network.plain(self.socket).sendmsg
         return (call if self._wrap is None else self._wrap(call))(pieces, (), NO_SIGNAL)
 
     def peek(self, size: int) -> bytes:
-        """Return input, at most so many bytes, and leave it to the kernel.  Raises as ``recv``."""
+        """Return up to *size* bytes of input, and leave them in the kernel.  Raises as ``recv``."""
         return self._network.plain(self.socket).recv(size, socket.MSG_PEEK)
 
     def take_events(self) -> bool:
@@ -171,34 +171,34 @@ class PlainTransport:
     def waits_for_input(self) -> bool:
         return False
 
-    def make_last_words(self) -> bool:
+    def make_end_message(self) -> bool:
         return False
 
     def end_output(self, *, closes: bool) -> None:
-        # A child that holds the descriptor too would hide the close.
+        # A child that also has the descriptor would hide the close.
         if not closes or self._children != forks.children():
             self.socket.shutdown(socket.SHUT_WR)
             self._has_finished = True
         self._is_ended = True
 
     def drop_output(self, some: bool) -> None:
-        """Dropped output needs no note: the end or reset of the socket says enough."""
+        """Do nothing, because the socket's end or reset shows it."""
 
     def reset(self) -> None:
         self._network.reset_on_close(self.socket)
-        # A child that holds the descriptor too would hide the reset, so the peer sees an end instead.
+        # A child that also has the descriptor would hide the reset, so the peer sees an end instead.
         self._is_ended = self._children == forks.children()
 
     def close(self) -> None:
         if not self._is_ended:
             with suppress(OSError):  # it may be broken
-                self.socket.shutdown(socket.SHUT_RDWR)  # a child that holds the descriptor too would hide the end
+                self.socket.shutdown(socket.SHUT_RDWR)  # a child that also has the descriptor would hide the end
         self._network.close(self.socket)
         self.recv = self.send = _is_closed
-        self._wrap = None  # it may hold the connection
+        self._wrap = None  # it may have a reference to the connection
 
     def leave_to_parent(self) -> None:
-        self._is_ended = True  # for the parent to do
+        self._is_ended = True  # the parent ends the connection
         self.close()
 
     def wrap_calls(self, wrap: WrapCall) -> None:
@@ -219,7 +219,7 @@ class PlainTransport:
             return 0, 0
         try:
             return self._network.traffic(self.socket, (input_has_ended, self._has_finished))
-        except (OSError, ValueError):  # another thread has asked, and it was closed since
+        except (OSError, ValueError):  # called by another thread, and closed in between
             return 0, 0
 
     def has_input(self) -> bool:
@@ -239,5 +239,5 @@ class PlainTransport:
 
 
 def _is_closed(*_: object) -> Any:
-    """Take the place of the calls of a closed socket, which must not reach a later one with the same descriptor."""
+    """Replace the calls of a closed socket, so that they cannot reach a later socket with the same descriptor."""
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -1,7 +1,7 @@
 """Receiving the PROXY header of a connection, which comes before TLS.
 
-The header is looked at before it is taken from the kernel, which keeps everything behind it: the connection then reads
-from its socket as if there had been none.
+The header is peeked at before it is received, so everything behind it stays in the kernel.  The connection then reads
+from its socket as if there had been no header.
 
 This module is imported when a listener has ``proxy_protocol``, and not before.
 """
@@ -23,16 +23,16 @@ __all__ = ["ProxyHeader"]
 
 
 class Proxied(Protocol):
-    """What a header asks of its connection."""
+    """The members of a connection that the step of the PROXY header uses."""
 
     peer_address: Any
 
     def name_client(self, address: Any) -> None:
-        """Note that the peer is a proxy, and passes on a connection from *address*; None if it does not say."""
+        """Note that the peer is a proxy for the client at *address*; None if the proxy did not name the client."""
 
 
 class ProxyHeader:
-    """The first step of a handshake: the peer is trusted, and sends a header."""
+    """The first step of a handshake, in which a trusted peer sends a header."""
 
     __slots__ = ("_begun", "_connection", "_crowd", "_plain", "_trusted")
 
@@ -41,7 +41,7 @@ class ProxyHeader:
         self._plain = plain
         self._trusted = trusted
         self._crowd = crowd
-        self._begun = b""  # the part that was taken from the kernel
+        self._begun = b""  # the part of the header that has been received
 
     def shake_hands(self) -> bool:
         """Return whether the header was received.
@@ -55,9 +55,9 @@ class ProxyHeader:
         return False
 
     def receive_in_handshake(self, size: int) -> bool:
-        """Receive as much of the header as there is, and nothing behind it.  Return whether there was some.
+        """Receive the available part of the header, and leave everything behind it.  Return whether there was some.
 
-        :raises OSError: the connection broke, or ended, or there is something else than a header.
+        :raises OSError: the connection broke, or ended, or the input is not a header.
         """
         try:
             data = self._plain.peek(LONGEST)

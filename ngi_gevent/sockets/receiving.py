@@ -1,8 +1,7 @@
-"""The input of a connection on a gevent socket: when it is received, when it is held back, and how its end is noticed.
+"""The input of a connection on a gevent socket: receiving it, holding it back, and detecting its end.
 
-Input is received, and delivered, on the connection's greenlet.  In between, the greenlet waits in one single place,
-where only the dispatcher and ``wake`` resume it.  ``_events_pending`` says that there is something else to handle than
-input.
+Input is received, and delivered, on the connection's greenlet.  In between, the greenlet waits in a single place, and
+only the dispatcher and ``wake`` resume it.  If ``_events_pending`` is true, it has to handle more than input.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ReceivingConnection"]
 
-READ = 1  # what gevent's io watchers watch for
+READ = 1  # the event for gevent's io watchers
 
 
 @documented_by(IConnection)
 class ReceivingConnection(HubConnection):
-    """Input of a connection, everything but the loop that receives it."""
+    """The input of a connection, except for the loop that receives it."""
 
     __slots__ = ("_events_pending", "_has_new_transport", "_probe", "_read_watcher", "_transport", "resume", "waiting")
 
@@ -42,9 +41,9 @@ class ReceivingConnection(HubConnection):
         self._read_watcher = dispatcher.loop.io(transport.fileno(), READ)
         #: Whether the greenlet may be switched to.
         self.waiting = False
-        self._events_pending = True  # whether the greenlet has to handle something else than input
-        self._probe: Probe | None = None  # while it may not be read
-        self._has_new_transport = False  # whether the loop that receives is to begin again, with it
+        self._events_pending = True  # whether the greenlet has to handle more than input
+        self._probe: Probe | None = None  # while the connection may be unread
+        self._has_new_transport = False  # whether the loop that receives must begin again with it
 
     def _input_ended(self, reason: Reason) -> None:
         self.stop_reading()  # the socket is readable from now on
@@ -83,7 +82,7 @@ class ReceivingConnection(HubConnection):
                     self._events_pending = True
                     self._dispatcher.postpone(self)
                     return True
-            elif self.wants_input():
+            elif self.accepts_input():
                 break
             else:
                 self.stop_reading()
@@ -95,26 +94,26 @@ class ReceivingConnection(HubConnection):
         if self._transport.has_buffered_input():
             self._dispatcher.wake(self)
         if lifecycle.output_error is not None:
-            # Nothing more may come to wake the greenlet, so it looks again after each piece.
+            # There may be no further event that wakes the greenlet, so it checks again after each piece.
             self._events_pending = True
             self._receive_rest()
-            self._dispatcher.wake(self)  # not before: a handler that blocks would use that up
+            self._dispatcher.wake(self)  # not earlier, because a handler that blocks would use up this call
         return lifecycle.is_established()
 
     def _run_upgrade(self) -> None:
-        """Start TLS, if another greenlet has asked for it."""
+        """Start TLS if another greenlet has called ``start_tls``."""
 
     def _can_deliver(self) -> bool:
-        """Return whether the handler takes input, or the rest of it, now."""
+        """Return whether input or records can be delivered now."""
         held = self._handler is None or self._output.is_pausing or self._is_paused
         return self._lifecycle.delivers_input() and not held
 
-    def wants_input(self) -> bool:
-        """Return whether more input is to be received now."""
+    def accepts_input(self) -> bool:
+        """Return whether the connection accepts more input now."""
         return self._can_deliver() and not self._lifecycle.input_is_over
 
     def _deliver_records(self) -> bool:
-        """Deliver records, until there is something else to handle.  Return False if its time is up."""
+        """Deliver records until there are events to handle.  Return False if the time is up."""
         lifecycle, output, dispatcher = self._lifecycle, self._output, self._dispatcher
         now, until = dispatcher.time.now, dispatcher.end_of_slice()
         # An end from this thread is an event, too.
@@ -141,7 +140,7 @@ class ReceivingConnection(HubConnection):
             self._handler.handle_input(self, data)  # type: ignore[union-attr]
 
     def handle_transport_events(self) -> None:
-        """Send messages of TLS itself, and look at input that the socket does not become readable for."""
+        """Send messages of TLS itself, and handle input for which the socket does not become readable."""
         self._events_pending = True
         if self._transport.take_events() and not self._lifecycle.output_is_over:
             if self._output.pieces:
@@ -150,7 +149,7 @@ class ReceivingConnection(HubConnection):
                 self._output.queue(b"")
 
     def wake(self) -> None:
-        """Let the greenlet handle events, at once or when it is back from the handler."""
+        """Make the greenlet handle events, at once or when it is back from the handler."""
         self._events_pending = True
         if self.waiting:
             self._dispatcher.wake(self)
@@ -158,12 +157,12 @@ class ReceivingConnection(HubConnection):
             self._output.held.set()
 
     def stop_reading(self) -> None:
-        """Do not let input wake the greenlet until it has handled events.  The linger may still discard some."""
+        """Stop waking the greenlet for input until it has handled events.  A linger may still discard input."""
         self._events_pending = True
         if self._lifecycle.state is not CLOSING:
             self._read_watcher.stop()
         if self._blocks and self._probe is not None:
-            self._probe.look()  # at what has arrived while a callback runs, which may be the end
+            self._probe.check()  # the end may have arrived while a callback runs
 
     def _set_paused(self, paused: bool) -> None:
         super()._set_paused(paused)
@@ -176,7 +175,7 @@ class ReceivingConnection(HubConnection):
         self._start_probe()
 
     def _start_probe(self) -> None:
-        """Look for the end of the connection while it is not read."""
+        """Start the checks for the end of the connection while it is not read."""
         if self._lifecycle.is_established():
             if self._probe is None:
                 self._probe = Probe(self, self._transport, self._dispatcher.loop)
@@ -187,7 +186,7 @@ class ReceivingConnection(HubConnection):
         return self._is_paused or self._output.is_pausing or self._lifecycle.input_is_over
 
     def note_broken(self, error: OSError) -> None:
-        """Drop output, since the connection has broken.  Input that had arrived is still delivered, if it can be."""
+        """Drop output, because the connection has broken.  Input that had arrived is still delivered if possible."""
         self._output.fail(error)
 
     def is_reading(self) -> bool:
@@ -200,7 +199,7 @@ class ReceivingConnection(HubConnection):
             self._probe.close()
         self._read_watcher.close()
 
-    # What the linger does with the connection.
+    # Called by the linger.
 
     def receive(self) -> bytes:
         """Return some input, as ``recv`` of a non-blocking socket."""
@@ -211,7 +210,7 @@ class ReceivingConnection(HubConnection):
                 self.handle_transport_events()
 
     def start_discarding(self) -> None:
-        """Let the linger discard input when there is some."""
+        """Make the linger discard input as it arrives."""
         if self._output.linger is not None:
             self._read_watcher.start(self._output.linger.discard_input)
 

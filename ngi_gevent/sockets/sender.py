@@ -1,7 +1,7 @@
 """The sender: the output of one connection on its way to the transport.
 
-It sends on the hub, without ever blocking: at the end of a batch, and when the kernel takes more.  It has a feeder
-while an iterable given to ``writelines`` is not exhausted, and a linger once the connection is closing.
+It sends on the hub, and never blocks: at the end of a batch, and when the kernel takes more.  It has a feeder while an
+iterable given to ``writelines`` is not exhausted, and a linger once the connection is closing.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender"]
 
-WRITE = 2  # what gevent's io watchers watch for
+WRITE = 2  # the event for gevent's io watchers
 
-#: Bytes of pending output above which it is sent although the callback runs on.  A piece of input, which is as long at
-#: most, is better sent after it: what is freed then is what the next receive gets.
+#: Bytes of pending output above which it is sent during the callback.  An answer as long as a piece of input is better
+#: sent after the callback, because the next receive then reuses its memory.
 GATHERED = 64 * 1024
 
 
 class Sending(Lingering, Protocol):
-    """What a sender asks of its connection."""
+    """The methods of a connection that its sender calls."""
 
     def wake(self) -> None:
-        """Let the greenlet handle events."""
+        """Make the greenlet handle events."""
 
     def stop_reading(self) -> None:
-        """Do not let input wake the greenlet until it has handled events."""
+        """Stop waking the greenlet for input until it has handled events."""
 
     def iterator_raised(self, error: BaseException) -> None:
         """Report *error* to the handler, in its turn."""
@@ -69,20 +69,20 @@ class Sender(OutputQueue):
         self._connection = connection
         self._transport = transport
         self._dispatcher = dispatcher
-        self._write_watcher: Any = None  # while the kernel takes no more output
+        self._write_watcher: Any = None  # while output waits until the kernel takes more
         self._is_sending = False  # whether a greenlet is in send_now
         #: Pulls from iterables, while one is not exhausted.
         self.feeder: Feeder | None = None
         #: Set when input is no longer held back, or the connection has an end to handle.
         self.held: Flag | None = None
         self.linger_timeout = options.linger_timeout
-        #: From CLOSING on.
+        #: The end of the connection, from CLOSING on.
         self.linger: Linger | None = None
 
     # Taking output.
 
     def take(self, data: bytes) -> None:
-        """Send *data* after everything that was taken before; soon, or now if much has gathered."""
+        """Send *data* after all earlier output, soon, or now if there is much."""
         size = len(data)
         self.size += size  # no call in between: a signal handler that writes may run in any call
         if self.feeder is None:
@@ -95,7 +95,7 @@ class Sender(OutputQueue):
             self._pause_if_answered()
 
     def take_lines(self, lines: Lines) -> None:
-        """Send the items of *lines*, which are counted already, after everything that was taken before."""
+        """Send the items of *lines*, which are already counted, after all earlier output."""
         if self.feeder is None:
             self.feeder = Feeder(self, self._connection, self._dispatcher, lines)
             self.is_watched = True
@@ -104,29 +104,29 @@ class Sender(OutputQueue):
         self._pause_if_answered()
 
     def queue(self, data: bytes) -> None:
-        """Send *data*, which is counted already, at the end of the batch, or after output that waits for the peer."""
+        """Send *data*, which is already counted, at the end of the batch, or after output that waits for the peer."""
         if not self.pieces:
             self._dispatcher.send_later(self)
         self.pieces.append(data)
 
     def _pause_if_answered(self) -> None:
-        """Read no more if the input that was read while much output was pending has been answered with much more."""
+        """Stop reading if the answers to input that was read while much output was pending are too long."""
         if self.exceeds_threshold():
             self.is_pausing = True
             if self._connection._lifecycle.is_established():
                 self._connection.stop_reading()
 
     def send_later(self) -> None:
-        """Send, or see to what is to be done instead, at the end of the batch."""
+        """Send output, or handle an end, at the end of the batch."""
         self._dispatcher.send_later(self)
 
     def check_pause(self) -> None:
-        """See whether so much less is pending that something that waits can go on."""
+        """Resume input and waiting callers if little enough output is pending."""
         if self.pause_threshold is not None or self.drains:
             self._dispatcher.send_later(self)
 
     def change_transport(self, transport: Transport) -> bytes:
-        """Send with *transport* from now on.  Return what the one before has not sent, which stays pending, as one."""
+        """Send with *transport* from now on.  Return the output that stays pending, joined."""
         self._transport = transport
         unsent = b"".join(self.pieces)
         if unsent:
@@ -138,7 +138,7 @@ class Sender(OutputQueue):
     def send_now(self) -> None:
         """Send as much as the kernel takes, in a callback of the application.
 
-        On the hub, this may be a signal handler that has interrupted ``send_pending``, so it does nothing there.
+        On the hub, this does nothing, because a signal handler may have interrupted ``send_pending``.
         """
         if not self._is_sending and getcurrent() is not self._dispatcher.hub:
             self._is_sending = True
@@ -148,13 +148,13 @@ class Sender(OutputQueue):
                 self._is_sending = False
 
     def send_pending(self) -> None:
-        """Send as much as the kernel takes.  Called on the hub, once a batch, and when the socket is writable."""
+        """Send as much as the kernel takes.  Called on the hub, once in each batch, and when the socket is writable."""
         pieces, transport = self.pieces, self._transport
         try:
             try:
                 if len(pieces) != 1:
                     self.flush(lambda piece: transport.send(piece, NO_SIGNAL), transport.sendmsg)
-                else:  # as most turns have it
+                else:  # the usual case
                     sent = transport.send(pieces[0], NO_SIGNAL)
                     if sent == self.size:
                         del pieces[0]  # no call in between: a signal handler that writes may run in any call
@@ -167,12 +167,12 @@ class Sender(OutputQueue):
                 self.fail(error)
             if pieces or self.is_watched:
                 self._after_send()
-        except BaseException as error:  # such as Ctrl-C: how much was sent is unknown
+        except BaseException as error:  # such as Ctrl-C; the number of sent bytes is unknown
             self._connection.handle(BREAK, error)
             raise
 
     def _after_send(self) -> None:
-        """Start or end whatever depends on how much output is left."""
+        """Start or end the waits that depend on how much output is left."""
         if self.pieces:
             self._wait_for_peer()
         else:
@@ -207,9 +207,9 @@ class Sender(OutputQueue):
         return self.linger is not None or self._connection._lifecycle.state is HALF_CLOSED
 
     def _wait_for_peer(self) -> None:
-        """Go on sending when the kernel takes more; give a closing connection only so much time for it."""
+        """Send again when the kernel takes more.  Limit the time for this if the connection is closing."""
         if self._transport.waits_for_input():
-            # The peer wants another handshake first.  The kernel would take more, and reading must go on.
+            # The peer has requested another handshake first.  The kernel would take more, and reading must go on.
             self._stop_waiting_for_peer()
             if self.is_pausing:
                 self.is_pausing = False
@@ -226,36 +226,36 @@ class Sender(OutputQueue):
             self._write_watcher = None
 
     def is_drained(self) -> bool:
-        """Return whether the kernel has everything, and nothing more comes from iterables."""
+        """Return whether the kernel has all output, and all iterables are exhausted."""
         return not self.pieces and self.feeder is None
 
     def is_waiting_for_peer(self) -> bool:
-        """Return whether the kernel takes no more output."""
+        """Return whether output waits until the kernel takes more."""
         return self._write_watcher is not None
 
-    # What the feeder calls.
+    # Called by the feeder.
 
     def feeder_is_done(self, feeder: Feeder) -> None:
-        """Go on without *feeder*, unless it was dropped before, and there may be another."""
+        """Release *feeder*.  If it was dropped before, do nothing, because there may be another one."""
         if self.feeder is feeder:
             self.feeder = None
             self._dispatcher.send_later(self)
 
     def iterator_raised(self, error: BaseException) -> None:
-        """Report *error* of an iterable to the handler, in its turn."""
+        """Report *error* of an iterable to the handler, after any callback that is running."""
         self._connection.iterator_raised(error)
 
     def has_iterables(self) -> bool:
         return self.feeder is not None
 
     def is_pulling(self) -> bool:
-        """Return whether an iterable takes its time."""
+        """Return whether an iterable is working on its next item."""
         return self.feeder is not None and not self.feeder.is_waiting
 
     # The end.
 
     def fail(self, error: OSError) -> None:
-        """Drop output, since nothing can be sent.  Input that had arrived before is still read, and the end with it."""
+        """Drop output, because sending has failed.  Input that had arrived before is still read, and so is its end."""
         self.drop()
         if self._connection._lifecycle.output_error is None:
             self.is_pausing = False
@@ -267,15 +267,15 @@ class Sender(OutputQueue):
         super().drop()
         if self.feeder is not None:
             self.feeder.drop()
-            self.feeder = None  # it ends soon, and must not take for dropped what is written until then
+            self.feeder = None  # it ends soon, and must not drop output that is written until then
 
     def finish(self) -> None:
-        """Send what is left, then end the output for the peer."""
+        """Send the remaining output, then end the output for the peer."""
         self.is_watched = True
         self.send_later()
 
     def begin_to_end(self) -> None:
-        """Finish within the limits of a linger: the connection is closing."""
+        """Finish within the limits of a linger, because the connection is closing."""
         self.linger = Linger(self._connection, self, self._dispatcher.loop, self._transport)
         if self._connection._lifecycle.output_is_over:
             self.linger.wait_for_peer()
@@ -283,15 +283,15 @@ class Sender(OutputQueue):
             self.finish()
 
     def end(self) -> None:
-        """End the output for the peer, since everything is sent, and wait for its end, for a moment."""
+        """End the output for the peer after everything is sent, and wait for the peer's end for a short time."""
         lifecycle = self._connection._lifecycle
         if lifecycle.output_is_over or lifecycle.state in (BROKEN, CLOSED):
             return
         if lifecycle.state is HALF_CLOSED and self._connection.is_shaking_hands():
             return  # TLS could not begin
-        if self._transport.make_last_words():
+        if self._transport.make_end_message():
             self.pieces.append(b"")
-            self.send_pending()  # which comes back here once that is sent
+            self.send_pending()  # calls this method again once that is sent
             if self._transport.has_buffered_input():
                 self._connection.wake()
             return
@@ -308,13 +308,13 @@ class Sender(OutputQueue):
             self.linger.wait_for_peer()
 
     def end_now(self) -> None:
-        """Send what the kernel takes now, drop the rest, and end the output for the peer."""
+        """Send as much as the kernel takes now, drop the rest, and end the output for the peer."""
         self.send_pending()
         self.drop()
         self.end()
 
     def leave_to_parent(self) -> None:
-        """Send nothing from now on, and close the descriptor, in a forked child."""
+        """Stop sending, and close the descriptor, in a forked child."""
         self._transport.leave_to_parent()
         super().leave_to_parent()
         if self.feeder is not None:
@@ -324,12 +324,12 @@ class Sender(OutputQueue):
         self._stop_waiting_for_peer()
 
     def close(self) -> None:
-        """Drop everything: the connection is closed."""
+        """Drop all output, because the connection is closed."""
         if self.linger is not None:
             self.linger.close()
             self.linger = None
-        self.end_pause()  # nothing is to be resumed
+        self.end_pause()  # without resuming input
         try:
             self.drop()
-        finally:  # there may be no memory
+        finally:  # memory may be exhausted
             self._stop_waiting_for_peer()

@@ -1,16 +1,16 @@
-"""A connection on a gevent socket: one greenlet that reads and calls the handler, and output that it never waits for.
+"""A connection on a gevent socket: a greenlet that reads and calls the handler, and output that it does not wait for.
 
-Three things act on a connection.  They share one native thread, so each runs until it blocks:
+Three parts act on a connection.  They share one native thread, so each runs until it blocks:
 
 * its **greenlet** (``run``) receives and calls the handler;
-* the **sender** sends pending output, on the hub, without ever blocking;
-* the **feeder** of the sender, a second greenlet that exists only while an iterable given to ``writelines`` is not
-  exhausted, pulls from it, and holds what was written behind it.
+* the **sender** sends pending output, on the hub, and never blocks;
+* the **feeder** is a second greenlet, which pulls from iterables given to ``writelines``, and holds the output behind
+  them.  It exists only while one of them is not exhausted.
 
-The lifecycle says how a connection ends.  On CLOSING, a linger discards input, since closing a socket with unread input
-in it resets the connection and may cost the peer the answer.  Once everything is sent, the sender half-closes the
-socket, and the linger waits a moment for the peer to do so too.  On CLOSED, the socket is closed.  Meanwhile, the
-greenlet reports the end to the handler.
+The lifecycle controls the end of a connection.  On CLOSING, a linger discards input, because closing a socket with
+unread input resets the connection, and the peer may lose the answer.  Once everything is sent, the sender half-closes
+the socket, and the linger waits for a short time until the peer does so, too.  On CLOSED, the socket is closed.  During
+this, the greenlet reports the end to the handler.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamConnection"]
 
-#: Bytes of output from which on it is sent when the callback returns, and not at the end of the batch.
+#: Bytes of output that are sent when the callback returns, and not at the end of the batch.
 SENT_AT_ONCE = 16 * 1024
 
 
 @documented_by(IConnection)
 class StreamConnection(ReceivingConnection):
-    """A connection on a gevent socket.  Everything in it runs on the thread of its hub."""
+    """A connection on a gevent socket.  All methods run on the thread of its hub."""
 
     __slots__ = ("_handshake",)
 
@@ -74,7 +74,7 @@ class StreamConnection(ReceivingConnection):
         dispatcher = Dispatcher.current()
         output = Sender(self, transport, dispatcher, options)
         super().__init__(dispatcher, transport, owner, control, transport.getsockname(), peer_address, output)
-        self._handshake: Handshake | None = None  # until it is done
+        self._handshake: Handshake | None = None  # None once it has begun
         if options.idle_timeout is not None:
             timer = IdleTimer(dispatcher.loop, options.idle_timeout, self, output, transport)
             self.when_closed(timer.close)
@@ -86,22 +86,22 @@ class StreamConnection(ReceivingConnection):
     # The greenlet.
 
     def start(self, begin: Callable[[Any], object], where: str, context: Context) -> None:
-        """Run the connection on a greenlet of its own, beginning now with ``begin(connection)``.  Called on the hub.
+        """Run the connection on its own greenlet, which calls ``begin(connection)`` first, now.  Called on the hub.
 
-        If there is no memory for a greenlet, aborts the connection and raises.
+        If memory for the greenlet is missing, aborts the connection, and raises.
         """
         if self._handshake is not None:
             begin = partial(self._handshake.with_client, begin=begin)
         try:
             greenlet = ConnectionGreenlet(self.run, self._dispatcher.hub, self, context)
         except BaseException:
-            self.end_callbacks()  # there is nothing to call them on
+            self.end_callbacks()  # they have no greenlet
             self.abort()
             raise
         greenlet.switch(begin, where)
 
     def run(self, begin: Callable[[Any], object], where: str) -> None:
-        """The body of the connection's greenlet: every callback is called in here."""
+        """The body of the connection's greenlet, which makes all callbacks."""
         self.resume = getcurrent().switch
         try:
             try:
@@ -112,9 +112,9 @@ class StreamConnection(ReceivingConnection):
                     self._has_new_transport = False
                     self._serve()
             except BaseException as error:
-                self.waiting = False  # the greenlet may have been killed where it waits
+                self.waiting = False  # the greenlet may have been killed during a wait
                 self._failed(where, error)
-        finally:  # it may be killed, or interrupted, while the log blocks
+        finally:  # the greenlet may be killed, or interrupted, while the log blocks
             self._report_to_handler()
 
     def _serve(self) -> None:
@@ -151,12 +151,12 @@ class StreamConnection(ReceivingConnection):
             if not lifecycle.closing_from_other_thread:
                 self._handler.handle_input(self, data)  # type: ignore[union-attr]
             if output.size >= SENT_AT_ONCE and not output.is_waiting_for_peer():
-                # While it is in the processor's cache; and what is freed now is what the next receive gets.
+                # The output is still in the processor's cache, and the next receive reuses its memory.
                 data = b""
                 output.send_now()
 
     def _report_to_handler(self) -> None:
-        """Report the end to the handler; if there is none, once it is set."""
+        """Report the end to the handler.  If no handler is set, wait for that first."""
         try:
             self._log_end()
         finally:
@@ -169,7 +169,7 @@ class StreamConnection(ReceivingConnection):
     # TLS on an open connection.
 
     def _tls_maker(self, ssl_context: Any, server_side: bool, server_hostname: str | None) -> Any:
-        # Not before: programs that import the package and patch ssl afterwards must not find it in use.
+        # Not earlier, because programs may import the package, and patch ssl afterwards.
         from ngi_gevent.sockets import contexts
 
         return contexts.for_side(ssl_context, server_side, server_hostname)
@@ -184,7 +184,7 @@ class StreamConnection(ReceivingConnection):
                 raise self.closed_error() from None
             return
         if self._calls:
-            mailbox.make_calls()  # what other threads have written before is plaintext
+            mailbox.make_calls()  # earlier output of other threads is plaintext
         self._check_start_tls()
         from ngi_gevent.sockets.upgrade import Upgrade
 
@@ -208,35 +208,35 @@ class StreamConnection(ReceivingConnection):
             self._upgrade.shake_hands(self)
 
     def is_shaking_hands(self) -> bool:
-        """Return whether TLS begins on the open connection."""
+        """Return whether a TLS handshake is pending on the open connection."""
         return self._upgrade is not None and not self._upgrade.done.is_set()
 
     def is_to_start_tls(self) -> bool:
         return self._upgrade is not None and not self._upgrade.has_begun
 
     def take_undelivered(self) -> bytes:
-        """Remove the input that adapters or files have and have not delivered, and return it.
+        """Remove and return the input that adapters or files have not delivered.
 
         :raises RuntimeError: an adapter cannot return it.
         """
         return take_undelivered_of(self._handler)
 
     def send_with(self, transport: TLSTransport) -> bytes:
-        """Send with *transport* from now on.  Return the plaintext that is left, which goes first."""
+        """Send with *transport* from now on.  Return the pending plaintext, which goes first."""
         return self._output.change_transport(transport)
 
     def send_and_drop(self) -> None:
-        """Send what the kernel takes now, such as an alert of TLS, and drop the rest."""
+        """Send as much as the kernel takes now, such as a TLS alert, and drop the rest."""
         self._output.send_now()
         self._output.drop()
 
     def handshake_is_over(self) -> None:
-        """End the output, if the application has asked for that meanwhile."""
+        """End the output if the application has called ``write_eof`` in the meantime."""
         if self._lifecycle.state is HALF_CLOSED:
             self._output.finish()
 
     def drop_records(self) -> None:
-        """Drop the records that adapters have and have not delivered."""
+        """Drop the records that adapters have not delivered."""
         self._close_records()
 
     # The handshake.
@@ -247,7 +247,7 @@ class StreamConnection(ReceivingConnection):
         self.handle(HANDSHAKE_BEGUN)
 
     def shake_hands(self) -> None:
-        """Shake hands, if the connection begins with that, on the greenlet that becomes the connection's.
+        """Do the handshake if the connection begins with one, on the greenlet that becomes the connection's.
 
         :raises OSError: the handshake failed, or the connection ended.
         """
@@ -261,7 +261,7 @@ class StreamConnection(ReceivingConnection):
 
         :raises OSError: the connection was stopped.
         """
-        if self.is_live():  # it may have been stopped before it began
+        if self.is_live():  # the connection may have been stopped before this
             if not self._read_watcher.active:
                 self._read_watcher.start(self._dispatcher.ready.append, self)
             self.waiting = True
@@ -280,7 +280,7 @@ class StreamConnection(ReceivingConnection):
     def traffic(self) -> tuple[int, int]:
         """Return how many bytes were received and sent over TCP; 0 if they are not counted, or in CLOSED.
 
-        After a reset, one byte may be missing, which ``last_traffic`` has.
+        After a reset, one byte may be missing; ``last_traffic`` includes it.
         """
         lifecycle = self._lifecycle
         if lifecycle.state is CLOSED:
@@ -288,13 +288,13 @@ class StreamConnection(ReceivingConnection):
         return self._transport.traffic(lifecycle.input_is_over or lifecycle.output_is_over)
 
     def last_traffic(self) -> tuple[int, int]:
-        """Return the same in CLOSED, until the socket is closed."""
+        """Return the numbers of ``traffic`` in CLOSED, until the socket is closed."""
         return self._transport.traffic(self._lifecycle.input_is_over)
 
     # The end.
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        if not self._lifecycle.is_gone():  # after which the hub may have gone, too
+        if not self._lifecycle.is_gone():  # the hub may have gone, too
             if self._calls:
                 self._dispatcher.mailbox.make_calls()
             if self._lifecycle.resets(event):
@@ -306,18 +306,18 @@ class StreamConnection(ReceivingConnection):
         if state is HALF_CLOSED:
             self._output.finish()
         if state is CLOSING and lifecycle.input_is_over and self._output.is_drained():
-            self._output.end()  # most connections end so: the peer has finished, and has everything
+            self._output.end()  # the usual end: the peer has finished, and has everything
         if state is CLOSING and lifecycle.state is CLOSING:
             self._output.begin_to_end()
             self.wake()
             self._read_watcher.stop()
             if not lifecycle.input_is_over:
-                # A peer that is still sending may not take our output before we take its.
+                # A peer that is still sending may not take output before its own is taken.
                 self.start_discarding()
         elif state is CLOSED:
             try:
                 self._output.close()
-            finally:  # there may be no memory
+            finally:  # memory may be exhausted
                 self._read_watcher.close()
                 if self._probe is not None:
                     self._probe.close()
@@ -329,7 +329,7 @@ class StreamConnection(ReceivingConnection):
 
     def _finish(self) -> None:
         self._dispatcher.release()
-        # These hold the connection: it would be freed only by the next full garbage collection.
+        # These refer to the connection, and would keep it until the next full garbage collection.
         if not self._lifecycle.owes_reason():
             self._handler = None
         self.resume = _is_gone
@@ -341,4 +341,4 @@ class StreamConnection(ReceivingConnection):
 
 
 def _is_gone() -> None:
-    """Take the place of the switch to a greenlet that has ended."""
+    """Do nothing, in place of the switch to a greenlet that has ended."""

@@ -1,4 +1,4 @@
-"""The implementation that has a hub in a thread of its own."""
+"""The implementation with a hub in its own thread."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Threaded"]
 
-#: Seconds that a program which ends gives the thread to end in order: more than a peer that does not close its side
-#: takes, since an interpreter that ends in the same moment as a thread may crash.
-EXIT_PATIENCE = LINGER_TIMEOUT + 1.0
+#: Seconds that the end of the program waits for the thread.  This is longer than the wait for a peer that does not
+#: close its side, because an interpreter that ends at the same moment as a thread may crash.
+EXIT_TIMEOUT = LINGER_TIMEOUT + 1.0
 
-#: Seconds in which a thread that runs no handler answers.
-IDLE_PATIENCE = 0.1
+#: Seconds in which the thread answers if it does not run a handler.
+IDLE_TIMEOUT = 0.1
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,7 @@ _numbers = count(1)  # for the names of threads
 
 
 def log_or_exit(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
-    """Log *error*.  A child that was forked in a handler ends if it is ``SystemExit``, since it has no other thread."""
+    """Log *error*.  If it is ``SystemExit`` in a child that was forked in a handler, end the child's only thread."""
     if registry.mailbox.is_of_parent and isinstance(error, SystemExit):
         get_hub().handle_system_error(type(error), error, error.__traceback__)  # in the main greenlet of the thread
     log_error(registry, peer, where, error, log)
@@ -50,16 +50,16 @@ def log_or_exit(registry: HubRegistry, peer: Any, where: str, error: BaseExcepti
 
 @documented_by(Implementation)
 class Threaded(Implementation):
-    """Connects and listens on a hub in its own daemon thread, for programs that do not use gevent otherwise.
+    """An implementation with a hub in its own daemon thread, for programs that do not use gevent otherwise.
 
     Otherwise like :class:`Implementation`.  The thread starts on first use, and ends after ``close()``, when the last
-    connection has ended; it does not wait for greenlets that handlers have spawned.  It is a native thread in every
-    program, monkey-patched or not.  Handlers run on that thread; their exceptions are logged.  Every method can be
-    called from any thread, and blocks only until that thread has made the call: a handler that keeps the thread,
-    without waiting on gevent, keeps callers too.
+    connection has ended.  It does not wait for greenlets that handlers have spawned.  It is a native thread in every
+    program, monkey-patched or not.  Handlers run on that thread; their exceptions are logged.  You can call every
+    method from any thread.  It blocks until the implementation's thread has made the call, so a handler that computes,
+    or blocks that thread, also blocks callers.
 
     :param name: the name of the thread and of its hub; by default ``'ngi_gevent.Threaded-'`` and a number.  In a
-        monkey-patched program, only the hub has it, because ``threading`` is about greenlets there.
+        monkey-patched program, only the hub has this name, because ``threading`` applies to greenlets there.
     :raises TypeError: *name* is not text.
     """
 
@@ -71,21 +71,21 @@ class Threaded(Implementation):
             raise TypeError(f"name must be text or None; got {name!r:.100}")
         self._name = f"ngi_gevent.Threaded-{next(_numbers)}" if name is None else name
         self._starting = make_lock()
-        self._start: _Start | None = None  # in progress or done
+        self._start: _Start | None = None  # pending or done
         self._stop = Event()
-        self._delivered = Flag()  # set once it is closed, and all output that peers take is delivered
+        self._delivered = Flag()  # set once this is closed, and has delivered all output that peers take
         self._ended = Flag()
 
     def _call(self, function: Callable[[], Result]) -> Result:
         return self._running_registry().mailbox.call(function)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding: no connection attempt, connection or listener.
+        """Wait until no connection attempt, connection or listener is left.
 
         Blocks the calling greenlet or thread.  After ``close()``, returns when everything is delivered.
 
         :param timeout: seconds to wait; None for no limit.
-        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Timeout: one of these is still left after *timeout* seconds.
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
         timeout = as_timeout(timeout)
@@ -104,14 +104,14 @@ class Threaded(Implementation):
         while registry.mailbox.call_soon(registry.set_when_empty, empty):
             if not empty.wait(clock.left_until(deadline)):
                 registry.mailbox.call_soon(registry.forget_waker, empty.set)
-                if registry:  # the thread may only not have had the time to set the flag
+                if registry:  # the thread may not have set the flag yet
                     raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
             if not registry:
                 return
-            empty = Flag()  # the end of one connection was the beginning of the next
+            empty = Flag()  # the end of one connection has begun the next
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the thread has ended: after ``close()``, when everything is delivered and all callbacks are done.
+        """Wait until the thread has ended: after ``close()``, when all output is delivered and all callbacks are over.
 
         Blocks the calling greenlet or thread.  Returns at once if the thread was never started.
 
@@ -137,26 +137,26 @@ class Threaded(Implementation):
             self._delivered.wait()
 
     def end_at_exit(self) -> None:
-        """Close, and wait a moment for the thread: an interpreter that ends in the same moment may crash."""
+        """Close, and wait for the thread, because an interpreter that ends at the same moment may crash."""
         self.close()
-        if self._has_thread() and not self._ended.wait(EXIT_PATIENCE):
+        if self._has_thread() and not self._ended.wait(EXIT_TIMEOUT):
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Raise ``SystemExit`` in a handler that computes: otherwise it would go on beside the end of the interpreter.
+        """Raise ``SystemExit`` in a handler that computes, so that it does not run while the interpreter ends.
 
-        CPython 3.13 ends such a thread in a way that crashes the process, because greenlets have stacks of their own.
+        CPython 3.13 ends such a thread in a way that crashes the process, because greenlets have their own stacks.
         """
         start = self._start
         assert start is not None
         idle = Flag()
-        if start.registry is not None and start.registry.mailbox.post(idle.set) and not idle.wait(IDLE_PATIENCE):
-            # The only function for this has no Python interface.
+        if start.registry is not None and start.registry.mailbox.post(idle.set) and not idle.wait(IDLE_TIMEOUT):
+            # This is the only function for this, and it has no Python interface.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(start.ident), ctypes.py_object(SystemExit))
-            self._ended.wait(EXIT_PATIENCE)
+            self._ended.wait(EXIT_TIMEOUT)
 
     def _has_thread(self) -> bool:
-        """Return whether this was started in this process; a forked child has none of its parent's threads."""
+        """Return whether this was started in this process.  A forked child does not have its parent's threads."""
         start = self._start
         return start is not None and start.generation == forks.generation()
 
@@ -165,7 +165,7 @@ class Threaded(Implementation):
         return start is not None and start.registry is not None and start.registry.mailbox.is_here()
 
     def _closes(self) -> HubRegistry | None:
-        """Close for new calls.  Return what must be stopped, unless another caller stops it or nothing has started."""
+        """Refuse new calls.  Return the registry to stop; None if another caller stops it, or nothing has started."""
         with self._starting:
             start = self._start
             if start is not None and start.registry is not None:
@@ -181,8 +181,9 @@ class Threaded(Implementation):
         self._stop.set()
 
     def _running_registry(self) -> HubRegistry:
-        """Start the thread if necessary, and return what is outstanding there."""
-        # No caller waits with the lock held, since greenlets of one thread would then wait for each other forever.
+        """Start the thread if necessary, and return its registry."""
+        # Callers do not wait while they hold the lock; otherwise greenlets of one thread would wait for each other
+        # forever.
         with self._starting:
             self._check_open()
             begun = self._start is not None
@@ -202,10 +203,10 @@ class Threaded(Implementation):
     def _start_thread(self, start: _Start) -> None:
         _running.add(self)
         try:
-            # libev opens up to three, and without them it tries again forever, without waiting.
+            # libev opens up to three descriptors.  Without them, it would retry forever in a busy loop.
             self._network.check_room(4)
             if is_module_patched("threading"):
-                # A hub made in a new thread waits for import locks that only a hub of this thread could give it.
+                # A hub made in a new thread waits for import locks, and only a hub of this thread can release them.
                 get_hub()
                 start_new_thread(self._serve, (start,))
             else:
@@ -214,7 +215,7 @@ class Threaded(Implementation):
             self._start_failed(start, error)
 
     def _start_failed(self, start: _Start, error: BaseException) -> None:
-        """Raise *error* to all callers that wait for this start; the next call tries again."""
+        """Raise *error* in all callers that wait for this start.  The next call tries again."""
         with self._starting:
             _running.discard(self)
             self._start = None
@@ -222,13 +223,13 @@ class Threaded(Implementation):
         start.over.set()
 
     def _serve(self, start: _Start) -> None:
-        """Run the hub until this is closed and everything has ended: the body of the thread."""
+        """The body of the thread, which runs the hub until this is closed and everything has ended."""
         hub = None
         start.ident = get_ident()
         try:
             hub = get_hub()
             hub.name = self._name
-            keep_running = hub.loop.async_()  # or a loop with nothing to do would end
+            keep_running = hub.loop.async_()  # otherwise, an idle loop would end
             keep_running.start(lambda: None)
             registry = self._on_hub[hub] = self._make_registry()
         except BaseException as error:
@@ -240,7 +241,8 @@ class Threaded(Implementation):
             clear_frames(error.__traceback__)
             self._start_failed(start, error)
             return
-        # A greenlet that raises SystemExit or KeyboardInterrupt would end this thread, and all that it serves, only.
+        # Without this, a greenlet that raises SystemExit or KeyboardInterrupt would end this thread, but not the
+        # program.
         hub.SYSTEM_ERROR = (SystemError,)
         start.registry = registry
         start.over.set()
@@ -258,11 +260,9 @@ class Threaded(Implementation):
 class _Start:
     """One start of the thread of a :class:`Threaded`.
 
-    :ivar generation: of the process that the thread is in.
-    :ivar ident: the thread's ident, once it runs.
-    :ivar over: set once the hub runs or cannot run.
-    :ivar error: the reason if it cannot.
-    :ivar registry: what is outstanding on the hub, once it runs.
+    :ivar generation: ``forks.generation()`` of the thread's process.  :ivar ident: the thread's ident, once it runs.
+    :ivar over: set once the hub runs, or has failed to.  :ivar error: the error if it has failed.  :ivar registry: the
+        registry of the hub, once it runs.
     """
 
     def __init__(self) -> None:
@@ -273,7 +273,7 @@ class _Start:
         self.registry: HubRegistry | None = None
 
 
-# Those whose thread may run.  Not a WeakSet, since a thread can begin or end while that is iterated over.
+# Implementations whose thread may run.  Not a WeakSet, because threads can begin and end during an iteration.
 _running: set[Threaded] = set()
 
 

@@ -1,12 +1,12 @@
 """The transport with TLS: bytes are encrypted on their way to the socket, with any ``ssl.SSLContext``.
 
-The context, the standard library's or gevent's, makes an ``ssl.SSLObject`` between two buffers in memory, so nothing
-that it does can block.  ``recv`` and ``send`` behave as those of a socket without TLS, with two differences:
+The context, of the standard library or of gevent, makes an ``ssl.SSLObject`` between two buffers in memory, so its
+calls cannot block.  ``recv`` and ``send`` behave like those of a socket without TLS, with two differences:
 
 * One piece of ciphertext can hold more than one ``recv`` returns: input and the end of input, or input behind the end
-  of the handshake.  The socket does not become readable for the rest, so ``has_buffered_input`` says so.
-* Receiving can make something to send, and sending can have to wait for input, since TLS has messages of its own.
-  ``has_events`` says the first, ``waits_for_input`` the second.
+  of the handshake.  The socket does not become readable for the rest, so callers must check ``has_buffered_input``.
+* TLS has its own messages, so receiving can make output (``has_events``), and sending may have to wait for input
+  (``waits_for_input``).
 
 Plaintext stays in the connection's ``OutputQueue``, and counts as pending, until the kernel has taken its ciphertext.
 
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 __all__ = ["OWN_LIMIT", "MakeSSLObject", "TLSTransport"]
 
-#: Bytes that a TLS record has at most.
+#: The largest size of a TLS record, in bytes.
 RECORD_SIZE = 16 * 1024
 
-#: Bytes that are encrypted for one system call.  What the kernel does not take of these is in memory twice.
+#: Bytes to encrypt for one system call.  Those that the kernel does not take are in memory twice.
 ENCRYPT_SIZE = 64 * 1024
 
-#: Bytes of messages of TLS itself that may wait for a peer: the answers to two pieces of its input.
+#: Bytes of TLS's own messages that can wait for a peer, enough to answer two pieces of input.
 OWN_LIMIT = 2 * RECEIVE_SIZE
 
-#: The option of a context that makes an end without a close_notify a plain end of input.  Only OpenSSL 3 has it.
+#: The option of a context to accept an end without a close_notify as an end of input.  Only OpenSSL 3 has it.
 IGNORE_UNEXPECTED_EOF: int = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
 MakeSSLObject = Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject]
 
 
 class TLSTransport:
-    """A gevent socket with TLS.  Between it and the socket is a ``PlainTransport``."""
+    """A gevent socket with TLS, which sends and receives through a ``PlainTransport``."""
 
     __slots__ = (
         "_ciphertext",
@@ -70,19 +70,19 @@ class TLSTransport:
         self._plain = plain
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.ssl_object = make(self._incoming, self._outgoing)
-        # The one use of a private attribute of gevent's contexts: their callbacks look here for the SSLObject.
+        # The only use of a private attribute of gevent's contexts, whose callbacks get the SSLObject from it.
         self.ssl_object._sslsock = weakref.ref(self.ssl_object)
         self.has_events = False
-        self._end: ssl.SSLError | bytes | None = None  # how input ended, once all input has been returned
-        self._decrypted = b""  # input that was decrypted before it was asked for
-        self._ciphertext: Piece = b""  # what the kernel has not taken
-        self._encrypted = 0  # how many bytes of plaintext that is
+        self._end: ssl.SSLError | bytes | None = None  # how the input ended, set once it is all returned
+        self._decrypted = b""  # input that was decrypted before recv was called
+        self._ciphertext: Piece = b""  # the part that the kernel has not taken
+        self._encrypted = 0  # bytes of plaintext in _ciphertext
         self._stalled = False  # whether output waits for input
         self._refuses = False  # whether the handshake has failed
-        self._close_sent = False  # whether the close_notify is sent, or must not be
+        self._close_sent = False  # whether the close_notify is sent, or must not be sent
 
     def send_first(self, data: bytes) -> None:
-        """Send *data* as it is, before the handshake."""
+        """Send *data* unencrypted, before the handshake."""
         self._outgoing.write(data)
 
     def feed(self, received: bytes) -> None:
@@ -90,7 +90,7 @@ class TLSTransport:
         self._incoming.write(received)
 
     def begin_behind(self, unsent: bytes) -> None:
-        """Send *unsent*, which an open connection has pending, as it is, before anything that is encrypted."""
+        """Send *unsent*, the pending output of an open connection, unencrypted, before everything else."""
         self._ciphertext, self._encrypted = unsent, len(unsent)
 
     @property
@@ -111,7 +111,7 @@ class TLSTransport:
     # The handshake.
 
     def shake_hands(self) -> bool:
-        """Go on with the handshake.  Return whether it is done; otherwise it needs input.
+        """Continue the handshake.  Return whether it is done; otherwise it needs input.
 
         :raises ssl.SSLError: the handshake failed.
         """
@@ -142,7 +142,7 @@ class TLSTransport:
         return True
 
     def answers(self, error: BaseException) -> bool:
-        """Return whether the peer may learn of *error*, with which the handshake failed."""
+        """Return whether pending output reports *error*, with which the handshake failed, to the peer."""
         return isinstance(error, ssl.SSLError)
 
     def log_failure(self, peer: Any, reason: Reason, limit: logs.RateLimit | None) -> None:
@@ -152,7 +152,7 @@ class TLSTransport:
         )
 
     def _refuse(self) -> None:
-        """Note that the handshake has failed: the alert is the last message, and input is not decrypted."""
+        """Note that the handshake has failed.  The alert is the last message, and input is not decrypted."""
         self._close_sent = self._refuses = True
 
     # Input.
@@ -160,7 +160,7 @@ class TLSTransport:
     def recv(self, size: int) -> bytes:
         """Return everything that one piece of ciphertext holds, as ``recv`` of a non-blocking socket."""
         if self._refuses:
-            return self._plain.recv(size)  # to be discarded, so that the peer receives the alert
+            return self._plain.recv(size)  # discarded, so that the peer receives the alert
         if self._decrypted:
             data, self._decrypted = self._decrypted, b""
             return data
@@ -201,7 +201,7 @@ class TLSTransport:
                     break
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLZeroReturnError:  # the end, if this side has ended before
+        except ssl.SSLZeroReturnError:  # the end of input, if this side has ended its output before
             self._end = b""
         except ssl.SSLError as error:
             self._end = error
@@ -211,7 +211,7 @@ class TLSTransport:
         if isinstance(self._end, ssl.SSLError):
             if not self._ciphertext:
                 with suppress(OSError):
-                    self._plain.send(self._outgoing.read(), NO_SIGNAL)  # so that the peer may learn why
+                    self._plain.send(self._outgoing.read(), NO_SIGNAL)  # the alert
             raise self._end
         return self._end  # type: ignore[return-value]
 
@@ -222,14 +222,14 @@ class TLSTransport:
 
     def take_events(self) -> bool:
         self.has_events = False
-        wants_to_send = self._stalled or bool(self._outgoing.pending)
-        self._stalled = False  # if it still is, sending will find that out
-        return wants_to_send
+        has_output = self._stalled or bool(self._outgoing.pending)
+        self._stalled = False  # send sets it again if necessary
+        return has_output
 
     def send(self, data: Piece, flags: int) -> int:
         """Return how many bytes of *data* were encrypted and sent, as ``send`` of a non-blocking socket.
 
-        *data* begins with the bytes that were encrypted before, and that the kernel did not take.
+        *data* begins with the bytes that were encrypted before, but that the kernel did not take.
         """
         sent = 0
         while True:
@@ -240,7 +240,7 @@ class TLSTransport:
                 taken = 0
             if taken < len(ciphertext):
                 self._ciphertext = memoryview(ciphertext)[taken:]
-                if sent and sent == len(data):  # messages of TLS itself: with a byte for them, they count as pending
+                if sent and sent == len(data):  # hold back a byte, so that TLS's own messages count as pending
                     self._encrypted = 1
                     sent -= 1
                 if not sent:
@@ -253,11 +253,11 @@ class TLSTransport:
                 return sent
 
     def sendmsg(self, pieces: list[Piece]) -> int:
-        # Small ones are joined already, and joining large ones again and again costs.
+        # Small pieces are already joined, and joining large pieces repeatedly is expensive.
         return self.send(pieces[0], NO_SIGNAL)
 
     def _encrypted_next(self, data: Piece, start: int) -> bytes:
-        """Return some of *data*, from *start* on, encrypted, behind messages of TLS itself."""
+        """Return the ciphertext of some of *data*, from *start* on, after TLS's own messages."""
         view = memoryview(data)[start : start + (0 if self._refuses else ENCRYPT_SIZE)]
         done = 0
         try:
@@ -271,14 +271,14 @@ class TLSTransport:
     def waits_for_input(self) -> bool:
         return self._stalled and not self._ciphertext
 
-    def make_last_words(self) -> bool:
+    def make_end_message(self) -> bool:
         if self._close_sent:
             return False
         self._close_sent = True
         if self._incoming.pending and self._end is None:
-            # Otherwise unwrap takes it for an error, after which nothing more can be received.
+            # Otherwise, unwrap would treat unread input as an error, and receiving would fail from then on.
             self._decrypted = b"".join(self._records())
-        with suppress(ssl.SSLError):  # it says that the peer has not ended yet
+        with suppress(ssl.SSLError):  # raised if the peer has not ended yet
             self.ssl_object.unwrap()
         return True
 
@@ -287,7 +287,7 @@ class TLSTransport:
 
     def drop_output(self, some: bool) -> None:
         if some or self._ciphertext:
-            self._close_sent = True  # a close_notify would say that this is everything
+            self._close_sent = True  # a close_notify would mean that the output is complete
 
     # The end.
 
@@ -296,7 +296,7 @@ class TLSTransport:
 
     def close(self) -> None:
         self._plain.close()
-        self._end = None  # the traceback of an exception holds the connection that it was raised in
+        self._end = None  # the traceback of the exception refers to the connection
 
     def leave_to_parent(self) -> None:
         self._plain.leave_to_parent()

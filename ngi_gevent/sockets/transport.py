@@ -1,4 +1,4 @@
-"""Connections of sockets, with or without TLS."""
+"""The functions that make connections on sockets, with or without TLS."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ __all__ = [
     "server_factory",
 ]
 
-#: Seconds for looking up a name, connecting, and the TLS handshake, in all.  That is more than they take on a line that
-#: loses packets, and less than the two minutes or more that the kernel would try.
+#: Seconds for looking up a name, connecting, and the TLS handshake together.  This is enough for a line that loses
+#: packets, and less than the two minutes or more for which the kernel would try.
 CONNECT_TIMEOUT = 60.0
 
 #: Called with the network, a socket, the address of the peer, the owner, and for servers with the listener.
@@ -48,11 +48,11 @@ def client_factory(
     """Return the function that makes connections to *host*.
 
     :raises TypeError: an option has the wrong type.
-    :raises ValueError: an option cannot be used, or not with the others.
+    :raises ValueError: an option cannot be used, or not together with the others.
     """
     make_ssl_object = None
     if ssl_context is not None:
-        # Not before: programs that import the package and patch ssl afterwards must not find it in use.
+        # Not earlier, because programs may import the package, and patch ssl afterwards.
         from ngi_gevent.sockets import contexts
 
         name = host if server_hostname is None else server_hostname
@@ -73,7 +73,7 @@ def server_factory(
     proxy_protocol: ProxyNetworks | None,
     crowd: Crowd,
 ) -> MakeConnection:
-    """Return the function that makes connections of accepted sockets, for *crowd*, the clients of the listener.
+    """Return the function that makes connections on accepted sockets, for *crowd*, the clients of the listener.
 
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option cannot be used.
@@ -85,7 +85,7 @@ def server_factory(
 
         make_ssl_object = contexts.for_server(ssl_context)
     if proxy_protocol is not None:
-        # Not before: most programs need neither this nor ``ipaddress``.
+        # Not earlier, because most programs need neither this nor ``ipaddress``.
         from ngi_gevent.proxy_protocol import TrustedProxies
 
         trusted = TrustedProxies(proxy_protocol)
@@ -102,7 +102,7 @@ def _connections(
 ) -> MakeConnection:
     """Return the function that makes connections.
 
-    :param first: output that goes before anything else, also before TLS.
+    :param first: output to send before everything else, even before TLS.
     """
 
     def make_plain(network: Network, sock: Socket, *arguments: Any) -> StreamConnection:
@@ -139,5 +139,5 @@ def _connections(
 
 
 def host_of(address: Any) -> str:
-    """Return the name to expect in the certificate of the server at *address*; a Unix socket has none."""
+    """Return the name to expect in the certificate of the server at *address*; ``''`` for a Unix socket."""
     return "" if unix_path(address) is not None else address[0]

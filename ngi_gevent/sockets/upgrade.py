@@ -18,38 +18,38 @@ __all__ = ["Upgrade"]
 
 
 class Upgrading(ShakingHands, Protocol):
-    """What a change to TLS asks of its connection, too."""
+    """The further methods that a change to TLS calls on its connection."""
 
     def take_undelivered(self) -> bytes:
-        """Remove the input that adapters or files have and have not delivered, and return it.  Raises RuntimeError."""
+        """Remove and return the input that adapters or files have not delivered.  Raises RuntimeError."""
 
     def send_with(self, transport: TLSTransport) -> bytes:
-        """Send with *transport* from now on.  Return the plaintext that is left, which goes first."""
+        """Send with *transport* from now on.  Return the pending plaintext, which goes first."""
 
     def drop_records(self) -> None:
-        """Drop the records that adapters have and have not delivered."""
+        """Drop the records that adapters have not delivered."""
 
     def handshake_is_over(self) -> None:
-        """End the output, if the application has asked for that meanwhile."""
+        """End the output if the application has called ``write_eof`` in the meantime."""
 
     def send_and_drop(self) -> None:
-        """Send what the kernel takes now, such as an alert of TLS, and drop the rest."""
+        """Send as much as the kernel takes now, such as a TLS alert, and drop the rest."""
 
     def _log_end(self, level: int | None = None) -> None:
         """Log why the connection is no longer open."""
 
     def delivers_input(self) -> bool:
-        """Return whether this side has not ended the connection, nor learned of an end."""
+        """Return whether this side has neither ended the connection nor received its end."""
 
 
 class Upgrade:
-    """One change to TLS, which any greenlet of the hub can wait for.
+    """One change to TLS.  Any greenlet of the hub can wait for it.
 
-    It changes the output of *connection* at once, so that nothing that is written from now on is plaintext.
+    It changes the output of *connection* at once, so that all later output is encrypted.
 
     :param plain: the transport of the connection.
     :param timeout: seconds for the handshake; None for no limit.
-    :raises RuntimeError: an adapter does not return its input.  Then nothing has changed.
+    :raises RuntimeError: an adapter cannot return its input.  In this case, nothing has changed.
     """
 
     __slots__ = ("_timeout", "done", "error", "has_begun", "transport")
@@ -63,11 +63,11 @@ class Upgrade:
         self.transport = TLSTransport(plain, make)
         self.transport.feed(received)
         self.transport.begin_behind(connection.send_with(self.transport))
-        #: Whether the connection's greenlet shakes hands, or has.
+        #: Whether the connection's greenlet has begun the handshake.
         self.has_begun = False
-        #: Set when the handshake is over, however it ended.
+        #: Set when the handshake has succeeded or failed.
         self.done = Flag()
-        #: Why it failed.
+        #: The error of a failed handshake.
         self.error: BaseException | None = None
 
     def shake_hands(self, connection: Upgrading) -> None:
@@ -92,12 +92,12 @@ class Upgrade:
     def _failed(self, connection: Upgrading, error: BaseException) -> None:
         self.error = error
         if not connection.delivers_input():
-            return  # it was ended meanwhile
+            return  # the connection was ended in the meantime
         self.transport.log_failure(connection.peer_address, error, None)
-        # After an error of TLS, the peer may learn why.
+        # After an error of TLS, send the alert.
         if self.transport.answers(error):
             connection.send_and_drop()
             connection.handle(FAIL, error)
         else:
             connection.handle(LOSE, error)
-        connection._log_end(logging.DEBUG)  # since that was logged
+        connection._log_end(logging.DEBUG)  # because the failure is already in the log

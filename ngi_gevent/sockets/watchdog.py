@@ -1,9 +1,9 @@
-"""Notices when a turn of a hub's loop takes long: that is how a blocking call shows itself.
+"""The watchdog, which logs long turns of a hub's loop.  A long turn is the sign of a blocking call.
 
-A callback that waits on gevent lets the loop go on.  One that blocks the thread, or computes, does not, and everything
-else on the hub waits for it.  To measure each callback would cost a third of the time that a small message takes.  So a
-native thread looks at the hub's thread from time to time.  That costs the hub nothing, and shows the line that blocks
-while it blocks, also if it never ends.
+While a callback waits on gevent, the loop runs.  But if a callback blocks the thread, or computes, everything else on
+the hub waits for it.  Measuring each callback would cost a third of the time that a small message takes.  So a native
+thread checks the hub's thread from time to time.  That does not slow the hub down, and shows the line that blocks while
+it blocks, even if it never ends.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ngi_gevent.core.threads import allocate_lock, get_ident, start_new_thread
 
 __all__ = ["Watchdog"]
 
-#: Looks within the time that a turn may take.
-LOOKS = 4
+#: Checks within the time that a turn may take.
+CHECKS = 4
 
 #: Slow turns of one hub that are logged in ``logs.RATE_PERIOD`` seconds.
 MOST_SLOW = 10
 
-#: Modules whose functions are not the application's.
+#: Modules whose functions do not belong to the application.
 LIBRARIES = ("ngi_gevent", "gevent", "greenlet")
 
 
 class Watchdog:
     """A native thread that watches the loop of the calling thread's hub.
 
-    :param slow: seconds from which on a turn is logged.
+    :param slow: seconds; longer turns are logged.
     """
 
     def __init__(self, slow: float) -> None:
@@ -43,39 +43,40 @@ class Watchdog:
         self._limit = logs.RateLimit(MOST_SLOW)
         #: The longest turn so far that was slow, in seconds.
         self.longest = 0.0
-        self._turn = 0.0  # the time at which the loop began the turn that was seen last
-        self._logged = 0.0  # the same of the turn that was logged last
+        self._turn = 0.0  # when the turn of the last check began
+        self._logged = 0.0  # when the turn that was last logged began
         self._stopped = allocate_lock()
         self._stopped.acquire()
         start_new_thread(self._run, ())
 
     def stop(self) -> None:
-        """Watch no more.  Never blocks.  Can be called again."""
+        """Stop watching.  Never blocks.  Calling this again is harmless."""
         if self._stopped.locked():
             self._stopped.release()
 
     def _run(self) -> None:
-        looked = before = clock.now()  # before: the latest time at which this turn had not begun
-        while not self._stopped.acquire(timeout=self._slow / LOOKS):
+        checked = before = clock.now()  # before: the last time at which this turn had not begun
+        while not self._stopped.acquire(timeout=self._slow / CHECKS):
             frame = sys._current_frames().get(self._ident)
             try:
-                turn = self._loop.now()  # not before: a turn that begins in between would seem to be older
+                turn = self._loop.now()  # after the frame: otherwise, a turn that begins in between would seem older
             except ValueError:  # the hub was destroyed
                 return
             now = clock.now()
-            if frame is None or frame.f_code is Hub.run.__code__:  # it waits for something to happen
+            if frame is None or frame.f_code is Hub.run.__code__:  # the hub waits for events
                 before = now
             elif turn != self._turn:
-                before = looked
-            self._turn, looked = turn, now
-            # The loop's clock is exact, and can be set.  The other clock cannot, but this thread may have had to wait.
+                before = checked
+            self._turn, checked = turn, now
+            # The loop's clock is exact, but can be set.  The other clock cannot be set, but this thread may have been
+            # delayed.
             seconds = min(clock.wall() - turn, now - before)
             if frame is not None and seconds >= self._slow:
                 self.longest = max(self.longest, seconds)
                 if self._logged != turn:
                     self._logged = turn
                     self._log(seconds, frame)
-            del frame  # it would keep the locals of the application
+            del frame  # the frame would keep local variables of the application
 
     def _log(self, seconds: float, frame: FrameType) -> None:
         callback, place = describe(frame)
@@ -87,7 +88,7 @@ class Watchdog:
 
 
 def describe(frame: FrameType) -> tuple[str, str]:
-    """Return the name of the application's function that was called first, and the place that runs now."""
+    """Return the name of the application's outermost function, and the place that runs now."""
     callback = place = None
     at: FrameType | None = frame
     while at is not None:
