@@ -63,8 +63,8 @@ def takes_service(listener: Method) -> Method:
     """Decorate the method *listener* so that it takes a service in place of a server."""
 
     @functools.wraps(listener)
-    def call(self: Any, address: Any, handler: Any, **options: Any) -> Any:
-        handler, options = parts(handler, options)
-        return listener(self, address, handler, **options)
+    def call(self: Any, address: Any, server: Any, **options: Any) -> Any:
+        server, options = parts(server, options)
+        return listener(self, address, server, **options)
 
     return cast(Method, call)

@@ -61,15 +61,16 @@ Result = TypeVar("Result")
 
 
 class Implementation:
-    """Connects and listens on the hub of the calling thread.
+    """An implementation on sockets, on the hub of the calling thread.
 
     Greenlets of that thread serve the connections whenever it waits on gevent: in ``wait()``, in ``gevent.sleep``, or
-    in a monkey-patched function.  It does not keep a program running.  The logger ``ngi_gevent.connection`` logs
-    exceptions in handlers.  The end of a ``with`` statement closes it, and waits until connections that the application
-    has closed are delivered, as long as their peers take some output every 30 seconds.
+    in a monkey-patched function.  The implementation does not keep a program running.  The logger
+    ``ngi_gevent.connection`` logs exceptions in handlers.  At the end of a ``with`` statement, it closes, and waits
+    until connections that the application has closed have delivered, as long as peers take some output every 30
+    seconds.
 
-    Several threads can use it, each with its own hub.  Its connections and listeners can be used on any thread while
-    their hub runs.  After ``close()``, other methods raise :class:`~ngi_gevent.ImplementationClosed`.
+    Several threads can use one implementation, each with its own hub.  Its connections and listeners can be used on any
+    thread while their hub runs.  After ``close()``, other methods raise :class:`~ngi_gevent.ImplementationClosed`.
     """
 
     #: Called with the exceptions of handlers.
@@ -78,7 +79,7 @@ class Implementation:
     def __init__(self) -> None:
         self._network = Network()
         self._closed = False
-        # A hub that is given up must not be kept by us; what is outstanding on it keeps it.
+        # Weak, so that this does not keep a hub that its thread has given up.  Its registered items keep it.
         self._on_hub: WeakKeyDictionary[Any, HubRegistry] = WeakKeyDictionary()
 
     def __enter__(self) -> Self:
@@ -88,7 +89,7 @@ class Implementation:
         self.close()
         hub = get_hub()
         registry = self._on_hub.get(hub)
-        # In a callback of one of its connections, or on the hub itself, waiting could not end.
+        # In a callback of one of its connections, or on the hub itself, the wait could not end.
         if registry is not None and not registry.includes(current_connection()) and getcurrent() is not hub:
             registry.wait_for_delivery()
 
@@ -111,8 +112,8 @@ class Implementation:
         """Start a connection attempt to *address*.
 
         Never blocks.  The attempt has its own greenlet, which calls ``connected`` or ``failed_connect`` of *handler*.
-        If the host has several addresses, these share the time, IPv6 and IPv4 in turns (RFC 8305).  If all of them
-        fail, the reason is an ``OSError`` whose message lists them.
+        If the host has several addresses, they are tried in turn, IPv6 and IPv4 alternating, within *timeout* (RFC
+        8305).  If all of them fail, the reason is an ``OSError`` whose message lists them.
 
         :param address: ``(host, port)``, or the path or abstract name of a Unix socket
             (:data:`~ngi_gevent.interfaces.PeerAddress`).
@@ -120,12 +121,11 @@ class Implementation:
             gets the ``ssl.SSLError``; for a certificate that is not trusted, or belongs to another server, an
             ``ssl.SSLCertVerificationError``.
         :param server_hostname: the name to send, and to find in the certificate; by default, the host of *address*.
-            A trailing dot and a scope are left out.  ``''`` sends no name, and needs a context that does not check it.
+            A trailing dot and a scope are left out.  ``''`` sends no name; the context must then not check the name.
         :param timeout: seconds for the look-up of the name, the connection and the handshake together; None for the
             limits of the kernel only.  After that, ``failed_connect`` gets a :class:`~ngi_gevent.ConnectionTimeout`.
-        :param idle_timeout: as for ``listener``, and so are *output_limit*, *keep_alive* and *linger_timeout*.
-        :param local_address: ``(host, port)`` to connect from, on this host, where port 0 picks one; by default, the
-            kernel picks both.
+        :param idle_timeout: as for ``listener``, like *output_limit*, *keep_alive* and *linger_timeout*.
+        :param local_address: ``(host, port)`` of this side; port 0 picks a port.  By default, the kernel picks both.
         :param proxy_header: a header of the PROXY protocol to send before anything else, also before TLS; see
             :func:`ngi_gevent.proxy_protocol.header`.
         :raises TypeError: an argument has the wrong type.
@@ -148,7 +148,7 @@ class Implementation:
     def listener(
         self,
         address: Address | list[Any],
-        handler: IServer,
+        server: IServer,
         *,
         backlog: int = BACKLOG,
         max_connections: int | None = None,
@@ -166,28 +166,28 @@ class Implementation:
         handshake_timeout: float | None = transport.HANDSHAKE_TIMEOUT,
         proxy_protocol: ProxyNetworks | None = None,
     ) -> StreamListener:
-        """Listen on *address*, and call *handler*, a server, with each connection.
+        """Listen on *address*, and call *server* with each connection.
 
         Blocks only to look up the name of a host, and for up to 1 second while another process binds a Unix socket in
-        the same directory.  Each connection has its own greenlet for the server and handlers, on the hub of the
-        calling thread.  With :class:`Threaded`, that is the hub of its own thread.
+        the same directory.  On the hub of the calling thread, each connection has its own greenlet, which runs the
+        server and the handlers.  With :class:`Threaded`, this is the hub of the implementation's thread.
 
-        :param address: ``(host, port)``, where port 0 picks one; the path or abstract name of a Unix socket
+        :param address: ``(host, port)``, where port 0 picks a free port; the path or abstract name of a Unix socket
             (:data:`~ngi_gevent.interfaces.PeerAddress`); None for a free port on the loopback interface; or a bound
-            socket, which then belongs to the listener.  A list of these makes one listener on all of them, and so
-            does a host name that has several addresses.  Port 0 then picks one port for all.
+            socket, which then belongs to the listener.  A list of addresses, or a host name with several, makes one
+            listener on all of them.  Port 0 then picks one port for all.
         :param backlog: connections that the kernel queues until they are accepted.
-        :param max_connections: open connections at which accepting pauses.  Until one of them is gone, the kernel
-            queues new ones, and the logger ``ngi_gevent.listener`` says so.  The default is 90% of the descriptors that
-            this process can open, and at most 32 fewer than all; handlers can open the rest.
+        :param max_connections: open connections at which accepting pauses.  Until a connection is gone, the kernel
+            queues new ones, and the logger ``ngi_gevent.listener`` reports it.  The default is 90% of the descriptors
+            that this process can open, and at most 32 fewer than all; handlers can open the rest.
         :param limits: :class:`~ngi_gevent.Limits` on crowds; by default, there are none.
-        :param slow_callback: seconds for which nothing else on the hub can run before the logger
-            ``ngi_gevent.listener`` names the callback.  A native thread watches for that; None for no such thread.
+        :param slow_callback: seconds that a callback can keep the hub busy before the logger ``ngi_gevent.listener``
+            names it.  This uses a native thread, unless it is None, the default.
         :param idle_timeout: seconds without data before the connection is closed, with a
-            :class:`~ngi_gevent.Timeout` as the reason.  Time counts while output waits for the peer.  Otherwise, time
-            does not count in which a callback or an iterable runs, reading is paused, no handler is set, or input has
-            ended.  The work of other greenlets and threads does count.  By default there is no limit, because some
-            protocols are normally silent.
+            :class:`~ngi_gevent.Timeout` as the reason.  While output waits for the peer, time always counts.
+            Otherwise, it does not count while a callback or an iterable runs, reading is paused, no handler is set, or
+            input has ended.  It does count while other greenlets and threads work.  By default there is no limit,
+            because some protocols are normally silent.
         :param output_limit: bytes of output that can be pending for one peer.  One more write resets the connection,
             with a :class:`~ngi_gevent.LimitExceeded` as the reason.
         :param reuse_port: whether other processes can listen on the same port; the kernel then distributes connections.
@@ -195,21 +195,21 @@ class Implementation:
             ``'::ffff:192.0.2.1'``.
         :param mode: the permissions of the file of a Unix socket, such as ``0o660``.  The default depends on the umask
             of the process.  Mode and owner are set before a client can connect.
-        :param owner: user and group of that file, as a pair of ids, where -1 changes nothing; default: the process's.
+        :param owner: the user and group of that file, as a pair of ids; -1 changes nothing.  By default, the process's.
         :param keep_alive: whether the kernel probes silent peers over TCP, and ends connections without an answer; or
-            ``(idle, interval, count)``: seconds of silence before the first probe, seconds between two probes, and how
-            many remain without an answer.  With True, these are the kernel's, on Linux two hours, 75 and 9.
-        :param linger_timeout: seconds without input after which a closed connection ends that has delivered everything,
-            if its peer does not end it.  Input that arrives is discarded, for 30 seconds at most; None waits for all
-            of these.  A peer that is still sending when the connection ends can lose the last output.
-        :param ssl_context: any ``ssl.SSLContext`` for servers, to use TLS.  *handler* is called after the handshake.  A
-            failed one is a log entry of ``ngi_gevent.connection`` at level INFO.  During the handshake, a connection is
-            not among ``connections()``; closing the listener ends it, and ``close_wait`` waits for it.
+            ``(idle, interval, count)``: seconds of silence before the first probe, seconds between two probes, and the
+            number of probes without an answer.  True uses the kernel's values, which are 2 hours, 75 and 9 on Linux.
+        :param linger_timeout: seconds without input after which a closed connection ends, once it has delivered
+            everything.  The peer can end it earlier.  Input that arrives is discarded, for 30 seconds at most; None
+            waits for all 30 seconds.  A peer that is then still sending can lose the last output.
+        :param ssl_context: any ``ssl.SSLContext`` for servers, to use TLS.  *server* is called after the handshake.
+            The logger ``ngi_gevent.connection`` logs a failed handshake at level INFO.  During the handshake, a
+            connection is not among ``connections()``.  ``close`` ends it, and ``close_wait`` waits for it.
         :param handshake_timeout: seconds for the PROXY header and the TLS handshake together; None for no limit.
         :param proxy_protocol: the load balancers and other proxies that send a PROXY header, version 1 or 2, before
             anything else: networks such as ``'10.0.0.0/8'``, and ``'unix'`` for peers on Unix sockets.  Then
-            ``peer_address`` is the client's address, and other connections are closed, with a log entry of
-            ``ngi_gevent.connection`` at level INFO.  By default, there are no headers.
+            ``peer_address`` is the client's address.  Other connections are closed, with a log entry of
+            ``ngi_gevent.connection`` at level INFO.  By default, headers are not expected.
         :raises TypeError: an argument has the wrong type.
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
@@ -221,7 +221,7 @@ class Implementation:
         make_connection = transport.server_factory(options, ssl_context, handshake_timeout, proxy_protocol, crowd)
         registry = self._registry_here()[1]
         listener = StreamListener(
-            *(self._network, registry, self.connect, addresses, handler, crowd, as_timeout(slow_callback)),
+            *(self._network, registry, self.connect, addresses, server, crowd, as_timeout(slow_callback)),
             backlog=backlog,
             max_connections=default_max_connections(self._network) if max_connections is None else max_connections,
             bind=(reuse_port, dual_stack, mode, owner),
@@ -260,15 +260,15 @@ class Implementation:
         """Receive datagrams on *address*, and call *handler* with each, one at a time and in order.
 
         Blocks as ``listener`` does.  The listener has its own greenlet for *handler*, on the hub of the calling thread.
-        With :class:`Threaded`, that is the hub of its own thread.
+        With :class:`Threaded`, this is the hub of the implementation's thread.
 
-        :param address: as for ``listener``, but only one.  A bound socket must be one for datagrams.  Of a host name
-            with several addresses, the first possible one is used, IPv4 first.
-        :param buffer_size: bytes of the longest datagram.  A longer one is dropped, with a warning of the logger
-            ``ngi_gevent.datagram``.  The default takes the longest that UDP has; Unix sockets can send longer ones.
+        :param address: as for ``listener``, but only one.  A bound socket must be a datagram socket.  If a host name
+            has several addresses, the first possible one is used, IPv4 first.
+        :param buffer_size: bytes of the longest datagram.  A longer one is dropped, and the logger
+            ``ngi_gevent.datagram`` logs it.  By default, the longest of UDP; Unix sockets can send longer ones.
         :param reuse_port: whether other sockets can receive on the same port; the kernel chooses by the sender.
         :param broadcast: whether the listener's ``send`` can send to broadcast addresses.
-        :param mode: as for ``listener``, and so is *owner*.
+        :param mode: as for ``listener``.  The same applies to *owner*.
         :raises TypeError: an argument has the wrong type.
         :raises ValueError: an argument cannot be used.
         :raises OSError: the kernel refuses the address, which the message names.
@@ -284,13 +284,13 @@ class Implementation:
         return listener
 
     def wait(self, timeout: float | None = None) -> None:
-        """Serve until nothing is outstanding on this thread's hub: no connection attempt, connection or listener.
+        """Serve until this thread's hub has no connection attempt, connection or listener left.
 
-        Blocks the calling greenlet, while the others of this thread go on.  After ``close()``, returns once the output
-        of all connections that were closed is delivered.
+        Blocks the calling greenlet, while the other greenlets of this thread run.  After ``close()``, returns once the
+        output of all closed connections is delivered.
 
         :param timeout: seconds to wait; None for no limit.
-        :raises Timeout: something is still outstanding after *timeout* seconds.
+        :raises Timeout: one of these is still left after *timeout* seconds.
         :raises Deadlock: called in a callback of a connection that it would wait for.
         """
         timeout = as_timeout(timeout)
@@ -307,7 +307,7 @@ class Implementation:
 
         Never blocks.  Open connections end with the reason ``'stopped'``, and so do connection attempts.  Connections
         that the application has closed before finish delivering while their hub runs; ``wait()`` waits for that.  After
-        that, other methods raise :class:`~ngi_gevent.ImplementationClosed`.  Closing again is harmless.
+        ``close()``, other methods raise :class:`~ngi_gevent.ImplementationClosed`.  Closing again is harmless.
         """
         for registry in self._registries():
             registry.expect_stop()
@@ -319,7 +319,7 @@ class Implementation:
                 registry.mailbox.call_soon(registry.stop)
 
     def _registries(self) -> list[HubRegistry]:
-        # Other threads add to it, and the garbage collector removes from it.  This copy is made in one step.
+        # Copied in one step, because other threads add to it, and the garbage collector removes from it.
         references = self._on_hub.keyrefs()
         return [self._on_hub[hub] for reference in references if (hub := reference()) is not None]
 
@@ -331,7 +331,7 @@ class Implementation:
             raise ImplementationClosed("this implementation was closed")
 
     def _check_still_open(self, listener: StreamListener | DatagramListener) -> None:
-        """Leave no listener behind if this was closed while a name was looked up for it."""
+        """Close *listener* if the implementation was closed while the name was looked up."""
         if self._closed:
             listener.close()
             self._check_open()
@@ -340,7 +340,7 @@ class Implementation:
         return HubRegistry(self._network, self._on_error)
 
     def _registry_here(self) -> tuple[Any, HubRegistry]:
-        """Return the hub of the calling thread, and what is outstanding there."""
+        """Return the hub of the calling thread, and its registry."""
         self._check_open()
         hub = get_hub()
         registry = self._on_hub.get(hub)

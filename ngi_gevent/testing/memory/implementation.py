@@ -153,7 +153,7 @@ class Implementation:
     def listener(
         self,
         address: Hashable | list[Any],
-        handler: IServer,
+        server: IServer,
         *,
         max_connections: int | None = None,
         limits: Limits = NO_LIMITS,
@@ -171,7 +171,7 @@ class Implementation:
         handshake_timeout: float | None = None,
         proxy_protocol: ProxyNetworks | None = None,
     ) -> Listener:
-        """Listen on *address*, and pass each new connection to *handler*, a server.
+        """Listen on *address*, and pass each new connection to *server*.
 
         The options are those of listeners on sockets.  They are checked, and three have an effect in memory:
         *max_connections*, which is unlimited by default, *output_limit*, and *proxy_protocol*.  With that, all clients
@@ -193,7 +193,7 @@ class Implementation:
             self._connect_to,
             self._registry,
             addresses,
-            handler,
+            server,
             max_connections,
             output_limit,
             takes_headers=proxy_protocol is not None,
