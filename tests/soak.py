@@ -1,6 +1,6 @@
 """A soak: a server that is talked to, and badly treated, for as long as one likes, and must be as it was afterwards.
 
-    python tests/soak.py --minutes 10
+    python tests/soak.py --minutes 10 [--tls]
 
 The server is a process of its own, with a listener of each kind.  In rounds, a process with clients is started, which
 talk, compare every byte, and commit every fault that peers commit; at the end of every other round it is killed where
@@ -19,6 +19,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import trustme
+
 __all__ = ["SoakFailed", "soak"]
 
 #: Seconds after which the server ends a silent connection: at the listener for those who are, and at the others, where
@@ -37,6 +40,9 @@ SILENT_TIMEOUT, IDLE_TIMEOUT = 0.5, 30.0
 
 #: Connections that each listener takes at a time: fewer than there are clients, so that some have to wait.
 MAX_CONNECTIONS = 8
+
+#: Connections of a host to the listener that refuses further ones.
+MAX_PER_HOST = 1
 
 CLIENTS = 32
 
@@ -60,14 +66,20 @@ class Refusal(Exception):
     """What the server raises where it is asked to."""
 
 
-def serve(unix_path: str) -> None:
-    """Serve until SIGTERM; on SIGUSR1, tell how things stand."""
+def new_server_context() -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def serve(unix_path: str, *, tls: bool) -> None:
+    """Serve until SIGTERM.  On SIGUSR1, print the figures."""
     import gevent
     from gevent.event import Event
     from greenlet import greenlet
 
     import ngi_gevent
-    from ngi_gevent import blocking, generator
+    from ngi_gevent import Limits, blocking, generator
     from ngi_gevent.adapters import Lines
 
     class Echo:
@@ -112,13 +124,18 @@ def serve(unix_path: str) -> None:
     logged: Counter[str] = Counter()
     logging.basicConfig()
     logging.getLogger().handlers[0].addFilter(Unexpected())
-    limits: dict[str, Any] = {"max_connections": MAX_CONNECTIONS, "idle_timeout": IDLE_TIMEOUT}
+    limits = Limits(max_per_host=2 * CLIENTS, max_handshakes=MAX_CONNECTIONS, max_lifetime=IDLE_TIMEOUT * 4)
+    crowd = Limits(max_per_host=MAX_PER_HOST, max_handshakes=4, max_lifetime=SILENT_TIMEOUT)
+    common: dict[str, Any] = {"slow_callback": 0.05}
+    usual = common | {"max_connections": MAX_CONNECTIONS, "idle_timeout": IDLE_TIMEOUT, "limits": limits}
+    encrypted = {"ssl_context": new_server_context()} if tls else {}
     listeners = [
-        ngi_gevent.listener(("127.0.0.1", 0), Echo, **limits),
-        ngi_gevent.listener(("127.0.0.1", 0), lambda connection: EchoLines(Lines(connection)), **limits),
-        ngi_gevent.listener(("127.0.0.1", 0), echo_file, **limits),
-        ngi_gevent.listener(unix_path, echo_generator, **limits),
-        ngi_gevent.listener(("127.0.0.1", 0), Echo, idle_timeout=SILENT_TIMEOUT),
+        ngi_gevent.listener(("127.0.0.1", 0), Echo, **usual, **encrypted),
+        ngi_gevent.listener(("127.0.0.1", 0), lambda connection: EchoLines(Lines(connection)), **usual, **encrypted),
+        ngi_gevent.listener(("127.0.0.1", 0), echo_file, **usual, **encrypted),
+        ngi_gevent.listener(unix_path, echo_generator, **usual),
+        ngi_gevent.listener(("127.0.0.1", 0), Echo, limits=crowd, **common, **encrypted),
+        ngi_gevent.listener(("127.0.0.1", 0), Echo, idle_timeout=SILENT_TIMEOUT, **common, **encrypted),
     ]
     stop = Event()
 
@@ -131,6 +148,8 @@ def serve(unix_path: str) -> None:
             "memory": memory,
             "descriptors": len(os.listdir("/proc/self/fd")),
             "greenlets": sum(isinstance(thing, greenlet) for thing in gc.get_objects()),
+            "longest turn": max(listener.metrics().longest_turn or 0 for listener in listeners),
+            "limited": dict(sum((Counter(listener.metrics().limited) for listener in listeners), Counter())),
             "logged": dict(logged),
         }
         print(json.dumps(figures), flush=True)
@@ -146,11 +165,20 @@ def serve(unix_path: str) -> None:
 # The clients.
 
 
+def client_context() -> ssl.SSLContext:
+    """A context that accepts each certificate: a soak is about the server."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class Clients:
     """Clients on threads that talk and misbehave, at random, for some time."""
 
-    def __init__(self, addresses: list[Any], seconds: float, seed: int) -> None:
-        *self.addresses, self.address_of_the_silent = addresses
+    def __init__(self, addresses: list[Any], seconds: float, seed: int, *, tls: bool) -> None:
+        *self.addresses, self.address_of_the_crowd, self.address_of_the_silent = addresses
+        self.context = client_context() if tls else None
         self.until = time.monotonic() + seconds
         self.seed = seed
         self.tally: Counter[str] = Counter()
@@ -174,20 +202,39 @@ class Clients:
             *[self.talks] * 5,
             *[self.says_all_and_listens] * 2,
             *(self.says_it_byte_by_byte, self.is_silent, self.asks_for_trouble, self.resets, self.resets),
-            *(self.sends_garbage, self.never_reads, self.leaves),
+            *(self.sends_garbage, self.never_reads, self.leaves, self.is_in_a_crowd),
         ]
+        special = {self.is_silent: self.address_of_the_silent, self.is_in_a_crowd: self.address_of_the_crowd}
         while time.monotonic() < self.until:
             deed = chance.choice(deeds)
-            address = self.address_of_the_silent if deed == self.is_silent else chance.choice(self.addresses)
-            with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as sock:
-                sock.settimeout(60)
+            address = special.get(deed) or chance.choice(self.addresses)
+            sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+            sock.settimeout(60)
+            with sock:
                 try:
                     sock.connect(address if isinstance(address, str) else tuple(address))
-                    deed(sock, chance)
+                    if self.context is None or sock.family == socket.AF_UNIX or deed == self.sends_garbage:
+                        deed(sock, chance)
+                    else:
+                        self._with_tls(deed, sock, chance, self.context)
                 except (OSError, AssertionError) as error:
                     with self._lock:
                         self.wrong.append(f"who {deed.__name__} at {address}: {error!r}")
             self._count(deed.__name__)
+
+    def _with_tls(
+        self,
+        deed: Callable[[socket.socket, random.Random], None],
+        sock: socket.socket,
+        chance: random.Random,
+        context: ssl.SSLContext,
+    ) -> None:
+        try:
+            with context.wrap_socket(sock) as encrypted:
+                deed(encrypted, chance)
+        except OSError:
+            if deed != self.is_in_a_crowd:  # whose handshake can be refused
+                raise
 
     def _count(self, what: str, number: int = 1) -> None:
         with self._lock:
@@ -227,9 +274,11 @@ class Clients:
     def says_all_and_listens(self, sock: socket.socket, chance: random.Random) -> None:
         request = self._request(chance)
         sock.sendall(request)
-        sock.shutdown(socket.SHUT_WR)
+        if not isinstance(sock, ssl.SSLSocket):  # which cannot finish in one direction only
+            sock.shutdown(socket.SHUT_WR)
         self._receive(sock, request.upper())
-        assert sock.recv(1) == b"", "more than the answer"
+        if not isinstance(sock, ssl.SSLSocket):
+            assert sock.recv(1) == b"", "more than the answer"
 
     def says_it_byte_by_byte(self, sock: socket.socket, chance: random.Random) -> None:
         request = self._request(chance)[-20:]
@@ -268,6 +317,19 @@ class Clients:
         except OSError:
             time.sleep(chance.random())
 
+    def is_in_a_crowd(self, sock: socket.socket, chance: random.Random) -> None:
+        try:
+            sock.sendall(b"hello\n")
+            received = sock.recv(100)
+            while len(received) < 6 and (data := sock.recv(100)):
+                received += data
+        except OSError:
+            self._count("refused")
+        else:
+            assert received in (b"", b"HELLO\n"), f"{received!r}"
+            self._count("served in a crowd")
+            time.sleep(chance.random())  # while others come
+
     def leaves(self, sock: socket.socket, chance: random.Random) -> None:
         pass
 
@@ -275,10 +337,10 @@ class Clients:
 # Both.
 
 
-def soak(seconds: float, rounds: int, *, dev: bool = False) -> dict[str, Any]:
+def soak(seconds: float, rounds: int, *, dev: bool = False, tls: bool = False) -> dict[str, Any]:
     """Soak a server for so long, in so many rounds; what there is to tell, or :class:`SoakFailed`."""
     flags = ["-X", "dev", "-W", "error"] if dev else ["-W", "error"]
-    script = [sys.executable, *flags, __file__]
+    script = [sys.executable, *flags, __file__, *(["--tls"] if tls else [])]
     told: list[dict[str, Any]] = []
     tally: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w+") as errors:
@@ -355,16 +417,17 @@ def _check(told: list[dict[str, Any]], code: int, errors: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--tls", action="store_true", help="with TLS on the TCP listeners")
     for internal in "--serve", "--clients", "--seconds", "--seed":
         parser.add_argument(internal, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve)
+        serve(options.serve, tls=options.tls)
     elif options.clients:
-        Clients(json.loads(options.clients), float(options.seconds), int(options.seed)).run()
+        Clients(json.loads(options.clients), float(options.seconds), int(options.seed), tls=options.tls).run()
     else:
         rounds = max(2, round(options.minutes))
-        print(json.dumps(soak(options.minutes * 60, rounds, dev=sys.flags.dev_mode), indent=4))
+        print(json.dumps(soak(options.minutes * 60, rounds, dev=sys.flags.dev_mode, tls=options.tls), indent=4))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ from soak import soak
 
 DEEDS = (
     *("talks", "says_all_and_listens", "says_it_byte_by_byte", "is_silent", "asks_for_trouble"),
-    *("resets", "sends_garbage", "never_reads", "leaves"),
+    *("resets", "sends_garbage", "never_reads", "leaves", "is_in_a_crowd"),
 )
 
 
 @pytest.mark.slow
-def test_a_server_is_afterwards_as_it_was_before():
-    result = soak(12, 3, dev=True)
-    assert all(result["done"][deed] > 20 for deed in DEEDS)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_a_server_is_afterwards_as_it_was_before(tls):
+    result = soak(8, 2, dev=True, tls=tls)
+    assert all(result["done"][deed] > 10 for deed in DEEDS)
+    assert result["last"]["limited"]["max_per_host"] > 5
+    assert 0 <= result["last"]["longest turn"] < 5
     assert result["done"]["bytes"] > 10_000_000
     assert result["last"]["logged"].keys() == {"ngi_gevent.connection", "ngi_gevent.listener"}
