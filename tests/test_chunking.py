@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +127,24 @@ class ClosesEarly(Handler):
             connection.close()
 
 
+class CountsPieces(Handler):
+    """Has its mistake in its last answer, and not in that to the whole conversation."""
+
+    def __init__(self, connection):
+        super().__init__(connection)
+        self.pieces = []
+
+    def handle_input(self, connection, data):
+        self.pieces.append(data)
+
+    def handle_eof(self, connection):
+        whole = b"".join(self.pieces) == b"abcdef"
+        connection.write(b"done" if whole else b"%d" % len(self.pieces))
+        connection.close()
+
+
 MISTAKES = [
+    (CountsPieces, b"abcdef", [b"a", b"b"]),
     (OneInputOneMessage, b"one\ntwo\n", [b"o", b"ne\ntwo\n"]),
     (OneInputOneMessage, [b"one\n", b"two\n"], [b"one\ntwo\n"]),
     (LosesTheRest, b"one\ntwo\n", [b"one\n", b"two\n"]),
@@ -477,6 +495,56 @@ def test_converse_gives_the_answer_and_why_it_ended():
 
     assert converse(Closes, [b"hello", b"there"]) == (b"hellothere", None)
     assert converse(Closes, [b"bye", b"more"]) == (b"bye", "end of input")
+
+
+class AnswersAtTheEnd(Handler):
+    """Writes its answer once the client has finished: the number of its bytes."""
+
+    size = 0
+
+    def handle_input(self, connection, data):
+        connection.write(b".")
+        self.size += len(data)
+
+    def handle_eof(self, connection):
+        connection.write(b"%d" % self.size)
+        connection.close()
+
+
+def test_converse_returns_the_last_answer():
+    assert converse(AnswersAtTheEnd, [b"one", b"two"]) == (b"..6", None)
+    assert converse(AnswersAtTheEnd, [b"one", b"two"], reset=True) == (b"..", None)
+
+
+def test_a_last_answer_must_be_the_same_each_time():
+    numbers = itertools.count()
+
+    class Random(AnswersAtTheEnd):
+        def handle_input(self, connection, data):
+            pass
+
+        def handle_eof(self, connection):
+            connection.write(b"%d" % next(numbers))
+            connection.close()
+
+    assert "different answers to the same input" in failure(Random, b"one\n")
+
+
+def test_a_server_that_stays_open_behind_the_end_of_input_is_stopped():
+    reasons = []
+
+    class Waits(Handler):
+        def handle_input(self, connection, data):
+            connection.write(data)
+
+        def handle_eof(self, connection):
+            pass
+
+        def handle_close(self, connection, reason):
+            reasons.append(reason)
+
+    assert converse(Waits, [b"one"]) == (b"one", None)
+    assert reasons == ["stopped"]
 
 
 def test_converse_lets_greenlets_run_and_raises_what_they_raise():

@@ -26,7 +26,7 @@ class NotRead(AssertionError):
 class Answer(NamedTuple):
     """The answer of a server."""
 
-    #: All of its output.
+    #: All of its output, also the output that it sent after the client had finished.
     data: bytes
     #: Why the connection ended before the client ended it, as text, or None.
     closed: str | None
@@ -35,9 +35,9 @@ class Answer(NamedTuple):
 def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -> Answer:
     """Send *pieces* to *server* in memory, each in a separate callback, and return the answer.
 
-    Then the client finishes.  Pieces that are left when the server ends the connection are not sent.  After each
-    piece, the greenlets of this thread run until they wait; this does not wait for timers.  An exception in a handler
-    is raised here.
+    Then the client finishes, and still receives the server's output.  If the server ends the connection earlier, the
+    remaining pieces are not sent.  After each piece, the greenlets of this thread run until they wait; this does not
+    wait for timers.  An exception in a handler is raised here.
 
     :param reset: break the connection instead of finishing.
     :raises AssertionError: something was sent, and the server left the connection open without a handler.
@@ -47,9 +47,9 @@ def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -
     conversation = Conversation(server)
     for piece in pieces:
         conversation.send(piece)
-    answer = conversation.answer()
+    closed = conversation.answer().closed
     conversation.end(reset)
-    return answer
+    return Answer(conversation.answer().data, closed)
 
 
 class Conversation:
@@ -78,7 +78,7 @@ class Conversation:
         if reset:
             self._client.connection.abort()
         else:
-            self._client.connection.close()
+            self._client.connection.write_eof()  # not close, after which no answer would arrive
         self._settle()
         self._implementation.close()
         self._settle()
