@@ -1,4 +1,4 @@
-"""``reconnecting``: a client that connects again whenever its connection has ended, or an attempt has failed."""
+"""``reconnecting``: a client that connects again whenever its connection ends, or a connection attempt fails."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ MOST_DOUBLINGS = 64
 
 
 class Backoff:
-    """Pauses that double with each failure, up to the longest one, and are shortened at random, by up to a half.
+    """Pauses that double with each failure, up to a longest one, and are shortened at random, by up to a half.
 
-    Without the random part, all clients of a server that restarts would connect at the same moments.  Call it with the
-    number of failures in succession, from 1; it returns seconds.
+    An instance is called with the number of failures in succession, from 1, and returns seconds.  Without the random
+    part, all clients of a server that restarts would connect at the same moments.
 
     :param first: seconds of the first pause; 0.5 by default.
     :param longest: seconds of the longest pause; 60 by default.
-    :param random: the source of random numbers.  Give each client of a test its own, such as ``random.Random(1)``, and
-        its pauses are the same in each run.  The default is the module ``random``.
+    :param random: the source of random numbers; the module ``random`` by default.  If each client of a test has its
+        own ``random.Random(1)``, the pauses are the same in each run.
     :raises TypeError: *first* or *longest* is not a number, or *random* has no method ``random``.
-    :raises ValueError: *first* is not over 0, or *longest* is less than *first*.
+    :raises ValueError: *first* is 0 or negative, or *longest* is less than *first*.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ def reconnecting(
     handler: IClientConnectHandler,
     backoff: Callable[[int], float] | None = None,
 ) -> Reconnecting:
-    """Connect *handler* to *address*, and connect it again whenever the connection has ended, until this is stopped.
+    """Connect *handler* to *address*, and connect it again whenever its connection ends, until it is stopped.
 
     Never blocks.  ``handler.connected`` is called with each new connection, and ``handler.failed_connect`` with the
-    reason of each attempt that fails.  Both belong to one handler, so its attributes keep what is known so far.
+    reason of each attempt that fails.  The handler is the same object each time, so it keeps its attributes.
 
-    * Between two attempts is a pause, which *backoff* chooses.  A connection that lasts at least as long as the pause
-      before it begins anew with the first pause.  A shorter one counts as a failure, because a server can accept and
-      close at once.
-    * The next attempt begins once ``failed_connect`` has returned, also if it raises; or once the connection is gone,
-      whichever side has ended it.
-    * A pause is outstanding: ``wait()`` of the implementation waits for it.
-    * When the implementation is closed, this ends.  A pause or an attempt then ends with ``failed_connect('stopped')``.
-    * In memory, no time passes.  An attempt after a pause is made at once if something listens on *address*, and
-      otherwise as soon as something does.
+    * Before each further attempt is a pause, which *backoff* chooses.  It begins when ``failed_connect`` has returned
+      or raised, or when the connection is closed, no matter which side ended it.
+    * After a connection that lasted at least as long as the pause before it, failures are counted from 1 again.  A
+      shorter connection counts as a failure, because a server can accept and close at once.
+    * ``wait()`` of the implementation also waits for a pause.
+    * When the implementation is closed, the client stops.  A pause or an attempt then ends with
+      ``failed_connect('stopped')``.
+    * In memory, no time passes.  If something listens on *address*, the next attempt is made at once.  Otherwise, it
+      waits until something does.
 
     :param connect: an implementation's method, such as ``ngi_gevent.connect``.  Pass options with
         ``functools.partial``.
@@ -99,7 +99,7 @@ def reconnecting(
 
 
 class Reconnecting:
-    """A client that connects again.  Made by :func:`reconnecting`."""
+    """A client that connects again, which :func:`reconnecting` returns."""
 
     #: Seconds before the next attempt begins.  Implementations read it.
     connect_delay = 0.0
@@ -125,9 +125,9 @@ class Reconnecting:
         return f"<{type(self).__name__} to {self._address!r}, {state}, handler: {type(self._handler).__name__}>"
 
     def stop(self) -> None:
-        """Do not connect any more.  Ends a pause or an attempt, without a call of ``failed_connect``.
+        """Stop connecting.  End a pause or an attempt without calling ``failed_connect``.
 
-        Never blocks.  Can be called on any thread, and again.  A connection that is open stays open: the handler closes
+        Never blocks.  Can be called on any thread, and again.  An open connection stays open, until the handler closes
         it.
         """
         self._stopped = True
