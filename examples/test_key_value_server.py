@@ -15,7 +15,7 @@ from key_value_server import MAX_LINE, MAX_VALUE, KeyValueHandler, key_value_ser
 
 import ngi_gevent
 from ngi_gevent import blocking
-from ngi_gevent.testing import Faults, Faulty, Input, Plan, Recorder, check_chunking, check_work, converse
+from ngi_gevent.testing import Faults, Faulty, InputFaults, Plan, Recorder, check_chunking, check_work, converse
 from ngi_gevent.testing.simulation import FailedSeed, Simulation, explore
 
 
@@ -114,7 +114,7 @@ def test_clients_share_the_store(ngi_implementation: Any) -> None:
 
 def test_half_a_value_is_not_stored(ngi_implementation: Any) -> None:
     store: dict[str, bytes] = {}
-    faulty = Faulty(ngi_implementation, Plan((Faults(server=Input(pieces=(3,), resets=15)),)))
+    faulty = Faulty(ngi_implementation, Plan((Faults(server=InputFaults(pieces=(3,), resets=15)),)))
     listener = faulty.listener(None, key_value_server(store))
     client = Recorder()
     listener.connect(client)

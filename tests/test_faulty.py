@@ -9,7 +9,7 @@ from iterables import Unbegun
 
 import ngi_gevent
 from ngi_gevent import ConnectionClosed, testing
-from ngi_gevent.testing import Faults, Faulty, Input, Plan
+from ngi_gevent.testing import Faults, Faulty, InputFaults, Plan
 
 KINDS = [testing.Implementation, ngi_gevent.Implementation]
 
@@ -74,7 +74,7 @@ def test_a_connect_fails(faulty):
 
 
 def test_input_is_cut_and_the_last_piece_is_what_is_left(faulty):
-    client, served = talk(faulty((Faults(server=Input(pieces=(1, 3))),)))
+    client, served = talk(faulty((Faults(server=InputFaults(pieces=(1, 3))),)))
     client.connection.write(b"hello out there")
     assert chunks(served, 15) == [b"h", b"ell", b"o", b" ou", b"t", b" th", b"e", b"re"]
     client.expect(b"HELLO OUT THERE")
@@ -89,20 +89,20 @@ def test_what_is_written_in_one_go_is_joined(faulty):
             for word in b"one", b"two", b"three":
                 connection.write(word)
 
-    implementation = faulty((Faults(client=Input(pieces=(4,))),))
+    implementation = faulty((Faults(client=InputFaults(pieces=(4,))),))
     client, _ = talk(implementation, Talkative)
     assert chunks(client, 11) == [b"onet", b"woth", b"ree"]
 
 
 def test_what_is_written_later_is_not(faulty):
-    client, served = talk(faulty((Faults(server=Input(pieces=(4,))),)))
+    client, served = talk(faulty((Faults(server=InputFaults(pieces=(4,))),)))
     for word in b"one", b"two", b"three":
         client.connection.write(word)
     assert chunks(served, 11) == [b"one", b"two", b"thre", b"e"]
 
 
 def test_iterables_keep_their_place(faulty):
-    client, served = talk(faulty((Faults(server=Input(pieces=(2,))),)))
+    client, served = talk(faulty((Faults(server=InputFaults(pieces=(2,))),)))
     client.connection.write(b"one")
     client.connection.writelines([b"two", bytearray(b"three")])
     client.connection.write(b"four")
@@ -110,7 +110,7 @@ def test_iterables_keep_their_place(faulty):
 
 
 def test_an_iterable_that_raises_is_reported(faulty):
-    client, served = talk(faulty((Faults(server=Input(pieces=(2,))),)))
+    client, served = talk(faulty((Faults(server=InputFaults(pieces=(2,))),)))
     client.connection.writelines([b"one", 5])
     client.wait_until(lambda: client.exceptions)
     client.connection.write(b"two")
@@ -133,7 +133,7 @@ def test_what_waits_is_overtaken_by_others(faulty):
                 client.connection.write(data)
             super().connected(connection)
 
-    slow, quick = Input(pieces=(1,), delays=(50,)), Input(pieces=(1,))
+    slow, quick = InputFaults(pieces=(1,), delays=(50,)), InputFaults(pieces=(1,))
     implementation = faulty((Faults(server=slow), Faults(server=quick), Faults()))
     listener = implementation.listener(None, Server)
     clients = [testing.Recorder(), testing.Recorder()]
@@ -158,7 +158,7 @@ def test_who_waits_is_told_of_the_end_too(faulty):
             connection.write(b"close")
 
     served: list[Server] = []
-    implementation = faulty((Faults(server=Input(delays=(50,))), Faults(server=Input(delays=(1,)))))
+    implementation = faulty((Faults(server=InputFaults(delays=(50,))), Faults(server=InputFaults(delays=(1,)))))
     listener = implementation.listener(None, lambda connection: served.append(Server(connection)))
     slow = testing.Recorder()
     for client in slow, Starter():
@@ -181,7 +181,7 @@ def test_who_waits_is_told_of_exceptions_too(faulty):
             connection.write(b"late")
 
     served = Server()
-    listener = faulty((Faults(server=Input(delays=(20,))),)).listener(None, served.connected)
+    listener = faulty((Faults(server=InputFaults(delays=(20,))),)).listener(None, served.connected)
     client = Client()
     listener.connect(client)
     client.expect(b"onetwo")
@@ -191,7 +191,7 @@ def test_who_waits_is_told_of_exceptions_too(faulty):
 
 @pytest.mark.parametrize("how", ["resets", "ends"])
 def test_a_connection_breaks_after_so_many_bytes(faulty, how):
-    client, served = talk(faulty((Faults(server=Input(**{how: 7})),)))
+    client, served = talk(faulty((Faults(server=InputFaults(**{how: 7})),)))
     client.connection.write(b"hello out there")
     client.expect(b"HELLO O")
     for recorder in client, served:
@@ -202,7 +202,7 @@ def test_a_connection_breaks_after_so_many_bytes(faulty, how):
 
 
 def test_a_stranger_is_told_too(faulty):
-    implementation = faulty((Faults(server=Input(resets=2)),))
+    implementation = faulty((Faults(server=InputFaults(resets=2)),))
     served = testing.Recorder()
     listener = implementation.listener(None, served.connected)
     client = testing.Recorder()
@@ -214,7 +214,7 @@ def test_a_stranger_is_told_too(faulty):
 
 
 def test_a_side_stops_reading(faulty):
-    client, served = talk(faulty((Faults(client=Input(stops=3)),)), testing.Recorder)
+    client, served = talk(faulty((Faults(client=InputFaults(stops=3)),)), testing.Recorder)
     served.connection.write(b"hello")
     assert chunks(client, 3) == [b"hel"]
     size = 1 << 20
@@ -234,7 +234,7 @@ def test_who_has_closed_is_told_nothing_more(faulty):
             super().handle_input(connection, data)
             connection.close()
 
-    client, served = talk(faulty((Faults(server=Input(pieces=(2,), resets=2)),)), Leaves)
+    client, served = talk(faulty((Faults(server=InputFaults(pieces=(2,), resets=2)),)), Leaves)
     client.connection.write(b"hello")
     assert client.wait_closed() == "end of input"
     assert (served.chunks, served.closed) == ([b"he"], None)
@@ -286,8 +286,8 @@ def test_a_late_datagram_of_a_listener_that_is_closed_is_lost(faulty):
 
 
 def test_a_plan_is_data():
-    plan = Plan((Faults(refused=True), Faults(client=Input(pieces=(1, 2), resets=5))), ("lost", "sent"))
-    shown = "Plan(connections=(Faults(refused=True), Faults(client=Input(pieces=(1, 2), resets=5))), "
+    plan = Plan((Faults(refused=True), Faults(client=InputFaults(pieces=(1, 2), resets=5))), ("lost", "sent"))
+    shown = "Plan(connections=(Faults(refused=True), Faults(client=InputFaults(pieces=(1, 2), resets=5))), "
     assert repr(plan) == shown + "datagrams=('lost', 'sent'))"
     assert eval(repr(plan)) == plan
     assert repr(Plan()) == "Plan()"
@@ -308,11 +308,11 @@ def test_a_seed_stands_for_a_plan():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Input(pieces=(1, 0)),
-        lambda: Input(delays=(-1,)),
-        lambda: Input(resets=0),
-        lambda: Input(stops=True),
-        lambda: Input(ends="5"),
+        lambda: InputFaults(pieces=(1, 0)),
+        lambda: InputFaults(delays=(-1,)),
+        lambda: InputFaults(resets=0),
+        lambda: InputFaults(stops=True),
+        lambda: InputFaults(ends="5"),
         lambda: Plan(datagrams=("eaten",)),
     ],
 )
@@ -329,15 +329,15 @@ def test_an_impossible_plan_is_refused(make):
             r"connections must be a tuple, .*; got Faults\(refused=True\)",
         ),
         (
-            lambda: Plan(connections=(Input(pieces=(1,)),)),
-            r"connections must be of type Faults; got Input\(pieces=\(1,\)\)",
+            lambda: Plan(connections=(InputFaults(pieces=(1,)),)),
+            r"connections must be of type Faults; got InputFaults\(pieces=\(1,\)\)",
         ),
         (lambda: Plan(datagrams="lost"), "datagrams must be a tuple, .*; got 'lost'"),
-        (lambda: Input(pieces=3), "pieces must be a tuple, .*; got 3"),
-        (lambda: Input(delays=3), "delays must be a tuple, .*; got 3"),
+        (lambda: InputFaults(pieces=3), "pieces must be a tuple, .*; got 3"),
+        (lambda: InputFaults(delays=3), "delays must be a tuple, .*; got 3"),
         (lambda: Faults(refused="no"), "refused must be of type bool; got 'no'"),
-        (lambda: Faults(client=3), "client must be of type Input; got 3"),
-        (lambda: Faults(server=(Input(),)), r"server must be of type Input; got \(Input\(\),\)"),
+        (lambda: Faults(client=3), "client must be of type InputFaults; got 3"),
+        (lambda: Faults(server=(InputFaults(),)), r"server must be of type InputFaults; got \(InputFaults\(\),\)"),
         (lambda: Faulty(testing.Implementation(), 5), "plan must be a Plan; got 5"),
     ],
 )
@@ -347,13 +347,13 @@ def test_a_plan_of_something_else_is_refused(make, message):
 
 
 def test_input_is_over_in_one_way():
-    with pytest.raises(ValueError, match=r"can be set; got Input\(resets=3, ends=4\)"):
-        Input(resets=3, ends=4)
+    with pytest.raises(ValueError, match=r"can be set; got InputFaults\(resets=3, ends=4\)"):
+        InputFaults(resets=3, ends=4)
 
 
 def test_lists_are_taken_as_tuples():
-    plan = Plan([Faults(server=Input(pieces=[1, 2], delays=[3]))], ["lost"])
-    assert plan == Plan((Faults(server=Input(pieces=(1, 2), delays=(3,))),), ("lost",))
+    plan = Plan([Faults(server=InputFaults(pieces=[1, 2], delays=[3]))], ["lost"])
+    assert plan == Plan((Faults(server=InputFaults(pieces=(1, 2), delays=(3,))),), ("lost",))
     assert hash(plan) == hash(eval(repr(plan)))
 
 
@@ -556,7 +556,7 @@ def test_output_ends_behind_an_iterable_that_is_cut_and_nothing_is_taken_after_i
         def handle_eof(self, connection):
             self.handle_input(connection, b".")
 
-    plan = Plan((Faults(server=Input(pieces=(2,))),))
+    plan = Plan((Faults(server=InputFaults(pieces=(2,))),))
     ngi = Faulty(testing.Implementation(), plan)
     server, client = Failing(), testing.Recorder()
     listener = ngi.listener(None, lambda connection: server.connected(connection))
@@ -575,7 +575,7 @@ def test_output_ends_behind_an_iterable_that_is_cut_and_nothing_is_taken_after_i
 
 def test_an_iterable_that_is_cut_and_dropped_is_closed_although_it_never_began():
     closed = []
-    ngi = Faulty(testing.Implementation(), Plan((Faults(server=Input(pieces=(2,))),)))
+    ngi = Faulty(testing.Implementation(), Plan((Faults(server=InputFaults(pieces=(2,))),)))
     server, client = testing.Recorder(), testing.Recorder()
     listener = ngi.listener(None, lambda connection: server.connected(connection))
     listener.connect(client)

@@ -7,16 +7,20 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from extras import skip_unless_installed
 
 import ngi_gevent
 import ngi_gevent.adapters
+import ngi_gevent.blocking
 import ngi_gevent.sockets.stream
 import ngi_gevent.testing
 import ngi_gevent.testing.contract.rules
+from ngi_gevent.interfaces import IImplementation
 
+PUBLIC = (ngi_gevent, ngi_gevent.adapters, ngi_gevent.blocking, ngi_gevent.interfaces, ngi_gevent.testing)
 MODULES = [name for _, name, _ in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent.")]
 
 
@@ -35,6 +39,19 @@ def test_the_contract_has_the_rules_of_every_file():
     files = [importlib.import_module(f"{rules.__name__}.{name}") for _, name, _ in pkgutil.iter_modules(rules.__path__)]
     in_files = [name for file in files for name in file.__all__ if name.startswith("test_")]
     assert sorted(in_files) == sorted(rules.__all__)
+
+
+@pytest.mark.parametrize(
+    "implementation", [ngi_gevent.Implementation, ngi_gevent.testing.Implementation, IImplementation]
+)
+def test_a_listener_calls_a_server(implementation):
+    """One name for one thing, in the protocol and in both implementations."""
+    assert list(inspect.signature(implementation.listener).parameters)[2] == "server"
+
+
+def test_only_implementations_share_the_name_of_a_class():
+    names = Counter(name for public in PUBLIC for name in public.__all__ if isinstance(getattr(public, name), type))
+    assert [name for name, count in names.items() if count > 1] == ["Implementation"]
 
 
 def test_testing_needs_no_pytest():

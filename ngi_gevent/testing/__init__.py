@@ -13,7 +13,7 @@ nested.  Those of one implementation, or of one pair made with :class:`Connectio
 from ngi_gevent.testing.chunking import check_chunking
 from ngi_gevent.testing.conversation import Answer, converse
 from ngi_gevent.testing.faults.faulty import Faulty
-from ngi_gevent.testing.faults.plan import Faults, Input, Plan
+from ngi_gevent.testing.faults.plan import Faults, InputFaults, Plan
 from ngi_gevent.testing.leaks import nothing_left
 from ngi_gevent.testing.memory.connection import Connection, TextConnection
 from ngi_gevent.testing.memory.datagram import DatagramListener
@@ -39,7 +39,7 @@ __all__ = [
     "Faults",
     "Faulty",
     "Implementation",
-    "Input",
+    "InputFaults",
     "Listener",
     "Plan",
     "PrintingHandler",

@@ -10,7 +10,7 @@ from gevent import get_hub
 from ngi_gevent.adapters import bottom
 
 if TYPE_CHECKING:
-    from ngi_gevent.testing.faults.plan import Input
+    from ngi_gevent.testing.faults.plan import InputFaults
 
 __all__ = ["Arriving"]
 
@@ -26,10 +26,10 @@ class Arriving:
     def __init__(
         self,
         connection: Any,
-        plan: Input,
+        plan: InputFaults,
         next_cut: Callable[[int], int | None],
         deliver: Callable[[Iterator[bytes]], object],
-        end: Callable[[Input], None],
+        end: Callable[[InputFaults], None],
     ) -> None:
         self._connection = connection
         self._plan = plan

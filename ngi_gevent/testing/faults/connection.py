@@ -12,7 +12,7 @@ from ngi_gevent.core.lifecycle import END_OF_INPUT, STOPPED
 from ngi_gevent.core.threads import Flag
 from ngi_gevent.testing.faults.arriving import Arriving
 from ngi_gevent.testing.faults.bursts import Bursts
-from ngi_gevent.testing.faults.plan import Faults, Input
+from ngi_gevent.testing.faults.plan import Faults, InputFaults
 from ngi_gevent.testing.faults.wrapping import WrappingConnection, WrappingListener
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class FaultyConnection(WrappingConnection):
         other = self._link.other(self)
         return None if other is None else other._bursts.cuts.after(position)
 
-    def _end_input(self, plan: Input) -> None:
+    def _end_input(self, plan: InputFaults) -> None:
         if plan.stops is not None:
             self._stop_reading()
             return

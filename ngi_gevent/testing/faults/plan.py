@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from random import Random
 from typing import Literal, TypeAlias, get_args
 
-__all__ = ["Fate", "Faults", "Input", "Plan"]
+__all__ = ["Fate", "Faults", "InputFaults", "Plan"]
 
 #: The fate of a datagram.  A late one arrives after the next that is not late; without one, it is lost.
 Fate: TypeAlias = Literal["sent", "lost", "doubled", "late"]
@@ -47,7 +47,7 @@ class _Data:
 
 
 @dataclass(frozen=True, repr=False)
-class Input(_Data):
+class InputFaults(_Data):
     """The faults of the input of one side of a connection.
 
     Output that the other side writes in one callback, or in one call outside of callbacks, is cut into pieces.  It
@@ -94,13 +94,13 @@ class Faults(_Data):
     """
 
     refused: bool = False
-    client: Input = Input()
-    server: Input = Input()
+    client: InputFaults = InputFaults()
+    server: InputFaults = InputFaults()
 
     def __post_init__(self) -> None:
         _check_kind("refused", self.refused, bool)
-        _check_kind("client", self.client, Input)
-        _check_kind("server", self.server, Input)
+        _check_kind("client", self.client, InputFaults)
+        _check_kind("server", self.server, InputFaults)
 
 
 @dataclass(frozen=True, repr=False)
@@ -144,9 +144,9 @@ def _faults(random: Random) -> Faults:
     return Faults(client=_input(random), server=_input(random))
 
 
-def _input(random: Random) -> Input:
+def _input(random: Random) -> InputFaults:
     pieces = random.choices((1, 2, 3, 5, 8, 21, 89, 1000), k=random.randint(1, 6))
     delays = random.choices((0, 1, 2, 5), k=random.randint(0, 4))
     end = random.choices(("", "stops", "resets", "ends"), (7, 1, 1, 1))[0]
     after = {end: random.choice((random.randint(1, 20), random.randint(1, 500)))} if end else {}
-    return Input(pieces=tuple(pieces), delays=tuple(delays), **after)
+    return InputFaults(pieces=tuple(pieces), delays=tuple(delays), **after)
