@@ -67,7 +67,7 @@ Reason: TypeAlias = "str | BaseException"
 
 #: The addresses to connect or send to, on sockets: a host and a port, which IPv6 sockets return with two more items; or
 #: the path of a Unix socket, as text or a ``Path``.  An empty host is this host, ``127.0.0.1``.  On Linux, an address
-#: can also be the abstract name of a Unix socket, as text or bytes, which begins with a null byte.  It has no file, and
+#: can also be a Unix socket's abstract name, as text or bytes, which begins with a null byte.  It has no file, and
 #: every process in the same network namespace can connect to it.  The ``address`` of its listener is bytes.
 PeerAddress: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str | bytes | os.PathLike[str]"
 

@@ -48,7 +48,7 @@ def request(
         connection handler.  Its ``failed_connect`` is not called, because this raises the exception instead.
     :param timeout: seconds for the whole request; None for no limit.
     :returns: None if *handler* closed the connection; otherwise the reason why it ended.
-    :raises TypeError: *handler* is none of these.
+    :raises TypeError: *handler* has another type.
     :raises ConnectionFailed: the connection could not be made.
     :raises ConnectionTimeout: the connection was not made in time.
     :raises Timeout: the connection was made, but did not end in time.

@@ -41,7 +41,7 @@ def is_socket(address: object) -> bool:
 
 
 def unix_path(address: object) -> str | bytes | None:
-    """Return *address* if it is the path or abstract name of a Unix socket; otherwise None."""
+    """Return *address* if it is a Unix socket's path or abstract name; otherwise None."""
     if isinstance(address, bytes):
         return address if is_abstract(address) else None
     return os.fspath(address) if isinstance(address, (str, os.PathLike)) else None
@@ -111,7 +111,7 @@ def check_listen_address(address: Any, kind: int = socket.SOCK_STREAM) -> None:
 
 
 def check_listen_addresses(address: Any, dual_stack: bool, mode: object, owner: object) -> list[Any]:
-    """Return the addresses to listen on for connections: those of a list, or *address* itself.
+    """Return the addresses to listen on for connections: the items of a list, or *address* itself.
 
     :raises TypeError: an address has the wrong type.
     :raises ValueError: it cannot be an address, the list is empty, or an option is for none of the addresses.

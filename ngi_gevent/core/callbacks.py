@@ -1,6 +1,6 @@
 """The callbacks of a connection, on sockets or in memory: one at a time, in order, and none after the end.
 
-Implementations call these methods on the greenlet, or in the turn, where callbacks of the connection run.
+Implementations call these methods on the greenlet, or in the turn, of the connection's callbacks.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Callbacks:
         self._records = tuple(other for other in self._records if other is not entry)
 
     def _close_records(self) -> None:
-        """Drop the remaining records, and close their generators.  Called where that may block."""
+        """Drop the remaining records, and close their generators.  Called on a greenlet that may block."""
         dropped, self._records = self._records, ()
         for _, records in reversed(dropped):
             try:
@@ -177,7 +177,7 @@ class Callbacks:
             except BaseException as error:
                 self._report(RECORDS, error)
 
-    # The handler's callbacks.  Called where callbacks of this connection run, one at a time.
+    # The handler's callbacks, called one at a time, on the greenlet or in the turn for callbacks.
 
     def _failed(self, where: str, error: BaseException) -> None:
         """Report that the application raised *error* in *where*, and end this connection.

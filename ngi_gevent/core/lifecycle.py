@@ -105,7 +105,7 @@ KEEP: Final = "keep"
 TRANSITIONS: Final[dict[tuple[str, str], tuple[str, str]]] = {
     (OPEN, HANDSHAKE_BEGUN): (HANDSHAKE, KEEP),
     (HANDSHAKE, HANDSHAKE_DONE): (OPEN, KEEP),
-    (HANDSHAKE, HANDSHAKE_FAILED): (CLOSING, NOTHING),  # so that the peer receives an alert
+    (HANDSHAKE, HANDSHAKE_FAILED): (CLOSING, NOTHING),  # the peer still receives an alert
     (HANDSHAKE, CLOSE): (CLOSED, NOTHING),
     (HANDSHAKE, ABORT): (CLOSED, NOTHING),
     (HANDSHAKE, STOP): (CLOSED, NOTHING),
@@ -241,7 +241,7 @@ class Lifecycle:
         return event in (ABORT, BREAK) and self.state is not CLOSED
 
     def abandon(self) -> None:
-        """Go to CLOSED, and owe nothing: the hub has gone, or this is a forked child, so no callback will run.
+        """Go to CLOSED without a debt, because the hub has gone, or this is a forked child.  Callbacks will not run.
 
         May be called on any native thread.
         """

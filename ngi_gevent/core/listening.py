@@ -38,7 +38,7 @@ def check_listen_options(
     mode: Any,
     owner: Any,
 ) -> None:
-    """Check the options of a listener, except those that its connections have.
+    """Check the options of a listener, except the options of its connections.
 
     :raises TypeError: an option has the wrong type.
     :raises ValueError: an option has an invalid value.
@@ -147,7 +147,7 @@ class BaseListener:
         ended = sum(connection.has_unfinished_output() for connection in left)
         for connection in left:
             connection.stop()
-        self._wait_until_empty(0)  # so that handle_close is called before the caller continues, and perhaps exits
+        self._wait_until_empty(0)  # handle_close must run before the caller continues, and perhaps exits
         return ended
 
     def unsent_size(self) -> int | None:

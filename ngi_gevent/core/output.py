@@ -44,7 +44,7 @@ class Lines:
 
     __slots__ = ("_iterator", "known")
 
-    #: Bytes that an iterable counts for, whatever it will yield.
+    #: Bytes that an iterable counts as, in addition to bytes that are known.
     ITERATOR_SIZE = 4096
 
     def __init__(self, data: Any) -> None:
@@ -67,7 +67,7 @@ class Lines:
         """Return the next bytes; None at the end.
 
         :raises TypeError: the iterable yields something that is not bytes.
-        :raises Exception: whatever the iterable raises.
+        :raises Exception: the iterable raised it.
         """
         item = next(self._iterator, self)
         return None if item is self else as_bytes(item)
@@ -75,7 +75,7 @@ class Lines:
     def close(self) -> None:
         """Close the iterator, if it can be closed: nothing more is pulled from it.  May block.
 
-        :raises Exception: whatever the iterator raises.
+        :raises Exception: the iterator raised it.
         """
         close_iterator(self._iterator)
 
@@ -222,7 +222,7 @@ class OutputQueue:
         return True
 
     def _join_small_pieces(self) -> None:
-        """Join the first piece with those that follow, while they are small."""
+        """Join small pieces at the beginning of the queue."""
         pieces = self.pieces
         size, count = len(pieces[0]), 1
         while count < len(pieces) and size + len(pieces[count]) <= JOINED_SIZE:

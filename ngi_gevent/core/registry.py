@@ -65,7 +65,7 @@ class Registry:
             self.wake()
 
     def wake(self) -> None:
-        """Make waiting callers check what they wait for."""
+        """Make waiting callers check their conditions."""
         wakers, self._wakers = self._wakers, []
         for wake in wakers:
             wake()
@@ -91,7 +91,7 @@ class Registry:
             else:
                 item.limit_delivery()
 
-    # What the items call.
+    # Called by the items.
 
     def connection_ended(self, reason: Any) -> None:
         """Do nothing, because ends of client connections are not counted."""

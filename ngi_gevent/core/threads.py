@@ -52,7 +52,7 @@ _locks: WeakSet[Any] = WeakSet()
 def make_lock() -> Any:
     """Return a lock for a few lines of code, for use in a ``with`` statement.
 
-    A thread can acquire it again, since Python may run a signal handler in between.  In a forked child it is free if
+    A thread can acquire it again, because Python may run a signal handler in between.  In a forked child it is free if
     another thread held it, because that thread does not exist there.
     """
     lock = _new_lock()

@@ -24,7 +24,7 @@ class Interrupting(Protocol):
     """The methods that a block calls on its connection."""
 
     def enter_block(self, block: WhileOpen) -> None:
-        """Interrupt *block* when the connection ends.  Raises what ``while_open`` raises."""
+        """Interrupt *block* when the connection ends.  Raises as ``while_open``."""
 
     def leave_block(self, block: WhileOpen) -> None:
         """Forget *block*."""

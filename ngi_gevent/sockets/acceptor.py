@@ -116,7 +116,7 @@ class Acceptor(StreamServer):
             self.handshake_over()
 
     def handshake_over(self) -> None:
-        """Accept again if there is room, but do not ask the kernel again if it has refused."""
+        """Accept again if there is room, but not if the kernel has refused."""
         if self._retry is None and not self.closed:
             self.start_accepting()
 
@@ -148,8 +148,8 @@ class Acceptor(StreamServer):
     def close_taking_queued(self) -> list[tuple[Any, Any]]:
         """Close, and return the connections that were queued, as far as ``max_connections`` allows.
 
-        The kernel resets connections that arrive between the last ``accept`` and the close.  Nothing can prevent that,
-        so nothing else is done in between.
+        The kernel resets connections that arrive between the last ``accept`` and the close.  That cannot be prevented,
+        so the close follows at once.
         """
         self.stop_accepting()
         queued: list[tuple[Any, Any]] = []

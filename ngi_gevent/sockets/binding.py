@@ -32,7 +32,7 @@ NOT_HERE = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 
 def _nothing(sock: Socket) -> None:
-    """Prepare nothing."""
+    """Do nothing."""
 
 
 class BindOptions(NamedTuple):
@@ -43,7 +43,7 @@ class BindOptions(NamedTuple):
     :ivar reuse_port: whether other processes can bind sockets to the same port.
     :ivar dual_stack: whether a stream socket on ``::`` accepts IPv4 connections, too.
     :ivar mode: the permissions of the file of a Unix socket; None for the default of the process.
-    :ivar owner: the user and group of that file; None for those of the process.
+    :ivar owner: the user and group of that file; None for the process's.
     """
 
     kind: int

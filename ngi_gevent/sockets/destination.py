@@ -99,7 +99,7 @@ class Destination:
         client.
         """
         if sock.getsockname() == self.peer_of(sock):
-            self.network.reset_on_close(sock)  # so that a server can have the port at once
+            self.network.reset_on_close(sock)  # frees the port for a server at once
             raise OSError(errno.ECONNREFUSED, f"{os.strerror(errno.ECONNREFUSED)}, since the connection was to itself")
 
     # The address of this side.

@@ -115,7 +115,7 @@ class Implementation:
         If the host has several addresses, they are tried in turn, IPv6 and IPv4 alternating, within *timeout* (RFC
         8305).  If all of them fail, the reason is an ``OSError`` whose message lists them.
 
-        :param address: ``(host, port)``, or the path or abstract name of a Unix socket
+        :param address: ``(host, port)``, or a Unix socket's path or abstract name
             (:data:`~ngi_gevent.interfaces.PeerAddress`).
         :param ssl_context: any ``ssl.SSLContext`` for clients, to use TLS.  If the handshake fails, ``failed_connect``
             gets the ``ssl.SSLError``; for a certificate that is not trusted, or belongs to another server, an
@@ -172,7 +172,7 @@ class Implementation:
         the same directory.  On the hub of the calling thread, each connection has its own greenlet, which runs the
         server and the handlers.  With :class:`Threaded`, this is the hub of the implementation's thread.
 
-        :param address: ``(host, port)``, where port 0 picks a free port; the path or abstract name of a Unix socket
+        :param address: ``(host, port)``, where port 0 picks a free port; a Unix socket's path or abstract name
             (:data:`~ngi_gevent.interfaces.PeerAddress`); None for a free port on the loopback interface; or a bound
             socket, which then belongs to the listener.  A list of addresses, or a host name with several, makes one
             listener on all of them.  Port 0 then picks one port for all.
@@ -237,8 +237,8 @@ class Implementation:
         """Send *data* to *address* as one datagram, from a socket that all datagrams of this implementation share.
 
         Blocks the calling greenlet while a name is looked up, each time, and for up to 1 second until the kernel takes
-        the datagram.  After that, the datagram is dropped, with a warning.  To answer from the address that was asked,
-        and for Unix sockets, see :meth:`ngi_gevent.interfaces.IUDPListener.send`.
+        the datagram.  After that, the datagram is dropped, with a warning.  To answer a datagram, and for Unix sockets,
+        see :meth:`ngi_gevent.interfaces.IUDPListener.send`.
 
         :param address: as for ``connect``.
         :raises TypeError: an argument has the wrong type.

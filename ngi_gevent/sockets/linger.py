@@ -1,7 +1,7 @@
 """The time between closing and closed: discarding input, ending this side, and giving up on a slow peer.
 
 Closing a socket with unread input resets the connection, and the peer may lose the answer.  So a connection that leaves
-OPEN discards its input while output is pending.  Then it ends its own side, and waits for the end of the peer's.
+OPEN discards its input while output is pending.  Then it ends its own side, and waits until the peer ends its side.
 
 All of this is bounded.  ``DISCARD_SIZE`` bytes of input are discarded every ``DISCARD_PAUSE`` seconds, so that a peer
 that keeps sending cannot keep the processor busy.  Output stays pending as long as the peer takes some of it every
@@ -47,7 +47,7 @@ class Lingering(Protocol):
     peer_address: Any
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        """Feed the lifecycle an event, and do what a new state asks for."""
+        """Pass *event* to the lifecycle, and act on a new state."""
 
     def receive(self) -> bytes:
         """Return some input, as ``recv`` of a non-blocking socket."""

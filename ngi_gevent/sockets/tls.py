@@ -1,7 +1,7 @@
 """The transport with TLS: bytes are encrypted on their way to the socket, with any ``ssl.SSLContext``.
 
 The context, of the standard library or of gevent, makes an ``ssl.SSLObject`` between two buffers in memory, so its
-calls cannot block.  ``recv`` and ``send`` behave like those of a socket without TLS, with two differences:
+calls cannot block.  ``recv`` and ``send`` behave as on a socket without TLS, with two differences:
 
 * One piece of ciphertext can hold more than one ``recv`` returns: input and the end of input, or input behind the end
   of the handshake.  The socket does not become readable for the rest, so callers must check ``has_buffered_input``.
