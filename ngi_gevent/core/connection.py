@@ -293,7 +293,7 @@ class BaseConnection(Callbacks):
                     self._finish()
 
     def end_callbacks(self) -> None:
-        """Note that no callback will run from now on."""
+        """Note that all callbacks are over."""
         self._lifecycle.callbacks_are_over = True
         if self._lifecycle.finishes():
             self._finish()

@@ -102,7 +102,7 @@ def bind_all(network: Network, addresses: list[Any], options: BindOptions) -> li
     All addresses with port 0 get the same port.  Blocks to look up a name, and for ``LOCK_TIMEOUT`` seconds at most.
     If a socket cannot be bound, all are closed.
 
-    :raises OSError: the system refuses an address, which the error names.
+    :raises OSError: the kernel refuses an address, which the error names.
     """
     for _ in range(PORTS_TRIED):
         bindings: list[Binding] = []

@@ -46,7 +46,7 @@ def for_client(ssl_context: Any, server_hostname: str) -> MakeSSLObject:
     A trailing dot (``host.``) and a scope (``fe80::1%eth0``) are not part of the name in TLS.
 
     :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *server_hostname* is not text.
-    :raises ValueError: the context cannot be used for a client, or not with that name; or it needs a name.
+    :raises ValueError: the context cannot be used for a client, does not accept the name, or needs a name.
     """
     _check_context(ssl_context)
     if not isinstance(server_hostname, str):

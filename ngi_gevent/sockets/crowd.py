@@ -1,4 +1,4 @@
-"""The crowd at one listener: connections from each host, pending handshakes, and the lives of connections."""
+"""The crowd at one listener: connections from each host, pending handshakes, and the lifetimes of connections."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from ngi_gevent.sockets.lifetime import Lifetimes, Living
 
 __all__ = ["MOST_FAILED", "MOST_REFUSED", "Crowd"]
 
-#: Refused connections, and failed handshakes with clients, of one listener that are logged in ``logs.RATE_PERIOD``
-#: seconds.
+#: Log entries of one listener in ``logs.RATE_PERIOD`` seconds: for refused connections, and for failed handshakes.
 MOST_REFUSED = MOST_FAILED = 10
 
 
@@ -30,7 +29,7 @@ class Crowd:
         self._hosts = None if limits.max_per_host is None else HostCount(limits.max_per_host)
         self._lifetimes = None if limits.max_lifetime is None else Lifetimes(limits.max_lifetime, self.counters)
         self._refusals = logs.RateLimit(MOST_REFUSED)
-        self._handshakes = 0  # in progress
+        self._handshakes = 0  # pending
         #: The rate limit of log entries for failed handshakes.
         self.failures = logs.RateLimit(MOST_FAILED)
 
@@ -39,7 +38,7 @@ class Crowd:
 
         Connections from proxies are always admitted.  Their clients count when ``admits_client`` is called.
 
-        :param address: the listener's.
+        :param address: the listener's address.
         """
         return self._is_behind_proxies or self._has_room(peer_address, address)
 
@@ -101,4 +100,4 @@ class Crowd:
 
 
 def _do_nothing() -> None:
-    """The default for ``has_room``, before something waits for it."""
+    """The default for ``has_room``."""

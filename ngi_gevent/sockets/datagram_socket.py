@@ -43,7 +43,7 @@ SEND_TIMEOUT = 1.0
 #: Seconds before sending is tried again.  They double with each attempt, up to the second.
 FIRST_RETRY, LAST_RETRY = 0.001, 0.1
 
-#: Receivers that a listener remembers while its socket's send buffer is half full.
+#: Receivers that a listener records while its socket's send buffer is half full.
 MOST_RECEIVERS = 1024
 
 #: The flag with which Linux returns the real length of a truncated datagram.  Other systems return the buffer's length,

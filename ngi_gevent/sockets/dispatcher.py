@@ -8,7 +8,7 @@ A message costs a connection two system calls, one to receive and one to send.  
   the other.  A greenlet that has handled its message switches directly to the next greenlet of its batch.  Only the
   last greenlet switches back to the hub.  So a message costs one switch instead of two.
 * Output goes to the connection's sender, and the sender to ``unsent``.  At the end of the batch, each sender sends in
-  one system call, however many writes there were.  If a handler blocks, the batch ends, too.
+  one system call, however many writes there were.  If a handler blocks, the dispatcher goes on with the batch.
 
 A started watcher fires as long as there is input, even while the connection's greenlet is blocked in a handler.  A
 switch to that greenlet would break its wait.  So the connection's ``waiting`` is true only while a switch is allowed.

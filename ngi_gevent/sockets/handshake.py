@@ -44,26 +44,26 @@ class ShakingHands(Protocol):
         """Wait until there is input.  Raises ``OSError`` if the connection was stopped."""
 
     def handle_transport_events(self) -> None:
-        """Send messages of TLS itself."""
+        """Send TLS's own messages."""
 
     def is_live(self) -> bool:
         """Return whether the connection has not ended."""
 
     def is_of_parent(self) -> bool:
-        """Return whether it belongs to the process that this one was forked from."""
+        """Return whether the connection belongs to the parent of this forked process."""
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
         """Pass *event* to the lifecycle, and act on a new state."""
 
     def end_callbacks(self) -> None:
-        """Note that no callback will run from now on."""
+        """Note that all callbacks are over."""
 
 
 class Step(Protocol):
     """One step of a handshake, whose methods do not block."""
 
     def shake_hands(self) -> bool:
-        """Go on.  Return whether it is done; otherwise it needs input.  Raises ``OSError`` if it failed."""
+        """Continue.  Return whether the step is done; otherwise it needs input.  Raises ``OSError`` if it failed."""
 
     def receive_in_handshake(self, size: int) -> bool:
         """Receive input.  Return whether there was some.
@@ -100,7 +100,7 @@ class Handshake:
         self._extension: Timeout | None = None
 
     def with_client(self, connection: ShakingHands, begin: Callable[[Any], object]) -> object:
-        """Shake hands, then return ``begin(connection)``.  A failed handshake is only logged."""
+        """Do the handshake, then return ``begin(connection)``.  A failed handshake is only logged."""
         assert self._crowd is not None
         reason: Any = None
         try:
@@ -139,7 +139,7 @@ class Handshake:
                 self._extension.close()
 
     def run(self, connection: ShakingHands) -> None:
-        """Shake hands.  Blocks the greenlet.
+        """Do the handshake.  Blocks the greenlet.
 
         :raises OSError: the handshake failed, or the connection ended.
         """

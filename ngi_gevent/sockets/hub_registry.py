@@ -26,7 +26,8 @@ Result = TypeVar("Result")
 class HubRegistry(Registry):
     """The registry of the calling thread's hub.
 
-    :ivar sender: sends datagrams; ``wait`` does not wait for it.  :ivar mailbox: the mailbox of the hub.
+    :ivar sender: sends datagrams; ``wait`` does not wait for it.
+    :ivar mailbox: the mailbox of the hub.
     """
 
     def __init__(self, network: Network, on_error: OnError) -> None:

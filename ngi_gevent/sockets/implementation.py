@@ -124,7 +124,7 @@ class Implementation:
             A trailing dot and a scope are left out.  ``''`` sends no name; the context must then not check the name.
         :param timeout: seconds for the look-up of the name, the connection and the handshake together; None for the
             limits of the kernel only.  After that, ``failed_connect`` gets a :class:`~ngi_gevent.ConnectionTimeout`.
-        :param idle_timeout: as for ``listener``, like *output_limit*, *keep_alive* and *linger_timeout*.
+        :param idle_timeout: as for ``listener``; the same for *output_limit*, *keep_alive* and *linger_timeout*.
         :param local_address: ``(host, port)`` of this side; port 0 picks a port.  By default, the kernel picks both.
         :param proxy_header: a header of the PROXY protocol to send before anything else, also before TLS; see
             :func:`ngi_gevent.proxy_protocol.header`.
@@ -182,7 +182,7 @@ class Implementation:
             that this process can open, and at most 32 fewer than all; handlers can open the rest.
         :param limits: :class:`~ngi_gevent.Limits` on crowds; by default, there are none.
         :param slow_callback: seconds that a callback can keep the hub busy before the logger ``ngi_gevent.listener``
-            names it.  This uses a native thread, unless it is None, the default.
+            names it.  This uses a native thread.  None, the default, disables it.
         :param idle_timeout: seconds without data before the connection is closed, with a
             :class:`~ngi_gevent.Timeout` as the reason.  While output waits for the peer, time always counts.
             Otherwise, it does not count while a callback or an iterable runs, reading is paused, no handler is set, or
@@ -265,7 +265,7 @@ class Implementation:
         :param address: as for ``listener``, but only one.  A bound socket must be a datagram socket.  If a host name
             has several addresses, the first possible one is used, IPv4 first.
         :param buffer_size: bytes of the longest datagram.  A longer one is dropped, and the logger
-            ``ngi_gevent.datagram`` logs it.  By default, the longest of UDP; Unix sockets can send longer ones.
+            ``ngi_gevent.datagram`` logs it.  The default is UDP's maximum; Unix sockets can send more.
         :param reuse_port: whether other sockets can receive on the same port; the kernel chooses by the sender.
         :param broadcast: whether the listener's ``send`` can send to broadcast addresses.
         :param mode: as for ``listener``.  The same applies to *owner*.

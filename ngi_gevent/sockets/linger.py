@@ -36,7 +36,7 @@ DISCARD_TIMEOUT = 30.0
 #: early, and cost less than 1% of a processor.
 DISCARD_SIZE, DISCARD_PAUSE = 1024 * 1024, 1 / 16
 
-#: Seconds between two checks for a break of a connection that waits for an iterable, which no watcher reports.
+#: Seconds between two checks for a break while a connection waits for an iterable.  Watchers do not report it then.
 CHECK_INTERVAL = 1.0
 
 

@@ -56,8 +56,8 @@ class Mailbox:
     """The calls for one hub.  Made on the hub's thread.
 
     :ivar calls: the calls that are left to make.  On the hub's thread, ``this_thread.calls`` is this object.
-    :ivar lock: held for several calls that must happen in one step.  A thread can acquire it again.  :ivar
-        is_of_parent: whether the hub, and everything on it, belongs to the parent of this forked process.
+    :ivar lock: held for several calls that must happen in one step.  A thread can acquire it again.
+    :ivar is_of_parent: whether the hub, and everything on it, belongs to the parent of this forked process.
     """
 
     __slots__ = (

@@ -343,7 +343,7 @@ def _set(sock: Any, level: int, option: int, value: int | bytes = 1) -> None:
 
 
 def _poll_for(sock: Socket, events: int) -> int:
-    """Return the *events* that have happened, and errors and the end of both directions."""
+    """Return which of *events*, errors and the end of both directions have happened."""
     poll = _poll()
     poll.register(sock.fileno(), events)
     found = poll.poll(0)

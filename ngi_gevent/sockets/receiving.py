@@ -1,7 +1,7 @@
 """The input of a connection on a gevent socket: receiving it, holding it back, and detecting its end.
 
 Input is received, and delivered, on the connection's greenlet.  In between, the greenlet waits in a single place, and
-only the dispatcher and ``wake`` resume it.  If ``_events_pending`` is true, it has to handle more than input.
+only the dispatcher and ``wake`` resume it.  If ``_events_pending`` is true, the greenlet has to handle more than input.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class ReceivingConnection(HubConnection):
             self._handler.handle_input(self, data)  # type: ignore[union-attr]
 
     def handle_transport_events(self) -> None:
-        """Send messages of TLS itself, and handle input for which the socket does not become readable."""
+        """Send TLS's own messages, and handle input for which the socket does not become readable."""
         self._events_pending = True
         if self._transport.take_events() and not self._lifecycle.output_is_over:
             if self._output.pieces:

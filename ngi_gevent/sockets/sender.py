@@ -41,10 +41,10 @@ class Sending(Lingering, Protocol):
         """Stop waking the greenlet for input until it has handled events."""
 
     def iterator_raised(self, error: BaseException) -> None:
-        """Report *error* to the handler, in its turn."""
+        """Report *error* to the handler, after any callback that is running."""
 
     def is_shaking_hands(self) -> bool:
-        """Return whether TLS begins on the open connection."""
+        """Return whether a TLS handshake is pending on the open connection."""
 
 
 class Sender(OutputQueue):

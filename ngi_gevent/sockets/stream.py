@@ -86,7 +86,7 @@ class StreamConnection(ReceivingConnection):
     # The greenlet.
 
     def start(self, begin: Callable[[Any], object], where: str, context: Context) -> None:
-        """Run the connection on its own greenlet, which calls ``begin(connection)`` first, now.  Called on the hub.
+        """Run the connection on its own greenlet, which begins at once, with ``begin(connection)``.  Called on the hub.
 
         If memory for the greenlet is missing, aborts the connection, and raises.
         """
@@ -294,7 +294,7 @@ class StreamConnection(ReceivingConnection):
     # The end.
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        if not self._lifecycle.is_gone():  # the hub may have gone, too
+        if not self._lifecycle.is_gone():  # otherwise, the hub may have gone, too
             if self._calls:
                 self._dispatcher.mailbox.make_calls()
             if self._lifecycle.resets(event):

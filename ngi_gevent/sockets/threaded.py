@@ -151,7 +151,7 @@ class Threaded(Implementation):
         assert start is not None
         idle = Flag()
         if start.registry is not None and start.registry.mailbox.post(idle.set) and not idle.wait(IDLE_TIMEOUT):
-            # This is the only function for this, and it has no Python interface.
+            # Only this function does it, and it does not have a Python interface.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(start.ident), ctypes.py_object(SystemExit))
             self._ended.wait(EXIT_TIMEOUT)
 
@@ -260,9 +260,11 @@ class Threaded(Implementation):
 class _Start:
     """One start of the thread of a :class:`Threaded`.
 
-    :ivar generation: ``forks.generation()`` of the thread's process.  :ivar ident: the thread's ident, once it runs.
-    :ivar over: set once the hub runs, or has failed to.  :ivar error: the error if it has failed.  :ivar registry: the
-        registry of the hub, once it runs.
+    :ivar generation: ``forks.generation()`` of the thread's process.
+    :ivar ident: the thread's ident, once it runs.
+    :ivar over: set once the hub runs, or the start has failed.
+    :ivar error: the error if the start has failed.
+    :ivar registry: the registry of the hub, once it runs.
     """
 
     def __init__(self) -> None:

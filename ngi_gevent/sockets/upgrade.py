@@ -71,7 +71,7 @@ class Upgrade:
         self.error: BaseException | None = None
 
     def shake_hands(self, connection: Upgrading) -> None:
-        """Shake hands.  Blocks the connection's greenlet.
+        """Do the handshake.  Blocks the connection's greenlet.
 
         A failure is logged, and ends the connection.
         """
