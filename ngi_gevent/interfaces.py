@@ -678,8 +678,8 @@ class IImplementation(Protocol):
     ) -> IUDPListener:
         """Receive datagrams on *address*, and pass each to *handler*.
 
-        :param buffer_size: bytes of the longest datagram to receive; the default is the longest that UDP has.  A longer
-            datagram is never cut: it is dropped, and logged.
+        :param buffer_size: bytes of the longest datagram to receive; the default is UDP's maximum.  A longer datagram
+            is never cut: it is dropped, and logged.
         :raises TypeError: *address*, *handler*, *buffer_size* or an option has the wrong type.
         :raises ValueError: *address*, *buffer_size* or an option has an invalid value.
         :raises OSError: the kernel refused the address, which the error names.

@@ -123,7 +123,8 @@ class Callbacks:
         # Tuples, because nearly all connections have no entries, and lists would cost each connection 112 bytes.
         self._exceptions: tuple[BaseException, ...] = ()  # of iterables, for handle_exception
         self._when_closed: tuple[Callable[[], object], ...] = ()
-        #: Records that adapters have for their handlers.  The last are delivered first: they are parts of those before.
+        #: Records of adapters for their handlers.  The last entry is delivered first: its records are parts of earlier
+        #: ones.
         self._records: tuple[tuple[Delivering, Iterator[Any]], ...] = ()
         self._is_paused = False  # whether the application holds input back
 
@@ -182,8 +183,8 @@ class Callbacks:
     def _failed(self, where: str, error: BaseException) -> None:
         """Report that the application raised *error* in *where*, and end this connection.
 
-        This includes callbacks that only wrote to an ended connection.  The rest of the piece of input is lost with
-        that callback, and an adapter in the middle of a record must not take the next piece for the beginning of one.
+        A callback that only wrote to an ended connection ends it, too.  The rest of the piece of input is lost with
+        that callback, and an adapter in the middle of a record must not treat the next piece as the beginning of one.
         """
         reason: Reason | None = None
         if isinstance(error, ConnectionClosed) and is_end_of(self, error):

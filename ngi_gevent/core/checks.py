@@ -67,7 +67,7 @@ def close_iterator(iterator: Any) -> None:
 
 
 def check_handler(handler: Any) -> None:
-    """Raise ``TypeError`` unless *handler* can take input."""
+    """Raise ``TypeError`` unless *handler* has a method ``handle_input``."""
     handle_input = getattr(handler, "handle_input", None)
     if isinstance(handler, type) or not callable(handle_input):
         raise TypeError(f"a connection handler is an object with a handle_input method; got {handler!r:.100}")

@@ -54,7 +54,7 @@ class Lines:
 
     @property
     def size(self) -> int:
-        """Bytes that it counts for."""
+        """The bytes that it counts as."""
         return self.ITERATOR_SIZE + self.known
 
     def note_pulled(self, size: int) -> int:
@@ -126,7 +126,7 @@ class OutputQueue:
         self.is_watched = False
         #: Flags of callers that wait until less than a number of bytes is pending.
         self.drains: tuple[tuple[Flag, int], ...] = ()
-        #: Bytes of pending output above which no input is delivered; None as long as answers are not limited.
+        #: Bytes of pending output above which input is not delivered; None as long as answers are not limited.
         self.pause_threshold: int | None = None
         #: Whether input waits until the peer takes output.
         self.is_pausing = False
