@@ -56,17 +56,17 @@ def request(
     """
     _check_connect(connect)
     timeout = as_timeout(timeout)
-    asked = _Request(_connected_method(handler))
+    attempt = _Request(_connected_method(handler))
     try:
-        connect(address, asked)
-        ended = asked.wait(timeout)
+        connect(address, attempt)
+        ended = attempt.wait(timeout)
     finally:
-        asked.give_up()
-    if asked.error is not None:
-        raise asked.error
+        attempt.give_up()
+    if attempt.error is not None:
+        raise attempt.error
     if ended:
-        return asked.reason
-    if asked.connection is None:
+        return attempt.reason
+    if attempt.connection is None:
         raise _no_connection(address, timeout)
     raise Timeout(f"the connection to {address!r} had not ended after {timeout} seconds")
 
@@ -236,9 +236,9 @@ class _Request(_Attempt):
 class _WatchedConnection(Base):
     """The connection of a request, which passes the handler's exceptions to the caller instead of the log."""
 
-    def __init__(self, connection: Any, asked: _Request) -> None:
+    def __init__(self, connection: Any, attempt: _Request) -> None:
         super().__init__(connection)
-        self._asked = asked
+        self._attempt = attempt
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         self._call(super().handle_input, connection, data)
@@ -265,23 +265,23 @@ class _WatchedConnection(Base):
             self.handler_raised(error)
 
     def handle_close(self, connection: Any, reason: Reason) -> None:
-        self._asked.reason = reason
+        self._attempt.reason = reason
         try:
             super().handle_close(connection, reason)
         except BaseException as error:
-            self._asked.error = error
+            self._attempt.error = error
 
     def _application_ended(self, connection: Any) -> None:
         try:
             super()._application_ended(connection)
         except BaseException as error:
-            self._asked.error = error
+            self._attempt.error = error
 
     def handler_raised(self, error: BaseException) -> None:
         """End the connection because the handler raised *error*, as the implementation would."""
         if is_end_of(bottom(self), error):
             return
-        self._asked.error = error
+        self._attempt.error = error
         if self.connection:
             self.connection.close()
             super().handle_close(self.connection, error)

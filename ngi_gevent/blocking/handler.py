@@ -97,7 +97,7 @@ class Handler:
         #: Why the connection ended, if the application did not end it.
         self.reason: Reason | None = None
         self._received = 0  # pieces of input
-        self._asked = 0  # pieces that the reader had taken when it last needed more
+        self._requested = 0  # pieces that the reader had taken when it last needed more
         self._discards = False  # whether the input file is closed
         self._changes = Changes()
         self._lease: ref[Lease] | None = None  # set with the first file
@@ -126,7 +126,7 @@ class Handler:
         # The connection decides whether its callback can wait.  It cannot wait in memory, because it may run on the
         # reader's greenlet, and it must not wait after the end of the connection.  In these cases, input simply queues
         # up.
-        self._changes.wait(lambda: self.ended or self._discards or self._asked >= self._received, self._bottom.hold)
+        self._changes.wait(lambda: self.ended or self._discards or self._requested >= self._received, self._bottom.hold)
 
     def take_undelivered(self) -> bytes:
         """Remove and return all unread input, because TLS begins on the connection."""
@@ -166,10 +166,10 @@ class Handler:
 
     # For the input file.
 
-    def ask(self, taken: int) -> None:
+    def request_more(self, taken: int) -> None:
         """Make the connection deliver another piece if the reader has taken *taken* pieces.  Never blocks."""
-        if self._asked != taken:
-            self._asked = taken
+        if self._requested != taken:
+            self._requested = taken
             self._changes.announce()
 
     def discard(self) -> None:

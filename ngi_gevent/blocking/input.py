@@ -240,7 +240,7 @@ class Input(File):
             self._taken += 1
         if ended or count(self._unread) is not None:
             return True
-        self._handler.ask(self._taken)
+        self._handler.request_more(self._taken)
         return False
 
 
