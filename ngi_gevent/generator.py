@@ -99,7 +99,7 @@ class _GeneratorHandler:
 
     @staticmethod
     def _resume(connection: Any, resume: Callable[..., object], *arguments: Any) -> bool:
-        """Resume the generator.  Return False if it has returned, which closes the connection."""
+        """Resume the generator.  If it returns, close the connection, and return False."""
         try:
             resume(*arguments)
         except StopIteration:

@@ -44,8 +44,8 @@ def request(
 
     :param connect: an implementation's method, such as ``ngi_gevent.connect``.  Pass options with
         ``functools.partial``, for example ``partial(ngi_gevent.connect, ssl_context=context)``.
-    :param handler: a client connect handler, a class of such handlers, which this instantiates, a server, or a
-        connection handler.  Its ``failed_connect`` is not called, because this raises the exception instead.
+    :param handler: a client connect handler, a server, or a connection handler; or a class of client connect handlers,
+        which this instantiates.  ``failed_connect`` is not called, because this raises the exception instead.
     :param timeout: seconds for the whole request; None for no limit.
     :returns: None if *handler* closed the connection; otherwise the reason why it ended.
     :raises TypeError: *handler* has another type.

@@ -78,8 +78,8 @@ class Lease:
 class Handler:
     """The connection handler behind a pair of files.  Sets itself as the handler of *connection*.
 
-    The callbacks and the files can run on different threads.  This takes no lock: only one side sets each attribute,
-    and a caller that waits has its flag in place before it checks its condition.
+    The callbacks and the files can run on different threads.  This does not need a lock, because only one side sets
+    each attribute, and a waiting caller adds its flag before it checks its condition.
     """
 
     def __init__(self, connection: Any) -> None:

@@ -193,7 +193,7 @@ class BaseListener:
         raise NotImplementedError
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
-        """Call the application's *callback*, soon, where it can block without delaying connections."""
+        """Call the application's *callback*, soon, on a greenlet that may block."""
         raise NotImplementedError
 
     def _stop_listening(self, *, serve_queued: bool = False) -> None:

@@ -43,7 +43,7 @@ class Crowd:
         return self._is_behind_proxies or self._has_room(peer_address, address)
 
     def admits_client(self, connection: Any, client: Any) -> bool:
-        """Return whether *connection*, from a proxy, is allowed for the address *client*.  If so, count it there."""
+        """Return whether *connection*, from a proxy, is allowed for the address *client*, and count it if so."""
         has_room = self._has_room(client, connection.local_address)
         if has_room and self._hosts is not None:
             self._hosts.add(connection, client)

@@ -24,7 +24,7 @@ __all__ = ["Feeder"]
 #: compared with the megabytes that the kernel takes for a peer.
 AHEAD = 256 * 1024
 
-#: Bytes that each item of an iterable counts as, at least, so that tiny items do not delay other connections.
+#: The smallest count of bytes for an item of an iterable, so that tiny items do not delay other connections.
 LEAST_AHEAD = 256
 
 

@@ -53,7 +53,7 @@ class HubRegistry(Registry):
         self.sender.close()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until nothing is registered any more, for *timeout* seconds at most.  Return whether that is so.
+        """Wait until the registry is empty, for *timeout* seconds at most.  Return whether it is empty.
 
         Raises the exception that was kept for ``wait``.
         """
@@ -99,7 +99,7 @@ class HubRegistry(Registry):
         return bool(self._wakers)
 
     def set_when_empty(self, flag: Flag) -> None:
-        """Set *flag* when nothing is registered any more."""
+        """Set *flag* when the registry is empty."""
         if self:
             self._wakers.append(flag.set)
         else:
@@ -133,7 +133,7 @@ def log_and_interrupt(registry: HubRegistry, peer: Any, where: str, error: BaseE
 def keep_first_error(registry: HubRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
     """Keep *error* for ``wait`` if it is the first one; otherwise log it.
 
-    If it must end the program, it does not wait for a ``wait`` that may never follow.
+    An error that must end the program is not kept unless a caller waits, because no ``wait`` may follow.
     """
     hub = get_hub_if_exists()
     ends_program = hub is not None and isinstance(error, hub.SYSTEM_ERROR)

@@ -190,7 +190,7 @@ class Mailbox:
         calls = self.calls
         try:
             for _ in range(len(calls)):
-                if calls:  # another greenlet may have made the others
+                if calls:  # otherwise, another greenlet has made them
                     context, call, arguments = calls.popleft()
                     context.run(call, *arguments)
         finally:
