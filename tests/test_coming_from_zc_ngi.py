@@ -10,7 +10,10 @@ from functools import reduce
 import pages
 import pytest
 
-PAGE = (pages.DOCS / "coming_from_zc_ngi.md").read_text()
+PAGE = (pages.DOCS / "zc_ngi" / "names.md").read_text()
+
+#: All pages that name successors.
+PAGES = [pages.DOCS / "coming_from_zc_ngi.md", *(pages.DOCS / "zc_ngi").glob("*.md")]
 
 #: What is public in zc.ngi 2.1.0: all without an underscore that its modules define, but for names of its own tests.
 NAMES = {
@@ -50,7 +53,7 @@ NAMES = {
 
 def rows(module):
     """The cells of the table of *module*."""
-    section = re.search(rf"^### {re.escape(module)}(?:,[^\n]*)?\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    section = re.search(rf"^## {re.escape(module)}(?:,[^\n]*)?\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE)
     assert section, module
     table = [line.split(" | ") for line in section[1].splitlines() if line.startswith("| ")]
     return table[2:]
@@ -82,7 +85,7 @@ def found(name):
 
 
 def test_what_it_says_to_use_is_there():
-    named = set(re.findall(r"`(ngi_gevent[\w.]*\w)", PAGE))
+    named = {name for page in PAGES for name in re.findall(r"`(ngi_gevent[\w.]*\w)", page.read_text())}
     assert len(named) > 50
     for name in named:
         found(name)
