@@ -91,7 +91,9 @@ def proxy_server(
 
     def serve(client: Any) -> Proxied:
         def connect_for_client(address: Any, handler: Any) -> None:
-            named = None if version is None else header(client.peer_address, client.local_address, version=version)
+            # Behind another proxy, the client has connected to that one, and only that one has its address.
+            destination = client.local_address if client.proxy_address is None else None
+            named = None if version is None else header(client.peer_address, destination, version=version)
             connect(address, handler, proxy_header=named, **options)
 
         return Proxied(client, upstreams, connect_for_client)

@@ -153,15 +153,19 @@ def header(source: Any, destination: Any = None, *, version: int = 2) -> bytes:
 
         ngi_gevent.connect(backend, handler, proxy_header=header(client.peer_address, client.local_address))
 
-    If one address is IPv4 and the other one IPv6, the first is written as IPv6.  A destination that cannot be written
+    If one address is IPv4 and the other one IPv6, both are written as IPv6.  A destination that cannot be written
     beside the source, such as the path of a Unix socket beside an IP address, is left out: all its bytes are 0.
-    Version 1 has no Unix sockets, so the header says UNKNOWN for them.
+    Version 1 does not have Unix sockets, so the header for them is UNKNOWN.
 
-    :param source: the address of the client, as ``peer_address`` has it; None if the connection is the program's own.
-    :param destination: the address that the client connected to, as ``local_address`` has it; None to leave it out.
-    :param version: 1 or 2.
+    :param source: the address of the client, as in ``peer_address``.  None for a connection that the program makes for
+        itself: the header then names no client.
+    :param destination: the address that the client connected to, as in ``local_address``; None, the default, to leave
+        it out.  Leave it out if the client's connection has a ``proxy_address``: the client connected to that proxy, at
+        an address that the connection does not have.
+    :param version: 1 or 2; 2 by default.
     :raises TypeError: an address has the wrong type.
-    :raises ValueError: *version* is neither, or an address cannot be written: its host is a name, for example.
+    :raises ValueError: *version* is not 1 or 2, or an address cannot be written.  Its host is a name, for example, as
+        in the addresses that the implementation in memory chooses.
     """
     if version not in (1, 2):
         raise ValueError(f"version must be 1 or 2; got {version!r}")
@@ -208,7 +212,9 @@ def _pack(address: Any, name: str) -> tuple[bytes, int | None]:
     try:
         return ip_address(host.partition("%")[0]).packed, port
     except ValueError:
-        raise ValueError(f"the host of {name} must be an IP address; got {address!r}") from None
+        raise ValueError(
+            f"the host of {name} must be an IP address; got {address!r}; in memory, choose addresses with IP hosts"
+        ) from None
 
 
 def check_header(data: Any) -> None:

@@ -20,11 +20,12 @@ from certificates import AUTHORITY, certificate, client_context, server_context
 from stages import PATIENCE, Witness
 
 from ngi_gevent import testing
-from ngi_gevent.proxy_protocol import header
+from ngi_gevent.proxy_protocol import header, parse
 from ngi_gevent.testing.contract.rules.common import Echo
 from ngi_gevent.testing.simulation import explore
 
 CLIENT, FRONT = ("192.0.2.1", 4711), ("192.0.2.9", 443)
+NOWHERE = ("0.0.0.0", 0)  # of a header that leaves the destination out
 SECURE = {"ssl_context": client_context(), "server_hostname": "localhost"}
 
 
@@ -76,6 +77,21 @@ def test_the_client_of_a_balancer_is_named_to_the_upstream(example, ngi):
     balancer = testing.Recorder()
     front.connect(balancer, ("10.0.0.1", 5), proxy_header=header(CLIENT, FRONT))
     assert served.connection.peer_address == CLIENT
+    front.close()
+    upstream.close()
+
+
+@pytest.mark.parametrize(("balancer", "destination"), [(None, FRONT), ("", NOWHERE), (("10.0.0.1", 5), NOWHERE)])
+def test_the_upstream_gets_no_wrong_destination(example, ngi, balancer, destination):
+    """A client of a balancer has connected to the balancer, so the proxy's own address would be wrong."""
+    received = testing.Recorder()
+    upstream = ngi.listener(None, received.connected)
+    serve = example.proxy_server([upstream.address], 2, ngi.connect)
+    front = ngi.listener(FRONT, serve, proxy_protocol=["unix", "10.0.0.0/8"])
+    client = testing.Recorder()
+    named = None if balancer is None else header(CLIENT, ("198.51.100.1", 443))
+    front.connect(client, CLIENT if balancer is None else balancer, proxy_header=named)
+    assert parse(received.data)[:2] == (CLIENT, destination)
     front.close()
     upstream.close()
 
