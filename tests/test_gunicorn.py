@@ -20,6 +20,7 @@ import pytest
 from certificates import AUTHORITY, certificate, new_client_context
 from gunicorns import ROOT, ask, command, environment, read_line, running
 from load import Load
+from pages import DOCS
 from stages import PATIENCE
 
 import ngi_gevent
@@ -138,6 +139,13 @@ def test_an_option_that_is_a_setting_is_refused_in_a_service():
     for option in SETTINGS:
         with pytest.raises(TypeError, match=f"^{option} cannot be an option of app:echo, .* use gunicorn's"):
             check_application(ngi_gevent.Service(Echo, **{option: None}), "app:echo")
+
+
+def test_the_reference_lists_options_that_are_settings():
+    page = (DOCS / "reference" / "gunicorn.md").read_text()
+    rows = re.findall(r"^\| .* \| (.*) \|$", page.partition("## Settings and options of listener")[2], re.MULTILINE)
+    options = {option for row in rows if "`limits`" not in row for option in re.findall(r"`(\w+)(?:=[^`]*)?`", row)}
+    assert options >= SETTINGS.keys()
 
 
 # Signals.
