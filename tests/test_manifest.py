@@ -1,4 +1,4 @@
-"""What the page on containers has Kubernetes do: it fits the image, the server, and itself."""
+"""The manifest on the page on Kubernetes fits the image, the server, and itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from test_echo_server import running
 
 ROOT = pages.DOCS.parent
 CONTAINER = ROOT / "examples" / "container"
-PAGE = pages.DOCS / "how_to" / "containers.md"
+PAGE = pages.DOCS / "how_to" / "kubernetes.md"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -129,7 +129,7 @@ def test_the_server_listens_where_it_is_looked_for(container, service, options):
 
 
 def test_it_is_the_image_that_the_page_builds_and_what_is_in_it(container):
-    assert f"docker build -t {container['image']} ." in PAGE.read_text()
+    assert f"docker build -t {container['image']} ." in (PAGE.parent / "containers.md").read_text()
     assert "command" not in container  # so that the entry point of the image goes first
     assert '\nCMD ["' + '", "'.join(container["args"][:2]) + '", ' in DOCKERFILE  # as in its own command
 
