@@ -6,11 +6,12 @@ import importlib
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pages
 import pytest
 
-from ngi_gevent import testing
+from ngi_gevent import adapters, testing
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,6 +120,37 @@ def test_performance_says_what_the_results_say():
         if "less is better" in work:
             more, less = less, more
         assert (work, set(re.findall(r"\w+", faster)), set(re.findall(r"\w+", slower))) == (work, more, less)
+
+
+def test_the_drawing_of_calls_has_the_calls_of_a_conversation():
+    """A client that connects, sends and closes: each call between the library and the tutorial's first server."""
+    drawing = ElementTree.parse(pages.DOCS / "drawings" / "calls.svg")
+    drawn = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text") if text.get("class") == "call"]
+    calls = []
+
+    class Connection(adapters.Base):
+        def set_handler(self, handler):
+            calls.append("connection.set_handler(self)")
+            super().set_handler(handler)
+
+        def write(self, data):
+            calls.append("connection.write(data)")
+            super().write(data)
+
+    class Echo:
+        def __init__(self, connection):
+            calls.append("Echo(connection)")
+            connection.set_handler(self)
+
+        def handle_input(self, connection, data):
+            calls.append("handle_input(connection, data)")
+            connection.write(data.upper())
+
+        def handle_close(self, connection, reason):
+            calls.append("handle_close(connection, reason)")
+
+    testing.converse(lambda connection: Echo(Connection(connection)), [b"hello"])
+    assert drawn == calls
 
 
 #: What is code, and is run; commands for who has time, or another machine; code of zc.ngi; and what is no code.
