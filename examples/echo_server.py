@@ -71,11 +71,11 @@ def bind_address(text: str) -> tuple[str, int] | str:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address goes in brackets, as in [::1]:8000")
+        raise argparse.ArgumentTypeError(f"an IPv6 address must be in brackets, as in [::1]:8000; got {text!r}")
     if not (colon and host and port.isascii() and port.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither HOST:PORT nor the name of a Unix socket with a slash")
+        raise argparse.ArgumentTypeError(f"an address must be HOST:PORT, or a path with a slash; got {text!r}")
     if int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r}: a port is from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"a port must be from 0 to 65535; got {text!r}")
     return host, int(port)
 
 
@@ -85,13 +85,13 @@ def seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"seconds must be a number >= 0; got {text!r}")
     return value
 
 
 def count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of connections")
+        raise argparse.ArgumentTypeError(f"connections must be an int >= 1; got {text!r}")
     return int(text)
 
 
@@ -131,7 +131,7 @@ def handed_over(name: str) -> list[socket.socket]:
     sockets = systemd.sockets()
     found = sockets.get(name, []) if name else [sock for named in sockets.values() for sock in named]
     if not found:
-        raise ValueError(f"no such sockets from systemd; their names are {sorted(sockets)}")
+        raise ValueError(f"systemd passed no such socket; the names are {sorted(sockets)}")
     return found
 
 

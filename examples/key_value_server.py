@@ -69,7 +69,7 @@ class Requests:
             return None
         value = bytes(self._buffer[self._start : end])
         if self._buffer[end : end + 1] != b"\n":
-            raise BadRequest("a value ends with a line end")
+            raise BadRequest("a value must end with a line end")
         self._setting = None
         self._start = self._searched = end + 1
         return "set", key, value
@@ -85,19 +85,19 @@ class Requests:
         try:
             return line.decode()
         except UnicodeDecodeError:
-            raise BadRequest("a line is UTF-8") from None
+            raise BadRequest("a line must be UTF-8") from None
 
 
 def _request(line: str) -> tuple[str, str, int]:
     """The verb, key and size of a line."""
     verb, *arguments = line.split(" ")
     if len(arguments) != {"set": 2, "get": 1, "delete": 1, "quit": 0}.get(verb, -1):
-        raise BadRequest("a request is: set KEY SIZE, get KEY, delete KEY, or quit")
+        raise BadRequest("a request must be: set KEY SIZE, get KEY, delete KEY, or quit")
     if verb != "set":
         return verb, "".join(arguments), 0
     key, size = arguments
     if not (size.isascii() and size.isdigit() and len(size) < 10 and int(size) <= MAX_VALUE):
-        raise BadRequest(f"a size is a number up to {MAX_VALUE}")
+        raise BadRequest(f"a size must be a number up to {MAX_VALUE}")
     return verb, key, int(size)
 
 

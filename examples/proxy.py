@@ -71,7 +71,7 @@ class Proxied:
         relay(self._client, upstream)
 
     def failed_connect(self, reason: Any) -> None:
-        log.warning("upstream %s cannot be reached: %s", self._address, reason)
+        log.warning("unable to connect to upstream %s: %s", self._address, reason)
         self._upstreams.failed(self._address)
         if self._left and self._client:
             self._try_next()

@@ -60,7 +60,7 @@ def serve(port: int) -> None:
 def count(port: int, files: list[Path]) -> None:
     reason = blocking.request(ngi_gevent.connect, ("127.0.0.1", port), Client(files).count, timeout=60)
     if reason is not None:  # the client did not end it, so the server did
-        raise ngi_gevent.UnexpectedResponse(f"not all was counted: {reason}")
+        raise ngi_gevent.UnexpectedResponse(f"the input ended early: {reason}")
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
-"""What can go wrong, and whose doing it was: yours, the peer's, or time's.
+"""The exceptions of this package.
 
-Everything that this package raises on its own account derives from :class:`NGIError`.  Two kinds of mistake do not,
-since Python has names for them already: an argument of the wrong type raises :class:`TypeError`, one of the right type
-with an impossible value raises :class:`ValueError`, both at the call and naming the value.  What the operating system
-refuses is an :class:`OSError`, as everywhere.
+All of them derive from :class:`NGIError`.  Wrong arguments raise Python's own exceptions, at the call, with a message
+that shows the value: :class:`TypeError` for a wrong type, :class:`ValueError` for an invalid value.  Errors of the
+operating system are :class:`OSError`, as everywhere.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ __all__ = [
 
 
 class NGIError(Exception):
-    """The root of the errors of this package."""
+    """The base class of the exceptions of this package."""
 
 
 class ConnectionClosed(NGIError, ValueError):
-    """Yours: something was written to a connection that is closing or closed.
+    """A write to a connection that is closing or closed, or an end of the connection before the end of its input.
 
-    Raised by ``write`` and ``writelines`` of connections, and by the files of :func:`ngi_gevent.blocking.open`.  It is
-    a :class:`ValueError` too, as writing to a closed file is.
+    Raised by the ``write`` and ``writelines`` of connections, and by the files of :func:`ngi_gevent.blocking.open`.  It
+    is also a :class:`ValueError`, like the exception for writing to a closed file.
 
-    A handler need not catch it for its own connection: if it leaves a callback of that connection, it is logged at
-    level DEBUG, and ``handle_close`` gets the reason for which the connection ended.  A handler that wants what had
-    arrived before the end must catch it, or look at ``bool(connection)`` before it writes.
+    A handler does not need to catch it for its own connection.  If it leaves a callback of that connection, it is
+    logged at level DEBUG, and ``handle_close`` gets the reason why the connection ended.  Catch it, or check
+    ``bool(connection)`` before the write, to process input that arrived before the end.
 
-    :ivar connection: the connection that was written to, below all adapters; None if there is none to name.
-    :ivar reason: why it ended, if the connection does not know that itself yet; usually None.
+    :ivar connection: the connection of the write, below all adapters; None if unknown.
+    :ivar reason: why it ended, if the connection itself does not have the reason yet; usually None.
     """
 
     def __init__(self, message: object = "", connection: object = None, reason: str | BaseException | None = None):
@@ -48,41 +47,43 @@ class ConnectionClosed(NGIError, ValueError):
 
 
 class ImplementationClosed(NGIError, ValueError):
-    """Yours: an implementation was used after its ``close()``.
+    """A call of an implementation after its ``close()``.
 
-    A handler that connects again at the end of its connection need not catch it: if it leaves a callback of an
-    implementation that has been closed, it is logged at level DEBUG.
+    A handler that connects again when its connection ends does not need to catch it.  If it leaves a callback after
+    the implementation was closed, it is logged at level DEBUG.
     """
 
 
 class ListenerClosed(NGIError, ValueError):
-    """Yours: a datagram was to be sent from a listener that is closed.
+    """A datagram sent from a UDP listener that is closed.
 
-    Raised by the ``send`` of listeners for datagrams; ``udp`` of an open implementation goes on sending.
+    Raised by the ``send`` of UDP listeners.  The ``udp`` of an open implementation still sends.
     """
 
 
 class Deadlock(NGIError, RuntimeError):
-    """Yours: waiting here could never end, since what is waited for is waiting for the caller.
+    """A wait that could never end.
 
-    Raised, for instance, where a callback of a connection waits until that connection is gone.
+    The caller waits for something that itself waits for the caller, as in a callback that waits for the end of its own
+    connection.  Or the caller waits without a timeout, and nothing is left that could end the wait.
     """
 
 
 class WouldWait(Deadlock):
-    """Yours: a callback in memory waits.
+    """A wait in a callback in memory.
 
-    In memory, callbacks run while the call that led to them waits, so nothing else can end a wait of theirs.  Raised at
-    the wait: by the functions of gevent and of this package, and by patched functions of the standard library.
+    In memory, callbacks run within the call that caused them, so nothing else can end their waits.  Raised by the
+    waiting function: one of gevent, of this package, or a patched function of the standard library.
     """
 
 
 class ConnectionFailed(NGIError):
-    """The peer's: a connection could not be made.
+    """A connection attempt that failed.
 
-    Raised by what waits for a connection: :mod:`ngi_gevent.blocking`, and the ``failed_connect`` of generator handlers.
+    Raised by functions that wait for a connection, as in :mod:`ngi_gevent.blocking`, and by the ``failed_connect`` of
+    generator handlers.
 
-    :ivar reason: what ``failed_connect`` was called with: an exception, most likely an :class:`OSError`, or text.
+    :ivar reason: the argument of ``failed_connect``: an exception, most likely an :class:`OSError`, or text.
     """
 
     def __init__(self, reason: object) -> None:
@@ -91,34 +92,33 @@ class ConnectionFailed(NGIError):
 
     @classmethod
     def because(cls, reason: object) -> ConnectionFailed:
-        """The error to raise for what ``failed_connect`` was called with, which may be one already."""
+        """Return the error to raise for *reason*, the argument of ``failed_connect``; itself if it is one already."""
         return reason if isinstance(reason, ConnectionFailed) else cls(reason)
 
 
 class LimitExceeded(NGIError):
-    """The peer's: it took too little, or sent too much, and a limit ended the connection.
+    """A limit that ended the connection, because the peer sent too much, or did not read.
 
-    The reason that ``handle_close`` is called with where the output that waits for the peer exceeds the listener's
-    ``output_limit``, or a record the limit of :class:`ngi_gevent.adapters.Lines` or :class:`ngi_gevent.adapters.Sized`.
-    Raised by who waits for input that is too long: ``readline`` without a size, and
-    :func:`ngi_gevent.message.message`.
+    The reason that ``handle_close`` gets if pending output exceeds the listener's ``output_limit``, or a record the
+    limit of :class:`ngi_gevent.adapters.Lines` or :class:`ngi_gevent.adapters.Sized`.  Also raised for input that is
+    too long: by ``readline`` without a size, and by :func:`ngi_gevent.message.message`.
     """
 
 
 class UnexpectedResponse(NGIError):
-    """The peer's: it answered something else than what was expected.  Raised by :func:`ngi_gevent.message.message`."""
+    """An answer that is not the expected one.  Raised by :func:`ngi_gevent.message.message`."""
 
 
 class Timeout(NGIError, TimeoutError):
-    """Time's: something was not done within the seconds that it was given.
+    """A timeout that expired.
 
-    Raised by what waits, and the reason that ``handle_close`` is called with after an ``idle_timeout``.  Not to be
-    confused with ``gevent.Timeout``, which is no :class:`Exception`.
+    Raised by functions that wait.  Also the reason that ``handle_close`` gets after an ``idle_timeout`` or a
+    ``max_lifetime``.  It is not ``gevent.Timeout``, which does not derive from :class:`Exception`.
     """
 
 
 class ConnectionTimeout(ConnectionFailed, Timeout):
-    """Time's: a connection was not made within the seconds that it was given.
+    """A connection attempt that did not finish within its timeout.
 
-    What ``failed_connect`` is called with, and what is raised by who waits for a connection.
+    The reason that ``failed_connect`` gets.  Also raised by functions that wait for a connection.
     """

@@ -34,7 +34,7 @@ class Handler:
         eof: bool = False,
     ) -> None:
         if not callable(function):
-            raise TypeError(f"a generator handler is made of a generator function; got {function!r:.100}")
+            raise TypeError(f"a generator handler must be a generator function; got {function!r:.100}")
         functools.update_wrapper(self, function)
         self._function: Callable[..., Generator[None, bytes, object]] = function
         self._connection_adapter = connection_adapter
@@ -54,7 +54,7 @@ class Handler:
             connection = self._connection_adapter(connection)
         generator = self._function(connection)
         if not hasattr(generator, "send"):
-            raise TypeError(f"a generator handler is made of a generator function; {self._function!r} is none")
+            raise TypeError(f"a generator handler must be a generator function; got {self._function!r:.100}")
         return (_EOFGeneratorHandler if self._eof else _GeneratorHandler)(generator, connection)
 
     def connected(self, connection: Any) -> None:
@@ -91,7 +91,7 @@ class _GeneratorHandler:
         except (GeneratorExit, StopIteration):
             return
         self._generator.close()
-        raise RuntimeError(f"the generator went on after its connection had closed: {reason}")
+        raise RuntimeError(f"the generator did not end when its connection closed: {reason}; let GeneratorExit pass")
 
     def _application_ended(self, connection: Any) -> None:
         """Close the generator, which waits at a ``yield`` for input that will not come."""

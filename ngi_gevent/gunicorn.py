@@ -271,7 +271,7 @@ def check_application(application: Any, name: str) -> None:
     if isinstance(application, Service):
         for option in application.options:
             if option in SETTINGS:
-                raise TypeError(f"{option} cannot be an option of {name}, a Service; use gunicorn's {SETTINGS[option]}")
+                raise TypeError(f"{option} cannot be set by the Service {name}; use gunicorn's {SETTINGS[option]}")
     try:
         signature = inspect.signature(application)
     except (TypeError, ValueError):  # it is written in C
@@ -281,7 +281,7 @@ def check_application(application: Any, name: str) -> None:
     except TypeError:
         factory = "" if signature.parameters or "(" in name else f"; for a factory, write '{name}()'"
         raise TypeError(
-            f"{name} is not a server, which is called with a connection; got {application!r:.100}{factory}"
+            f"{name} must be a callable that takes a connection; got {application!r:.100}{factory}"
         ) from None
 
 
@@ -320,7 +320,7 @@ def graceful_seconds(graceful_timeout: float) -> float:
 def _check_kind(sock: socket.socket) -> None:
     """Raise ``ValueError`` unless *sock* is a stream socket.  gunicorn takes each socket that it is passed for one."""
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
-        raise ValueError(f"the socket on {sock.getsockname()!r} is not a stream socket")
+        raise ValueError(f"gunicorn must bind stream sockets; got one on {sock.getsockname()!r}")
 
 
 def _with_place(error: BaseException) -> str:

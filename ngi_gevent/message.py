@@ -68,6 +68,6 @@ class _Message:
     def handle_input(self, connection: Any, data: bytes) -> None:
         self.answer.write(data)
         if self.answer.tell() > self._max_size:
-            raise LimitExceeded(f"the answer is of more than max_size, {self._max_size} bytes")
+            raise LimitExceeded(f"the answer has more than {self._max_size} bytes (max_size)")
         if self._expected is not None and self._expected(self.answer.getvalue()):
             connection.close()

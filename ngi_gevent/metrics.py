@@ -101,7 +101,7 @@ def log_metrics(listener: IListener, interval: float = 60.0) -> None:
         Flag().wait(interval)
         now = listener.metrics()
         logs.listeners.info(
-            "%r in %s seconds: %d accepted, %d ended, %d times limited, %d failed handshakes,"
+            "listener on %r in %s seconds: %d accepted, %d ended, %d times limited, %d failed handshakes,"
             " %s bytes received, %s sent; now: %d open, %d bytes pending",
             *(listener.address, interval, now.accepted - before.accepted),
             *(_sum(now.ended) - _sum(before.ended), _sum(now.limited) - _sum(before.limited)),

@@ -76,7 +76,7 @@ def parse(data: bytes) -> Header | None:
         return _parse_binary(data)
     if LINE_START.startswith(data) or SIGNATURE.startswith(data):
         return None
-    raise ValueError(f"a PROXY header begins with {LINE_START!r} or {SIGNATURE!r}; got {data[:20]!r}")
+    raise ValueError(f"a PROXY header must begin with {LINE_START!r} or {SIGNATURE!r}; got {data[:20]!r}")
 
 
 def _parse_line(data: bytes) -> Header | None:
@@ -93,7 +93,7 @@ def _parse_line(data: bytes) -> Header | None:
         return Header(None, None, size)
     family = FAMILIES.get(protocol)
     if family is None or len(parts) != 4 or not all(map(PORT.fullmatch, parts[2:])):
-        raise ValueError(f"a PROXY line has a protocol, two addresses and two ports; got {line!r}")
+        raise ValueError(f"a PROXY line must have a protocol, two addresses and two ports; got {line!r}")
     try:
         packed = [socket.inet_pton(family, part.decode("ascii")) for part in parts[:2]]
     except (OSError, ValueError):
@@ -113,16 +113,16 @@ def _parse_binary(data: bytes) -> Header | None:
         raise ValueError(f"version and command of a PROXY header must be 0x20 or 0x21; got {version_and_command:#04x}")
     size += FIXED.size
     if size > LONGEST:
-        raise ValueError(f"a PROXY header must have at most {LONGEST} bytes; this one has {size}")
+        raise ValueError(f"a PROXY header must have at most {LONGEST} bytes; got {size}")
     family, protocol = family_and_protocol & 0xF0, family_and_protocol & 0x0F
     if command == LOCAL:
         addresses = None
     elif family > UNIX_FAMILY or protocol > 2:
-        raise ValueError(f"a PROXY header has an unknown family or protocol; got {family_and_protocol:#04x}")
+        raise ValueError(f"a PROXY header must have a known family and protocol; got {family_and_protocol:#04x}")
     else:
         addresses = ADDRESSES.get(family) if protocol else None
     if addresses is not None and size < FIXED.size + addresses.size:
-        raise ValueError(f"the addresses of a PROXY header take {addresses.size} bytes; got {size - FIXED.size}")
+        raise ValueError(f"the addresses of a PROXY header must take {addresses.size} bytes; got {size - FIXED.size}")
     if len(data) < size:
         return None
     if addresses is None:
@@ -203,7 +203,7 @@ def _pack(address: Any, name: str) -> tuple[bytes, int | None]:
             raise ValueError(f"{name} must be a path of at most 108 bytes; got {address!r}")
         return path, None
     if not isinstance(address, tuple) or len(address) not in (2, 4):
-        raise TypeError(f"{name} must be an address, as peer_address is; got {address!r}")
+        raise TypeError(f"{name} must be an address like peer_address; got {address!r}")
     host, port = address[:2]
     if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
         raise TypeError(f"{name} must have a host as text and a port as an int; got {address!r}")
@@ -224,13 +224,13 @@ def check_header(data: Any) -> None:
     :raises ValueError: *data* is not a header.
     """
     if not isinstance(data, bytes):
-        raise TypeError(f"proxy_header must be bytes that proxy_protocol.header returns, or None; got {data!r:.100}")
+        raise TypeError(f"proxy_header must be bytes from proxy_protocol.header, or None; got {data!r:.100}")
     try:
         parsed = parse(data)
     except ValueError as error:
         raise ValueError(f"proxy_header: {error}") from None
     if parsed is None or parsed.size != len(data):
-        raise ValueError(f"proxy_header must be one whole header, and nothing else; got {data!r:.200}")
+        raise ValueError(f"proxy_header must be exactly one header; got {data!r:.200}")
 
 
 def source_of(data: bytes) -> Any:
@@ -278,5 +278,5 @@ def _network(value: Any) -> IPv4Network | IPv6Network:
             message = f"proxy_protocol must have networks such as '10.0.0.0/8', or 'unix': {error}"
             raise ValueError(message) from None
     if isinstance(network, IPv6Network) and network.subnet_of(MAPPED_NETWORK):
-        raise ValueError(f"proxy_protocol must have IPv4 networks as such, not as IPv6; got {value!r:.100}")
+        raise ValueError(f"proxy_protocol must have IPv4 networks in IPv4 notation; got {value!r:.100}")
     return network

@@ -56,7 +56,7 @@ def relay(a: IConnection, b: IConnection) -> Relay:
         if isinstance(connection, type) or not callable(getattr(connection, "pause_reading", None)):
             raise TypeError(f"{name} must be a connection; got {connection!r:.100}")
     if bottom(a) is bottom(b):
-        raise ValueError(f"a and b must be two connections; got {a!r:.100} twice")
+        raise ValueError(f"a and b must be different connections; got {a!r:.100} twice")
     return Relay(a, b)
 
 
@@ -85,7 +85,7 @@ class Relay:
         # If this is called in a callback, the wait for that connection fails at once.
         for direction in sorted(self._directions, key=lambda direction: not direction.is_in_callback()):
             if not direction.wait(clock.left_until(deadline)):
-                raise Timeout(f"the relay had not ended after {timeout} seconds")
+                raise Timeout(f"the relay did not end within {timeout} seconds")
         return self._reason
 
     def note(self, reason: Reason) -> None:

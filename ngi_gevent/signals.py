@@ -50,7 +50,7 @@ def catch_stop(*numbers: int) -> Flag:
         in_use = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         if in_use != -1:
             signal.set_wakeup_fd(in_use)
-            raise RuntimeError("signals already wake up something else; catch_stop can be called once in a process")
+            raise RuntimeError("signal.set_wakeup_fd is in use; call catch_stop once in a process")
         try:
             for number in wanted:
                 before[number] = signal.signal(number, _caught_in_python)

@@ -141,7 +141,7 @@ def test_the_reason_is_returned_when_the_limit_of_an_adapter_ends_it(stage):
 @pytest.mark.parametrize("handler", [None, 7, object(), "handler"])
 def test_what_is_no_handler_is_refused(stage, handler):
     listener = stage.listen()
-    with pytest.raises(TypeError, match="request"):
+    with pytest.raises(TypeError, match="handler must be"):
         blocking.request(stage.implementation.connect, listener.address, handler)
 
 
@@ -269,8 +269,8 @@ def test_a_forgotten_decorator_is_said(stage, caplog):
     async def unknown(connection):
         pass
 
-    for no_handler in forgotten, unknown:
-        with pytest.raises(TypeError, match=r"generator\.handler"):
+    for no_handler, hint in (forgotten, r"generator\.handler"), (unknown, "write def instead of async def"):
+        with pytest.raises(TypeError, match=hint):
             blocking.request(stage.implementation.connect, stage.listen().address, no_handler)
         client = stage.client(stage.listen(no_handler))
         stage.until(lambda client=client: client.closed)

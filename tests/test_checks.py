@@ -32,7 +32,7 @@ def test_a_coroutine_that_a_server_returns_is_closed():
         raise AssertionError("it must not run")
 
     coroutine = serve(None)
-    with pytest.raises(TypeError, match=r"generator\.handler"):
+    with pytest.raises(TypeError, match="write def instead of async def"):
         check_returned(coroutine, "the server")
     assert coroutine.cr_frame is None
 

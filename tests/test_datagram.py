@@ -342,7 +342,7 @@ def test_a_unix_socket_without_a_name_cannot_be_answered(tcp, tmp_path, caplog):
     tcp.until(lambda: [record for record in caplog.records if record.exc_info])
     (record,) = [record for record in caplog.records if record.exc_info]
     told = str(record.exc_info[1])
-    assert told.startswith("an address to send to is (host, port), ")
+    assert told.startswith("an address to send to must be (host, port), ")
     assert told.endswith("; got None")
 
 
@@ -392,7 +392,7 @@ def test_of_the_addresses_of_a_name_a_listener_takes_one_of_its_family(tcp, monk
 @pytest.mark.parametrize("address", [("::1", 9), "/tmp/socket", ("2001:db8::1", 9, 0, 0)])
 def test_an_address_of_another_family_than_the_listener_is_refused_by_name(tcp, address):
     listener = tcp.listen_udp(DatagramWitness(tcp))
-    with pytest.raises(OSError, match="another family") as caught:
+    with pytest.raises(OSError, match="only to its own address family") as caught:
         listener.send(address, b"x")
     assert caught.value.errno == errno.EAFNOSUPPORT
     assert repr(address) in str(caught.value)
@@ -536,7 +536,7 @@ def clients(tmp_path):
 
 
 def dropped(caplog):
-    return [record.getMessage() for record in warnings(caplog) if "was dropped" in record.getMessage()]
+    return [record.getMessage() for record in warnings(caplog) if " dropped: " in record.getMessage()]
 
 
 @pytest.mark.parametrize("answer_with", ["send", "udp"])
@@ -560,7 +560,7 @@ def test_a_unix_client_that_never_receives_costs_others_no_answer(tcp, tmp_path,
     for other in others:
         assert [clients.answered(other) for _ in range(5)] == [b"hello" * size] * 5
     (line,) = dropped(caplog)
-    assert line == f"a datagram to {silent.getsockname()!r} was dropped: {os.strerror(errno.EAGAIN)}"
+    assert line == f"datagram to {silent.getsockname()!r} dropped: {os.strerror(errno.EAGAIN)}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps what was not received with its sender")
@@ -606,7 +606,7 @@ def test_a_unix_client_that_is_connected_to_another_address_is_not_answered(
         clients.ask(elsewhere)
     assert clients.answered(clients.make()) == b"hello"
     assert answered[:20] == [elsewhere.getsockname()] * 20
-    assert dropped(caplog) == [f"a datagram to {elsewhere.getsockname()!r} was dropped: {os.strerror(errno.EPERM)}"]
+    assert dropped(caplog) == [f"datagram to {elsewhere.getsockname()!r} dropped: {os.strerror(errno.EPERM)}"]
 
 
 @pytest.mark.parametrize("send_with", ["send", "udp"])
@@ -817,7 +817,7 @@ def test_a_timeout_left_behind_does_not_end_the_listener(tcp, caplog):
     tcp.until(lambda: caplog.records)
     tcp.implementation.udp(listener.address, b"two")
     tcp.until(lambda: witness.datagrams == [b"one", b"two"])
-    assert "receiving" in caplog.records[0].getMessage()
+    assert "was interrupted, and continues" in caplog.records[0].getMessage()
     timeouts[0].close()
 
 

@@ -140,7 +140,7 @@ def test_a_wrong_local_address_is_refused(tcp, local, error):
 
 
 def test_a_unix_socket_is_not_connected_to_from_a_port(tcp, tmp_path):
-    with pytest.raises(ValueError, match="local_address is for TCP"):
+    with pytest.raises(ValueError, match="local_address must be None for a Unix socket"):
         tcp.implementation.connect(tmp_path / "socket", Witness(tcp), local_address=("127.0.0.1", 0))
 
 

@@ -78,13 +78,13 @@ CALLS = [(call, leave) for call, some in LEAVING.items() for leave in some]
 
 @pytest.mark.parametrize(("call", "leave"), CALLS, ids=[f"{call}-{n}" for n, (call, _) in enumerate(CALLS)])
 def test_what_leaves_the_simulation_is_an_error_that_names_the_call(call, leave):
-    with Fence(), pytest.raises(NotSimulated, match=rf"^{re.escape(call)} was called inside of a simulation; \w+"):
+    with Fence(), pytest.raises(NotSimulated, match=rf"^{re.escape(call)} was called in a simulation; \w+"):
         leave()
 
 
 @pytest.mark.parametrize("start", THREADS)
 def test_a_native_thread_is_an_error_that_names_the_call(start):
-    with Fence(), pytest.raises(NotSimulated, match=r"(?i)thread(\.start)? was called inside of .*; use gevent.spawn"):
+    with Fence(), pytest.raises(NotSimulated, match=r"(?i)thread(\.start)? was called in .*; use gevent.spawn"):
         start()
 
 

@@ -86,7 +86,11 @@ def test_a_server_is_an_application(application):
 @pytest.mark.parametrize(
     ("application", "name", "message"),
     [
-        (lambda environ, start_response: None, "app:wsgi", "^app:wsgi is not a server.*lambda> at .*>$"),
+        (
+            lambda environ, start_response: None,
+            "app:wsgi",
+            "^app:wsgi must be a callable that takes a connection; got .*lambda> at .*>$",
+        ),
         (lambda: Echo, "app:make", "write 'app:make\\(\\)'$"),
         (lambda: Echo, "app:make()", "at .*>$"),
     ],
@@ -137,7 +141,7 @@ def test_proxies_that_gunicorn_trusts_are_trusted(allowed, networks):
 def test_an_option_that_is_a_setting_is_refused_in_a_service():
     assert ngi_gevent.interfaces.ListenOptions.__annotations__.keys() >= SETTINGS.keys()
     for option in SETTINGS:
-        with pytest.raises(TypeError, match=f"^{option} cannot be an option of app:echo, .* use gunicorn's"):
+        with pytest.raises(TypeError, match=f"^{option} cannot be set by the Service app:echo; use gunicorn's"):
             check_application(ngi_gevent.Service(Echo, **{option: None}), "app:echo")
 
 
@@ -480,7 +484,7 @@ def test_statsd_counts_connections(directory):
             assert gunicorn.end() == 0
 
 
-IDLE = "nothing was received or sent for 0.1 seconds, the idle_timeout"
+IDLE = "nothing was received or sent for 0.1 seconds (idle_timeout)"
 
 
 @pytest.mark.slow
@@ -553,7 +557,7 @@ def refused(directory, *arguments, **options):
             4,
             "max_connections cannot be an option of app:too_long, a Service; use gunicorn's worker_c",
         ),
-        (["app:backwards"], 3, "unable to listen: ValueError: idle_timeout is a number of seconds from 0; got -1"),
+        (["app:backwards"], 3, "unable to listen: ValueError: idle_timeout must be a number of seconds >= 0; got -1"),
         (
             ["--certfile", "app.py", "app:Server"],
             3,

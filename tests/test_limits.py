@@ -98,9 +98,9 @@ def test_a_pause_is_two_lines_in_the_log_however_many_come_and_go(simulated, cap
         client.connection.abort()
     gevent.sleep(acceptor.QUIET)
     (begin,) = lines(caplog)
-    assert begin == f"{listener.address!r} accepts no more connections for now: there are 2, which is max_connections"
+    assert begin == f"listener on {listener.address!r} paused, and new clients wait: max_connections=2 reached"
     gevent.sleep(acceptor.QUIET)
-    assert lines(caplog)[1:] == [f"{listener.address!r} accepts connections again"]
+    assert lines(caplog)[1:] == [f"listener on {listener.address!r} accepts connections again"]
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
@@ -542,8 +542,8 @@ def out_of_descriptors(server: Limited, clients: contextlib.ExitStack) -> tuple[
         served.append(client)
 
 
-BEGIN = "WARNING ngi_gevent.listener ('127.0.0.1', {}) accepts no more connections for now: Too many open files"
-END = "WARNING ngi_gevent.listener ('127.0.0.1', {}) accepts connections again"
+BEGIN = "WARNING ngi_gevent.listener listener on ('127.0.0.1', {}) paused, and new clients wait: Too many open files"
+END = "WARNING ngi_gevent.listener listener on ('127.0.0.1', {}) accepts connections again"
 
 
 def check_recovery(server: Limited, served: list[socket.socket], waiting: socket.socket, seconds: float) -> None:
@@ -589,7 +589,7 @@ def test_accepting_goes_on_though_nobody_waits_and_that_is_told_in_two_lines(sim
         clients[-1].connection.write(b"?")
     gevent.sleep(60)
     assert [len(client.data) for client in clients] == [1] * 10 + [0, 0]
-    began = f"{address!r} accepts no more connections for now: Too many open files"
+    began = f"listener on {address!r} paused, and new clients wait: Too many open files"
     assert lines(caplog) == [began]
     clients[0].connection.close()
     gevent.sleep(acceptor.LAST_RETRY)
@@ -597,7 +597,7 @@ def test_accepting_goes_on_though_nobody_waits_and_that_is_told_in_two_lines(sim
     for client in clients:
         client.connection.close()
     gevent.sleep(2 * acceptor.QUIET)
-    assert lines(caplog) == [began, f"{address!r} accepts connections again"]
+    assert lines(caplog) == [began, f"listener on {address!r} accepts connections again"]
     server.close()
 
 
@@ -612,7 +612,7 @@ def test_the_default_leaves_descriptors_for_handlers(simulated, caplog):
     assert len(simulated.served) == 360
     for _ in range(acceptor.RESERVED):
         assert blocking.connect(simulated.listen().address, server.connect)
-    assert lines(caplog)[0].endswith("accepts no more connections for now: there are 360, which is max_connections")
+    assert lines(caplog)[0].endswith("paused, and new clients wait: max_connections=360 reached")
     server.close()
 
 
@@ -673,8 +673,8 @@ def test_accepting_is_tried_again_where_the_system_refuses(simulated, caplog, ca
     assert clock.now() - began == pytest.approx(acceptor.FIRST_RETRY * (1 + 2 + 4), abs=0.001)
     gevent.sleep(2 * acceptor.QUIET)
     assert lines(caplog) == [
-        f"{listener.address!r} accepts no more connections for now: {os.strerror(error)}",
-        f"{listener.address!r} accepts connections again",
+        f"listener on {listener.address!r} paused, and new clients wait: {os.strerror(error)}",
+        f"listener on {listener.address!r} accepts connections again",
     ]
     assert capfd.readouterr().err == ""
 

@@ -278,7 +278,7 @@ def test_the_processor_time_is_that_of_the_hubs_thread(folder):
 @pytest.fixture
 def slow_lines(caplog):
     """Return the log entries about slow callbacks so far."""
-    return lambda: [message for message in caplog.messages if "has kept the hub" in message]
+    return lambda: [message for message in caplog.messages if "has blocked the hub" in message]
 
 
 class Blocking(Witness):
@@ -311,7 +311,7 @@ def test_a_callback_that_blocks_is_named(folder, kind, slow_lines, caplog, reque
         name = "handle_input" if sys.version_info < (3, 11) else "Blocking.handle_input"
         (line,) = slow_lines()
         pattern = (
-            rf"{name} has kept the hub for 0\.\d+ seconds without waiting, and slow_callback is 0\.05;"
+            rf"{name} has blocked the hub for 0\.\d+ seconds \(slow_callback=0\.05\);"
             rf" now at {re.escape(__file__)}:\d+"
         )
         assert re.fullmatch(pattern, line)
@@ -458,7 +458,7 @@ def test_the_log_has_the_counters_of_each_minute(simulated, caplog):
     listener.close()
     gevent.sleep(60)
     assert logging_metrics.ready()
-    began = f"{listener.address!r} in 60.0 seconds: "
+    began = f"listener on {listener.address!r} in 60.0 seconds: "
     rest = "0 times limited, 0 failed handshakes, "
     assert [message.removeprefix(began) for message in caplog.messages if message.startswith(began)] == [
         f"2 accepted, 0 ended, {rest}5 bytes received, 5 sent; now: 2 open, 0 bytes pending",

@@ -192,7 +192,8 @@ def test_a_header_and_tls_have_one_limit_of_time(simulated, info):
     assert clock.now() == pytest.approx(HANDSHAKE_TIMEOUT, abs=0.01)
     (record,) = info.records
     assert record.getMessage() == (
-        f"connection with {CLIENT!r}: the TLS handshake failed: it was not done after 10.0 seconds"
+        f"connection with {CLIENT!r}: the TLS handshake failed: "
+        "the client did not finish it within 10.0 seconds; does it use TLS?"
     )
     assert simulated.served == []
 
@@ -215,13 +216,13 @@ def test_a_peer_in_no_network_is_refused_whatever_it_sends(tcp, info):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (REQUEST, "a PROXY header begins with"),
-        (b"\x16\x03\x01\x02\x00\x01", "a PROXY header begins with"),
+        (REQUEST, "a PROXY header must begin with"),
+        (b"\x16\x03\x01\x02\x00\x01", "a PROXY header must begin with"),
         (EXAMPLE.replace(b"443", b"65536"), "the ports of a PROXY line must be from 0 to 65535"),
         (EXAMPLE.replace(b"\r", b""), "a PROXY line must end in CR and LF"),
         (b"PROXY " + b"\n\x1b[2J" * 1000, "a PROXY line must end in CR and LF"),
         (b"PROXY " + b"x" * 1000, "a PROXY line must end within 107 bytes"),
-        (SIGNATURE + b"\x21\x11\xff\xff", "a PROXY header must have at most 4096 bytes; this one has 65551"),
+        (SIGNATURE + b"\x21\x11\xff\xff", "a PROXY header must have at most 4096 bytes; got 65551"),
         (b"PROXY TCP4 ", "the connection ended after 11 bytes"),
         (b"", "the connection ended after 0 bytes"),
     ],
@@ -256,7 +257,7 @@ def test_a_header_has_only_so_much_time(simulated, info, data):
     sock.sendall(data)
     assert read_to_end(sock) == b""
     assert clock.now() == pytest.approx(HANDSHAKE_TIMEOUT, abs=0.01)
-    assert refusal(info) == "it was not done after 10.0 seconds"
+    assert refusal(info) == "the client did not finish it within 10.0 seconds"
     assert not listener._connections
 
 
@@ -271,7 +272,7 @@ def test_a_byte_now_and_then_does_not_prolong_a_header(simulated, info):
         gevent.sleep(0.9)
     ended.join()
     assert clock.now() == pytest.approx(HANDSHAKE_TIMEOUT, abs=1)
-    assert refusal(info) == "it was not done after 10.0 seconds"
+    assert refusal(info) == "the client did not finish it within 10.0 seconds"
 
 
 def test_a_header_that_arrived_in_time_is_taken_after_a_stall(simulated, info):

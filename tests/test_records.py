@@ -252,7 +252,7 @@ def test_input_for_an_adapter_that_was_detached_is_an_error_in_the_log(data, cap
     lines.detach()
     connection.test_input(data)
     assert not connection
-    assert "set a handler on it" in str(caplog.records[0].exc_info[1])
+    assert "call set_handler of the connection" in str(caplog.records[0].exc_info[1])
 
 
 def test_sized_over_lines_after_a_detach_takes_the_rest():
@@ -351,7 +351,7 @@ def test_text_is_printed():
     sent = connection.peer._handler.data.decode()
     assert sent.startswith("naïve 1\nab\nTraceback")
     assert sent.endswith("ValueError: é\n")
-    with pytest.raises(TypeError, match="only str"):
+    with pytest.raises(TypeError, match="data must be a str"):
         text.write(b"bytes")
     with pytest.raises(UnicodeEncodeError):
         text.write("\ud800")

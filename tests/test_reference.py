@@ -145,7 +145,7 @@ def test_the_limits_are_what_they_are():
     timeouts = [row[2] for row in rows("limits.md") if row[0] == "timeout"]
     assert amount(timeouts[0]) == transport.CONNECT_TIMEOUT
     assert timeouts[1:] == ["none"]
-    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-22:]
+    fixed = [row[1] for row in rows("limits.md") if len(row) == 3][-24:]
     assert list(map(amount, fixed)) == [
         *(output.HIGH_WATER, sender.GATHERED, 1000 * dispatcher.TURN, 1_000_000 * input.SLICE, probe.PROBE_INTERVAL),
         *(linger.SEND_TIMEOUT, linger.DISCARD_TIMEOUT),
@@ -153,7 +153,8 @@ def test_the_limits_are_what_they_are():
         *(binding.LOCK_TIMEOUT, 1000 * attempts.STAGGER, datagram_socket.SEND_TIMEOUT),
         relay.LAST_DELIVERY,
         proxy_protocol.LONGEST,
-        *(datagram.MOST_RAISED, crowd.MOST_FAILED, crowd.MOST_REFUSED, linger.SEND_TIMEOUT, lifetime.MOST_LOGGED),
+        *(datagram.MOST_RAISED, crowd.MOST_FAILED, listener.HANDLER_TIMEOUT, crowd.MOST_WITHOUT_HANDLER),
+        *(crowd.MOST_REFUSED, linger.SEND_TIMEOUT, lifetime.MOST_LOGGED),
         *(watchdog.MOST_SLOW, 1),
     ]
     assert "in 10 seconds" in fixed[-1]

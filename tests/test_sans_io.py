@@ -181,9 +181,9 @@ def test_it_makes_no_difference_how_the_input_is_cut():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((b"", list), "receive must be a function; got b''"),
-        ((print, [1]), r"events must be a function; got \[1\]"),
-        ((print, list, b"x"), "to_send must be a function or None; got b'x'"),
+        ((b"", list), "receive must be callable; got b''"),
+        ((print, [1]), r"events must be callable; got \[1\]"),
+        ((print, list, b"x"), "to_send must be callable, or None; got b'x'"),
     ],
 )
 def test_the_functions_of_the_parser_are_checked(arguments, message):

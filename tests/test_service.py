@@ -45,7 +45,7 @@ def test_a_listener_on_a_faulty_network_uses_the_options_of_a_service(ngi_implem
 
 @pytest.mark.parametrize(
     ("server", "options", "message"),
-    [(None, {}, "not callable"), (Echo, {"idle_timeuot": 5, "workers": 2}, "got idle_timeuot, workers$")],
+    [(None, {}, "must be a callable"), (Echo, {"idle_timeuot": 5, "workers": 2}, "got idle_timeuot, workers$")],
 )
 def test_what_is_no_service_is_refused(server, options, message):
     with pytest.raises(TypeError, match=message):

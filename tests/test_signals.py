@@ -202,7 +202,7 @@ def test_only_one_can_be_woken_up_by_signals():
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     try:
-        with pytest.raises(RuntimeError, match="already wake up something else"):
+        with pytest.raises(RuntimeError, match="set_wakeup_fd is in use"):
             signals.catch_stop()
         assert signal.set_wakeup_fd(-1) == writer
     finally:

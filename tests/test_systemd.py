@@ -136,7 +136,7 @@ def test_a_datagram_socket_is_refused():
         before, options = handing_over(sock)
         code, line = refused("--systemd", before=before, **options)
     assert code == 2
-    assert "--systemd: a socket to listen on is a stream socket" in line
+    assert "--systemd: a socket to listen on must be a stream socket" in line
 
 
 def test_a_connection_is_refused():
@@ -162,13 +162,13 @@ def test_no_socket_of_that_name_is_refused():
         before, options = handing_over(sock, names="echo.socket")
         code, line = refused("--systemd", "other", before=before, **options)
     assert code == 2
-    assert "--systemd other: no such sockets from systemd; their names are ['echo.socket']" in line
+    assert "--systemd other: systemd passed no such socket; the names are ['echo.socket']" in line
 
 
 def test_no_sockets_at_all_are_refused():
     code, line = refused("--systemd", before=[])
     assert code == 2
-    assert "--systemd: no such sockets from systemd; their names are []" in line
+    assert "--systemd: systemd passed no such socket; the names are []" in line
 
 
 def test_sockets_of_another_process_are_left_alone(monkeypatch):

@@ -132,7 +132,7 @@ def test_threads_have_the_names_that_they_are_given_and_others_by_default():
     assert names[0] == names[1] != names[2] == names[3]
     assert all(re.fullmatch(r"ngi_gevent\.Threaded-\d+", name) for name in names[:4])
     assert names[4:] == ["gateway", "gateway"]
-    with pytest.raises(TypeError, match="name must be text or None; got True"):
+    with pytest.raises(TypeError, match="name must be a str, or None; got True"):
         Threaded(name=True)
 
 

@@ -945,7 +945,7 @@ def test_messages_of_tls_itself_do_not_pile_up_either(tls):
     peer.send(b"x")
     tls.until(lambda: tls.served[0].closed)
     assert isinstance(tls.served[0].closed, ssl.SSLError)
-    assert str(tls.served[0].closed).startswith("the peer asks")
+    assert str(tls.served[0].closed).startswith("the peer requests answers of TLS")
     assert tls.served[0].data == b"x"
 
 

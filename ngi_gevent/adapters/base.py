@@ -41,7 +41,7 @@ class _Detached:
         return "nothing, since it was detached"
 
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(f"the adapter was detached; use {name} of the connection that detach returned")
+        raise RuntimeError(f"the adapter was detached; call {name} of the connection that detach returned")
 
     def __setattr__(self, name: str, value: object) -> None:
         self.__getattr__(name)
@@ -224,7 +224,7 @@ class Base:
     def check_attached(self) -> None:
         """Raise ``RuntimeError`` if the adapter was detached."""
         if self.connection is DETACHED:
-            raise RuntimeError("the adapter was detached; use the connection below, and set a handler on it")
+            raise RuntimeError("the adapter was detached; call set_handler of the connection that detach returned")
 
     # The handler, to the connection.
 
@@ -253,7 +253,7 @@ class Base:
     def pass_on(self, record: Any) -> None:
         """Call the handler with *record*, one of those given to ``deliver``."""
         if self._handler is None and self.connection is DETACHED:
-            raise RuntimeError(f"records were left when {type(self).__name__} was detached; let detach return them")
+            raise RuntimeError(f"{type(self).__name__} was detached with records left; detach must return them")
         self._handler.handle_input(self, record)
 
     def has_eof_handler(self) -> bool:

@@ -76,7 +76,7 @@ class Delimited(Records):
         """
         check_count("size", size)
         if size > MAX_SIZE:
-            raise ValueError(f"size must be at most {MAX_SIZE}, adapters.MAX_SIZE; got {size}")
+            raise ValueError(f"size must be at most {MAX_SIZE} (adapters.MAX_SIZE); got {size}")
         self.check_attached()
         self._take_back()
         self._exactly = size
@@ -194,7 +194,7 @@ class Delimited(Records):
     def _fail(self) -> None:
         self._begun.clear()
         self._piece, self._start = b"", 0
-        self.fail(LimitExceeded(f"the peer sent a {self._noun} of more than {self._limit}, {self._max_size} bytes"))
+        self.fail(LimitExceeded(f"the peer sent a {self._noun} of more than {self._max_size} bytes ({self._limit})"))
 
 
 class Lines(Delimited):

@@ -129,7 +129,7 @@ class LengthPrefixed(Records):
         if size < 0:
             self.fail(ValueError(f"the peer announced a record of {size + self._counted} bytes, less than its length"))
         else:
-            self.fail(LimitExceeded(f"the peer announced a record of {size} bytes, and max_size is {self._max_size}"))
+            self.fail(LimitExceeded(f"the peer announced a record of {size} bytes (max_size={self._max_size})"))
 
 
 class Sized(LengthPrefixed):
@@ -189,6 +189,6 @@ def _length_of(format: str) -> struct.Struct:
         except (struct.error, UnicodeError):
             length, values = None, ()
         if length is None or len(values) != 1 or type(values[0]) is not int or values[0] != 2 ** (8 * length.size) - 1:
-            raise ValueError(f"format must be that of one unsigned integer, such as '>I'; got {format!r:.100}")
+            raise ValueError(f"format must be for one unsigned int, such as '>I'; got {format!r:.100}")
         _LENGTHS[format] = length
     return length

@@ -50,9 +50,9 @@ class SansIO(Base):
     ) -> None:
         for name, function in {"receive": receive, "events": events}.items():
             if not callable(function):
-                raise TypeError(f"{name} must be a function; got {function!r:.100}")
+                raise TypeError(f"{name} must be callable; got {function!r:.100}")
         if to_send is not None and not callable(to_send):
-            raise TypeError(f"to_send must be a function or None; got {to_send!r:.100}")
+            raise TypeError(f"to_send must be callable, or None; got {to_send!r:.100}")
         super().__init__(connection)
         self._receive = receive
         self._new_events = events
@@ -82,7 +82,7 @@ class SansIO(Base):
         :raises RuntimeError: the adapter was not detached.
         """
         if self.connection is not DETACHED:
-            raise RuntimeError("the parser of a SansIO may have input; call detach, and start_tls of what it returns")
+            raise RuntimeError("a SansIO may hold input; call start_tls of the connection that detach returns")
 
     def take_undelivered(self) -> bytes:
         self.check_start_tls()

@@ -39,7 +39,7 @@ class Text(Base):
                 raise TypeError(f"{name} must be a str; got {value!r:.100}")
         codecs.lookup_error(errors)
         if "".encode(encoding):
-            raise ValueError(f"encoding must not begin with a mark of its byte order; got {encoding!r}")
+            raise ValueError(f"encoding must have no byte order mark; got {encoding!r}; use one like utf-16-le")
         self._encoding = encoding
         self._errors = errors
         self._decoder = codecs.getincrementaldecoder(encoding)(errors)
@@ -67,7 +67,7 @@ class Text(Base):
 
     def _encoded(self, data: Any) -> bytes:
         if not isinstance(data, str):
-            raise TypeError(f"Text writes only str; got {data!r:.100}")
+            raise TypeError(f"data must be a str for Text; got {data!r:.100}")
         return data.encode(self._encoding, self._errors)
 
     def handle_input(self, connection: Any, data: bytes) -> None:

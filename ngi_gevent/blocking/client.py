@@ -68,7 +68,7 @@ def request(
         return attempt.reason
     if attempt.connection is None:
         raise _no_connection(address, timeout)
-    raise Timeout(f"the connection to {address!r} had not ended after {timeout} seconds")
+    raise Timeout(f"the connection to {address!r} did not end within {timeout} seconds")
 
 
 @overload
@@ -150,11 +150,11 @@ def open(
 
 def _check_connect(connect: Any) -> None:
     if not callable(connect):
-        raise TypeError(f"connect must be an implementation's method, such as ngi_gevent.connect; got {connect!r:.100}")
+        raise TypeError(f"connect must be a callable, such as ngi_gevent.connect; got {connect!r:.100}")
 
 
 def _no_connection(address: Any, timeout: float | None) -> ConnectionTimeout:
-    return ConnectionTimeout(f"there was no connection to {address!r} after {timeout} seconds")
+    return ConnectionTimeout(f"no connection to {address!r} within {timeout} seconds")
 
 
 def _connected_method(handler: Any) -> Callable[[Any], object]:
@@ -165,7 +165,7 @@ def _connected_method(handler: Any) -> Callable[[Any], object]:
         return lambda connection: connection.set_handler(handler)
     if callable(handler):
         return handler  # type: ignore[no-any-return]
-    raise TypeError(f"a request takes a client connect handler, a server or a connection handler; got {handler!r:.100}")
+    raise TypeError(f"handler must be a client connect handler, a server or a connection handler; got {handler!r:.100}")
 
 
 class _Attempt:

@@ -182,13 +182,15 @@ class Input(File):
         self._check_open()
         deadline = deadline_after(timeout)
         if not self._handler.wait_for_room(deadline):
-            raise Timeout(f"the peer had not taken enough of the output after {timeout} seconds")
+            raise Timeout(f"no input was read: the peer did not take enough output within {timeout} seconds")
         in_time = self._wait_for(count, deadline)
         self._check_open()
         size = count(self._unread)
         if size is None:
             if not in_time:
-                raise Timeout(f"the input to read had not arrived after {timeout} seconds")
+                raise Timeout(
+                    f"the input to read did not arrive within {timeout} seconds; {len(self._unread)} bytes did"
+                )
             if to_end or not self._unread:
                 self._check_clean_end()
             size = len(self._unread)
@@ -204,11 +206,11 @@ class Input(File):
         if isinstance(reason, BaseException):
             raise reason
         if reason != END_OF_INPUT and not self._handler.output_closed:
-            raise ConnectionClosed(f"the connection ended before the peer had finished sending: {reason or 'closed'}")
+            raise ConnectionClosed(f"the connection ended before the end of the input: {reason or 'closed'}")
 
     def _wait_for(self, count: _Count, deadline: float | None) -> bool:
         if self._reading:
-            raise ConcurrentObjectUseError("another greenlet is reading from this input")
+            raise ConcurrentObjectUseError("another greenlet is reading from this input; read in one greenlet")
         self._reading = True
         try:
             if self._has(count):
@@ -261,7 +263,7 @@ def _through_line_end(start: int, most: int) -> _Count:
         if 0 <= most <= (end or len(unread)):
             return most
         if (end - 1 if end else len(unread)) > limit:
-            raise LimitExceeded(f"the peer sent a line of more than {MAX_LINE} bytes, and readline was given no size")
+            raise LimitExceeded(f"the peer sent a line of more than {MAX_LINE} bytes; pass a size to readline")
         return end or None
 
     return count

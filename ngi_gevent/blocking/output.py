@@ -87,7 +87,7 @@ class Output(File):
             ahead += self.write(item)
             if ahead >= PART_SIZE:
                 ahead = 0
-                self._drain(deadline)
+                self._drain(deadline, timeout)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the kernel has all output.  In memory, wait for the peer instead.
@@ -99,7 +99,7 @@ class Output(File):
         :raises Timeout: the peer did not take the output in time.
         """
         self._check_open()
-        self._drain(deadline_after(timeout))
+        self._drain(deadline_after(timeout), timeout)
 
     def write_eof(self) -> None:
         """End the output.  After all of it, the peer sees the end of its input.
@@ -122,13 +122,14 @@ class Output(File):
             self._handler.connection.close()
             self._handler.end()
 
-    def _drain(self, deadline: float | None) -> None:
+    def _drain(self, deadline: float | None, timeout: float | None) -> None:
         handler = self._handler
         try:
             handler.connection.drain(clock.left_until(deadline), below=1)
         except Timeout:
-            raise Timeout("the peer had not taken all output in time") from None
+            left = handler.connection.output_pending
+            raise Timeout(f"the peer did not take all output within {timeout} seconds; {left} bytes left") from None
         except ConnectionClosed as error:
             reason = handler.reason
             cause = reason if isinstance(reason, BaseException) else error.__cause__
-            raise ConnectionClosed("the connection ended before the peer had taken all output") from cause
+            raise ConnectionClosed("the connection ended before the peer took all output") from cause

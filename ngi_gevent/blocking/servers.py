@@ -45,7 +45,7 @@ def server(function: Callable[..., object]) -> Callable[..., None]:
     :raises TypeError: *function* is not callable.
     """
     if not callable(function):
-        raise TypeError(f"a server is made of a function that takes input and output; got {function!r:.100}")
+        raise TypeError(f"function must be callable with (input, output); got {function!r:.100}")
 
     @functools.wraps(function)
     def serve(*arguments: Any) -> None:

@@ -29,7 +29,7 @@ THIS_HOST = "127.0.0.1"
 #: The default address to listen on: a free port that only this machine can reach.
 LOOPBACK = (THIS_HOST, 0)
 
-_FORMS = "(host, port), the path of a Unix socket as text, or an abstract name, which begins with a null byte"
+_FORMS = "(host, port), or the path or abstract name ('\\0...') of a Unix socket"
 
 #: Text that was meant as a port, or as a host and a port.  As a path, it would create a file.
 _LIKE_A_PORT = re.compile(r"(?:[^/]*:)?\d+")
@@ -66,13 +66,13 @@ def check_local_address(local_address: Any, address: Any) -> None:
     if local_address is None:
         return
     if not isinstance(local_address, tuple):
-        raise TypeError(f"local_address is (host, port), or None; got {local_address!r}")
+        raise TypeError(f"local_address must be (host, port), or None; got {local_address!r}")
     try:
         _check_host(local_address)
     except (TypeError, ValueError) as error:
         raise type(error)(f"local_address: {error}") from None
     if unix_path(address) is not None:
-        raise ValueError(f"local_address is for TCP, and {address!r} is a Unix socket; got {local_address!r}")
+        raise ValueError(f"local_address must be None for a Unix socket, {address!r}; got {local_address!r}")
 
 
 def check_send_address(address: Any) -> None:
@@ -86,7 +86,7 @@ def _check_peer_address(address: Any, purpose: str) -> None:
     elif isinstance(address, tuple):
         _check_host(address)
     else:
-        raise TypeError(f"an address to {purpose} is {_FORMS}; got {address!r}")
+        raise TypeError(f"an address to {purpose} must be {_FORMS}; got {address!r}")
 
 
 def check_listen_address(address: Any, kind: int = socket.SOCK_STREAM) -> None:
@@ -106,7 +106,7 @@ def check_listen_address(address: Any, kind: int = socket.SOCK_STREAM) -> None:
         _check_host(address)
     else:
         raise TypeError(
-            f"an address to listen on is {_FORMS}, a bound socket, or None for a free port; got {address!r}"
+            f"an address to listen on must be {_FORMS}, a bound socket, or None for a free port; got {address!r}"
         )
 
 
@@ -145,10 +145,10 @@ def _is_any_ipv6(address: Any) -> bool:
 def _check_socket(sock: Any, kind: int) -> None:
     if sock.type & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) != kind:
         wanted = "stream" if kind == socket.SOCK_STREAM else "datagram"
-        raise ValueError(f"a socket to listen on is a {wanted} socket here; got {sock!r}")
+        raise ValueError(f"a socket to listen on must be a {wanted} socket; got {sock!r}")
     name = sock.getsockname()
     if not (name[1] if isinstance(name, tuple) else name):
-        raise ValueError(f"a socket to listen on is bound already; got {sock!r}")
+        raise ValueError(f"a socket to listen on must be bound; got {sock!r}; call its bind first")
 
 
 def _check_path(address: Any) -> None:
@@ -156,26 +156,28 @@ def _check_path(address: Any) -> None:
     if path is not None and is_abstract(path):
         return
     if not isinstance(path, str):
-        raise TypeError(f"the path of a Unix socket is text; got {address!r}")
+        raise TypeError(f"the path of a Unix socket must be a str; got {address!r}")
     if not path or "\0" in path:
         raise ValueError(f"the path of a Unix socket must not be empty or contain a null character; got {address!r}")
     if isinstance(address, str) and _LIKE_A_PORT.fullmatch(address):
         raise ValueError(
-            f"{address!r} would be the path of a Unix socket: an address is {_FORMS}; write './{address}' for a path"
+            f"an address must be {_FORMS}; got {address!r}; for the path of a Unix socket, write './{address}'"
         )
 
 
 def _check_host(address: tuple[Any, ...]) -> None:
     # An IPv6 socket returns its own address with four parts.
     if len(address) not in (2, 4):
-        raise ValueError(f"an address is {_FORMS}; got {address!r}")
+        raise ValueError(f"an address must be {_FORMS}; got {address!r}")
     host, port = address[:2]
     if not isinstance(host, str):
-        raise TypeError(f"the host of an address is text; got {host!r} in {address!r}")
+        raise TypeError(f"the host of an address must be a str; got {host!r} in {address!r}")
     try:
         host.encode("idna")
     except UnicodeError as error:
-        raise ValueError(f"no host can have the name in {address!r}: {error}") from None
+        raise ValueError(
+            f"the host of an address must be a name that can be encoded; got {address!r}: {error}"
+        ) from None
     if "\0" in host:
         raise ValueError(f"the host of an address must not contain a null character; got {address!r}")
     if isinstance(port, bool) or not isinstance(port, int):

@@ -26,7 +26,7 @@ from ngi_gevent.core.lifecycle import (
     WRITE_EOF,
 )
 from ngi_gevent.core.output import LOW_WATER, Lines, OutputQueue
-from ngi_gevent.core.threads import Flag
+from ngi_gevent.core.threads import WAITS_FOR_ITSELF, Flag
 from ngi_gevent.core.while_open import WhileOpen
 from ngi_gevent.errors import ConnectionClosed, Deadlock, LimitExceeded, Timeout
 from ngi_gevent.interfaces import IConnection, documented_by
@@ -98,7 +98,7 @@ class BaseConnection(Callbacks):
         if not self._lifecycle.takes_output() or self.input_ended:
             raise self.closed_error(END_OF_INPUT if self.input_ended else None)
         if self.ssl_object is not None or self._upgrade is not None:
-            raise RuntimeError("the connection has TLS already, or start_tls was called before")
+            raise RuntimeError("the connection already has TLS, or start_tls was called before")
         if self._output.has_iterables():
             raise RuntimeError("an iterable given to writelines is not exhausted; call drain(below=1) first")
         check_start_tls_of(self._handler)
@@ -224,7 +224,7 @@ class BaseConnection(Callbacks):
         if not self:
             raise self.closed_error()
         if self._is_elsewhere():
-            raise RuntimeError("while_open works on the thread of the connection's hub, and this is another thread")
+            raise RuntimeError("while_open must be called on the thread of the connection's hub; got another thread")
         self._blocks = (*self._blocks, block)
 
     def leave_block(self, block: WhileOpen) -> None:
@@ -233,7 +233,7 @@ class BaseConnection(Callbacks):
 
     def when_closed(self, callback: Callable[[], object]) -> None:
         if not callable(callback):
-            raise TypeError(f"when_closed takes something to call; got {callback!r:.100}")
+            raise TypeError(f"the callback of when_closed must be callable; got {callback!r:.100}")
         if self._lifecycle.is_gone() or not self._handed_over(self._take_when_closed, callback):
             self._take_when_closed(callback)
 
@@ -274,7 +274,7 @@ class BaseConnection(Callbacks):
         :raises Deadlock: called in a callback, or nothing is left that can set it.
         """
         if self.is_in_callback():
-            raise Deadlock("waiting for a connection in its own callback, before whose return nothing more happens")
+            raise Deadlock(WAITS_FOR_ITSELF)
         return flag.wait(timeout, alone=not self._is_elsewhere())
 
     # The state.
@@ -327,7 +327,7 @@ class BaseConnection(Callbacks):
         """End the connection if its peer leaves too much output waiting.  Return whether it is no longer open."""
         waiting = self._waiting_for_peer()
         if waiting > self._output.limit:
-            message = f"the peer left {waiting} bytes of output waiting, and output_limit is {self._output.limit}"
+            message = f"the peer left {waiting} bytes of output unread (output_limit={self._output.limit})"
             self.handle(BREAK, LimitExceeded(message))
         return self._lifecycle.state is not OPEN
 

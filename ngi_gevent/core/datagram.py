@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ class BaseDatagramListener:
         """
         if length > self._buffer_size:
             logs.datagrams.warning(
-                "a datagram from %r was dropped: its %d bytes are more than the buffer_size of %d",
+                "datagram from %r dropped: %d bytes (buffer_size=%d)",
                 *(sender, length, self._buffer_size),
                 limit=self._too_long_limit,
             )
@@ -115,9 +116,10 @@ class BaseDatagramListener:
         except BaseException as error:
             self._owner.handler_raised(sender, "the handler", error, self._log_raised)
 
-    def _log_raised(self, sender: Any, where: str, error: BaseException) -> None:
-        logs.datagrams.error(
-            "a datagram from %r: %s raised an exception", sender, where, error=error, limit=self._raised_limit
+    def _log_raised(self, sender: Any, where: str, error: BaseException, level: int = logging.ERROR) -> None:
+        limit = self._raised_limit
+        logs.datagrams.tell(
+            level, "datagram from %r: %s raised an exception", sender, where, exc_info=error, limit=limit
         )
 
     def _check_open(self) -> None:

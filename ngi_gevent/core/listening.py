@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,6 +61,11 @@ def log_refusal(address: Any) -> Iterator[None]:
     except OSError as error:
         logs.listeners.warning("unable to listen on %r: %s", address, logs.format_reason(error))
         raise
+
+
+def _log_raised(address: Any, where: str, error: BaseException, level: int = logging.ERROR) -> None:
+    """Log an exception in a handler of the listener on *address*."""
+    logs.listeners.tell(level, "listener on %r: %s raised an exception", address, where, exc_info=error)
 
 
 class ListenerOwner(Protocol):
@@ -138,7 +144,7 @@ class BaseListener:
     def close_wait(self, timeout: float | None = None) -> int:
         timeout = as_timeout(timeout)
         if self._current_connection() in self._connections:
-            raise Deadlock("close_wait was called in a callback of one of the connections that it would wait for")
+            raise Deadlock("close_wait cannot end in a callback of a connection it waits for; use close(callback)")
         if self._accepting:
             self._stop_listening(serve_queued=True)
             self._log_closed()
@@ -222,4 +228,4 @@ class BaseListener:
         try:
             handler(self)
         except BaseException as error:
-            self._owner.handler_raised(self.address, "the handler given to listener.close", error)
+            self._owner.handler_raised(self.address, "the handler given to close", error, _log_raised)

@@ -1,7 +1,7 @@
-"""The loggers, and how they are called: never on the hub, where nothing may wait, and with peers' bytes made harmless.
+"""The loggers.  They are never called on the hub, where nothing can block, and they escape bytes from peers.
 
-Handlers of a log are foreign code.  They may wait for a lock or a socket, which lets other greenlets run.  They may
-raise, and they may even write to a connection.  So a caller has finished what it was doing, or has only begun.
+The handlers of a log are the application's code.  They can block, which lets other greenlets run, they can raise, and
+they can even write to a connection.  So log only before a change of state has begun, or after it is complete.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 from gevent import spawn_raw
 from greenlet import getcurrent
@@ -24,6 +23,7 @@ __all__ = [
     "Log",
     "LogRaised",
     "RateLimit",
+    "attempts",
     "connections",
     "datagrams",
     "format_reason",
@@ -31,25 +31,32 @@ __all__ = [
     "systemd",
 ]
 
-#: Characters of a reason that are shown.  Some exceptions quote everything that a peer has sent.
+#: Characters of a reason to show.  Some exceptions quote everything that a peer has sent.
 SHOWN = 200
 
-#: Logs an exception in a handler.  Called with the peer, the name of what has raised, and the exception.
-LogRaised: TypeAlias = Callable[[Any, str, BaseException], None]
 
-#: Seconds of one count of the log entries that an untrusted peer can cause.
+class LogRaised(Protocol):
+    """A function that logs an exception in a handler.
+
+    It is called with the peer or the address, the name of the callback, the exception, and the level.
+    """
+
+    def __call__(self, peer: Any, where: str, error: BaseException, level: int = ..., /) -> None: ...
+
+
+#: Seconds of one period of the rate limits of log entries, which untrusted peers can cause.
 RATE_PERIOD = 10.0
 
 
 class Log:
-    """A logger whose handlers may block or raise.
+    """A logger whose handlers can block or raise.
 
-    It is called on the calling greenlet, except on the hub: then it is called soon, on its own greenlet.  In a
-    simulation, it is called at once, also on the hub, where it cannot wait.  Exceptions in filters and handlers of the
-    log never reach the caller.  They go to standard error, as in ``logging`` itself.  A ``GreenletExit``, a
-    ``gevent.Timeout`` or a ``KeyboardInterrupt`` that arrives while the log blocks does reach it.
+    Handlers run on the calling greenlet.  If that is the hub, they run soon, on another greenlet.  In a simulation they
+    always run at once; on the hub, they cannot wait there.  Exceptions in filters and handlers of the log never reach
+    the caller: they go to standard error, as in ``logging`` itself.  A ``GreenletExit``, a ``gevent.Timeout`` or a
+    ``KeyboardInterrupt`` that arrives while the log blocks does reach the caller.
 
-    :param limit: writes the entry only if this rate limit allows it, and says how many were not written.
+    :param limit: a rate limit for the entry, which then says how many entries before it were dropped.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,10 +72,8 @@ class Log:
     def warning(self, line: str, *arguments: object, limit: RateLimit | None = None) -> None:
         self.tell(logging.WARNING, line, *arguments, limit=limit)
 
-    def error(
-        self, line: str, *arguments: object, error: BaseException | None = None, limit: RateLimit | None = None
-    ) -> None:
-        self.tell(logging.ERROR, line, *arguments, limit=limit, exc_info=error)
+    def error(self, line: str, *arguments: object, exc_info: BaseException | None = None) -> None:
+        self.tell(logging.ERROR, line, *arguments, exc_info=exc_info)
 
     def tell(self, level: int, line: str, *arguments: object, limit: RateLimit | None = None, **options: Any) -> None:
         if not self._logger.isEnabledFor(level):
@@ -86,7 +91,7 @@ class Log:
             self._log(level, line, *arguments, **options)
 
     def _log_in(self, generation: int, level: int, line: str, *arguments: object, **options: Any) -> None:
-        """Log, unless this is a child that was forked in the meantime: then the parent logs."""
+        """Log, unless this is a child that was forked since the call: the parent logs."""
         if generation == forks.generation():
             self._log(level, line, *arguments, **options)
 
@@ -95,10 +100,11 @@ class Log:
             self._logger.log(level, line, *arguments, **options)
         except Exception:
             if logging.raiseExceptions and sys.stderr is not None:
-                with suppress(Exception):  # standard error may be closed
+                with suppress(Exception):  # standard error can be closed
                     traceback.print_exc()
 
 
+attempts = Log("ngi_gevent.attempt")
 connections = Log("ngi_gevent.connection")
 listeners = Log("ngi_gevent.listener")
 datagrams = Log("ngi_gevent.datagram")
@@ -106,16 +112,16 @@ systemd = Log("ngi_gevent.systemd")
 
 
 def format_reason(reason: object) -> str:
-    """Return *reason* for a log entry: one line of ASCII without control characters, even if it quotes a peer."""
+    """Return *reason* as one line of printable ASCII for a log entry, even if it quotes a peer."""
     try:
         text = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
-    except Exception:  # some exceptions cannot be shown
+    except Exception:  # raised by the __str__ of some exceptions
         text = type(reason).__name__
     return ascii(text[:SHOWN])[1:-1]
 
 
 class RateLimit:
-    """Allows *most* log entries of a kind in every ``RATE_PERIOD`` seconds, and counts the others."""
+    """A rate limit of *most* log entries of a kind in every ``RATE_PERIOD`` seconds.  It counts the others."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -124,7 +130,7 @@ class RateLimit:
         self._count = 0
 
     def __call__(self) -> int | None:
-        """Count an entry.  Return how many before it were not written; None if this one must not be either."""
+        """Count an entry.  Return how many were dropped before it; None if it must be dropped, too."""
         now = clock.now()
         if now >= self._until:
             self._until = now + RATE_PERIOD

@@ -50,9 +50,9 @@ def _check_keep_alive(value: Any) -> None:
     if isinstance(value, bool):
         return
     if not isinstance(value, tuple):
-        raise TypeError(f"keep_alive is True, False or (idle, interval, count); got {value!r}")
+        raise TypeError(f"keep_alive must be True, False or (idle, interval, count); got {value!r}")
     if len(value) != len(MOST_KEEP_ALIVE):
-        raise ValueError(f"keep_alive has three parts, (idle, interval, count); got {value!r}")
+        raise ValueError(f"keep_alive must have three parts, (idle, interval, count); got {value!r}")
     for (name, most), part in zip(MOST_KEEP_ALIVE.items(), value, strict=True):
         check_count(f"{name} of keep_alive", part, least=1)
         if part > most:

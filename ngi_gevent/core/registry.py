@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -10,7 +11,7 @@ from ngi_gevent.core.connection import BaseConnection
 from ngi_gevent.core.output import unsent_size_of
 from ngi_gevent.errors import ImplementationClosed
 
-__all__ = ["OnError", "Registry", "log_error"]
+__all__ = ["OnError", "Registry", "log_attempt", "log_error"]
 
 
 class _Item(Protocol):
@@ -27,9 +28,14 @@ class _Item(Protocol):
 OnError: TypeAlias = Callable[[Any, Any, str, BaseException, logs.LogRaised], None]
 
 
-def log_raised(peer: Any, where: str, error: BaseException) -> None:
+def log_raised(peer: Any, where: str, error: BaseException, level: int = logging.ERROR) -> None:
     """Log an exception in a handler of the connection with *peer*."""
-    logs.connections.error("connection with %r: %s raised an exception", peer, where, error=error)
+    logs.connections.tell(level, "connection with %r: %s raised an exception", peer, where, exc_info=error)
+
+
+def log_attempt(address: Any, where: str, error: BaseException, level: int = logging.ERROR) -> None:
+    """Log an exception in the handler of a connection attempt to *address*."""
+    logs.attempts.tell(level, "connection attempt to %r: %s raised an exception", address, where, exc_info=error)
 
 
 def log_error(registry: Any, peer: Any, where: str, error: BaseException, log: logs.LogRaised) -> None:
@@ -101,7 +107,7 @@ class Registry:
 
     def handler_raised(self, peer: Any, where: str, error: BaseException, log: logs.LogRaised = log_raised) -> None:
         # A handler that reconnects cannot distinguish the end of the program from another end of its connection.
-        if self._stops and log is log_raised and isinstance(error, ImplementationClosed):
-            logs.connections.debug("connection with %r: %s used the implementation after its close", peer, where)
+        if self._stops and isinstance(error, ImplementationClosed):
+            log(peer, where, error, logging.DEBUG)
         else:
             self._on_error(self, peer, where, error, log)

@@ -37,7 +37,16 @@ __all__ = [
 ]
 
 #: The message of the error for a wait that nothing can end.
-NOTHING_LEFT = "nothing can end this wait: no greenlet, timer or other thread is left; pass a timeout"
+NOTHING_LEFT = (
+    "this wait can never end: perhaps the peer has no handler (set_handler); "
+    "no greenlet, timer or thread is left to send input or to close"
+)
+
+#: The message of the error for a callback that waits for its own connection.
+WAITS_FOR_ITSELF = (
+    "a callback cannot wait for its own connection, where nothing happens until the callback returns; "
+    "wait in another greenlet"
+)
 
 #: Seconds after which a wait that only other threads can end checks whether there are any.
 CHECK_INTERVAL = 1.0

@@ -23,7 +23,6 @@ from gevent import get_hub
 from gevent.server import StreamServer
 
 from ngi_gevent.core import logs
-from ngi_gevent.core.address import with_address
 from ngi_gevent.core.counters import SYSTEM
 from ngi_gevent.sockets.binding import Binding
 from ngi_gevent.sockets.network import Network, Socket
@@ -217,14 +216,21 @@ class Acceptor(StreamServer):
     def _limit(self) -> tuple[str, str] | None:
         """Return the limit that is reached, and its description for the log."""
         if len(self._connections) >= self._max_connections:
-            return "max_connections", f"there are {self._max_connections}, which is max_connections"
+            return (
+                "max_connections",
+                f"max_connections={self._max_connections} reached",
+            )
         reason = self._crowd.full_reason()
         return None if reason is None else ("max_handshakes", reason)
 
     def _system_refused(self, error: OSError) -> None:
         if self.is_fatal_error(error):
             self._gave_up()
-            logs.listeners.error("listening ended: %s", with_address(error, self.address))
+            reason = logs.format_reason(error.strerror)
+            logs.listeners.error(
+                "listener on %r stopped, because its socket was closed elsewhere: %s; call listener again",
+                *(self.address, reason),
+            )
             return
         self._refused.note(SYSTEM, error.strerror)
         self.stop_accepting()
@@ -272,7 +278,7 @@ class PauseLog:
             self._timer = self._loop.timer(QUIET, QUIET, ref=False)
             self._timer.start(self._check)
             self._counts[limit] += 1
-            logs.listeners.warning("%r accepts no more connections for now: %s", self._address, reason)
+            logs.listeners.warning("listener on %r paused, and new clients wait: %s", self._address, reason)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -284,4 +290,4 @@ class PauseLog:
         self._noted = False
         if over:
             self.close()
-            logs.listeners.warning("%r accepts connections again", self._address)
+            logs.listeners.warning("listener on %r accepts connections again", self._address)

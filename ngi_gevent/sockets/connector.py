@@ -12,6 +12,7 @@ from greenlet import GreenletExit
 from ngi_gevent.core import logs
 from ngi_gevent.core.checks import connect_delay_of
 from ngi_gevent.core.lifecycle import STOPPED
+from ngi_gevent.core.registry import log_attempt
 from ngi_gevent.errors import ConnectionTimeout
 from ngi_gevent.sockets.dispatcher import ConnectionGreenlet, Dispatcher
 from ngi_gevent.sockets.stream import StreamConnection
@@ -48,6 +49,7 @@ class Connector:
         self._make_connection = make_connection
         self._greenlet = ConnectionGreenlet(self._run, hub, self)
         self._connecting = True
+        self._connected = False  # whether the TLS handshake has begun, if there is one
         self._stopped = False
         self._mailbox = Dispatcher.current().mailbox
         self._loop = hub.loop
@@ -86,11 +88,13 @@ class Connector:
             self._fail(STOPPED)
         except Timeout:
             address = self._destination.address
-            self._fail(ConnectionTimeout(f"there was no connection to {address!r} after {self._timeout} seconds"))
+            what = "TLS handshake with" if self._connected else "connection to"
+            hint = "; does the server use TLS?" if self._connected else ""
+            self._fail(ConnectionTimeout(f"no {what} {address!r} within {self._timeout} seconds{hint}"))
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):  # such as Ctrl-C, which must also reach the main greenlet
-                self._owner.handler_raised(self._destination.address, "connecting", error)
+                self._owner.handler_raised(self._destination.address, "connecting", error, log_attempt)
         else:
             self._connecting = False
             self._greenlet.connection = connection
@@ -141,6 +145,7 @@ class Connector:
             sock.close()
             raise
         self._owner.add(connection)
+        self._connected = True
         connection.shake_hands()
         if self._stopped:
             connection.run(StreamConnection.abort, "giving up")
@@ -158,6 +163,8 @@ class Connector:
         try:
             self._handler.failed_connect(reason)
         except BaseException as error:
-            self._owner.handler_raised(self._destination.address, "failed_connect", error)
+            self._owner.handler_raised(self._destination.address, "failed_connect", error, log_attempt)
         self._owner.forget(self)
-        logs.connections.debug("connecting to %r failed: %s", self._destination.address, logs.format_reason(reason))
+        logs.attempts.debug(
+            "connection attempt to %r failed: %s", self._destination.address, logs.format_reason(reason)
+        )

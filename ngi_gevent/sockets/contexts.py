@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["for_client", "for_server", "for_side"]
 
+MAKE = "make it with ssl.create_default_context"
+
 
 def for_side(ssl_context: Any, server_side: bool, server_hostname: str | None) -> MakeSSLObject:
     """Return the function that makes an ``SSLObject`` for one side of an open connection.
@@ -26,7 +28,7 @@ def for_side(ssl_context: Any, server_side: bool, server_hostname: str | None) -
     if not server_side:
         return for_client(ssl_context, "" if server_hostname is None else server_hostname)
     if server_hostname is not None:
-        raise ValueError(f"server_hostname is for TLS's client, and server_side is true; got {server_hostname!r}")
+        raise ValueError(f"server_hostname must be None with server_side=True; got {server_hostname!r}")
     return for_server(ssl_context)
 
 
@@ -37,6 +39,8 @@ def for_server(ssl_context: Any) -> MakeSSLObject:
     :raises ValueError: it cannot be used for a server.
     """
     _check_context(ssl_context)
+    if ssl_context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError(f"ssl_context must be for a server; got one for clients; {MAKE}(ssl.Purpose.CLIENT_AUTH)")
     return _tried(partial(ssl_context.wrap_bio, server_side=True))
 
 
@@ -49,20 +53,24 @@ def for_client(ssl_context: Any, server_hostname: str) -> MakeSSLObject:
     :raises ValueError: the context cannot be used for a client, does not accept the name, or needs a name.
     """
     _check_context(ssl_context)
+    if ssl_context.protocol == ssl.PROTOCOL_TLS_SERVER:
+        raise ValueError(f"ssl_context must be for a client; got one for servers; {MAKE}(ssl.Purpose.SERVER_AUTH)")
     if not isinstance(server_hostname, str):
-        raise TypeError(f"server_hostname is text; got {server_hostname!r}")
+        raise TypeError(f"server_hostname must be a str; got {server_hostname!r}")
     # In certificates and in the name that TLS sends, there is neither a scope nor the dot of the root.
     server_hostname = server_hostname.partition("%")[0].removesuffix(".")
     if ssl_context.check_hostname and not server_hostname:
         # Without this, an SSLObject, unlike an SSLSocket, would not check the name.
-        raise ValueError("server_hostname is missing, and this ssl_context is to check it (check_hostname)")
+        raise ValueError(
+            "server_hostname is missing, and ssl_context checks it (check_hostname); pass the name in the certificate"
+        )
     return _tried(partial(ssl_context.wrap_bio, server_hostname=server_hostname or None))
 
 
 def _check_context(ssl_context: Any) -> None:
     # The original class is a base of gevent's class, which replaces it under monkey-patching.
     if not isinstance(ssl_context, get_original("ssl", "SSLContext")):
-        raise TypeError(f"ssl_context is an ssl.SSLContext, or None; got {ssl_context!r:.100}")
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, or None; got {ssl_context!r:.100}")
 
 
 def _tried(make: MakeSSLObject) -> MakeSSLObject:
@@ -70,5 +78,5 @@ def _tried(make: MakeSSLObject) -> MakeSSLObject:
     try:
         make(ssl.MemoryBIO(), ssl.MemoryBIO())
     except (ssl.SSLError, ValueError, TypeError) as error:
-        raise ValueError(f"this ssl_context cannot be used so: {error}") from None
+        raise ValueError(f"ssl_context cannot be used here: {error}") from None
     return make

@@ -11,10 +11,13 @@ from ngi_gevent.core.counters import Counters
 from ngi_gevent.core.limits import HostCount, Limits
 from ngi_gevent.sockets.lifetime import Lifetimes, Living
 
-__all__ = ["MOST_FAILED", "MOST_REFUSED", "Crowd"]
+__all__ = ["MOST_FAILED", "MOST_REFUSED", "MOST_WITHOUT_HANDLER", "Crowd"]
 
 #: Log entries of one listener in ``logs.RATE_PERIOD`` seconds: for refused connections, and for failed handshakes.
 MOST_REFUSED = MOST_FAILED = 10
+
+#: The same, of connections without a handler.
+MOST_WITHOUT_HANDLER = 1
 
 
 class Crowd:
@@ -32,6 +35,8 @@ class Crowd:
         self._handshakes = 0  # pending
         #: The rate limit of log entries for failed handshakes.
         self.failures = logs.RateLimit(MOST_FAILED)
+        #: The rate limit of log entries for connections without a handler.
+        self.no_handler = logs.RateLimit(MOST_WITHOUT_HANDLER)
 
     def admits(self, peer_address: Any, address: Any) -> bool:
         """Return whether one more connection from *peer_address* is allowed; if not, log that *address* refused it.
@@ -54,7 +59,7 @@ class Crowd:
             return True
         self.counters.limited["max_per_host"] += 1
         logs.listeners.warning(
-            "%r refused a connection from %r: its host has %d connections, which is max_per_host",
+            "listener on %r refused a connection from %r: its host has %d open (max_per_host)",
             *(address, peer_address, self._limits.max_per_host),
             limit=self._refusals,
         )
@@ -96,7 +101,7 @@ class Crowd:
         most = self._limits.max_handshakes
         if most is None or self._handshakes < most:
             return None
-        return f"there are {most} handshakes in progress, which is max_handshakes"
+        return f"max_handshakes={most} reached"
 
 
 def _do_nothing() -> None:

@@ -121,8 +121,8 @@ class DatagramListener(BaseDatagramListener):
                 self._owner.handler_raised(self.address, "receiving", error, self._log_interrupted)
         self._owner.forget(self)
 
-    def _log_interrupted(self, address: Any, where: str, error: BaseException) -> None:
-        logs.datagrams.error("receiving datagrams on %r was interrupted, and goes on", address, error=error)
+    def _log_interrupted(self, address: Any, where: str, error: BaseException, *_: int) -> None:
+        logs.datagrams.error("UDP listener on %r was interrupted, and continues", address, exc_info=error)
 
     def _wait(self) -> None:
         """Wait for a datagram.  Other greenlets get a turn even if there is one already."""
@@ -153,7 +153,7 @@ class DatagramListener(BaseDatagramListener):
 
     def _log_failed(self, error: OSError) -> None:
         logs.datagrams.warning(
-            "receiving datagrams on %r failed, and goes on: %s", self.address, error.strerror, limit=self._failed
+            "UDP listener on %r failed to receive, and continues: %s", self.address, error.strerror, limit=self._failed
         )
 
     def _stop_receiving(self) -> None:
@@ -235,7 +235,7 @@ class _Sender:
             pause = min(2 * pause, LAST_RETRY)
 
     def _drop(self, target: Any, error: OSError) -> None:
-        logs.datagrams.warning("a datagram to %r was dropped: %s", target, error.strerror, limit=self._dropped)
+        logs.datagrams.warning("datagram to %r dropped: %s", target, error.strerror, limit=self._dropped)
 
     def _targets(self, address: Any) -> list[tuple[int, Any]]:
         """Return the families in which *address* can be reached, each with the address for its sockets."""
@@ -286,7 +286,7 @@ class DatagramSender(_Sender):
 
     def _socket(self, family: int) -> Socket:
         if not self._close_sockets.alive:
-            raise ImplementationClosed("this implementation was closed")
+            raise ImplementationClosed("the implementation was closed; create another")
         sock = self._sockets.get(family)
         if sock is None:
             sock = self._sockets[family] = self._network.make_socket(family, socket.SOCK_DGRAM)
@@ -309,7 +309,7 @@ class _ListenerSender(_Sender):
         reachable = [(family, target) for family, target in targets if family == self._socket.family]
         if not reachable:
             here = self._socket.getsockname()
-            raise OSError(errno.EAFNOSUPPORT, f"a listener on {here!r} sends to no address of another family")
+            raise OSError(errno.EAFNOSUPPORT, f"a UDP listener sends only to its own address family; it is on {here!r}")
         return reachable
 
     def _try(self, family: int, target: Any, data: bytes) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from gevent import Timeout
 
@@ -62,6 +62,9 @@ class ShakingHands(Protocol):
 class Step(Protocol):
     """One step of a handshake, whose methods do not block."""
 
+    #: The likely mistake of a client that does not finish the step in time, for the log; or nothing.
+    hint_if_late: ClassVar[str]
+
     def shake_hands(self) -> bool:
         """Continue.  Return whether the step is done; otherwise it needs input.  Raises ``OSError`` if it failed."""
 
@@ -107,7 +110,7 @@ class Handshake:
             with self._crowd.handshake(), Timeout(self._timeout):
                 connection.shake_hands()
         except Timeout:
-            reason = f"it was not done after {self._timeout} seconds"
+            reason = f"the client did not finish it within {self._timeout} seconds{self._step.hint_if_late}"
         except NotAdmitted:
             return None
         except OSError as error:
@@ -132,7 +135,9 @@ class Handshake:
                 self._take_steps(connection)
         except Timeout as timeout:
             if timeout is self._limit or timeout is self._extension:
-                raise TimedOut(f"it was not done after {self._timeout} seconds") from None
+                raise TimedOut(
+                    f"the TLS handshake did not finish within {self._timeout} seconds; does the peer use TLS?"
+                ) from None
             raise
         finally:
             if self._extension is not None:

@@ -126,7 +126,7 @@ class IdleTimer:
     def _expire(self) -> None:
         if not self._connection._lifecycle.is_established():
             return  # the connection is closing, and the linger has its own limits
-        reason = Timeout(f"nothing was received or sent for {self._seconds} seconds, the idle_timeout")
+        reason = Timeout(f"nothing was received or sent for {self._seconds} seconds (idle_timeout)")
         # A peer that does not take output must not mistake a part of it for everything.
         breaks = self._output.is_waiting_for_peer() or self._output.is_pausing
         self._connection.handle(BREAK if breaks else FAIL, reason)

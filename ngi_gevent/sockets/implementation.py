@@ -298,9 +298,9 @@ class Implementation:
         if registry is None:
             return
         if registry.includes(current_connection()):
-            raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
+            raise Deadlock("wait cannot end in a callback of a connection it waits for; use listener.close(callback)")
         if not registry.wait(timeout):
-            raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
+            raise Timeout(f"still pending after {timeout} seconds: {registry}")
 
     def close(self) -> None:
         """Close all listeners, end all connections, and cancel all connection attempts.
@@ -328,7 +328,7 @@ class Implementation:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ImplementationClosed("this implementation was closed")
+            raise ImplementationClosed(f"this {type(self).__name__} was closed; create another")
 
     def _check_still_open(self, listener: StreamListener | DatagramListener) -> None:
         """Close *listener* if the implementation was closed while the name was looked up."""

@@ -58,7 +58,7 @@ class Lifetimes:
         life.start(SEND_TIMEOUT, self._reset)
         if life.connection._lifecycle.state is not CLOSED:
             self._counters.limited["max_lifetime"] += 1
-        reason = Timeout(f"the connection was open for {self._seconds} seconds, the max_lifetime")
+        reason = Timeout(f"the connection was open for {self._seconds} seconds (max_lifetime)")
         life.connection.handle(FAIL, reason)
 
     def _reset(self, life: _Life) -> None:
@@ -66,7 +66,7 @@ class Lifetimes:
         if connection._lifecycle.state is not CLOSED:
             connection.handle(BREAK)
             logs.connections.info(
-                "connection with %r reset: %s seconds after its max_lifetime of %s, it was still closing",
+                "connection with %r reset: still closing %s seconds after its max_lifetime of %s",
                 *(connection.peer_address, SEND_TIMEOUT, self._seconds),
                 limit=self._limit,
             )

@@ -165,18 +165,18 @@ class Linger:
         if self._transport.queued_output() < self._queued:
             self.expect_progress()
         else:
-            self._give_up()
+            self._give_up(f"the peer took nothing for {SEND_TIMEOUT} seconds")
 
     def output_is_taken(self) -> None:
         """Stop expecting progress, because the kernel has taken everything, and iterables may yield more."""
         if not self._connection._lifecycle.output_is_over:
             self._stop_timer()
 
-    def _give_up(self) -> None:
+    def _give_up(self, reason: str) -> None:
         """Reset the connection, because the peer or an iterable makes no progress."""
         peer, left = self._connection.peer_address, self._output.size
         self._connection.handle(BREAK)
-        logs.connections.info("connection with %r broken off: %d bytes were left to send to it", peer, left)
+        logs.connections.info("connection with %r reset: %s; %d bytes were not delivered", peer, reason, left)
 
     # Waiting for an iterable, with nothing to send and nothing to receive.
 
@@ -209,7 +209,7 @@ class Linger:
     def _check_iterables(self) -> None:
         before, self._pulled = self._pulled, self._count_pulled()
         if self._pulled is not None and self._pulled == before and not self._output.pieces:
-            self._give_up()
+            self._give_up(f"an iterable given to writelines yielded nothing for {SEND_TIMEOUT} seconds")
 
     # The end.
 

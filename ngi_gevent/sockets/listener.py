@@ -34,6 +34,9 @@ __all__ = ["BACKLOG", "StreamListener"]
 #: The default number of connections that the kernel queues for a listener.  Linux limits it to ``net.core.somaxconn``.
 BACKLOG = 1024
 
+#: Seconds after which a connection without a handler is logged.  A proxy sets one once it has reached its upstream.
+HANDLER_TIMEOUT = 2.0
+
 
 @documented_by(IListener)
 class StreamListener(BaseListener):
@@ -189,8 +192,18 @@ class StreamListener(BaseListener):
         logs.connections.debug("connection with %r accepted, on %r", connection.peer_address, connection.local_address)
         result = self._server(connection)
         if connection and connection._handler is None:
-            logs.connections.debug("connection with %r has no handler yet, and is not read", connection.peer_address)
+            timer = self._hub.loop.timer(HANDLER_TIMEOUT, ref=False)
+            timer.start(self._check_handler, timer, connection)
         return result
+
+    def _check_handler(self, timer: Any, connection: StreamConnection) -> None:
+        timer.close()
+        if connection and connection._handler is None:
+            logs.connections.warning(
+                "connection with %r has no handler, so nothing is read: %s must call connection.set_handler",
+                *(connection.peer_address, getattr(self._server, "__qualname__", type(self._server).__name__)),
+                limit=self._crowd.no_handler,
+            )
 
     def _stop_accepting(self, *, serve_queued: bool = False) -> None:
         for acceptor in self._acceptors:

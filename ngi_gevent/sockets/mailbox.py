@@ -164,8 +164,10 @@ class Mailbox:
             raise errors[0]
         if not results:
             if self.is_of_parent:
-                raise ImplementationClosed("this was made before a fork, and belongs to the parent process")
-            raise ImplementationClosed("the thread that must do this has ended with its implementation")
+                raise ImplementationClosed(
+                    "this belongs to the parent process; create another implementation after the fork"
+                )
+            raise ImplementationClosed("the thread of this hub has ended; create another implementation")
         return results[0]
 
     def wait_for(self, flag: Flag, timeout: float | None = None) -> bool:

@@ -8,7 +8,7 @@ This module is imported when a listener has ``proxy_protocol``, and not before.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ngi_gevent.core import logs
 from ngi_gevent.proxy_protocol import LONGEST, TrustedProxies, parse
@@ -35,6 +35,8 @@ class ProxyHeader:
     """The first step of a handshake, in which a trusted peer sends a header."""
 
     __slots__ = ("_begun", "_connection", "_crowd", "_plain", "_trusted")
+
+    hint_if_late: ClassVar = ""
 
     def __init__(self, connection: Proxied, plain: PlainTransport, trusted: TrustedProxies, crowd: Crowd) -> None:
         self._connection: Proxied | None = connection  # until it is done

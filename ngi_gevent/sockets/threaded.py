@@ -68,7 +68,7 @@ class Threaded(Implementation):
     def __init__(self, *, name: str | None = None) -> None:
         super().__init__()
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be text or None; got {name!r:.100}")
+            raise TypeError(f"name must be a str, or None; got {name!r:.100}")
         self._name = f"ngi_gevent.Threaded-{next(_numbers)}" if name is None else name
         self._starting = make_lock()
         self._start: _Start | None = None  # pending or done
@@ -105,7 +105,7 @@ class Threaded(Implementation):
             if not empty.wait(clock.left_until(deadline)):
                 registry.mailbox.call_soon(registry.forget_waker, empty.set)
                 if registry:  # the thread may not have set the flag yet
-                    raise Timeout(f"still outstanding after {timeout} seconds: {registry}")
+                    raise Timeout(f"still pending after {timeout} seconds: {registry}")
             if not registry:
                 return
             empty = Flag()  # the end of one connection has begun the next
@@ -121,10 +121,10 @@ class Threaded(Implementation):
         """
         timeout = as_timeout(timeout)
         if self._is_on_its_thread():
-            raise Deadlock("join was called on the thread that it would wait for")
+            raise Deadlock("join cannot end on the thread that it waits for; call it on another thread")
         start = self._start
         if start is not None and self._has_thread() and not self._ended.wait(timeout):
-            raise Timeout(f"the thread still runs after {timeout} seconds; outstanding: {start.registry}")
+            raise Timeout(f"the thread still runs after {timeout} seconds; pending: {start.registry}")
 
     def close(self) -> None:
         registry = self._closes()
@@ -190,7 +190,7 @@ class Threaded(Implementation):
             start = self._start = self._start or _Start()
         if start.generation != forks.generation():
             raise ImplementationClosed(
-                "this Threaded was started before a fork, and its thread is in the parent process; make a new one"
+                "this Threaded was started before a fork, so its thread is in the parent process; create another here"
             )
         if not begun:
             self._start_thread(start)

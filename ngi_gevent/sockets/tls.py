@@ -19,7 +19,7 @@ import ssl
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.lifecycle import END_OF_INPUT
@@ -63,6 +63,8 @@ class TLSTransport:
         "has_events",
         "ssl_object",
     )
+
+    hint_if_late: ClassVar = "; does it use TLS?"
 
     ssl_object: Any
 
@@ -175,9 +177,7 @@ class TLSTransport:
             self._incoming.write(data)
         pieces = self._records()
         if self._outgoing.pending > OWN_LIMIT:
-            self._end = ssl.SSLError(
-                ssl.SSL_ERROR_SSL, "the peer asks for answers all the time, and does not read them"
-            )
+            self._end = ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer requests answers of TLS without reading them")
         self.has_events = bool(self._outgoing.pending or self._stalled or self._end is not None)
         if not pieces:
             if self._end is None:

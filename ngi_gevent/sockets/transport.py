@@ -58,7 +58,7 @@ def client_factory(
         name = host if server_hostname is None else server_hostname
         make_ssl_object = contexts.for_client(ssl_context, name)
     elif server_hostname is not None:
-        raise ValueError(f"server_hostname is for TLS, and there is no ssl_context; got {server_hostname!r}")
+        raise ValueError(f"server_hostname needs an ssl_context, for TLS; got {server_hostname!r}")
     if proxy_header is not None:
         from ngi_gevent.proxy_protocol import check_header
 

@@ -81,7 +81,7 @@ class Watchdog:
     def _log(self, seconds: float, frame: FrameType) -> None:
         callback, place = describe(frame)
         logs.listeners.warning(
-            "%s has kept the hub for %.3f seconds without waiting, and slow_callback is %s; now at %s",
+            "%s has blocked the hub for %.3f seconds (slow_callback=%s); now at %s",
             *(callback, seconds, self._slow, place),
             limit=self._limit,
         )

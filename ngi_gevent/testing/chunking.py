@@ -63,7 +63,7 @@ class _Chunking:
         self._seed = seed
         self._input = b"".join(map(bytes, messages))
         if not self._input:
-            raise ValueError("an empty conversation checks nothing; pass the bytes that a client sends")
+            raise ValueError("conversation must not be empty; pass the bytes that a client sends")
         ends = [sum(map(len, messages[:count])) for count in range(1, len(messages))]
         #: The places where the client waits for the answer.
         self._waits = sorted(set(ends) - {0, len(self._input)})

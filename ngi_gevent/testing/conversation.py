@@ -83,7 +83,7 @@ class Conversation:
         self._implementation.close()
         self._settle()
         if unread:
-            raise NotRead("the server gave the connection no handler (see set_handler), so nothing was read")
+            raise NotRead("the server set no handler, so nothing was read; call connection.set_handler")
 
     def _settle(self) -> None:
         if get_hub_if_exists() is not None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ngi_gevent.adapters import bottom
 from ngi_gevent.core import clock
 from ngi_gevent.core.checks import as_timeout
-from ngi_gevent.core.threads import Flag
-from ngi_gevent.errors import ConnectionFailed
+from ngi_gevent.core.threads import WAITS_FOR_ITSELF, Flag
+from ngi_gevent.errors import ConnectionFailed, Deadlock, WouldWait
 
 if TYPE_CHECKING:
     from ngi_gevent.interfaces import IConnection, Reason
@@ -139,7 +139,7 @@ class Recorder:
         self.wait_until(is_decided, timeout, f"{data!r} next")
         received = self.data[start:]
         if received[: len(data)] != data:
-            raise AssertionError(f"expected {data!r} next, and got {received!r}{self._format_state()}")
+            raise AssertionError(f"expected {data!r} next; got {received!r}{self._format_state()}")
         self._expected = end
 
     def wait_closed(self, timeout: float | None = PATIENCE) -> Reason | None:
@@ -161,20 +161,37 @@ class Recorder:
             finally:
                 self._flags.remove(flag)
             if problem and not condition():
-                raise AssertionError(f"expected {what or condition}, and {problem}: {self._format_data()}")
+                raise AssertionError(f"expected {what or condition}, but {problem}; {self._format_data()}")
 
     def _wait(self, flag: Flag, deadline: float | None, timeout: float | None) -> str:
         """Wait until *flag* is set, and return why it was not, or nothing."""
         connection = bottom(self.connection)
         is_in_callback = getattr(connection, "is_in_callback", bool)
         if is_in_callback():
-            return "this waits in a callback of the connection, before whose return nothing more happens"
+            return WAITS_FOR_ITSELF
         wait: Callable[[Flag, float | None], bool] = getattr(connection, "wait_for", Flag.wait)
-        if wait(flag, clock.left_until(deadline)):
+        try:
+            if wait(flag, clock.left_until(deadline)):
+                return ""
+        except WouldWait:
+            raise
+        except Deadlock:
+            is_over = True
+        else:
+            is_over = deadline is not None and clock.now() < deadline
+        problem = "nothing is left that can make it happen" if is_over else f"it did not happen in {timeout} seconds"
+        return f"{self._format_cause()}{problem}"
+
+    def _format_cause(self) -> str:
+        """Return the likely cause why nothing was received, or nothing."""
+        connection = bottom(self.connection)
+        if self.chunks or self.closed is not None or not connection:
             return ""
-        if deadline is not None and clock.now() < deadline:
-            return "nothing is left that can make it happen"
-        return f"it did not happen in {timeout} seconds"
+        side = "server" if connection.control is None else "client"
+        peer = getattr(connection, "peer", None)  # in memory
+        if peer is None:
+            return f"perhaps the {side} set no handler (set_handler): "
+        return "" if peer._handler is not None else f"the {side} set no handler (set_handler), so it reads nothing: "
 
     def _format_data(self) -> str:
         data = self.data
@@ -186,13 +203,11 @@ class Recorder:
 
     def _format_state(self) -> str:
         if self.failed is not None:
-            return f", the connect failed: {self.failed}"
+            return f", the connection attempt failed: {self.failed}"
         if self.connection is None:
             return ", not connected"
         if self.closed is not None:
             return f", the connection ended: {self.closed}"
         if self.gone:
             return ", the connection is closed"
-        # A peer that was never heard from may not read: a forgotten set_handler is the usual cause.
-        hint = "" if self.chunks else "; has the peer called set_handler?  It reads nothing before that"
-        return f", the connection is open: {self.connection!r}{hint}"
+        return f", the connection is open: {self.connection!r}"

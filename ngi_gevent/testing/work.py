@@ -57,7 +57,7 @@ def check_work(server: IServer, conversation: bytes) -> None:
         raise TypeError(f"conversation must be bytes; got {conversation!r:.100}")
     conversation = bytes(conversation)
     if not conversation:
-        raise ValueError("an empty conversation checks nothing; pass the bytes that a client sends")
+        raise ValueError("conversation must not be empty; got b''; pass the bytes that a client sends")
     problem = _check_bytes(server, conversation) or _check_repeated(server, conversation)
     if problem:
         test = f"    check_work({name_of(server)}, {conversation!r})"

@@ -25,7 +25,7 @@ def check_hashable(address: object) -> None:
 def check_send_address(address: object) -> None:
     """Raise ``TypeError`` unless a datagram can be sent to *address*."""
     if address is None:
-        raise TypeError("the address of a datagram must not be None, which is only an address to listen on")
+        raise TypeError("the address of a datagram must not be None; None is only for listening")
     check_hashable(address)
 
 

@@ -22,6 +22,7 @@ from ngi_gevent.core.limits import NO_LIMITS, Limits
 from ngi_gevent.core.listening import check_listen_options, log_refusal
 from ngi_gevent.core.options import LINGER_TIMEOUT, ConnectionOptions
 from ngi_gevent.core.output import OUTPUT_LIMIT
+from ngi_gevent.core.registry import log_attempt
 from ngi_gevent.core.service import takes_service
 from ngi_gevent.errors import Deadlock, ImplementationClosed, NGIError, Timeout, WouldWait
 from ngi_gevent.sockets import transport
@@ -257,9 +258,9 @@ class Implementation:
         """
         as_timeout(timeout)
         if self._turns.current is not None:
-            raise Deadlock("wait was called in a callback of one of the connections that it would wait for")
+            raise Deadlock("wait cannot end in a callback of a connection it waits for; use listener.close(callback)")
         if self._registry:
-            raise Timeout(f"outstanding, and nothing will change that: {self._registry}")
+            raise Timeout(f"still pending, and nothing is left to end it: {self._registry}")
 
     def close(self) -> None:
         """Close all listeners and end all connections.  Later calls raise ``ImplementationClosed``, except this one."""
@@ -304,21 +305,23 @@ class Implementation:
         """Count an attempt that fails, or follows an end.  Return False for a client that would go on forever."""
         self._failures[address] += 1
         if self._failures[address] > MAX_RECONNECTS:
-            self._turns.error = NGIError(f"a client reconnected to {address!r} forever")
+            self._turns.error = NGIError(
+                f"a client reconnected to {address!r} forever; connect again in a simulation, where time passes"
+            )
         return self._failures[address] <= MAX_RECONNECTS
 
     def _fail(self, address: Hashable, handler: IClientConnectHandler, reason: str) -> None:
         try:
             handler.failed_connect(reason)
         except BaseException as error:
-            self._registry.handler_raised(address, "failed_connect", error)
+            self._registry.handler_raised(address, "failed_connect", error, log_attempt)
 
     def _make_registry(self) -> MemoryRegistry:
         return MemoryRegistry(self._turns, self._on_error)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ImplementationClosed("this implementation was closed")
+            raise ImplementationClosed(f"this {type(self).__name__} was closed; create another")
 
     def _new_address(self) -> tuple[str, int]:
         return "in memory", next(self._numbers)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["CANNOT_WAIT", "MemoryRegistry", "Turns", "raise_interrupts"]
 
 #: The message of the error for a callback that waits.
-CANNOT_WAIT = "a callback in memory cannot wait; test handlers that wait with an implementation on sockets"
+CANNOT_WAIT = "a callback in memory cannot wait; test it in ngi_gevent.testing.simulation, or on sockets"
 
 
 def _refuse_to_wait() -> None:

@@ -118,7 +118,7 @@ class BoundSocket:
     def check_open(self) -> None:
         """Raise if it is closed, or its host has crashed."""
         if self._generation != self.site.generation:
-            raise HostCrashed(f"host {self.site.name!r} has crashed since this socket was made")
+            raise HostCrashed(f"host {self.site.name!r} has crashed since this socket was created")
         if self.is_closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 

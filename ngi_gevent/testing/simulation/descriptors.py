@@ -58,7 +58,7 @@ class Descriptors:
         """Raise unless *descriptor* is one of the simulation."""
         if descriptor not in self._things:
             raise NotSimulated(
-                f"descriptor {descriptor} is not one of the simulation; use the connect and listener of a host"
+                f"descriptor {descriptor} does not belong to the simulation; use connect and listener of a host"
             )
 
     def watch(self, watcher: Io) -> None:

@@ -68,7 +68,7 @@ def shrink(test: Test, seed: int, **options: Any) -> str:
     _check_test(test)
     failure = _run(test, Simulation(seed, **options))
     if failure is None:
-        raise SimulationError(f"the test does not fail under seed {seed}, so there is nothing to shrink")
+        raise SimulationError(f"the test must fail to be shrunk; it passes under seed {seed}")
     return replay_of(seed, _shrink(test, seed, failure, options))
 
 
@@ -200,4 +200,4 @@ def _as_failed_seed(test: Test, seed: int, failure: _Failure, options: dict[str,
 
 def _check_test(test: Any) -> None:
     if not callable(test):
-        raise TypeError(f"test must be a function that takes a simulation; got {test!r:.100}")
+        raise TypeError(f"test must be a callable that takes a simulation; got {test!r:.100}")

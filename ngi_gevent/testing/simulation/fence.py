@@ -156,4 +156,4 @@ def _guarded(function: Callable[..., Any], call: str, instead: str) -> Callable[
 
 
 def _refuse(call: str, instead: str) -> None:
-    raise NotSimulated(f"{call} was called inside of a simulation; {instead}")
+    raise NotSimulated(f"{call} was called in a simulation; {instead}")

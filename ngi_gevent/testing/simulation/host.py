@@ -203,7 +203,7 @@ class Host(Implementation):
     def _check_up(self) -> None:
         self._simulation.check_usable()
         if not self._is_up:
-            raise HostCrashed(f"host {self._name!r} has crashed; start it again with restart()")
+            raise HostCrashed(f"host {self._name!r} has crashed; call restart first")
 
     @contextmanager
     def _turn(self) -> Iterator[Self]:

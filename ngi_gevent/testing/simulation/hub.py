@@ -80,6 +80,4 @@ class NoResolver:
         """Do nothing: the hub is destroyed."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise NotSimulated(
-            f"{name} was called; only the connect and listener of a host look up names of the simulation"
-        )
+        raise NotSimulated(f"{name} was called; only connect and listener of a host look up names in a simulation")

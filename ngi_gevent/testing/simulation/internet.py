@@ -56,13 +56,13 @@ class Internet:
         :raises ValueError: the name is in use, or cannot be a host name.
         """
         if not isinstance(name, str):
-            raise TypeError(f"the name of a host must be str; got {name!r}")
+            raise TypeError(f"the name of a host must be a str; got {name!r}")
         if not HOST_NAME.fullmatch(name) or name == "localhost":
-            raise ValueError(f"the name of a host must be one that addresses can have, such as 'server'; got {name!r}")
+            raise ValueError(f"the name of a host must be valid in an address, such as 'server'; got {name!r}")
         if name in self._sites:
-            raise ValueError(f"there is a host {name!r} already")
+            raise ValueError(f"the name of a host must be unused; got {name!r} again")
         if isinstance(max_descriptors, bool) or not isinstance(max_descriptors, int) or max_descriptors < 0:
-            raise ValueError(f"max_descriptors must be an int of 0 or more; got {max_descriptors!r}")
+            raise ValueError(f"max_descriptors must be an int >= 0; got {max_descriptors!r}")
         site = Site(name, len(self._sites) + 1, max_descriptors)
         for other in (*self._sites, name):
             is_itself = other == name
@@ -127,14 +127,14 @@ class Internet:
         self._site(one)
         self._site(other)
         if one == other:
-            raise ValueError(f"a link must be between two hosts; got {one!r} twice")
+            raise ValueError(f"a link must be between different hosts; got {one!r} twice")
 
     def _site(self, name: str) -> Site:
         try:
             return self._sites[name]
         except (KeyError, TypeError):
             known = ", ".join(map(repr, self._sites)) or "none"
-            raise ValueError(f"there is no host {name!r}; hosts are: {known}") from None
+            raise ValueError(f"no host is named {name!r}; hosts are: {known}") from None
 
     # What sockets ask.
 

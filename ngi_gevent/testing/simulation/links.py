@@ -18,7 +18,7 @@ def check_number(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {value!r}")
     if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be 0 or more; got {value!r}")
+        raise ValueError(f"{name} must be >= 0; got {value!r}")
     return value
 
 
@@ -136,7 +136,7 @@ class Link:
         :raises ValueError: a number is negative, a chance more than 1, or the bandwidth 0.
         """
         if bandwidth is not None and bandwidth != math.inf and not check_number("bandwidth", bandwidth):
-            raise ValueError("bandwidth must be more than 0; use Simulation.partition to let nothing pass")
+            raise ValueError("bandwidth must be > 0; got 0; to block a link, use Simulation.partition")
         times = {"latency": latency, "jitter": jitter}
         chances = {"loss": loss, "duplicates": duplicates, "reorder": reorder}
         new = {name: check_number(name, value) for name, value in times.items() if value is not None}

@@ -54,7 +54,7 @@ class HostNetwork(Network):
 
     def _check_up(self) -> None:
         if self._generation != self._site.generation:
-            raise HostCrashed(f"host {self._site.name!r} has crashed since this was made")
+            raise HostCrashed(f"host {self._site.name!r} has crashed since this object was created")
 
     def _files(self) -> Files:
         self._check_up()

@@ -83,7 +83,7 @@ def parse_replay(replay: str) -> tuple[int, dict[str, frozenset[int]] | None]:
     :raises ValueError: *replay* has another form.
     """
     if not isinstance(replay, str):
-        raise TypeError(f"a replay must be str, such as '7' or '7:s12,n45'; got {replay!r}")
+        raise TypeError(f"a replay must be a str, such as '7' or '7:s12,n45'; got {replay!r}")
     seed, colon, numbers = replay.partition(":")
     try:
         if not colon:

@@ -131,7 +131,7 @@ class Simulation:
         """
         self.check_usable()
         if start is not None and not callable(start):
-            raise TypeError(f"start must be a function that takes the host; got {start!r}")
+            raise TypeError(f"start must be a callable that takes the host; got {start!r}")
         network = self._internet.add_host(name, max_descriptors=max_descriptors)
         host = self._hosts[name] = Host(self, name, start)
         self._come_up(host, network)
@@ -186,9 +186,9 @@ class Simulation:
     def __enter__(self) -> Self:
         outer = get_hub_if_exists()
         if isinstance(outer, SimulatedHub):
-            raise SimulationError("this thread is inside of a simulation already; end that one first")
+            raise SimulationError("this thread already runs a simulation; end that one first")
         if self._thread is not None:
-            raise SimulationError("this simulation has run already; make a new one")
+            raise SimulationError("a simulation can run once; create another")
         if getcurrent() is outer:
             raise SimulationError("a simulation cannot run in a callback of gevent's hub; enter it in a greenlet")
         self._thread = get_ident()
@@ -229,7 +229,7 @@ class Simulation:
             raise raised[0]
         if error is None and self._undead:
             shown = "\n  ".join(self._undead)
-            raise SimulationError(f"greenlets went on after {KILLS} times GreenletExit; let it pass:\n  {shown}")
+            raise SimulationError(f"greenlets continued after {KILLS} times GreenletExit; let it pass:\n  {shown}")
 
     def _end(self) -> None:
         """Crash all hosts, and end all greenlets."""
@@ -247,11 +247,11 @@ class Simulation:
     def check_usable(self) -> None:
         """Raise unless the simulation runs, and on this thread."""
         if self._thread is None:
-            raise SimulationError("the simulation has not begun; use its hosts inside of `with simulation:`")
+            raise SimulationError("the simulation has not begun; use its hosts in a `with simulation:` block")
         if self._thread != get_ident():
-            raise SimulationError("a simulation was used from another thread; it belongs to the one that began it")
+            raise SimulationError("a simulation must be used on the thread that began it; this is another thread")
         if not self._is_running:
-            raise SimulationError("the simulation is over")
+            raise SimulationError("the simulation is over; create another")
 
     def pause(self, host: Host, seconds: float) -> None:
         """Hold back what *host* does."""
@@ -272,7 +272,7 @@ class Simulation:
     def restart(self, host: Host) -> None:
         """Start *host* again."""
         if host.is_up:
-            raise SimulationError(f"host {host.name!r} is up; only one that has crashed can start again")
+            raise SimulationError(f"host {host.name!r} is up; crash it before restart")
         self._come_up(host, self._internet.restart(host.name))
 
     def _come_up(self, host: Host, network: Any) -> None:
@@ -334,8 +334,7 @@ class Simulation:
             while visitors:
                 visitors.pop().throw(
                     NotSimulated(
-                        "an object of gevent that was first used outside of the simulation was waited for; make events,"
-                        " locks and queues inside of it"
+                        "a wait used an object of gevent from outside the simulation; create events and locks in it"
                     )
                 )
 

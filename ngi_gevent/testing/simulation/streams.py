@@ -144,7 +144,7 @@ class StreamEnd:
 
     def _closed_error(self) -> OSError:
         if self._generation != self.site.generation:
-            return HostCrashed(f"host {self.site.name!r} has crashed since this connection was made")
+            return HostCrashed(f"host {self.site.name!r} has crashed since this connection was created")
         return error(errno.EBADF)
 
     def shutdown(self, how: int) -> None:

@@ -136,7 +136,7 @@ class Watcher:
     def start(self, callback: Callable[..., object], *args: Any, **_: Any) -> None:
         """Call *callback* from now on."""
         if not callable(callback):
-            raise TypeError(f"a watcher must be started with a function; got {callback!r}")
+            raise TypeError(f"the callback of a watcher must be callable; got {callback!r}")
         was_active = self.callback is not None
         self.callback, self.args = callback, args
         if not was_active:
@@ -174,7 +174,7 @@ class Timer(Watcher):
     def __init__(self, loop: Loop, agenda: Times, after: float, repeat: float, ref: bool, priority: int | None) -> None:
         super().__init__(loop, priority)
         if repeat < 0:
-            raise ValueError(f"repeat must be 0 or more seconds; got {repeat!r}")
+            raise ValueError(f"repeat must be a number of seconds >= 0; got {repeat!r}")
         self._agenda = agenda
         self.after = after
         self.repeat = repeat

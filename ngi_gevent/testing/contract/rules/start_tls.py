@@ -52,7 +52,7 @@ def talk(stage, witness=Witness):
     """Connect to a server that can start TLS, if the connections of *stage* have not begun with it."""
     client, served = stage.talk(LineWitness, witness)
     if client.connection.ssl_object is not None:
-        with pytest.raises(RuntimeError, match="TLS already"):
+        with pytest.raises(RuntimeError, match="already has TLS"):
             start_as_client(client.connection)
         pytest.skip("connections of this stage have TLS already")
     return client, served
@@ -90,7 +90,7 @@ def test_tls_is_started_once(stage):
     stage.until(lambda: client.data.startswith(b"go ahead, "))
     start_as_client(client.connection)
     for again in client.connection, adapters.Base(client.connection):
-        with pytest.raises(RuntimeError, match="TLS already"):
+        with pytest.raises(RuntimeError, match="already has TLS"):
             start_as_client(again)
     client.connection.write(b"TWO\n")
     stage.until(lambda: client.data.endswith(b"two\n"))
