@@ -64,8 +64,8 @@ class ListenerClosed(NGIError, ValueError):
 class Deadlock(NGIError, RuntimeError):
     """A wait that could never end.
 
-    The caller waits for something that itself waits for the caller, as in a callback that waits for the end of its own
-    connection.  Or the caller waits without a timeout, and nothing is left that could end the wait.
+    Either a callback waits for its own connection, where nothing happens until the callback returns.  Or the caller
+    waits without a timeout, and nothing is left that could end the wait.
     """
 
 

@@ -248,7 +248,7 @@ def lines_on_the_page():
     return shown
 
 
-METHODS = {"debug", "info", "warning", "error", "tell"}
+METHODS = {"debug", "info", "warning", "error", "log"}
 
 
 def lines_in_the_source():
@@ -265,7 +265,7 @@ def lines_in_the_source():
                     levels = (
                         "DEBUG, ERROR" if "exc_info" in {keyword.arg for keyword in call.keywords} else "DEBUG, INFO"
                     )
-                    level = levels if method == "tell" else method.upper()
+                    level = levels if method == "log" else method.upper()
                     yield re.sub(r"%[.\d]*[a-z]", "…", text), (logger, level)
 
 

@@ -326,14 +326,14 @@ def test_a_handler_that_is_set_late_or_not_needed_is_not_missed(simulated, log, 
     listener.close()
 
 
-# What failed is named.
+# The part that failed is named.
 
 
 def raise_error(*_):
     raise ValueError("no")
 
 
-def test_exceptions_are_logged_by_the_logger_of_what_failed(tcp, log):
+def test_exceptions_are_logged_by_the_logger_of_the_part_that_failed(tcp, log):
     class Failing:
         connected = failed_connect = raise_error
 
@@ -439,7 +439,7 @@ def test_a_closed_threaded():
 
 #: Exceptions whose text is written here, and methods of loggers.
 IS_MESSAGE = re.compile(r"[A-Z]\w*(Error|Closed|Exceeded|Timeout|Response)|Deadlock|Refused|NotSimulated|HostCrashed")
-METHODS = {"debug", "info", "warning", "error", "tell"}
+METHODS = {"debug", "info", "warning", "error", "log"}
 SOURCES = [*(ROOT / "ngi_gevent").rglob("*.py"), *(ROOT / "examples").glob("*.py"), ROOT / "pytest_ngi_gevent.py"]
 #: Names and texts of other programs, which begin with a capital.
 CAPITALS = (

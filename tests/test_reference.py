@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import importlib
 import inspect
 import os
@@ -14,7 +16,7 @@ import pages
 import pytest
 from extras import skip_unless_installed
 
-from ngi_gevent import adapters, proxy_protocol, reconnecting, relay
+from ngi_gevent import adapters, errors, proxy_protocol, reconnecting, relay
 from ngi_gevent.blocking import input
 from ngi_gevent.core import datagram, logs, output
 from ngi_gevent.core.options import LINGER_TIMEOUT
@@ -32,6 +34,7 @@ from ngi_gevent.sockets import (
     transport,
     watchdog,
 )
+from ngi_gevent.testing import simulation
 from ngi_gevent.testing.simulation import Simulation
 
 ROOT = Path(__file__).parent.parent
@@ -193,3 +196,26 @@ def test_the_command_line_is_that_of_the_echo_server():
     # The lines before are folded in another way by each version of Python.
     beginning = "Send back what comes in"
     assert shown[shown.index(beginning) :] == said[said.index(beginning) :]
+
+
+#: Exceptions in the source that no caller has to catch: Python's protocols, and methods that a subclass defines.
+PROTOCOLS = {"AttributeError", "NotImplementedError", "StopIteration"}
+
+
+def test_every_exception_is_in_the_table():
+    names = [row[0].removeprefix("{py:class}~") for row in rows("exceptions.md")][2:]
+    listed = {thing_named(name if "." in name else f"builtins.{name}") for name in names}
+    assert {getattr(errors, name) for name in errors.__all__} - listed == set()
+    assert {getattr(simulation.errors, name) for name in simulation.errors.__all__} - listed == set()
+    raised = set()
+    rules = ROOT / "ngi_gevent" / "testing" / "contract" / "rules"
+    for path in {*(ROOT / "ngi_gevent").rglob("*.py")} - {*rules.glob("*.py")}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Raise(exc=ast.Name(name) | ast.Call(func=ast.Name(name))):
+                    raised.add(name)
+    raised &= set(vars(builtins))
+    assert {"OSError", "TypeError"} < raised
+    assert {
+        name for name in raised - PROTOCOLS if not issubclass(getattr(builtins, name), tuple(listed - {BaseException}))
+    } == set()

@@ -251,7 +251,7 @@ class Callbacks:
             has_broken = isinstance(reason, (str, OSError)) and not isinstance(reason, Timeout)
             level = level or (logging.DEBUG if has_broken else logging.INFO)
             if logs.connections.is_enabled_for(level):
-                logs.connections.tell(
+                logs.connections.log(
                     level, "connection with %r ended: %s", self.peer_address, logs.format_reason(reason)
                 )
 

@@ -118,7 +118,7 @@ class BaseDatagramListener:
 
     def _log_raised(self, sender: Any, where: str, error: BaseException, level: int = logging.ERROR) -> None:
         limit = self._raised_limit
-        logs.datagrams.tell(
+        logs.datagrams.log(
             level, "datagram from %r: %s raised an exception", sender, where, exc_info=error, limit=limit
         )
 

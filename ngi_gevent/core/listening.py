@@ -65,7 +65,7 @@ def log_refusal(address: Any) -> Iterator[None]:
 
 def _log_raised(address: Any, where: str, error: BaseException, level: int = logging.ERROR) -> None:
     """Log an exception in a handler of the listener on *address*."""
-    logs.listeners.tell(level, "listener on %r: %s raised an exception", address, where, exc_info=error)
+    logs.listeners.log(level, "listener on %r: %s raised an exception", address, where, exc_info=error)
 
 
 class ListenerOwner(Protocol):

@@ -64,18 +64,18 @@ class Log:
         self.is_enabled_for = self._logger.isEnabledFor
 
     def debug(self, line: str, *arguments: object) -> None:
-        self.tell(logging.DEBUG, line, *arguments)
+        self.log(logging.DEBUG, line, *arguments)
 
     def info(self, line: str, *arguments: object, limit: RateLimit | None = None) -> None:
-        self.tell(logging.INFO, line, *arguments, limit=limit)
+        self.log(logging.INFO, line, *arguments, limit=limit)
 
     def warning(self, line: str, *arguments: object, limit: RateLimit | None = None) -> None:
-        self.tell(logging.WARNING, line, *arguments, limit=limit)
+        self.log(logging.WARNING, line, *arguments, limit=limit)
 
     def error(self, line: str, *arguments: object, exc_info: BaseException | None = None) -> None:
-        self.tell(logging.ERROR, line, *arguments, exc_info=exc_info)
+        self.log(logging.ERROR, line, *arguments, exc_info=exc_info)
 
-    def tell(self, level: int, line: str, *arguments: object, limit: RateLimit | None = None, **options: Any) -> None:
+    def log(self, level: int, line: str, *arguments: object, limit: RateLimit | None = None, **options: Any) -> None:
         if not self._logger.isEnabledFor(level):
             return
         if limit is not None:

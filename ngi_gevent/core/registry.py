@@ -30,12 +30,12 @@ OnError: TypeAlias = Callable[[Any, Any, str, BaseException, logs.LogRaised], No
 
 def log_raised(peer: Any, where: str, error: BaseException, level: int = logging.ERROR) -> None:
     """Log an exception in a handler of the connection with *peer*."""
-    logs.connections.tell(level, "connection with %r: %s raised an exception", peer, where, exc_info=error)
+    logs.connections.log(level, "connection with %r: %s raised an exception", peer, where, exc_info=error)
 
 
 def log_attempt(address: Any, where: str, error: BaseException, level: int = logging.ERROR) -> None:
     """Log an exception in the handler of a connection attempt to *address*."""
-    logs.attempts.tell(level, "connection attempt to %r: %s raised an exception", address, where, exc_info=error)
+    logs.attempts.log(level, "connection attempt to %r: %s raised an exception", address, where, exc_info=error)
 
 
 def log_error(registry: Any, peer: Any, where: str, error: BaseException, log: logs.LogRaised) -> None:
