@@ -50,8 +50,8 @@ class Backoff:
         if not 0 < self._first <= self._longest:
             raise ValueError(f"first must be over 0 and at most longest; got first={first!r}, longest={longest!r}")
         self._random: Any = random_module if random is None else random
-        if not callable(getattr(self._random, "random", None)):
-            raise TypeError(f"random must be a random.Random or None; got {random!r:.100}")
+        if isinstance(random, type) or not callable(getattr(self._random, "random", None)):
+            raise TypeError(f"random must be an object such as random.Random(), or None; got {random!r:.100}")
 
     def __call__(self, failures: int) -> float:
         pause = min(self._longest, self._first * 2.0 ** min(failures - 1, MOST_DOUBLINGS))
@@ -92,6 +92,11 @@ def reconnecting(
     for name, value in ("connect", connect), ("backoff", backoff):
         if not callable(value) and not (value is None and name == "backoff"):
             raise TypeError(f"{name} must be callable; got {value!r:.100}")
+    if isinstance(backoff, type):
+        raise TypeError(
+            f"backoff must be a function of the number of failures; got {backoff!r:.100}; pass "
+            f"{backoff.__name__}(), not the class {backoff.__name__}"
+        )
     check_client_handler(handler)
     client = Reconnecting(connect, address, handler, Backoff() if backoff is None else backoff)
     connect(address, client)

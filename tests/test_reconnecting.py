@@ -291,6 +291,11 @@ def test_a_threaded_waits_for_it_and_any_thread_stops_it():
         ((None, "address", Client()), TypeError, "connect must be callable; got None"),
         ((print, "address", None), TypeError, "client connect handler"),
         ((print, "address", Client(), 0.5), TypeError, "backoff must be callable; got 0.5"),
+        (
+            (print, "address", Client(), Backoff),
+            TypeError,
+            r"; pass Backoff\(\), not the class Backoff$",
+        ),
         ((ngi_gevent.connect, 8000, Client()), TypeError, "8000"),
     ],
 )
@@ -307,7 +312,8 @@ def test_bad_input_is_refused_at_the_call(arguments, error, message):
         ({"first": "1"}, TypeError, "first"),
         ({"longest": float("inf")}, ValueError, "longest must be a finite number of seconds; got inf"),
         ({"longest": None}, ValueError, "longest must be a finite number of seconds; got None"),
-        ({"random": 1}, TypeError, "random must be a random.Random or None; got 1"),
+        ({"random": random.Random}, TypeError, "random must be an object"),
+        ({"random": 1}, TypeError, "random must be an object such as random\\.Random\\(\\), or None; got 1"),
     ],
 )
 def test_a_backoff_that_cannot_be_is_refused(options, error, message):

@@ -45,8 +45,22 @@ def test_a_listener_on_a_faulty_network_uses_the_options_of_a_service(ngi_implem
 
 @pytest.mark.parametrize(
     ("server", "options", "message"),
-    [(None, {}, "must be a callable"), (Echo, {"idle_timeuot": 5, "workers": 2}, "got idle_timeuot, workers$")],
+    [(None, {}, "must be a callable"), (Echo, {"idle_timeuot": 5, "workers": 2}, "got idle_timeuot=5")],
 )
 def test_what_is_no_service_is_refused(server, options, message):
     with pytest.raises(TypeError, match=message):
         ngi_gevent.Service(server, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"idletimeout": 4}, r"a listener's; got idletimeout=4; did you mean idle_timeout\?$"),
+        ({"max_per_host": 3}, r"a listener's; got max_per_host=3; pass limits=Limits\(max_per_host=3\)$"),
+        ({"x": 5, "idle_timeout": 1}, "a listener's; got x=5$"),
+    ],
+)
+def test_a_name_that_is_not_an_option_is_refused_with_the_probable_one(ngi_implementation, options, message):
+    for call in ngi_gevent.Service, lambda server, **options: ngi_implementation.listener(None, server, **options):
+        with pytest.raises(TypeError, match=message):
+            call(print, **options)

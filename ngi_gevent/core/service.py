@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ngi_gevent.core.checks import check_server
+from ngi_gevent.core.limits import Limits
 from ngi_gevent.interfaces import ListenOptions
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ class Service:
 
     def __init__(self, server: IServer, **options: Unpack[ListenOptions]) -> None:
         check_server(server)
-        unknown = sorted(options.keys() - ListenOptions.__annotations__.keys())
-        if unknown:
-            raise TypeError(f"a Service takes options of a listener; got {', '.join(unknown)}")
+        _check_names(options)
         self.server = server
         self.options = options
 
@@ -59,12 +58,26 @@ def parts(server: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return (server.server, {**server.options, **options}) if isinstance(server, Service) else (server, options)
 
 
+def _check_names(options: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` if *options* has a name that is not an option of a listener."""
+    known = ListenOptions.__annotations__
+    for name in sorted(options.keys() - known.keys()):
+        from difflib import get_close_matches  # not before, since importing it takes time
+
+        if name in Limits._fields:
+            hint = f"; pass limits=Limits({name}={options[name]!r:.100})"
+        else:
+            hint = "".join(f"; did you mean {close}?" for close in get_close_matches(name, known, 1))
+        raise TypeError(f"an option must be one of a listener's; got {name}={options[name]!r:.100}{hint}")
+
+
 def takes_service(listener: Method) -> Method:
     """Decorate the method *listener* so that it takes a service in place of a server."""
 
     @functools.wraps(listener)
     def call(self: Any, address: Any, server: Any, **options: Any) -> Any:
         server, options = parts(server, options)
+        _check_names(options)
         return listener(self, address, server, **options)
 
     return cast(Method, call)

@@ -25,6 +25,8 @@ def for_side(ssl_context: Any, server_side: bool, server_hostname: str | None) -
     :raises TypeError: *ssl_context* is not an ``ssl.SSLContext``, or *server_hostname* is not text.
     :raises ValueError: the context cannot be used for that side, or *server_hostname* is given for a server.
     """
+    if ssl_context is None:
+        raise TypeError("ssl_context must be an ssl.SSLContext; got None; make one with ssl.create_default_context")
     if not server_side:
         return for_client(ssl_context, "" if server_hostname is None else server_hostname)
     if server_hostname is not None:

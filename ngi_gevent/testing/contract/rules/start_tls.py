@@ -194,6 +194,8 @@ def test_what_start_tls_cannot_use_is_an_error_at_the_call(stage):
     ]:
         with pytest.raises(error):
             start_tls(**arguments)
+    with pytest.raises(TypeError, match=r"; got None; make one with ssl\.create_default_context"):
+        start_tls(None)
     assert client.connection
 
 
