@@ -117,7 +117,11 @@ class Handshake:
             reason = str(error) if isinstance(error, Refused) else error
         if reason is None:
             return begin(connection)
-        if not connection.is_of_parent():
+        if connection.is_of_parent():
+            return None
+        if getattr(reason, "strerror", None) == STOPPED:  # by this side, so it has not failed
+            logs.connections.debug("connection with %r: stopped during the handshake", connection.peer_address)
+        else:
             self._crowd.counters.failed_handshakes += 1
             self._step.log_failure(connection.peer_address, reason, self._crowd.failures)
         return None
