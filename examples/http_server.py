@@ -94,6 +94,7 @@ class HTTPHandler:
         """Yield a body, no faster than the client takes it, and then go on."""
         yield from self._encoded(body)
         self._go_on(connection)
+        connection.resume()  # needed here, because the parser has paused during the body
 
     def _go_on(self, connection: Any) -> None:
         """Handle the next request, or close."""
@@ -101,7 +102,6 @@ class HTTPHandler:
             connection.close()
         else:
             self._http.start_next_cycle()
-            connection.resume()
 
     def _refuse(self, connection: Any, response: Response) -> None:
         """Send a response, if none has begun, and close: what follows makes no sense, or is not wanted."""

@@ -22,7 +22,9 @@ from ngi_gevent.adapters import SansIO
 #: Bytes of the longest command, with its value, and of what a client can send in one piece behind it.
 MAX_COMMAND = 16 * 1024 * 1024
 
-NOTHING = b"$-1\r\n"
+#: Answers that are written together, and bytes of an answer after which no more are added.
+JOINED, SHORT = 64, 1024
+
 OK = b"+OK\r\n"
 
 
@@ -40,7 +42,7 @@ class Commands:
     def __init__(self, store: dict[bytes, bytes]) -> None:
         self._store = store
         self._functions: dict[bytes, tuple[Callable[..., bytes], int, int]] = {
-            b"PING": (self.ping, 0, 1),
+            b"PING": (lambda *data: bulk(*data) if data else b"+PONG\r\n", 0, 1),
             b"ECHO": (bulk, 1, 1),
             b"GET": (self.get, 1, 1),
             b"SET": (self.set, 2, 2),
@@ -62,12 +64,9 @@ class Commands:
             raise BadCommand(f"wrong number of arguments for {name[:100]!r}")
         return function(*arguments)
 
-    def ping(self, data: bytes | None = None) -> bytes:
-        return b"+PONG\r\n" if data is None else bulk(data)
-
     def get(self, key: bytes) -> bytes:
         value = self._store.get(key)
-        return NOTHING if value is None else bulk(value)
+        return b"$-1\r\n" if value is None else bulk(value)
 
     def set(self, key: bytes, value: bytes) -> bytes:
         self._store[key] = value
@@ -86,13 +85,13 @@ class Commands:
 
 
 class RedisHandler:
-    """A connection with one client."""
+    """A connection with one client.  An event is the joined answers to several commands, to save time."""
 
     def __init__(self, connection: Any, commands: Commands) -> None:
         self._commands = commands
         self._reader = hiredis.Reader()
         self._unread = 0  # bytes since the last complete command
-        SansIO(connection, self._feed, self._complete, errors=(hiredis.ProtocolError,)).set_handler(self)
+        SansIO(connection, self._feed, self._answers, errors=(hiredis.ProtocolError,)).set_handler(self)
 
     def _feed(self, data: bytes) -> None:
         self._unread += len(data)
@@ -100,20 +99,36 @@ class RedisHandler:
             raise hiredis.ProtocolError(f"a command has more than {MAX_COMMAND} bytes")
         self._reader.feed(data)
 
-    def _complete(self) -> Iterator[Any]:
-        """Return the commands that are complete."""
-        return iter(self._reader.gets, False)
-
-    def handle_input(self, connection: Any, command: Any) -> None:
-        self._unread = 0
-        if type(command) is not list or not command or not all(type(part) is bytes for part in command):
-            connection.write(b"-ERR Protocol error\r\n")
-            connection.close()
-            return
+    def _answers(self) -> Iterator[bytes]:
+        """Yield the answers to the commands that are complete.  Short ones are joined."""
+        answers: list[bytes] = []
         try:
-            connection.write(self._commands.run(command))
+            while (command := self._reader.gets()) is not False:
+                self._unread = 0
+                answers.append(self._answer(command))
+                if len(answers) == JOINED or len(answers[-1]) > SHORT:
+                    yield b"".join(answers)
+                    answers.clear()
+        except hiredis.ProtocolError:
+            yield b"".join(answers)  # those of the commands before the mistake
+            raise
+        if answers:
+            yield b"".join(answers)
+
+    def _answer(self, command: Any) -> bytes:
+        if type(command) is not list or {*map(type, command)} != {bytes}:
+            raise hiredis.ProtocolError("a command is a list of strings")
+        try:
+            return self._commands.run(command)
         except BadCommand as error:
-            connection.write(f"-ERR {error}\r\n".encode())
+            return f"-ERR {error}\r\n".encode()
+
+    def handle_input(self, connection: Any, answers: Any) -> None:
+        if type(answers) is bytes:
+            connection.write(answers)
+            return
+        connection.write(b"-ERR Protocol error\r\n")
+        connection.close()
 
 
 def redis_server(store: dict[bytes, bytes] | None = None) -> Callable[[Any], RedisHandler]:

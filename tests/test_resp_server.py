@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from typing import Any
 
+import gevent
 import programs
 import pytest
 
@@ -47,6 +48,35 @@ def test_what_is_no_command_ends_the_connection(serve, mistake):
     answer = testing.converse(serve, [mistake + packed(b"PING")])
     assert answer.data == b"-ERR Protocol error\r\n"
     assert answer.closed == "end of input"
+
+
+def test_the_commands_before_a_mistake_are_answered(serve):
+    answer = testing.converse(serve, [CONVERSATION + b"hello\r\n" + packed(b"PING")])
+    assert answer.data == ANSWER + b"-ERR Protocol error\r\n"
+
+
+def test_many_commands_are_answered_in_order(serve):
+    numbers = range(1, 1001)
+    answer = testing.converse(serve, [b"".join(packed(b"INCR", b"a") for _ in numbers)])
+    assert answer.data == b"".join(b":%d\r\n" % number for number in numbers)
+
+
+def test_long_answers_wait_for_a_client_that_does_not_read(serve):
+    """They are not joined: at most 128 KiB are pending, and one more answer."""
+    with Simulation() as simulation:
+        listener = simulation.host("server").listener(("server", 6379), serve)
+        client = testing.Recorder()
+        simulation.host("client").connect(("server", 6379), client)
+        connection = client.wait_connected()
+        connection.write(packed(b"SET", b"a", b"x" * 100_000))
+        client.expect(b"+OK\r\n")
+        connection.pause_reading()
+        connection.write(packed(b"GET", b"a") * 200)
+        gevent.sleep(10)
+        (served,) = listener.connections()
+        assert 0 < served.output_pending < 250_000
+        connection.resume_reading()
+        client.expect(b"".join([b"$100000\r\n", b"x" * 100_000, b"\r\n"]) * 200)
 
 
 @pytest.mark.parametrize("command", [[b"nonsense"], [b"GET"], [b"GET", b"a", b"b"], [b"SET", b"a"]])

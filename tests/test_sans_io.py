@@ -72,6 +72,10 @@ class Listing(Witness):
             connection.resume()
         elif event == b"close":
             connection.close()
+        elif event == b"pause":
+            connection.pause_reading()
+        elif event == b"long":
+            connection.write(bytes(100_000))
 
 
 def test_events_are_delivered_one_by_one_and_answered(stage):
@@ -122,6 +126,50 @@ def test_no_event_follows_the_handlers_close(stage):
     stage.until(lambda: client.closed)
     assert served.events == [b"one", b"close"]
     assert served.closed is None
+
+
+def test_many_events_of_one_piece_are_delivered_in_order(stage):
+    client, served = stage.talk(Listing)
+    words = [b"%d" % number for number in range(50)]
+    client.connection.write(b" ".join(words) + b" ")
+    stage.until(lambda: client.data == b"".join(b"[%b] " % word for word in words))
+    assert served.events == words
+
+
+def test_no_event_is_taken_while_reading_is_paused(stage):
+    client, served = stage.talk(Listing)
+    client.connection.write(b"one pause two ")
+    stage.until(lambda: client.data == b"[one] [pause] ")
+    assert (served.events, served.words.start) == ([b"one", b"pause"], 10)
+    served.connection.resume_reading()
+    stage.until(lambda: client.data == b"[one] [pause] [two] ")
+
+
+def test_no_event_is_taken_while_much_output_is_pending(stage):
+    client, served = stage.talk(Listing)
+    client.connection.pause_reading()
+    # More than the kernel takes, if the client does not read.
+    client.connection.write(b"long " * 300)
+    client.connection.write_eof()
+    stage.until(lambda: served.connection.output_pending > 100_000)
+    assert served.connection.output_pending < 500_000
+    client.connection.resume_reading()
+    stage.until(lambda: client.closed)
+    assert len(client.data) == 300 * (100_000 + len(b"[long] "))
+
+
+def test_the_handler_may_detach_the_adapter_before_the_last_event():
+    class Detaching:
+        def handle_input(self, connection: Any, event: Any) -> None:
+            below, _ = connection.detach()
+            below.set_handler(testing.Recorder())
+            below.write(event)
+
+    def serve(connection: Any) -> None:
+        words = Words()
+        SansIO(connection, words.receive, words.events).set_handler(Detaching())
+
+    assert testing.converse(serve, [b"one two "]).data == b"one"
 
 
 def test_other_exceptions_of_the_parser_count_as_those_of_the_handler(stage, caplog):

@@ -58,7 +58,7 @@ class RESPSession:
             self._feed(data)
             for command in iter(self._reader.gets, False):
                 self._unread = 0
-                if type(command) is not list or not command or not all(type(part) is bytes for part in command):
+                if type(command) is not list or {*map(type, command)} != {bytes}:
                     raise self._protocol_error(command)
                 answers.append(self._answer_to(command))
         except self._protocol_error:

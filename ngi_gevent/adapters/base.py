@@ -37,6 +37,9 @@ class _Detached:
     def __bool__(self) -> bool:
         return False
 
+    def goes_on(self) -> bool:
+        return False
+
     def __repr__(self) -> str:
         return "nothing, since it was detached"
 
@@ -249,6 +252,13 @@ class Base:
     def deliver_for(self, adapter: Any, records: Iterator[Any]) -> None:
         """Deliver *records* for *adapter*, which is this one or one above."""
         self.connection.deliver_for(adapter, records)
+
+    def goes_on(self) -> bool:
+        """Return whether the callback that runs can call the handler with another record.
+
+        If not, give the record to ``deliver``.
+        """
+        return self.connection.goes_on()  # type: ignore[no-any-return]
 
     def pass_on(self, record: Any) -> None:
         """Call the handler with *record*, one of those given to ``deliver``."""

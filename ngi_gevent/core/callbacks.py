@@ -152,6 +152,13 @@ class Callbacks:
 
     # Records.
 
+    def goes_on(self) -> bool:
+        """Return whether the callback that runs can deliver another record, since nothing has to be handled first.
+
+        False is always safe: the record is then given to ``deliver``.
+        """
+        return False
+
     def _take_records(self, adapter: Delivering, records: Iterator[Any]) -> None:
         if not self._lifecycle.callbacks_are_over:
             self._records = (*self._records, (adapter, records))

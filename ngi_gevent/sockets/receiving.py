@@ -112,6 +112,10 @@ class ReceivingConnection(HubConnection):
         """Return whether the connection accepts more input now."""
         return self._can_deliver() and not self._lifecycle.input_is_over
 
+    def goes_on(self) -> bool:
+        is_free = not (self._events_pending or self._lifecycle.closing_from_other_thread)
+        return is_free and self._output.size <= HIGH_WATER
+
     def _deliver_records(self) -> bool:
         """Deliver records until there are events to handle.  Return False if the time is up."""
         lifecycle, output, dispatcher = self._lifecycle, self._output, self._dispatcher
