@@ -19,17 +19,17 @@ from ngi_gevent import adapters, signals, systemd
 from ngi_gevent.interfaces import IListener, IServerConnection
 
 DESCRIPTION = """\
-Send back what comes in, in upper case.
+Send back all input, in upper case.
 
-Once it listens, it says where, in one line on standard output.  Try it from another terminal:
+When the server listens, it prints the address on standard output.  Try it from another terminal:
 
     echo hello out there | nc -N 127.0.0.1 8000
 
-On SIGTERM or SIGINT (Ctrl-C) it accepts no more connections, lets its clients finish for as long as --close-timeout
-says, ends those that are left, says how many that were, and exits with 0.  A second signal ends it at once, also when a
-handler never lets the others run.  With --certificate, SIGHUP loads that file again.
+On SIGTERM or SIGINT (Ctrl-C), the server stops accepting.  Its clients have --close-timeout to finish.  Then the server
+ends the other connections, prints their number, and exits with 0.  A second signal ends the process at once, even if a
+handler never yields.  With --certificate, SIGHUP loads that file again.
 
-Under systemd, it says when it is ready, reloads and stops, and that it is not stuck, if the unit asks for it.
+Under systemd, the server notifies it when it is ready, reloads or stops, and sends the watchdog's messages.
 """
 
 
@@ -165,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         type=bind_address,
         default=("127.0.0.1", 8000),
-        help="where to listen: HOST:PORT, where port 0 picks a free one, or the path of a Unix socket "
+        help="the address to listen on: HOST:PORT, where port 0 picks a free one, or the path of a Unix socket "
         "(default: 127.0.0.1:8000)",
     )
     where.add_argument(
@@ -173,41 +173,41 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         nargs="?",
         const="",
-        help="listen on the sockets that systemd hands over: those of that name, or all",
+        help="listen on the sockets that systemd passes: those of this name, or all",
     )
     result.add_argument(
         "--health",
         metavar="ADDRESS",
         type=bind_address,
-        help="where to answer health checks by HTTP: /alive, and /ready until it stops (default: nowhere)",
+        help="the address for health checks by HTTP: /alive, and /ready until the server stops (default: none)",
     )
     result.add_argument(
         "--close-timeout",
         metavar="SECONDS",
         type=seconds,
         default=10.0,
-        help="how long clients may take to finish when the server is told to stop (default: 10)",
+        help="seconds that clients have to finish when the server stops (default: 10)",
     )
     result.add_argument(
         "--max-connections",
         metavar="NUMBER",
         type=count,
-        help="how many clients there may be at a time; more wait until there is room "
-        "(default: nine tenths of the descriptors that the process may have)",
+        help="open connections at which the server stops accepting; further clients wait "
+        "(default: 90%% of the descriptors that the process can open)",
     )
     result.add_argument(
         "--idle-timeout",
         metavar="SECONDS",
         type=seconds,
         default=0,
-        help="after how long a client with which nothing is exchanged is ended; 0 for never (default: 0)",
+        help="seconds without data before a connection is closed; 0 for no limit (default: 0)",
     )
     result.add_argument(
         "--certificate",
         metavar="FILE",
-        help="serve over TLS, with the certificate and the key in this file, in PEM; SIGHUP loads it again",
+        help="the file with the certificate and the key for TLS, in PEM; SIGHUP loads it again (default: no TLS)",
     )
-    result.add_argument("--verbose", action="store_true", help="tell of each connection, on standard error")
+    result.add_argument("--verbose", action="store_true", help="log each connection, on standard error")
     return result
 
 

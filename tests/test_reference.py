@@ -194,7 +194,7 @@ def test_the_command_line_is_that_of_the_echo_server():
         timeout=30,
     ).stdout
     # The lines before are folded in another way by each version of Python.
-    beginning = "Send back what comes in"
+    beginning = "Send back all input"
     assert shown[shown.index(beginning) :] == said[said.index(beginning) :]
 
 
