@@ -1,4 +1,4 @@
-"""Workers for gunicorn, which starts, watches and stops the processes of a server.
+"""Workers for gunicorn, a process manager for servers.
 
 ::
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PatchedWorker", "Worker"]
 
-#: The options of a listener that belong to gunicorn's settings, and the settings.
+#: Options of a listener, and the settings of gunicorn that take their place.
 SETTINGS = {
     "backlog": "backlog",
     "max_connections": "worker_connections",
@@ -60,28 +60,28 @@ SETTINGS = {
 #: Seconds between two heartbeats, at most.
 HEARTBEAT = 1.0
 
-#: Seconds that connections have, at the end of a worker, to get the rest of their output.
+#: Seconds for the last output, when a worker ends its connections.
 LAST_OUTPUT = 0.1
 
 
 class Worker(base.Worker):
     """A worker process that serves connections, for the option ``-k`` of gunicorn.
 
-    The application is imported, and the listener made, before the worker counts as booted.  If that fails, the worker
+    The worker imports the application and makes the listener before it counts as booted.  If that fails, the worker
     logs one line and exits, and gunicorn stops with exit code 3 or 4.
 
-    :ivar listener: the listener on all addresses, from the hook ``post_worker_init`` on; None while the application has
-        a syntax error and ``reload`` is on.
+    :ivar listener: the listener on all addresses, set before the hook ``post_worker_init``; None while the application
+        has a syntax error and ``reload`` is on.
     """
 
     listener: IListener | None = None
 
     @staticmethod
     def setup() -> None:
-        """Check the sockets that systemd has passed, in the master, before it takes them for stream sockets.
+        """Check the sockets from systemd, in the master, before gunicorn uses them as stream sockets.
 
-        :raises RuntimeError: one of them is not, or their number is not an int; gunicorn shows the message, and exits
-            with code 1.
+        :raises RuntimeError: one of them is not a stream socket, or their number is not an int.  gunicorn shows the
+            message, and exits with code 1.
         """
         if os.environ.get("LISTEN_PID") == str(os.getpid()):
             count = os.environ.get("LISTEN_FDS", "0")
@@ -95,21 +95,21 @@ class Worker(base.Worker):
                     raise RuntimeError(f"LISTEN_FDS: descriptor {descriptor}: {error}") from None
 
     def init_process(self) -> None:
-        gevent.reinit()  # the hub of the master, which has one if it has imported an application that uses gevent
+        gevent.reinit()  # A preloaded application can have made a hub in the master.
         self._implementation = Implementation()
         self._server: IServer | None = None
         super().init_process()
 
     def init_signals(self) -> None:
-        """Handle signals from here on, and one to end that came before.
+        """Handle signals, including an earlier one that ends the worker.
 
-        The fork has copied the master's handler, and its queue, which nothing reads here.  The master would wait for
-        ``graceful_timeout``, and then kill this worker.
+        Between the fork and this call, signals go to the copy of the master's queue, which the worker does not read.
+        If one were lost, the master would wait for ``graceful_timeout``, and then kill this worker.
         """
         copy: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         super().init_signals()
-        # gunicorn has set it in a way that gevent does not notice, so that gevent.subprocess would wait forever if the
-        # master has used it, for an application that is preloaded.
+        # gevent does not notice how gunicorn sets SIGCHLD.  gevent.subprocess would wait forever if a preloaded
+        # application has used it in the master.
         set_signal_handler(signal.SIGCHLD, signal.SIG_DFL)
         with suppress(AttributeError, queue.Empty):  # the queue is not an interface of gunicorn
             while copy.SIG_QUEUE.get_nowait() not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -117,15 +117,15 @@ class Worker(base.Worker):
             self.alive = False
 
     def load_wsgi(self) -> None:
-        """Load the application, and listen.  The name is gunicorn's, which calls this before the worker has booted."""
+        """Load the application, and listen.  gunicorn gives this method its name, and calls it before the boot ends."""
         try:
             application = self.app.wsgi()
         except AppImportError:
-            raise  # gunicorn shows it in one line
+            raise  # gunicorn shows it in one line.
         except BaseException as error:
-            # Also SystemExit: after that, gunicorn would start another worker.
+            # After a SystemExit, gunicorn would start another worker.
             if isinstance(error, SystemExit) and not self.alive:
-                raise  # a signal has called it
+                raise  # A signal handler has raised it.
             if isinstance(error, SyntaxError) and self.reloader is not None:
                 self.log.exception("the application has a syntax error, and is loaded again once its file has changed")
                 if error.filename is not None:
@@ -151,10 +151,10 @@ class Worker(base.Worker):
             self.listener = self._implementation.listener(sockets, self._serve, **options)
         except (TypeError, ValueError, OSError) as error:
             self._end(Arbiter.WORKER_BOOT_ERROR, f"unable to listen: {logs.format_reason(error)}")
-        self._set_log_level()  # only now, since the master has logged where it listens
+        self._set_log_level()  # Not before, because the master has already logged the addresses.
 
     def run(self) -> None:
-        """Serve until a signal or a limit ends this worker, and then give connections time to finish."""
+        """Serve until a signal or a limit ends this worker.  Then connections have ``graceful_timeout`` to finish."""
         gevent.spawn(self._beat)
         try:
             while self.alive:
@@ -171,29 +171,30 @@ class Worker(base.Worker):
                 self._implementation.wait(LAST_OUTPUT)
 
     def notify(self) -> None:
-        """Tell the master that this worker is alive, and end if there is no master."""
+        """Notify the master that this worker is alive.  If the master is gone, end gracefully."""
         super().notify()
         if self.ppid != os.getppid() and self.alive:
             self.log.info("Parent changed, shutting down: %s", self)
             self._stop()
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
-        """End without waiting for connections, also if a handler computes."""
-        # gunicorn's method sleeps, which a patched time.sleep cannot do in a signal handler.
+        """End without waiting for connections, even if a handler computes."""
+        # gunicorn's method sleeps.  A patched time.sleep fails in a signal handler.
         self.alive = False
         self.cfg.worker_int(self)
         sys.exit(0)
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
-        """Open the log files again, on a greenlet, since a signal handler cannot wait for the locks of a log."""
+        """Open the log files again, on a greenlet, because a signal handler cannot wait for the locks of a log."""
         gevent.spawn(super().handle_usr1, sig, frame)
 
     def _beat(self) -> None:
-        """Notify the master, on the hub: so a handler that waits does not matter, and one that computes forever does.
+        """Notify the master regularly, as long as the hub runs.
 
-        gunicorn kills a worker that has not notified it for its ``timeout``.
+        A handler that waits does not stop this greenlet, but one that computes does.  gunicorn kills a worker that has
+        not notified it for its ``timeout``.
         """
-        pause = min(HEARTBEAT, self.timeout / 2) if self.timeout else HEARTBEAT  # timeout is half of the setting
+        pause = min(HEARTBEAT, self.timeout / 2) if self.timeout else HEARTBEAT  # Half of the setting.
         while True:
             self.notify()
             gevent.sleep(pause)
@@ -201,11 +202,11 @@ class Worker(base.Worker):
     def _stop(self) -> None:
         """End gracefully, soon."""
         self.alive = False
-        with suppress(BlockingIOError):  # it is full, so the main greenlet has been woken
+        with suppress(BlockingIOError):  # The pipe is full, so the main greenlet is about to wake up.
             os.write(self.PIPE[1], b".")
 
     def _serve(self, connection: IServerConnection) -> object:
-        """The server of the listener: counts connections, and calls the application's server."""
+        """Count the connection, and pass it to the application's server."""
         assert self._server is not None
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
@@ -216,7 +217,7 @@ class Worker(base.Worker):
         return self._server(connection)
 
     def _count_in_statsd(self, connection: IServerConnection) -> None:
-        """Count *connection* as what gunicorn calls a request, by the names of gunicorn's own counters."""
+        """Count *connection* as a request, under the names of gunicorn's own counters."""
         began = clock.now()
         self.log.increment("gunicorn.requests", 1)
         connection.when_closed(
@@ -224,13 +225,13 @@ class Worker(base.Worker):
         )
 
     def _forward_logs(self) -> None:
-        """Write the log of this package to gunicorn's, if neither ``logconfig`` nor the application has set it up."""
+        """Write this package's log to gunicorn's, unless ``logconfig`` or the application has set it up."""
         logger = logging.getLogger("ngi_gevent")
         if not logger.hasHandlers():
             logger.addHandler(_ToGunicorn(self.log))
 
     def _set_log_level(self) -> None:
-        """Use the setting ``loglevel`` for the log that is written to gunicorn's, unless the application has set it."""
+        """Use the setting ``loglevel`` for the forwarded log, unless the application has set its level."""
         logger = logging.getLogger("ngi_gevent")
         if logger.level == logging.NOTSET and any(isinstance(handler, _ToGunicorn) for handler in logger.handlers):
             logger.setLevel(logging.getLogger("gunicorn.error").getEffectiveLevel())
@@ -239,7 +240,7 @@ class Worker(base.Worker):
         return str(getattr(self.app, "app_uri", None) or "the application")
 
     def _end(self, code: int, line: str) -> NoReturn:
-        """Log *line*, and exit.  *code* is one of those for which gunicorn stops, and does not start another worker."""
+        """Log *line*, and exit with *code*, which makes gunicorn stop instead of starting another worker."""
         self.log.error("%s", line)
         if sys.exc_info()[0]:
             self.log.debug("the exception behind it:", exc_info=True)
@@ -264,9 +265,10 @@ class PatchedWorker(Worker):
 
 
 def check_application(application: Any, name: str) -> None:
-    """Raise ``TypeError`` unless *application*, which gunicorn calls *name*, can be called with a connection.
+    """Check that *application* can be called with a connection.
 
-    The same for a ``Service`` with an option that belongs to one of gunicorn's settings.
+    :param name: the application's name on the command line.
+    :raises TypeError: *application* cannot be called, or is a ``Service`` with an option that is a setting of gunicorn.
     """
     if isinstance(application, Service):
         for option in application.options:
@@ -274,7 +276,7 @@ def check_application(application: Any, name: str) -> None:
                 raise TypeError(f"{option} cannot be set by the Service {name}; use gunicorn's {SETTINGS[option]}")
     try:
         signature = inspect.signature(application)
-    except (TypeError, ValueError):  # it is written in C
+    except (TypeError, ValueError):  # It is written in C.
         return
     try:
         signature.bind(object())
@@ -286,7 +288,7 @@ def check_application(application: Any, name: str) -> None:
 
 
 def listen_options(cfg: Any, application: Any) -> ListenOptions:
-    """Return the options of the listener, from gunicorn's settings *cfg* and a ``Service``.
+    """Return the listener's options, from gunicorn's settings *cfg* and from *application* if it is a ``Service``.
 
     :raises OSError: a file of the certificates cannot be read, or they do not match.
     """
@@ -301,40 +303,40 @@ def listen_options(cfg: Any, application: Any) -> ListenOptions:
 
 
 def trusted_networks(allowed: Sequence[object]) -> list[str]:
-    """Return gunicorn's setting ``proxy_allow_ips`` as the option ``proxy_protocol``, which always has ``'unix'``.
+    """Return the option ``proxy_protocol`` for *allowed*, gunicorn's setting ``proxy_allow_ips``.
 
-    In gunicorn, the permissions of a Unix socket decide which peers are trusted.
+    It always contains ``'unix'``, because gunicorn trusts all peers that can connect to its Unix sockets.
     """
-    networks = [str(each) for each in allowed if each != "*"]  # in gunicorn 24, they are ip_network objects
+    networks = [str(each) for each in allowed if each != "*"]  # In gunicorn 24, they are ip_network objects.
     return [*networks, *(["0.0.0.0/0", "::/0"] if "*" in allowed else []), "unix"]
 
 
 def graceful_seconds(graceful_timeout: float) -> float:
-    """Return the seconds that connections have to finish.
+    """Return the seconds that connections have to finish: less than *graceful_timeout*.
 
-    After ``graceful_timeout``, the master kills the worker, which ends the connections that are left before that.
+    After *graceful_timeout*, the master kills the worker.  Until then, the worker must have ended its connections.
     """
     return graceful_timeout - min(1.0, graceful_timeout / 4)
 
 
 def _check_kind(sock: socket.socket) -> None:
-    """Raise ``ValueError`` unless *sock* is a stream socket.  gunicorn takes each socket that it is passed for one."""
+    """Raise ``ValueError`` unless *sock* is a stream socket.  gunicorn does not check this."""
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
         raise ValueError(f"gunicorn must bind stream sockets; got one on {sock.getsockname()!r}")
 
 
 def _with_place(error: BaseException) -> str:
-    """Return *error* as text, with the line that has raised it."""
+    """Return *error* as text, with the place at which it was raised."""
     text = logs.format_reason(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
-    # The text of a SyntaxError has its own place, and importlib is the place if there is no such module.
+    # The text of a SyntaxError contains its place.  If there is no such module, importlib has raised the error.
     if isinstance(error, SyntaxError) or last.filename.startswith("<"):
         return text
     return f"{text} ({last.filename}, line {last.lineno})"
 
 
 class _ToGunicorn(logging.Handler):
-    """Writes log entries to gunicorn's log, by the methods that its counters for statsd count."""
+    """A handler that writes to gunicorn's log, by the methods whose calls gunicorn counts for statsd."""
 
     def __init__(self, log: Any) -> None:
         super().__init__()

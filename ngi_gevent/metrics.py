@@ -1,7 +1,7 @@
-"""The counters of listeners, for Prometheus and for the log.
+"""The metrics of listeners, for Prometheus and for the log.
 
-``listener.metrics()`` returns a :class:`~ngi_gevent.interfaces.ListenerMetrics`.  :class:`Collector` offers those of
-several listeners to the package ``prometheus-client``, and :func:`log_metrics` writes a log entry each minute.
+``listener.metrics()`` returns a :class:`~ngi_gevent.interfaces.ListenerMetrics`.  :class:`Collector` passes the metrics
+of several listeners to the package ``prometheus-client``, and :func:`log_metrics` writes a log entry each minute.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Collector", "log_metrics"]
 
-#: The metrics with a value for each listener: the attribute, the name for Prometheus, and what it is.
+#: The metrics with one value for each listener: the attribute, the name for Prometheus, and the description.
 COUNTERS = (
     ("accepted", "accepted", "Connections that were accepted, including those that were refused for max_per_host"),
     ("failed_handshakes", "failed_handshakes", "Handshakes with clients that failed: PROXY headers, and TLS"),
@@ -32,10 +32,10 @@ GAUGES = (
     ("is_accepting", "accepting", "Whether the listener is open"),
     ("open", "connections", "Connections, including those in the handshake and those that are closing"),
     ("output_pending", "pending_bytes", "Bytes of output that wait in the process"),
-    ("longest_turn", "longest_turn_seconds", "The longest turn of the hub's loop that was slow"),
+    ("longest_turn", "longest_turn_seconds", "The longest time over slow_callback for which the hub stood still"),
 )
 
-#: Those with a value for each listener and each key: also the name of the label.
+#: The metrics with one value for each listener and key: the attribute, the name, the label, and the description.
 BY_KEY = (
     ("limited", "limited", "limit", "How often each limit had an effect"),
     ("ended", "ended", "reason", "Ends of connections that had been open"),
@@ -43,18 +43,18 @@ BY_KEY = (
 
 
 class Collector:
-    """A collector of the counters of listeners, for ``prometheus-client``, which the extra ``metrics`` installs.
+    """A collector for ``prometheus-client``, which the extra ``metrics`` installs.
 
-    Give it to the ``register`` method of a registry.  All labels are names from this package and from the program.
-    Nothing that a peer has sent becomes a label.
+    Pass it to the ``register`` method of a registry.  All labels are names from this package and from the program.
+    Bytes from peers never become a label.
 
-    :param listeners: the listeners by their names, which are the values of the label ``listener``.
-    :raises TypeError: a name is not text, or *listeners* is not a mapping.
+    :param listeners: a mapping of names to listeners.  The names are the values of the label ``listener``.
+    :raises TypeError: *listeners* is not a mapping, or a name is not a ``str``.
     :raises ModuleNotFoundError: ``prometheus-client`` is not installed.
     """
 
     def __init__(self, listeners: Mapping[str, IListener]) -> None:
-        # Not before: programs without Prometheus import this module, too.
+        # Programs without Prometheus import this module, too.
         from prometheus_client import core
 
         if not isinstance(listeners, Mapping) or not all(isinstance(name, str) for name in listeners):
@@ -63,7 +63,7 @@ class Collector:
         self._listeners = dict(listeners)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics, as they are now.  Never blocks, and can be called on any thread."""
+        """Yield the current metrics.  Never blocks.  Call it on any thread."""
         metrics = {name: listener.metrics() for name, listener in self._listeners.items()}
         kinds: list[tuple[Any, Any]] = [
             (self._core.CounterMetricFamily, COUNTERS),
@@ -86,13 +86,13 @@ class Collector:
 
 
 def log_metrics(listener: IListener, interval: float = 60.0) -> None:
-    """Log the counters of *listener* from time to time, to ``ngi_gevent.listener`` at level INFO.
+    """Log the changes of the metrics of *listener* regularly, to ``ngi_gevent.listener`` at level INFO.
 
     Blocks the calling greenlet or thread until the listener is closed and its last connection is gone.
 
     :param interval: seconds between two log entries.
     :raises TypeError: *interval* has the wrong type.
-    :raises ValueError: *interval* is not a finite number of seconds over 0.
+    :raises ValueError: *interval* is 0, negative or not finite.
     """
     interval = as_delay(interval, "interval")
     as_positive_timeout(interval, "interval")

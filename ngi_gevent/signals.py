@@ -1,8 +1,8 @@
-"""Signals that stop a program: the first one asks, and the second one ends the process at once.
+"""Signals that stop a program: the first one sets a flag, and the second one ends the process at once.
 
-Greenlets run only while the hub does, and Python calls signal handlers only between two instructions of Python code.
-So neither notices a signal while a handler waits in C code.  A native thread does: Python's C-level signal handler
-writes the number of each signal to a pipe (``signal.set_wakeup_fd``), which the thread reads.
+Greenlets run only while the hub runs, and Python calls signal handlers only between two instructions of Python code.
+While a handler waits in C code, neither is possible.  So a native thread waits for the signals: Python's C-level signal
+handler writes the number of each signal to a pipe (``signal.set_wakeup_fd``), and the thread reads the pipe.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ def catch_stop(*numbers: int) -> Flag:
     """Return a flag that the first of these signals sets.
 
     Call it in the main thread.  Never blocks.  The second signal ends the process at once, without any cleanup, even if
-    a handler never lets other greenlets run.  The exit code is 128 + *number*.  The only exception is C code that
-    computes with the GIL held: the process then ends once that code returns.  The same holds for all C code
-    if an asyncio loop in the main thread adds a signal handler later, since Python notifies only one of them.
+    a handler never lets other greenlets run.  The exit code is 128 plus the signal's number.  While C code computes
+    with the GIL held, the process ends only after that code returns.  If an asyncio loop in the main thread adds a
+    signal handler later, this is true for all C code, because Python notifies only one of them.
 
-    Signals that were blocked before (``env --block-signal``) are unblocked, so that those that were sent before this
-    call count, too.  In a forked child, the signals have the effect that they had before this call.
+    Blocked signals (``env --block-signal``) are unblocked, so a signal that was sent before this call counts, too.  In
+    a forked child, the signals have the effect that they had before this call.
 
-    The method ``wait(timeout=None)`` of the flag blocks only the calling greenlet, and returns whether the flag is set.
-    ``is_set()`` never blocks.  ``set()`` sets the flag without a signal, from any thread.
+    The flag has three methods.  ``wait(timeout=None)`` blocks only the calling greenlet, and returns whether the flag
+    is set.  ``is_set()`` never blocks.  ``set()`` sets the flag without a signal, on any thread.
 
     :param numbers: the signals; by default, SIGTERM and SIGINT.
-    :raises ValueError: this is not the main thread, or a number is not that of a signal.
+    :raises ValueError: the call is not in the main thread, or a number does not belong to a signal.
     :raises OSError: a signal, such as SIGKILL, cannot be caught.
-    :raises RuntimeError: signals already wake up something else, such as an earlier call or an asyncio loop, or no
-        thread can be started.
+    :raises RuntimeError: an earlier call or an asyncio loop already waits for signals, or no thread can be started.
     """
     global _caught
     wanted = numbers or (signal.SIGTERM, signal.SIGINT)
@@ -68,25 +67,25 @@ def catch_stop(*numbers: int) -> Flag:
 
 
 def _caught_in_python(number: int, frame: object) -> None:
-    """Write *number* to the pipe, if Python has not.
+    """Write *number* to the pipe, unless Python has written it.
 
-    Python writes to one descriptor only, which something else can have set, such as an asyncio loop.
+    Python writes to one descriptor only, and other code, such as an asyncio loop, can have set another descriptor.
     """
-    if _caught is None:  # the signal has come during catch_stop, so Python has written it
+    if _caught is None:  # The signal came during catch_stop, so Python has written it.
         return
     _, writable, _ = _caught
     in_use = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
     if in_use == writable:
         return
-    with suppress(BlockingIOError):  # the pipe is full of signals
+    with suppress(BlockingIOError):  # The pipe is full of signals.
         os.write(writable, bytes([number]))
     if in_use != -1:
-        with suppress(OSError, ValueError):  # an asyncio loop that closes has closed it
+        with suppress(OSError, ValueError):  # A closing asyncio loop has closed it.
             signal.set_wakeup_fd(in_use)
 
 
 def _watch(readable: int, wanted: frozenset[int], stop: Flag) -> None:
-    # Other signals with handlers in Python are written to the pipe, too.
+    # The numbers of other signals that have handlers in Python are written to the pipe, too.
     while caught := os.read(readable, 1):
         if caught[0] in wanted:
             if stop.is_set():
@@ -101,7 +100,7 @@ def _restore(before: dict[int, Any]) -> None:
 
 
 def _leave_to_parent() -> None:
-    """Let a forked child receive its signals by itself.  The pipe leads to the parent's thread."""
+    """Restore the signal handlers in a forked child, because the pipe leads to the parent's thread."""
     global _caught
     if _caught is not None:
         readable, writable, before = _caught

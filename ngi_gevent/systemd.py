@@ -1,6 +1,6 @@
-"""Run under systemd: listen on sockets that it hands over, and notify it about the state of the program.
+"""Functions for programs under systemd: its sockets, and notifications about the program's state.
 
-Every function does nothing if systemd has not asked for it, so a program that calls them runs anywhere.
+Without systemd, each function does nothing, so a program that calls them runs everywhere.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from ngi_gevent.core import logs
 
 __all__ = ["notify", "reloading", "sockets", "watchdog"]
 
-#: The first descriptor that is handed over.
+#: The first descriptor that systemd passes.
 FIRST = 3
 
-#: Seconds to wait for systemd to take a message.  It reads them at once, unless the machine is stuck.
+#: Seconds to wait until systemd takes a message.  It does so at once, unless the machine is stuck.
 NOTIFY_TIMEOUT = 1.0
 
 
 def sockets() -> dict[str, list[socket.socket]]:
-    """Return the sockets that systemd has handed over to this process, by their names.
+    """Return the sockets that systemd has passed to this process, by their names.
 
-    A listener takes such a socket as its address.  When it closes, the socket stays open in systemd, and new clients
-    wait there for the next process.  Never blocks.  A second call returns nothing.  Child processes inherit nothing.
+    A listener takes such a socket as its address.  When the listener closes, the socket stays open in systemd, and new
+    clients wait in its queue for the next process.  Never blocks.  A second call returns an empty dict.  Child
+    processes do not inherit the sockets.
 
-    :returns: a list for each name, which is the value of ``FileDescriptorName=``, or else the name of the socket unit.
-        The sockets of a unit are in its order.  Empty if systemd has handed over nothing.
-    :raises ValueError: ``LISTEN_FDS`` is not a number, or a descriptor is not a socket.
+    :returns: a list for each name, in the order of the unit.  The name is the value of ``FileDescriptorName=``;
+        without that, the name of the socket unit.  Empty if systemd has not passed sockets.
+    :raises ValueError: ``LISTEN_FDS`` is not an int >= 0, or a descriptor is not a socket.
     """
     is_ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
     count, names = os.environ.pop("LISTEN_FDS", "0"), os.environ.pop("LISTEN_FDNAMES", "")
@@ -58,26 +59,25 @@ def sockets() -> dict[str, list[socket.socket]]:
 
 
 def notify(*assignments: str) -> bool:
-    """Send *assignments*, such as ``READY=1``, to systemd, and return whether it has been sent.
+    """Send *assignments*, such as ``READY=1``, to systemd, and return whether they were sent.
 
-    Does nothing if systemd has not asked for it (``Type=notify``).  Can be called on any thread, and on the hub.  If
-    systemd does not read, blocks the thread for a second at most.  A failure does not raise, but is logged to
-    ``ngi_gevent.systemd``.
+    Does nothing without ``Type=notify`` in the unit.  If systemd does not read, blocks the thread for up to 1 second.
+    Call it on any thread, or on the hub.  Never raises: the logger ``ngi_gevent.systemd`` logs failures.
 
-    :param assignments: ``READY=1`` once the program serves, ``STOPPING=1`` when it begins to stop, ``STATUS=`` and a
+    :param assignments: ``READY=1`` when the program serves, ``STOPPING=1`` when it begins to stop, ``STATUS=`` and a
         text for ``systemctl status``, or others of ``sd_notify``.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return False
-    # "@" stands for the null byte of an abstract name.  The original class: it makes no hub, and works on any.
+    # "@" stands for the null byte of an abstract name.  gevent's class would make a hub, and would not work on one.
     name = "\0" + address[1:] if address.startswith("@") else address
     try:
         with get_original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.settimeout(NOTIFY_TIMEOUT)
             sock.connect(name)
             sock.send("\n".join(assignments).encode())
-    except OSError as error:  # also if no descriptor is left
+    except OSError as error:  # One reason is that no descriptor is left.
         logs.systemd.warning("unable to notify systemd at %r of %s: %s", address, ", ".join(assignments), error)
         return False
     return True
@@ -85,8 +85,11 @@ def notify(*assignments: str) -> bool:
 
 @contextmanager
 def reloading() -> Iterator[None]:
-    """Notify systemd that the program loads its configuration again, and after the block that it has done so."""
-    # The clock of the system, which systemd compares with its own.
+    """Notify systemd that the program is loading its configuration again, and at the end of the block that it has.
+
+    A context manager.
+    """
+    # systemd compares this time with the kernel's clock, so it does not come from core.clock.
     notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
     try:
         yield
@@ -97,10 +100,10 @@ def reloading() -> Iterator[None]:
 def watchdog() -> None:
     """Notify systemd regularly from now on that the hub of the calling thread runs.
 
-    Does nothing without ``WatchdogSec=``.  With it, systemd restarts the program when a handler has not let others run
-    for that long.  Never blocks.
+    Does nothing without ``WatchdogSec=`` in the unit.  With it, systemd restarts the program if a handler keeps the hub
+    for that many seconds.  Never blocks.
 
-    :raises ValueError: ``WATCHDOG_USEC`` is not a number above 0.
+    :raises ValueError: ``WATCHDOG_USEC`` is not an int >= 1.
     """
     pid = os.getpid()
     period, wanted = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", str(pid))
@@ -112,6 +115,6 @@ def watchdog() -> None:
 
 
 def _notify_regularly(pid: int, seconds: float) -> None:
-    while os.getpid() == pid:  # and not in a forked child
+    while os.getpid() == pid:  # A forked child must not notify systemd.
         notify("WATCHDOG=1")
         gevent.sleep(seconds, ref=False)
