@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import pages
@@ -151,6 +154,14 @@ def test_the_drawing_of_calls_has_the_calls_of_a_conversation():
 
     testing.converse(lambda connection: Echo(Connection(connection)), [b"hello"])
     assert drawn == calls
+
+
+def test_the_race_is_drawn_from_its_replay(monkeypatch):
+    """If this fails because the simulation has changed, check the replay on the page, and run the script."""
+    for name in "office", "others", "test_office":
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # the script makes them of the page's blocks
+    drawings = pages.DOCS / "drawings"
+    assert runpy.run_path(str(drawings / "race.py"))["draw"]() == (drawings / "race.svg").read_text()
 
 
 #: What is code, and is run; commands for who has time, or another machine; code of zc.ngi; and what is no code.
