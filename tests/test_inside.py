@@ -14,6 +14,7 @@ import pytest
 
 import ngi_gevent
 from ngi_gevent.core.lifecycle import KEEP, STATES, TRANSITIONS
+from ngi_gevent.sockets import dispatcher
 
 PACKAGE = Path(ngi_gevent.__file__).parent
 PAGE = (pages.DOCS / "inside.md").read_text()
@@ -185,6 +186,11 @@ def test_drawings_are_on_a_page_and_readable_in_the_dark(drawing):
     colours = re.findall(r"(?:fill|stroke): ([^;]+);", style)
     assert colours
     assert [colour for colour in colours if not colour.startswith("var(--color-") and colour != "none"] == []
+
+
+def test_the_life_of_a_byte_has_the_size_of_a_batch():
+    drawing = (DRAWINGS / "life_of_a_byte.svg").read_text()
+    assert f"batch: up to {dispatcher.BATCH_SIZE} connections" in drawing
 
 
 def own_attributes(node: ast.ClassDef) -> set[str]:
