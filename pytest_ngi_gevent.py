@@ -1,7 +1,7 @@
 """The pytest plugin of ngi_gevent: fixtures for tests in memory, in a simulation, on real sockets, or on all of them.
 
-It is a module of its own, and imports nothing but pytest, since pytest imports it in every run, also where nobody has
-asked for gevent: only a test that uses a fixture imports the package.
+This is a separate module that imports only pytest, because pytest imports it in every run, even if no test uses gevent.
+A test that uses a fixture imports the package.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "simulation",
 ]
 
-#: Seeds of a test without a mark: the plain schedule, and two others.
+#: The seeds of a test without a mark: the plain schedule, and two others.
 FEW_SEEDS = 3
 
 _failed = pytest.StashKey[bool]()
@@ -84,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make an item for each seed."""
+    """Parametrize a test with its seeds."""
     if _is_used(metafunc, "simulation"):
         seeds = _seeds(metafunc)
         metafunc.parametrize("simulation", seeds, indirect=True, ids=_ids(seeds))
@@ -95,8 +95,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _is_used(metafunc: pytest.Metafunc, name: str) -> bool:
-    """Return whether the test uses the fixture of this plugin, and not only another one with the same name."""
-    # No public attribute has them.
+    """Return whether the test uses the fixture of this plugin, and not just another one with the same name."""
+    # pytest has no public attributes for this.
     for definition in reversed(metafunc._arg2fixturedefs.get(name, ())):
         if definition.func.__module__ == __name__:
             return True
@@ -120,7 +120,7 @@ def _seeds(metafunc: pytest.Metafunc) -> list[str]:
 
 
 def _ids(seeds: list[str]) -> list[str]:
-    # Without the draws of a replay, so that the test has the same name as under the seed.
+    # The draws of a replay are omitted, so that the test has the same name as under the seed alone.
     return [f"seed{seed.partition(':')[0]}" for seed in seeds]
 
 
@@ -129,9 +129,10 @@ def _ids(seeds: list[str]) -> list[str]:
 
 @pytest.fixture
 def ngi(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A fresh implementation in memory, with which nothing must be left over at the end of the test.
+    """A fresh implementation in memory.  At the end of the test, nothing must be left open.
 
-    Exceptions of handlers are in its list ``raised``, which must be empty then: a test removes those that it expects.
+    Exceptions of handlers are added to its list ``raised``, which must be empty at the end.  A test removes the
+    exceptions that it expects.
     """
     from ngi_gevent.testing import Implementation
 
@@ -140,9 +141,9 @@ def ngi(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def ngi_network(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A fresh implementation on the sockets of the loopback interface; otherwise like ``ngi``.
+    """A fresh implementation on sockets of the loopback interface; otherwise like ``ngi``.
 
-    Listen on None for a free port.  It is served on the hub of the test's thread, whenever the test waits.
+    To listen on a free port, pass None.  The hub of the test's thread serves it whenever the test waits.
     """
     from ngi_gevent import Implementation
 
@@ -153,7 +154,7 @@ def ngi_network(request: pytest.FixtureRequest) -> Iterator[Any]:
 def simulation(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A simulation that has begun, and ends after the test.  The test runs once for each of its seeds.
 
-    Those are 0, 1 and 2, or as many as the mark ``ngi_seeds(n)`` or the option ``--ngi-seeds`` says.
+    By default, the seeds are 0, 1 and 2.  The mark ``ngi_seeds(n)`` or the option ``--ngi-seeds`` sets their number.
     """
     with _simulated(request, getattr(request, "param", "0")) as simulation:
         yield simulation
@@ -161,9 +162,9 @@ def simulation(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def ngi_implementation(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """An implementation in memory, on sockets, or on a host of a simulation: a test that takes it runs on each.
+    """An implementation in memory, on sockets, or on a host of a simulation.  A test that takes it runs on each.
 
-    It runs in the simulation once for each seed, as with ``simulation``.
+    In the simulation, the test runs once for each seed, as with ``simulation``.
     """
     if request.param in ("ngi", "ngi_network"):
         yield request.getfixturevalue(request.param)
@@ -190,7 +191,7 @@ def _simulated(request: pytest.FixtureRequest, replay: str) -> Iterator[Any]:
             stash[_end] = _describe_end(simulation)
             stash[_events] = list(simulation.trace.events) if keeps_all else []
             if stash.get(_failed, False):
-                simulation.raised.clear()  # the report of the failure shows them
+                simulation.raised.clear()  # the report of the failure shows these
 
 
 def _watched(request: pytest.FixtureRequest, implementation: Any) -> Iterator[Any]:
@@ -199,11 +200,11 @@ def _watched(request: pytest.FixtureRequest, implementation: Any) -> Iterator[An
 
     from ngi_gevent.testing.leaks import Watched
 
-    get_hub()  # or it would count as left over where the test is the first to need one
+    get_hub()  # before the test, because the first use would otherwise count as left over
     watched = Watched(implementation)
     yield watched
     if request.node.stash.get(_failed, False):
-        watched.end()  # what a failed test left over is no news
+        watched.end()  # after a failure, leftovers are not reported
         return
     try:
         watched.check()
@@ -216,7 +217,7 @@ def _watched(request: pytest.FixtureRequest, implementation: Any) -> Iterator[An
 
 
 def _noting(kind: Any) -> Any:
-    """Return an implementation of *kind* that notes the exceptions of handlers in its list ``raised``."""
+    """Return an implementation of *kind* that adds the exceptions of handlers to its list ``raised``."""
 
     class Implementation(kind):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -242,7 +243,7 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whether the test failed, and let a failure show its seed, and the plans that it carried out."""
+    """Record whether the test failed, and show the seed of a failure and the plans that the test carried out."""
     report = yield
     if report.failed:
         item.stash[_failed] = True
@@ -253,7 +254,7 @@ def pytest_runtest_makereport(
         if _simulation in item.stash:
             simulation = item.stash[_simulation]
             end = item.stash.get(_end, None)
-            if end is None:  # it goes on after the test
+            if end is None:  # the recursion ends after the test
                 end = _describe_end(simulation)
             command = _command(item, _replay_of(item))
             report.sections.append(("simulation", f"seed {simulation.seed}; replay it with\n{command}\n{end}"))
@@ -261,7 +262,7 @@ def pytest_runtest_makereport(
 
 
 def _plans() -> Any:
-    """The plans that the test has carried out, if it has imported what does so."""
+    """The plans that the test has carried out, if it has imported the module for faults."""
     faulty = sys.modules.get("ngi_gevent.testing.faults.faulty")
     return [] if faulty is None else faulty.recent_plans
 
@@ -279,7 +280,8 @@ def _replay_of(item: pytest.Item) -> str:
 def _command(item: pytest.Item, replay: str) -> str:
     """Return the command that runs only this test, with only these draws."""
     config = item.config
-    file, colons, name = item.nodeid.partition("::")  # relative to the root, which is not where the command is typed
+    # Relative to the root of pytest, which may not be the current directory
+    file, colons, name = item.nodeid.partition("::")
     path = os.path.relpath(config.rootpath / file, config.invocation_params.dir)
     words = ["pytest", path + colons + name, f"--ngi-replay={replay}"]
     given = [str(argument) for argument in config.invocation_params.args]
@@ -290,7 +292,7 @@ def _command(item: pytest.Item, replay: str) -> str:
 
 @pytest.hookimpl(specname="pytest_runtest_protocol", wrapper=True)
 def pytest_write_timeline(item: pytest.Item) -> Generator[None, object, object]:
-    """Write the timeline of the last run of a test, if it is wanted."""
+    """Write the timeline of the last run of a test, if the option asks for it."""
     result = yield
     folder, replay = (item.config.getoption(f"ngi_{name}") for name in ("timeline", "replay"))
     has_failed = item.stash.get(_failed, False)
@@ -310,7 +312,7 @@ def pytest_write_timeline(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a test that is replayed.  If it fails, run it again, to find the fewest draws with which it does."""
+    """Run a test that is replayed.  If it fails, run it again, to find the fewest draws with which it fails."""
     replay = item.config.getoption("ngi_replay")
     is_simulated = {"simulation", "ngi_implementation"} & set(getattr(item, "fixturenames", ()))
     if replay is None or ":" in replay or not is_simulated or item.config.getoption("usepdb"):

@@ -31,7 +31,7 @@ def test_a_value_is_stored_and_found() -> None:
     assert converse(fresh, [b"set colour 4\nblue\n", b"get colour\n"]).data == b"ok\nvalue 4\nblue\n"
 
 
-def test_what_is_not_there_is_said_not_to_be() -> None:
+def test_a_missing_value_is_reported() -> None:
     assert converse(fresh, [b"get colour\n", b"delete colour\n"]).data == b"nothing\nnothing\n"
 
 
@@ -39,12 +39,12 @@ def test_a_value_is_deleted() -> None:
     assert converse(fresh, [b"set a 1\n!\n", b"delete a\n", b"get a\n"]).data == b"ok\nok\nnothing\n"
 
 
-def test_a_value_may_be_empty_or_look_like_a_request() -> None:
+def test_a_value_can_be_empty_or_resemble_a_request() -> None:
     answer = converse(fresh, [b"set a 0\n\nget a\n", b"set b 6\nget a\n\nget b\n"])
     assert answer.data == b"ok\nvalue 0\n\nok\nvalue 6\nget a\n\n"
 
 
-def test_quit_ends_the_connection_and_nothing_after_it_counts() -> None:
+def test_quit_ends_the_connection_and_later_input_is_ignored() -> None:
     assert converse(fresh, [b"quit\nget a\n"]) == (b"", "end of input")
 
 
@@ -82,7 +82,7 @@ def test_a_bad_request_is_answered_and_ends_the_connection(request_: bytes) -> N
         b"get a\nnonsense\nget a\n",
     ],
 )
-def test_it_makes_no_difference_how_the_input_is_cut(conversation: bytes | list[bytes]) -> None:
+def test_the_answers_do_not_depend_on_how_the_input_is_cut(conversation: bytes | list[bytes]) -> None:
     check_chunking(fresh, conversation)
 
 
@@ -125,7 +125,7 @@ def test_half_a_value_is_not_stored(ngi_implementation: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_whatever_the_network_does_an_answer_is_right_or_missing(ngi: Any, seed: int) -> None:
+def test_on_any_network_an_answer_is_right_or_missing(ngi: Any, seed: int) -> None:
     """A test that fails shows its plan, and its seed makes it again."""
     store: dict[str, bytes] = {}
     faulty = Faulty(ngi, Plan.from_seed(seed))
@@ -185,7 +185,7 @@ def count_by_two(simulation: Simulation, add: Callable[[Any], None]) -> None:
     assert store["n"] == b"2"
 
 
-def test_a_lost_update_is_found_and_its_seed_shows_it_again() -> None:
+def test_a_lost_update_is_found_and_its_seed_reproduces_it() -> None:
     def test(simulation: Simulation) -> None:
         count_by_two(simulation, add_one)
 
@@ -210,7 +210,7 @@ def ask_until_answered(host: Any, request_: bytes) -> tuple[bytes, int]:
     raise AssertionError("unreachable")
 
 
-def test_a_client_that_tries_again_gets_its_answer_after_a_partition(simulation: Simulation) -> None:
+def test_a_client_that_retries_gets_its_answer_after_a_partition(simulation: Simulation) -> None:
     server, client = simulation.host("server"), simulation.host("client")
     server.listener(ADDRESS, key_value_server({"colour": b"blue"}))
     asking = client.spawn(ask_until_answered, client, b"get colour\n")

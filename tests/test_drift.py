@@ -54,14 +54,14 @@ DRIFTS = {
     def close(self):
         self.connection.abort()
         """,
-        "test_close_delivers_what_was_written_before_the_peer_sees_the_end",
+        "test_close_delivers_pending_output_before_the_peer_receives_the_end",
     ),
     "abort is orderly": (
         """
     def abort(self):
         self.connection.close()
         """,
-        "test_abort_breaks_the_connection_of_the_peer",
+        "test_abort_resets_the_connection_for_the_peer",
     ),
     "callbacks nest": (
         """
@@ -86,14 +86,14 @@ DRIFTS = {
     def write(self, data):
         self.connection.writelines(iter([data]))
         """,
-        "test_write_takes_nothing_else",
+        "test_write_accepts_nothing_else",
     ),
     "an empty write is a message": (
         """
     def write(self, data):
         self.connection.write(bytes(data) or b"?")
         """,
-        "test_empty_data_is_nothing",
+        "test_empty_data_is_not_sent",
     ),
     "a later handler is ignored": (
         """
@@ -111,7 +111,7 @@ DRIFTS = {
         if self.connection_was_open and handler is not None:
             handler.handle_close(self, "closed by yourself")
         """,
-        "test_no_callback_comes_after_ones_own_end",
+        "test_no_callback_comes_after_close_from_this_side",
     ),
 }
 

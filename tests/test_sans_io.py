@@ -213,7 +213,7 @@ def test_the_parser_keeps_events_behind_a_detach(stage, first):
 
 
 @pytest.mark.slow
-def test_it_makes_no_difference_how_the_input_is_cut():
+def test_the_answers_do_not_depend_on_how_the_input_is_cut():
     def serve(connection: Any) -> None:
         words = Words()
 

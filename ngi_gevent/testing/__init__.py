@@ -1,13 +1,13 @@
-"""An implementation in memory, without sockets, and handlers that print or record: for testing handlers.
+"""An implementation in memory, without sockets, and handlers that print or record, for testing handlers.
 
-Start with :class:`Recorder` and :class:`Implementation`, or, for doctests, with a :class:`Connection` that prints.
-:func:`check_chunking` cuts input in every way, :class:`Faulty` is a network that fails, and :func:`nothing_left` finds
-leftovers.  :mod:`ngi_gevent.testing.contract` is not imported here, because it needs pytest.
+Start with :class:`Recorder` and :class:`Implementation`.  For doctests, start with a :class:`Connection` that prints.
+:func:`check_chunking` cuts input at every place, :class:`Faulty` is a network that fails, and :func:`nothing_left`
+finds leftovers.  This module does not import :mod:`ngi_gevent.testing.contract`, because that needs pytest.
 
-In memory, everything is synchronous and deterministic.  Nothing is spawned and nothing waits.  When ``connect`` or
-``write`` returns, it has called all callbacks that it caused, except inside a callback.  Callbacks run on the greenlet
-of the call that led to them, so a callback cannot wait: it raises :class:`~ngi_gevent.WouldWait`.  Callbacks are never
-nested.  Those of one implementation, or of one pair made with :class:`Connection`, are queued and called in order.
+In memory, everything is synchronous and deterministic.  Nothing is spawned, and nothing waits.  When ``connect`` or
+``write`` returns, it has called all callbacks that it caused, except inside a callback.  A callback runs on the
+greenlet whose call led to it, so it cannot wait: it raises :class:`~ngi_gevent.WouldWait`.  Callbacks are never nested.
+The callbacks of one implementation, or of one pair made with :class:`Connection`, are queued and called in order.
 """
 
 from ngi_gevent.testing.chunking import check_chunking

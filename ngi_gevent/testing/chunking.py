@@ -1,4 +1,4 @@
-"""A check that the answer of a server does not depend on how TCP cuts its input."""
+"""A check that the answers of a server do not depend on how TCP splits its input."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ RANDOM_CUTS = 50
 
 
 def check_chunking(server: IServer, conversation: bytes | Sequence[bytes], *, seed: int = 0, join: bool = True) -> None:
-    """Check that *server* gives the same answer however its input is cut, and raises nothing wherever it ends.
+    """Check that *server* gives the same answer wherever its input is cut, and raises no exception wherever its input
+    ends.
 
-    The server gets the conversation as it is; in one piece; cut at each place; a byte at a time; and cut at random
-    places.  Then it gets each beginning of the conversation, after which the client finishes, or the connection breaks.
-    Its work must not grow with the square of its input: see :func:`check_work`.
+    The server receives the conversation as it is, in one piece, cut at each place, a byte at a time, and cut at random
+    places.  Then it receives each beginning of the conversation.  After each beginning, the client finishes, or the
+    connection is reset.  The work of the server must not grow with the square of its input: see :func:`check_work`.
 
     The server runs in memory, on the calling greenlet.  The time grows with the square of the length of the
     conversation, so use a few hundred bytes.  Connections must not share state.
 
     :param conversation: the bytes that a client sends, or a list of bytes if the client waits for answers in between.
-    :param seed: the seed for random places.
-    :param join: whether a piece can hold the end of one message of the list and the beginning of the next; True by
-        default.  False is for protocols whose clients must wait for the answer, as before TLS begins.
-        The work is not checked then.
+    :param seed: the seed of the random places.
+    :param join: whether a piece can hold the end of one message of the list and the beginning of the next.  Pass False
+        for protocols whose clients must wait for the answer, for example before TLS begins.  The work is not checked
+        then.  The default is True.
     :raises TypeError: an argument has the wrong type.
     :raises ValueError: the conversation is empty.
-    :raises AssertionError: a cut makes a difference; the message has the smallest one, as a test to paste.  Or the
-        server gives a connection no handler.
+    :raises AssertionError: a cut makes a difference, and the message has the smallest such cut, as a test to paste; or
+        the server gives a connection no handler.
     """
     __tracebackhide__ = True
     chunking = _Chunking(server, conversation, seed, join)
@@ -67,9 +68,9 @@ class _Chunking:
         ends = [sum(map(len, messages[:count])) for count in range(1, len(messages))]
         #: The places where the client waits for the answer.
         self._waits = sorted(set(ends) - {0, len(self._input)})
-        #: Those of them where each cut has one.
+        #: The places where the client waits, if each cut includes them.
         self._kept = [] if join else self._waits
-        #: The answers, by the cut, the end of the input, and whether the connection broke.
+        #: The answers, by the cut, the end of the input, and whether the connection was reset.
         self._answers: dict[tuple[tuple[int, ...], int | None, bool], Answer | BaseException] = {}
 
     def check_whole(self) -> None:
@@ -135,13 +136,13 @@ class _Chunking:
         return answers
 
     def check_nothing_is_remembered(self) -> None:
-        """Check the whole conversation again, in case earlier connections have left something behind."""
+        """Check the whole conversation again, because earlier connections may have left something behind."""
         __tracebackhide__ = True
         self._answer(self._waits)
 
     def check_work(self) -> None:
         __tracebackhide__ = True
-        if not self._kept:  # for it joins them
+        if not self._kept:  # the ends of messages are not cut
             check_work(self._server, self._input)
 
     # Trying a cut.
@@ -174,7 +175,7 @@ class _Chunking:
         return [self._input[start:stop] for start, stop in pairwise(places) if start < stop]
 
     def _smallest(self, cut: list[int], end: int | None = None, reset: bool = False) -> list[int]:
-        """Return the places of *cut* that are needed to make a difference."""
+        """Return the places in *cut* that are needed to make a difference."""
         __tracebackhide__ = True
         for place in [place for place in cut if place not in self._kept]:
             without = [other for other in cut if other != place]
@@ -183,7 +184,7 @@ class _Chunking:
         return cut
 
     def _reference(self, end: int | None) -> list[int]:
-        """Return the cut to compare with: the messages of the whole conversation; a beginning comes in one piece."""
+        """Return the cut to compare with: the messages of the whole conversation, or one piece for a beginning."""
         return self._waits if end is None else [place for place in self._kept if place < end]
 
     # Failing.
@@ -191,7 +192,7 @@ class _Chunking:
     def _fail(self, problem: str, cut: list[int], end: int | None = None, reset: bool = False) -> None:
         __tracebackhide__ = True
         pieces, others = self._pieces(cut, end), self._pieces(self._reference(end), end)
-        # Ask again, which raises if the answers differ without a cut.
+        # This raises an error if the answers differ without a cut.
         answer, other = self._answer(cut, end, reset), self._answer(self._reference(end), end, reset)
         raised = answer if isinstance(answer, BaseException) else None
         ending = ", reset=True" if reset else ""

@@ -1,4 +1,4 @@
-"""One conversation with a server in memory: pieces of input, and the answer to them."""
+"""A conversation with a server in memory: pieces of input, and the answer to them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NotRead(AssertionError):
 class Answer(NamedTuple):
     """The answer of a server."""
 
-    #: All of its output, also the output that it sent after the client had finished.
+    #: All output of the server, including output after the client had finished.
     data: bytes
     #: Why the connection ended before the client ended it, as text, or None.
     closed: str | None
@@ -39,7 +39,7 @@ def converse(server: IServer, pieces: Iterable[bytes], *, reset: bool = False) -
     remaining pieces are not sent.  After each piece, the greenlets of this thread run until they wait; this does not
     wait for timers.  An exception in a handler is raised here.
 
-    :param reset: break the connection instead of finishing.
+    :param reset: reset the connection instead of finishing.
     :raises AssertionError: something was sent, and the server left the connection open without a handler.
     """
     if isinstance(pieces, (bytes, bytearray, memoryview, str)):
@@ -62,19 +62,19 @@ class Conversation:
         self._settle()
 
     def send(self, piece: bytes) -> None:
-        """Send *piece*, and return when it has been handled."""
+        """Send *piece*, and return once the server has handled it."""
         if self._client.connection:
             self._client.connection.write(piece)
             self._settle()
 
     def answer(self) -> Answer:
-        """Return the answer up to now."""
+        """Return the answer so far."""
         closed = self._client.closed
         return Answer(self._client.data, None if closed is None else str(closed))
 
     def end(self, reset: bool = False) -> None:
-        """Finish, or break the connection.  Raises :class:`NotRead` if the server has read no input."""
-        unread = self._client.connection.unsent_size()  # only a server that reads nothing leaves some
+        """Finish, or reset the connection.  Raises :class:`NotRead` if the server has read no input."""
+        unread = self._client.connection.unsent_size()  # only a server without a handler leaves input unread
         if reset:
             self._client.connection.abort()
         else:
@@ -92,7 +92,7 @@ class Conversation:
 
 
 class _Raising(Implementation):
-    """An implementation in memory that raises the exceptions of handlers to its user instead of logging them."""
+    """An implementation in memory that raises the exceptions of handlers to its caller instead of logging them."""
 
     _error: BaseException | None = None
 

@@ -1,4 +1,5 @@
-"""Leftovers of a test: connections, listeners, connects, greenlets and descriptors, and where they were made.
+"""Leftovers of a test: connections, listeners, connection attempts, greenlets and descriptors, and where they were
+made.
 
 ::
 
@@ -29,20 +30,20 @@ if TYPE_CHECKING:
 
 __all__ = ["GRACE", "Watched", "nothing_left"]
 
-#: Seconds that ending connections and greenlets have to end.
+#: Seconds that connections and greenlets have to end.
 GRACE = 2.0
 
 
 @contextmanager
 def nothing_left(implementation: Any) -> Iterator[Watched]:
-    """Give an implementation around *implementation*, and check at the end that nothing is left over.
+    """Give an implementation around *implementation*, and check at the end that nothing is left.
 
-    Left over can be connections, listeners and connects of this implementation; greenlets that were made meanwhile;
-    and, if the system lists them, descriptors.  This waits up to two seconds for those that are about to end.  Then it
-    ends all of them, and kills greenlets, also after another exception, which it does not replace.  Descriptors stay
-    open, because their owners are unknown.
+    It checks the connections, listeners and connection attempts of this implementation; greenlets made inside the
+    block; and, if the kernel lists them, descriptors.  It waits up to two seconds for those that are about to end.
+    Then it ends connections, listeners and attempts, and kills greenlets.  It does so after another exception too, and
+    does not replace that exception.  Descriptors stay open, because their owners are unknown.
 
-    :raises AssertionError: something is left; the message names it and the line that made it.
+    :raises AssertionError: something is left; the message names it, and the line that made it.
     """
     watched = Watched(implementation)
     try:
@@ -54,7 +55,7 @@ def nothing_left(implementation: Any) -> Iterator[Watched]:
 
 
 class Watched(WrappingImplementation):
-    """An implementation around another one that records what was made where.  Made by :func:`nothing_left`."""
+    """An implementation around another one that records which line made each object.  Made by :func:`nothing_left`."""
 
     def __init__(self, implementation: Any) -> None:
         super().__init__(implementation)
@@ -70,7 +71,7 @@ class Watched(WrappingImplementation):
             raise AssertionError("left over:\n" + "\n".join(f"  {line}" for line in left))
 
     def end(self) -> list[str]:
-        """End everything, and return a line for each thing that was left to end."""
+        """End everything, and return a line for each thing that had not ended by itself."""
         self._settle()
         left = self._made.problems + [f"{_describe(thing)}, {where}" for thing, where in self._made.things.items()]
         for thing in list(self._made.things):
@@ -83,7 +84,7 @@ class Watched(WrappingImplementation):
         return left + self._descriptors.describe_new()
 
     def _settle(self) -> None:
-        """Wait for what is about to end, unless nothing can end it any more."""
+        """Wait for the things that are about to end, unless nothing can end them any more."""
         if self._made.things and not (self._is_in_memory() and is_only_thread() and not self._greenlets.running()):
             self._made.is_empty.wait(GRACE)
 
@@ -114,12 +115,12 @@ class Watched(WrappingImplementation):
 
 
 class _Made:
-    """The things that were made and have not ended, with where they were made."""
+    """The things that were made and have not ended, and where they were made."""
 
     def __init__(self) -> None:
         self.things: dict[Any, str] = {}
         self.is_empty = Flag()
-        self.problems: list[str] = []  # other mistakes, a line each
+        self.problems: list[str] = []  # ends after other mistakes, one on each line
 
     def add(self, thing: Any, how: str) -> None:
         if not self.things:

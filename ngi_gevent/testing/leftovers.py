@@ -1,4 +1,4 @@
-"""Greenlets and descriptors that a test leaves over, and the lines of the test that they come from."""
+"""Greenlets and descriptors that a test leaves open, and the lines of the test that made them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _PLUMBING = tuple(os.path.dirname(module.__file__ or "") + os.sep for module in 
 
 
 def find_line(frame: Any) -> str | None:
-    """Return the user's innermost line at *frame*, as ``file:line``, or None."""
+    """Return the innermost line of the user's code at *frame*, as ``file:line``, or None."""
     while frame is not None and frame.f_code.co_filename.startswith(_PLUMBING):
         frame = frame.f_back
     return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class Greenlets:
-    """The greenlets that are made on this thread from now on, of all kinds; only the collector knows them all.
+    """All greenlets that are made on this thread from now on.  Only the garbage collector can list them all.
 
-    Searching all objects takes long, compared to a test in memory.  So existing objects are frozen meanwhile: the
-    collector keeps them apart, and lists only new ones.
+    A search through all objects takes long, compared to a test in memory.  So existing objects are frozen until the
+    end: the collector keeps them apart, and lists only new ones.
     """
 
     def __init__(self) -> None:
-        self._freezes = not gc.get_freeze_count()  # otherwise the program freezes objects itself
+        self._freezes = not gc.get_freeze_count()  # otherwise the program itself freezes objects
         if self._freezes:
             gc.freeze()
         self._before = WeakSet(_running())
@@ -93,7 +93,7 @@ def _open_descriptors() -> dict[int, str]:
         try:
             target = os.readlink(f"{directory}/{name}")
         except OSError:
-            continue  # the descriptor of the listing
+            continue  # the descriptor used for listing
         if not target.startswith("anon_inode:"):
             found[int(name)] = target
     return found

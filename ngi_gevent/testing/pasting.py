@@ -1,4 +1,4 @@
-"""Tests in the messages of failures, to be pasted into a file, which reproduce the failure."""
+"""Tests in the messages of failures, which reproduce the failure when pasted into a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["name_of", "pasted"]
 
 
 def pasted(function: str, server: Any, test: str) -> str:
-    """Return a test of *server* with *function* of ngi_gevent.testing, whose lines are *test*."""
+    """Return a test that calls *function* of ngi_gevent.testing on *server*.  Its lines are *test*."""
     return f"from ngi_gevent.testing import {function}\n{_named(server)[1]}\n\ndef test_input_in_pieces():\n{test}\n"
 
 
@@ -19,7 +19,7 @@ def name_of(server: Any) -> str:
 
 
 def _named(server: Any) -> tuple[str, str]:
-    """Return the name of *server* in a test, and the line that imports it, or that the user must complete."""
+    """Return the name of *server* in a test, and a line that imports it or that the user must complete."""
     name, module = getattr(server, "__qualname__", ""), getattr(server, "__module__", "")
     found: Any = sys.modules.get(module)
     for part in name.split("."):

@@ -1,13 +1,14 @@
-"""A handler that records what happens, for assertions, and that waits for it.
+"""A handler that records events for assertions, and that can wait for them.
 
-In memory everything has happened when a call returns.  On sockets it happens while the test waits.  A test that waits
-before it checks is the same on both::
+In memory, everything has happened when a call returns.  On sockets, it happens while the test waits.  A test that waits
+before it checks is the same for both::
 
     client.wait_connected().write(b"hello")
     client.expect(b"HELLO")
     assert client.wait_closed() == "end of input"
 
-Each of these calls returns at once if the event has happened.  Otherwise the greenlets of this thread run meanwhile.
+Each of these calls returns at once if the event has already happened.  Otherwise, the greenlets of this thread run
+until it does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorder"]
 
-#: Seconds in which everything that a test waits for happens, even on a busy machine.
+#: Seconds in which each event that a test waits for happens, even on a busy machine.
 PATIENCE = 10.0
 
 #: Bytes of the data that a failure shows.
@@ -39,13 +40,13 @@ class Recorder:
     ``Recorder(connection)`` sets itself as the handler, so the class is also a server.  A recorder is also a client
     connect handler that sets itself.  Its method ``connected`` is a server for a single client.
 
-    :ivar chunks: the pieces of input, as they came; ``data`` is all of them.
+    :ivar chunks: the pieces of input, as they arrived; ``data`` is all of them.
     :ivar closed: why the connection ended, or None.
     :ivar exceptions: exceptions of iterables given to ``writelines``.
-    :ivar connection: the connection that it handles, or None.  A recorder that was only set as the handler, as for a
-        ``testing.Connection``, learns of its connection with the first callback.
-    :ivar failed: why there is no connection, or None.
-    :ivar gone: whether the connection is closed, everything delivered, and the last callback done.
+    :ivar connection: the connection that it handles, or None.  If the recorder was only set as the handler, as for a
+        ``testing.Connection``, this is set by the first callback.
+    :ivar failed: why the connection attempt failed, or None.
+    :ivar gone: whether the connection is closed, all output has been delivered, and the last callback has returned.
     """
 
     def __init__(self, connection: Any = None) -> None:
@@ -55,7 +56,7 @@ class Recorder:
         self.failed: Reason | None = None
         self.connection: Any = None
         self.gone = False
-        self._expected = 0  # bytes of input that the test has expected
+        self._expected = 0  # bytes of input that the test has already expected
         self._flags: list[Flag] = []  # flags of waiting callers
         if connection is not None:
             self.connected(connection)
@@ -110,10 +111,10 @@ class Recorder:
     def wait_connected(self, timeout: float | None = PATIENCE) -> IConnection:
         """Wait for the connection, and return it.
 
-        All methods that wait raise :class:`AssertionError` after *timeout* seconds, where None is no limit, and at once
-        in a callback of the connection, since nothing more happens before that callback returns.
+        All methods that wait raise :class:`AssertionError` after *timeout* seconds; None means no limit.  In a callback
+        of the connection they raise it at once, since nothing more happens before that callback returns.
 
-        :raises ConnectionFailed: there will be no connection.
+        :raises ConnectionFailed: the connection attempt failed.
         """
         self.wait_until(lambda: self.connection is not None or self.failed is not None, timeout, "a connection")
         if self.connection is None:
@@ -121,11 +122,11 @@ class Recorder:
         return self.connection  # type: ignore[no-any-return]
 
     def expect(self, data: bytes, timeout: float | None = PATIENCE) -> None:
-        """Wait for input: *data* comes next, after all input that was expected before.
+        """Wait until *data* arrives, after all input that was already expected.
 
-        Input that follows is left for the next call.
+        Input after *data* is left for the next call.
 
-        :raises AssertionError: something else comes, or the end; as soon as it does.
+        :raises AssertionError: other input, or the end, arrives.  It is raised as soon as that happens.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"expected input must be bytes; got {data!r:.100}")
@@ -148,7 +149,9 @@ class Recorder:
         return self.closed
 
     def wait_until(self, condition: Callable[[], object], timeout: float | None = PATIENCE, what: str = "") -> None:
-        """Wait until *condition*, which is about this recorder, is true; *what* describes it in the failure."""
+        """Wait until *condition*, which is about this recorder, is true.  *what* describes it in the message of a
+        failure.
+        """
         timeout = as_timeout(timeout)
         deadline = clock.deadline_after(timeout)
         while True:
@@ -164,7 +167,7 @@ class Recorder:
                 raise AssertionError(f"expected {what or condition}, but {problem}; {self._format_data()}")
 
     def _wait(self, flag: Flag, deadline: float | None, timeout: float | None) -> str:
-        """Wait until *flag* is set, and return why it was not, or nothing."""
+        """Wait until *flag* is set.  Return the reason if it was not set, otherwise an empty string."""
         connection = bottom(self.connection)
         is_in_callback = getattr(connection, "is_in_callback", bool)
         if is_in_callback():

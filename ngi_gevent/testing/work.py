@@ -1,7 +1,7 @@
 """A check that the work of a server does not grow with the square of its input.
 
-Work is the lines of Python that run outside of this package, and the bytes of memory that each of them takes.  So the
-speed and load of the machine do not matter.  This does not notice work in C that takes no memory, such as searching a
+Work is the lines of Python that run outside this package, and the bytes of memory that each line allocates.  So the
+speed and load of the machine do not matter.  The check does not detect work in C that allocates no memory, such as searching a
 ``bytearray`` from its beginning again and again.
 """
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["check_work"]
 
-#: The number of bytes over which a median is taken, and how often in a row it must rise by half a unit per byte.
+#: The number of bytes over which a median is computed, and how often in a row it must rise by half a unit per byte.
 WINDOW = 64
 RISES = 4
 
-#: Bytes up to which a short conversation is repeated, and how often a longer one is.
+#: The bytes up to which a short conversation is repeated, and how often a longer conversation is repeated.
 REPEATED, TIMES = 4 * 1024, 8
 
-#: The limit for the cost of twice as many bytes; exactly linear is 2.
+#: The limit for the cost of twice as many bytes.  If the work is exactly linear, that cost is 2.
 RATIO = 2.5
 
 #: The files of this package.
@@ -44,10 +44,9 @@ def check_work(server: IServer, conversation: bytes) -> None:
 
     Two mistakes have that effect:
 
-    * A buffer is copied or searched with each piece.  Sending *conversation* a byte at a time finds this; it needs a
-      record of more than 320 bytes.
-    * A buffer is copied with each record that is taken from it.  Sending the conversation many times, in one piece,
-      finds this.
+    * A buffer is copied or searched for each piece.  Sending *conversation* a byte at a time detects this, if a record
+      is longer than 320 bytes.
+    * A buffer is copied for each record in it.  Sending the conversation many times, in one piece, detects this.
 
     :raises AssertionError: the work grows with the square; the message has a test to paste.
     """
@@ -65,7 +64,7 @@ def check_work(server: IServer, conversation: bytes) -> None:
 
 
 def _check_bytes(server: IServer, conversation: bytes) -> str:
-    """Return the problem with a conversation a byte at a time, or nothing."""
+    """Return the problem with a conversation that is sent a byte at a time, or an empty string."""
     work = _work(server, [conversation[at : at + 1] for at in range(len(conversation))])
     windows = [median(work[at : at + WINDOW]) for at in range(0, len(work) - WINDOW + 1, WINDOW)]
     for first in range(len(windows) - RISES):
@@ -80,7 +79,7 @@ def _check_bytes(server: IServer, conversation: bytes) -> str:
 
 
 def _check_repeated(server: IServer, conversation: bytes) -> str:
-    """Return the problem with a conversation that is repeated, or nothing."""
+    """Return the problem with a conversation that is repeated, or an empty string."""
     once = conversation * max(REPEATED // len(conversation), TIMES)
     try:
         (work,), (twice,) = _work(server, [once]), _work(server, [once * 2])
@@ -109,7 +108,7 @@ def _work(server: IServer, pieces: Iterable[bytes]) -> list[int]:
 
 
 class _Meter:
-    """Counts lines of Python and the bytes of memory that each takes, even if it frees them at once."""
+    """A tracer that counts lines of Python, and the bytes that each line allocates, even if it frees them at once."""
 
     def __init__(self) -> None:
         self.work = 0
@@ -122,7 +121,7 @@ class _Meter:
         if self._started:
             tracemalloc.start()
         self._memory = tracemalloc.get_traced_memory()[0]
-        self._tracer = sys.gettrace()  # of a debugger or a measurement of coverage
+        self._tracer = sys.gettrace()  # the trace function of a debugger or a coverage tool
         sys.settrace(self._enter)
         return self
 
@@ -132,7 +131,7 @@ class _Meter:
             tracemalloc.stop()
 
     def _enter(self, frame: FrameType, event: str, argument: object) -> Any:
-        # Lines of this package are not the work of the server.  Memory that they take counts with the line behind them.
+        # Lines of this package are not work of the server.  Their memory counts for the next line of the server.
         return None if frame.f_code.co_filename.startswith(_OWN) else self._line
 
     def _line(self, frame: FrameType, event: str, argument: object) -> Any:

@@ -16,9 +16,9 @@ In a file of tests, import the rules, which are tests of that ``stage``::
 
     from ngi_gevent.testing.contract.rules import *
 
-A stage is a subclass of ``SocketStage``, whose peers are plain sockets, of ``SimulationStage``, whose peers are plain
-sockets of a simulation, or of ``MemoryStage``, where nothing takes time.  ``Adapted`` tests an adapter that passes
-everything through unchanged, over any implementation.
+A stage is a subclass of one of three classes.  The peers of ``SocketStage`` are plain sockets.  The peers of
+``SimulationStage`` are plain sockets of a simulation.  In ``MemoryStage``, nothing takes time.  ``Adapted`` tests an
+adapter that passes everything through unchanged, over any implementation.
 """
 
 import pytest

@@ -11,7 +11,7 @@ __all__ = ["Adapted"]
 
 
 class Adapted(WrappingImplementation):
-    """The implementation around *implementation* whose connections are ``adapter(connection)``."""
+    """The implementation around *implementation* whose connections are made by ``adapter(connection)``."""
 
     def __init__(self, implementation: Any, adapter: Callable[[Any], Any]) -> None:
         super().__init__(implementation)

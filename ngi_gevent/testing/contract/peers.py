@@ -1,4 +1,4 @@
-"""Peers that know nothing of NGI: clients that a test controls call by call."""
+"""Peers that do not use NGI: clients that a test controls call by call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["MemoryPeer", "SocketPeer"]
 
 
 class MemoryPeer(Witness):
-    """A client connection in memory.  It takes no input before ``read``."""
+    """A client connection in memory.  It does not receive input before ``read``."""
 
     def __init__(self, stage: Any, listener: Any) -> None:
         super().__init__(stage)
@@ -43,7 +43,7 @@ class MemoryPeer(Witness):
         self._wake()
 
     def send(self, data: bytes) -> None:
-        # Not as pending output, which would keep the connection from reading: a plain peer reads all the same.
+        # This is not pending output, which would keep the connection from reading: a plain peer continues to read.
         bottom(self.connection).peer.test_input(data)
 
     def finish(self) -> None:
@@ -63,13 +63,13 @@ class MemoryPeer(Witness):
 
 
 class SocketPeer:
-    """A plain socket.  A greenlet sends in the order of the calls."""
+    """A plain socket.  A greenlet sends data in the order of the calls."""
 
     def __init__(self, stage: Any, address: Any) -> None:
         self._stage = stage
         self._pieces: list[bytes] = []
         self.ended: str | None = None
-        #: Bytes that the kernel has taken.
+        #: Bytes that the kernel has accepted.
         self.sent = 0
         self._connect(address)
         self._tasks: Queue[Callable[[], object]] = Queue()
@@ -85,13 +85,13 @@ class SocketPeer:
 
     @property
     def received(self) -> bytes:
-        """All input so far; joined only here, since that takes longer than receiving it."""
+        """All input so far.  It is joined only here, since joining takes longer than receiving."""
         self._pieces = [b"".join(self._pieces)]
         return self._pieces[0]
 
     @property
     def size(self) -> int:
-        """Bytes of input so far."""
+        """The number of bytes of input so far."""
         return sum(map(len, self._pieces))
 
     def _work(self) -> None:
@@ -114,7 +114,7 @@ class SocketPeer:
             while piece := self.socket.recv(1 << 20):
                 self._pieces.append(piece)
                 self._stage.happened()
-            # A reset is reported once, and to the greenlet that sends if that is the first to ask.
+            # A reset is reported only once.  If the sending greenlet asks first, it gets the report.
             self.ended = self.ended or "end"
         except OSError:
             self.ended = "broken"

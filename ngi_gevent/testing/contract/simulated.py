@@ -15,22 +15,22 @@ from ngi_gevent.testing.simulation.sites import family_of
 
 __all__ = ["SimulationStage"]
 
-#: Seconds that a callback computes, about as long as a short one really does.
+#: Seconds that a callback computes, about as long as a short callback really takes.
 COMPUTING = 2e-6
 
-READ, WRITE = 1, 2  # what gevent's io watchers watch for
+READ, WRITE = 1, 2  # the events of gevent's io watchers
 
 
 class SimulationStage(SocketStage):
-    """A host of a simulation.  The simulation lasts as long as the stage.
+    """A host of a simulation.  The simulation ends with the stage.
 
-    :cvar seed: the seed of the simulation, 0 by default.  Subclasses have others.
+    :cvar seed: the seed of the simulation, 0 by default.  Subclasses set others.
     """
 
     name = "simulation"
     seed = 0
     has_threads = False
-    patience = 3600  # virtual seconds, which cost nothing
+    patience = 3600  # virtual seconds, which take no real time
     simulation: Simulation | None = None
     _hosts = 0
 
@@ -57,7 +57,7 @@ class SimulationStage(SocketStage):
         try:
             super().clear()
         finally:
-            self.simulation.raised.clear()  # many rules are about handlers that raise
+            self.simulation.raised.clear()  # since many rules are about handlers that raise
             self.simulation.__exit__(None, None, None)
 
 

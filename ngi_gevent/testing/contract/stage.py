@@ -72,10 +72,10 @@ class Stage:
         raise NotImplementedError
 
     def compute(self) -> None:
-        """Let a callback take some time, where computing takes none."""
+        """Make a callback take some time if computing takes none."""
 
     def peer(self, listener: Any) -> Any:
-        """Connect a client that knows nothing of NGI."""
+        """Connect a client that does not use NGI."""
         raise NotImplementedError
 
     def address(self) -> Any:
@@ -120,7 +120,7 @@ class Stage:
         return client, self.served[-1]
 
     def settle(self) -> None:
-        """Wait until everything that has begun has had its effect, because a conversation takes longer."""
+        """Wait until everything that has begun has had its effect: a further conversation takes longer."""
         if self._echoed is None:
             self.listeners.append(self.implementation.listener(self.address(), _Echo))
             self._echoed = self.client(self.listeners[-1])
@@ -198,7 +198,7 @@ class _Echo:
 
 
 def playing(kind: type[Stage], tmp_path: object) -> Iterator[Stage]:
-    """Yield a stage of that *kind*, for a fixture, and clear it at the end."""
+    """Yield a stage of that *kind*, for a fixture, and end it at the end."""
     stage = kind(tmp_path)
     yield stage
     stage.clear()

@@ -19,7 +19,7 @@ class Witness(Recorder):
 
     @property
     def size(self) -> int:
-        """Bytes of input so far; cheaper than ``len(data)``, which joins all of it."""
+        """The number of bytes of input so far. This is cheaper than ``len(data)``, which joins all input."""
         return sum(map(len, self.chunks))
 
     def meet(self, connection: Any) -> None:
@@ -36,7 +36,7 @@ class Witness(Recorder):
         super()._wake()
         self.stage.happened()
 
-    # The trace is written before waiting tests are woken, which may be on another thread.
+    # The trace is written before waiting tests are woken, because they may be on another thread.
 
     def handle_input(self, connection: Any, data: bytes) -> None:
         self.trace.append(data)

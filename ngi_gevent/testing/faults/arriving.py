@@ -16,10 +16,11 @@ __all__ = ["Arriving"]
 
 
 class Arriving:
-    """The input of *connection*, which gets the faults of *plan*.
+    """The input of *connection*, to which the faults of *plan* are applied.
 
-    :param next_cut: returns where the peer ended a burst after a position in the input, or None if that is unknown.
-    :param deliver: passes pieces on to the handler, one at a time.
+    :param next_cut: returns where the peer ended a burst after a given position in the input, or None if that is
+        unknown.
+    :param deliver: passes pieces to the handler, one at a time.
     :param end: stops reading, or ends the connection, as *plan* says.
     """
 
@@ -39,11 +40,11 @@ class Arriving:
         self._arrived = bytearray()
         self._position = 0  # bytes that were delivered
         self._pieces = 0  # pieces that were delivered
-        self._delayed = False  # whether the next piece has had its delay
+        self._delayed = False  # whether the delay of the next piece is over
         self._over_at = plan.over_at()
 
     def add(self, data: bytes) -> None:
-        """Take *data*, and deliver as much as is planned and due."""
+        """Take *data*, and deliver the pieces that are due."""
         self._arrived += data
         self._go_on()
 
@@ -68,7 +69,7 @@ class Arriving:
                 self._end(self._plan)
 
     def _next_size(self) -> int:
-        """Return the size of the next piece; 0 if it has not arrived as a whole."""
+        """Return the size of the next piece; 0 if it has not arrived completely."""
         arrived = len(self._arrived)
         end = self._next_cut(self._position)
         size = arrived if end is None else end - self._position
@@ -79,7 +80,9 @@ class Arriving:
         return size if size <= arrived else 0
 
     def _is_postponed(self, turns: int) -> bool:
-        """Give others *turns*; return whether ``_go_on`` is called after them, as in memory, where nothing waits."""
+        """Give other connections *turns*. Return whether ``_go_on`` is called afterwards, as in memory, where nothing
+        waits.
+        """
         postpone = getattr(bottom(self._connection), "postpone", None)
         if postpone is None:
             for _ in range(turns):
@@ -93,7 +96,7 @@ class Arriving:
 
 
 def _wait_a_turn() -> None:
-    """Wait until the loop has served all others; a timer takes longer, and a callback of the loop runs too early."""
+    """Wait until the loop has served all others.  A timer takes longer, and a loop callback runs too early."""
     hub = get_hub()
     watcher = hub.loop.async_()
     hub.loop.run_callback(watcher.send)

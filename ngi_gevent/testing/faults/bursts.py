@@ -1,4 +1,4 @@
-"""Bursts of output: what the application writes in one callback, or outside of callbacks in one call."""
+"""Bursts of output: the data that the application writes in one callback, or in one call outside callbacks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Bursts:
         self.cuts = Cuts()
         self._connection = connection
         self._pulling: _Pulling | None = None  # while an iterable is being consumed
-        self._ended = False  # whether the output ends once nothing waits
+        self._ended = False  # whether the output ends once nothing is pending
         self._waiting: deque[Any] = deque()  # that iterable and later output: iterators and bursts
-        self._burst: list[bytes] | None = None  # the current burst, if it has to wait
-        self._callbacks = 0  # running ones, which may be nested
+        self._burst: list[bytes] | None = None  # the current burst, if it must wait
+        self._callbacks = 0  # running calls, which may be nested
 
     def run_callback(self, call: Any, *arguments: Any) -> Any:
         """Call the application; its output until it returns is one burst."""
@@ -42,9 +42,9 @@ class Bursts:
         data = as_bytes(data)
         self._check_open()
         if not self._connection:
-            self._connection.write(data)  # raises
+            self._connection.write(data)  # raises if the type is wrong
         elif self._pulling is None:
-            self._count(data)  # before writing: in memory, that may deliver it
+            self._count(data)  # before writing, because in memory a write can deliver the burst
             self._connection.write(data)
         else:
             if self._burst is None:
@@ -55,7 +55,7 @@ class Bursts:
                 self._burst = None
 
     def writelines(self, data: Iterable[Data], *, is_cut: bool) -> None:
-        """Write *data*, each item a burst if the plan cuts them (*is_cut*)."""
+        """Write *data*.  Each item is a burst if the plan cuts them (*is_cut*)."""
         self._check_open()
         if not self._connection or not (is_cut or self._pulling is not None):
             self._connection.writelines(data)
@@ -66,7 +66,7 @@ class Bursts:
             self._pull()
 
     def write_eof(self) -> None:
-        """End the output behind everything that waits."""
+        """End the output after all pending data."""
         self._ended = bool(self._connection)
         if self._pulling is None:
             self._connection.write_eof()
@@ -86,12 +86,12 @@ class Bursts:
         self._connection.writelines(self._pulling)
 
     def close(self, pulling: _Pulling) -> None:
-        """Close everything that waits, which is dropped.  Does nothing if *pulling* is over."""
+        """Close all pending iterators, whose data is dropped.  Does nothing if *pulling* is over."""
         while self._waiting and self._pulling is pulling:
             close_iterator(self._waiting.popleft())
 
     def pulled(self) -> Iterator[bytes]:
-        """Yield everything that waits, each item as a burst, since nothing says when it arrives."""
+        """Yield all pending data.  Each item is a burst, since the time of its arrival is unknown."""
         try:
             while self._waiting:
                 if isinstance(self._waiting[0], list):
@@ -121,9 +121,9 @@ class Bursts:
 
 
 class _Pulling:
-    """Everything that waits in *bursts*, as an iterator.
+    """An iterator over all data in *bursts*.
 
-    Not a generator: closing one that has not begun would close nothing.
+    This is not a generator, because closing a generator that has not begun would close nothing.
     """
 
     def __init__(self, bursts: Bursts) -> None:

@@ -25,7 +25,7 @@ NO_FAULTS = Faults()
 
 
 class FaultyConnection(WrappingConnection):
-    """One side of a connection.  Its link passes the bursts of its output to the other side."""
+    """One side of a connection.  Its link passes the ends of its bursts to the other side."""
 
     def __init__(
         self, links: Links, connection: Any, control: WrappingListener | None, faults: Faults | None = None
@@ -37,7 +37,7 @@ class FaultyConnection(WrappingConnection):
         self._link = links.join(self, addresses, faults)
         connection.when_closed(lambda: links.leave(addresses))
         self._bursts = Bursts(connection)
-        self._arriving: Arriving | None = None  # once the faults are known
+        self._arriving: Arriving | None = None  # None until the faults are known
         self._aborted = False
         self._eof_handled = False
 
@@ -111,7 +111,7 @@ class FaultyConnection(WrappingConnection):
         if stop is not None:
             stop()
         else:
-            connection.hold(Flag())  # which nothing sets: the end of the connection ends this
+            connection.hold(Flag())  # never set: the end of the connection ends this wait
 
     def handle_exception(self, connection: Any, exception: BaseException) -> None:
         self.run_callback(super().handle_exception, connection, exception)
@@ -121,6 +121,6 @@ class FaultyConnection(WrappingConnection):
         if self._link.reason is not None and reason != STOPPED:
             reason = self._link.reason
         elif isinstance(reason, OSError) and other is not None and not other and not other._aborted:
-            # The other side closed in order, and this side wrote after the other had stopped reading.
+            # The other side closed gracefully, and this side wrote after the other side had stopped reading.
             reason = END_OF_INPUT
         super().handle_close(connection, reason)

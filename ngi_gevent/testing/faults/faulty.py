@@ -1,9 +1,9 @@
-"""An implementation around another one, whose network does what a plan says: nothing that TCP and UDP never do.
+"""An implementation around another one, whose network follows a plan.  It does only what TCP and UDP can do.
 
-The input of a handler depends on the plan and on what the other side writes, and not on the time of its arrival.  So
-the callbacks of a connection are the same, whatever the implementation below.  This is possible because each side of a
-connection within one :class:`Faulty` knows where the bursts of the other side end.  Input from elsewhere is cut as it
-arrives.
+The input of a handler depends on the plan and on the output of the other side, but not on the time of arrival.  So the
+callbacks of a connection are the same on every wrapped implementation.  This is possible because each side of a
+connection within one :class:`Faulty` has the positions where the bursts of the other side end.  Input from elsewhere is
+cut as it arrives.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Faulty", "recent_plans"]
 
-#: The plans that were carried out last, to be shown when a test fails.
+#: The plans that were carried out last, which are shown when a test fails.
 recent_plans: deque[Plan] = deque(maxlen=10)
 
 
 class Faulty(WrappingImplementation):
-    """An implementation around *implementation*, whose network does what *plan* says.
+    """An implementation around *implementation*, whose network follows *plan*.
 
-    Connections get the faults of the plan in the order of their connects.  A connection from elsewhere gets the next
-    ones when its first input arrives.  Over a Unix socket all connections count as from elsewhere, since their clients
-    have no address.
+    Connections get the faults of the plan in the order of their connection attempts.  A connection from elsewhere gets
+    the next faults when its first input arrives.  Over a Unix socket, all connections count as from elsewhere, since
+    their clients have no address.
     """
 
     def __init__(self, implementation: Any, plan: Plan) -> None:
@@ -81,7 +81,7 @@ class Faulty(WrappingImplementation):
 
 
 class _RefusedClient(WrappingClient):
-    """A client whose connect fails, even if another listener has taken the unused address meanwhile."""
+    """A client whose connection attempt fails, even if another listener has taken the unused address since."""
 
     def connected(self, connection: Any) -> object:
         connection.abort()
@@ -92,7 +92,7 @@ class _RefusedClient(WrappingClient):
 
 
 class _FaultyClient(WrappingClient):
-    """A client whose connection has the faults of its connect."""
+    """A client whose connection has the faults of its connection attempt."""
 
     def __init__(self, faulty: Faulty, handler: IClientConnectHandler, links: Links, faults: Faults) -> None:
         super().__init__(faulty, handler)
@@ -104,7 +104,7 @@ class _FaultyClient(WrappingClient):
 
 
 class _Datagrams:
-    """The datagrams of one implementation, each of which has the next fate of the plan."""
+    """The datagrams of one implementation.  Each has the next fate in the plan."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -112,7 +112,7 @@ class _Datagrams:
         self._late: list[tuple[Callable[[Any, bytes], None], Any, bytes]] = []
 
     def send(self, send: Callable[[Any, bytes], None], address: Any, data: Data) -> None:
-        """Send the next datagram with *send*, as often as is planned, and late datagrams after it."""
+        """Send the next datagram with *send*, as often as planned, and late datagrams after it."""
         data = as_bytes(data)
         fate: Fate = self._plan.datagram(self._sent)
         self._sent += 1
@@ -123,7 +123,7 @@ class _Datagrams:
             for _ in range(2 if fate == "doubled" else 1):
                 send(address, data)
             for send_late, *datagram in late:
-                with suppress(OSError, NGIError):  # the call that sent it has returned long ago
+                with suppress(OSError, NGIError):  # the call that sent the datagram has returned long ago
                     send_late(*datagram)
 
 

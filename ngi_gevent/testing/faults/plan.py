@@ -1,4 +1,6 @@
-"""Plans for the faults of a network: data, made by hand or from a seed, whose ``repr`` is the code to make it again."""
+"""Plans for the faults of a network: data, made by hand or from a seed, whose ``repr`` is code that makes the same
+plan.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import Literal, TypeAlias, get_args
 
 __all__ = ["Fate", "Faults", "InputFaults", "Plan"]
 
-#: The fate of a datagram.  A late one arrives after the next that is not late; without one, it is lost.
+#: The fate of a datagram.  A late one arrives after the next that is not late.  If there is no such datagram, it is
+#: lost.
 Fate: TypeAlias = Literal["sent", "lost", "doubled", "late"]
 
 
@@ -25,7 +28,7 @@ def _check_kind(name: str, value: object, kind: type) -> None:
 
 
 class _Data:
-    """Accepts lists as tuples; its ``repr`` omits default values."""
+    """A base for plans: accepts lists as tuples, and omits default values in its ``repr``."""
 
     def _take_tuple(self, name: str, kind: type | None = None) -> None:
         """Make *name* a tuple, and check that its values are of *kind*, if given."""
@@ -50,16 +53,16 @@ class _Data:
 class InputFaults(_Data):
     """The faults of the input of one side of a connection.
 
-    Output that the other side writes in one callback, or in one call outside of callbacks, is cut into pieces.  It
-    arrives as one if there are no *pieces*.
+    The output that the other side writes in one callback, or in one call outside callbacks, is cut into pieces.
+    Without *pieces*, it arrives in one piece.
 
-    :ivar pieces: bytes of each piece; after the last, the first again.
-    :ivar delays: turns of others that each piece waits for; after the last, the first again.
+    :ivar pieces: the bytes of each piece.  After the last, the first is used again.
+    :ivar delays: the turns of other connections that each piece waits for.  After the last, the first is used again.
     :ivar stops: bytes of input after which this side stops reading.
-    :ivar resets: bytes of input after which the connection breaks; both sides get a ``ConnectionResetError``.
+    :ivar resets: bytes of input after which the connection is reset; both sides get a ``ConnectionResetError``.
     :ivar ends: bytes of input after which the connection ends; both sides get ``'end of input'``.
 
-    Only one of the last three can be set.
+    Only one of *stops*, *resets* and *ends* can be set.
     """
 
     pieces: tuple[int, ...] = ()
@@ -80,7 +83,7 @@ class InputFaults(_Data):
             raise ValueError(f"only one of stops, resets and ends can be set; got {self!r:.100}")
 
     def over_at(self) -> int | None:
-        """Return after how many bytes the input is over, or None."""
+        """Return after how many bytes the input ends, or None."""
         return next((at for at in (self.stops, self.resets, self.ends) if at is not None), None)
 
 
@@ -88,7 +91,7 @@ class InputFaults(_Data):
 class Faults(_Data):
     """The faults of one connection; none by default.
 
-    :ivar refused: whether the connect fails: ``failed_connect`` is called with a ``ConnectionRefusedError``.
+    :ivar refused: whether the connection attempt fails: ``failed_connect`` is called with a ``ConnectionRefusedError``.
     :ivar client: the faults of the client's input.
     :ivar server: the faults of the server's input.
     """
@@ -105,9 +108,9 @@ class Faults(_Data):
 
 @dataclass(frozen=True, repr=False)
 class Plan(_Data):
-    """The faults of connections, in the order of their connects, and the fates of datagrams, in the order of sending.
+    """The faults of connections, in the order of their attempts, and the fates of datagrams, in the order of sending.
 
-    After the last of either, the first comes again.  An empty tuple means no faults.
+    After the last item of either, the first is used again.  An empty tuple means no faults.
     """
 
     connections: tuple[Faults, ...] = ()
@@ -122,7 +125,7 @@ class Plan(_Data):
 
     @classmethod
     def from_seed(cls, seed: int) -> Plan:
-        """Make a random plan, the same each time for the same *seed*."""
+        """Make a random plan, which is the same each time for the same *seed*."""
         random = Random(seed)
         return cls(
             connections=tuple(_faults(random) for _ in range(random.randint(1, 4))),
@@ -130,11 +133,11 @@ class Plan(_Data):
         )
 
     def connection(self, number: int) -> Faults:
-        """Return the faults of connection *number*, from 0."""
+        """Return the faults of connection *number*, counted from 0."""
         return self.connections[number % len(self.connections)] if self.connections else Faults()
 
     def datagram(self, number: int) -> Fate:
-        """Return the fate of datagram *number*, from 0."""
+        """Return the fate of datagram *number*, counted from 0."""
         return self.datagrams[number % len(self.datagrams)] if self.datagrams else "sent"
 
 

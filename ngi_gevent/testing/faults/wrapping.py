@@ -1,6 +1,7 @@
-"""An implementation around another one, whose connections are adapters: the base for watching and for faults.
+"""An implementation around another one, whose connections are adapters. It is the base of the leak check and of the
+faults.
 
-Attributes that it does not define are those of the implementation, listener, client or connection that it wraps.
+Each wrapping object passes on the attributes that it does not define: those are the wrapped object's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class WrappingConnection(Base):
         self._control = control
 
     def __getattr__(self, name: str) -> Any:
-        if name == "connection":  # it is being made, or copied
+        if name == "connection":  # this object is being made or copied
             raise AttributeError(name)
         return getattr(self.connection, name)
 
@@ -75,7 +76,7 @@ class _AroundListener:
     """An object around a listener of either kind, with all its attributes."""
 
     def __init__(self, listener: Any) -> None:
-        #: The listener that this one is around.
+        #: The wrapped listener.
         self.listener = listener
 
     def __repr__(self) -> str:
@@ -102,7 +103,7 @@ class WrappingListener(_AroundListener):
         self._connections: dict[Any, WrappingConnection] = {}
 
     def connections(self) -> Iterator[Any]:
-        # One that was accepted a moment ago may not be wrapped yet.
+        # A connection that was accepted a moment ago may not be wrapped yet.
         wrapped = map(self._connections.get, self.listener.connections())
         return iter([connection for connection in wrapped if connection is not None])
 
@@ -122,11 +123,11 @@ class WrappingListener(_AroundListener):
         return self.listener.close_wait(timeout)  # type: ignore[no-any-return]
 
     def could_not_listen(self) -> None:
-        """Forget that this one was to be: there is no listener for it."""
+        """Forget that this listener was about to be made: the call failed."""
 
     def serve(self, connection: Any) -> object:
-        """Pass a new *connection* to the server, as the server of the listener that this one is around."""
-        self.listener = connection.control  # on another thread, the call that makes it may not have returned
+        """Pass a new *connection* to the server, in place of the wrapped listener's server."""
+        self.listener = connection.control  # on another thread, the call that makes the listener may not have returned
         wrapped = self._connections[connection] = self._implementation.wrap(connection, self)
         connection.when_closed(lambda: self._connections.pop(connection, None))
         return wrapped.run_callback(self._server, wrapped)
@@ -134,7 +135,7 @@ class WrappingListener(_AroundListener):
 
 @documented_by(IUDPListener)
 class WrappingDatagramListener(_AroundListener):
-    """A listener for datagrams around another one."""
+    """A UDP listener around another one."""
 
     def send(self, address: Any, data: Data) -> None:
         self.listener.send(address, data)
@@ -148,7 +149,7 @@ class WrappingImplementation:
     """An implementation around *implementation*."""
 
     def __init__(self, implementation: Any) -> None:
-        #: The implementation that this one is around.
+        #: The wrapped implementation.
         self.implementation = implementation
 
     def __repr__(self) -> str:
@@ -194,15 +195,17 @@ class WrappingImplementation:
     # The wrapping objects, for subclasses to replace.
 
     def wrap(self, connection: Any, control: WrappingListener | None) -> WrappingConnection:
-        """Return a connection around *connection*, which the listener *control* accepted; None for a client's."""
+        """Return a connection around *connection*, which the listener *control* accepted. *control* is None for a
+        client connection.
+        """
         return WrappingConnection(connection, control)
 
     def wrap_listener(self, server: IServer) -> WrappingListener:
-        """Return a listener around one that is about to be made."""
+        """Return a listener around a listener that is about to be made."""
         return WrappingListener(self, server)
 
     def wrap_datagram_listener(self, listener: Any) -> WrappingDatagramListener:
-        """Return a listener for datagrams around *listener*."""
+        """Return a UDP listener around *listener*."""
         return WrappingDatagramListener(listener)
 
     def wrap_client(self, handler: IClientConnectHandler) -> WrappingClient:

@@ -1,4 +1,4 @@
-"""Connections in memory, in pairs: each side receives the output of the other in its turn."""
+"""Connections in memory, in pairs: each side receives the other side's output in its turn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "TextConnection", "unconnected"]
 
-#: Bytes that the network accepts for a peer that does not read, like the buffers of a kernel.
+#: Bytes that the network accepts for a peer that does not read, as the buffers of a kernel do.
 NETWORK_SIZE = 1024 * 1024
 
 
@@ -54,9 +54,9 @@ class _End:
 
 @documented_by(IConnection)
 class Connection(BaseConnection):
-    """One side of a connection in memory; ``peer`` is the other.  Making one makes both.
+    """One side of a connection in memory; ``peer`` is the other side.  Making one makes both.
 
-    Pass it to the code under test.  The connection handler of the peer is *handler*; without one, the peer prints its
+    Pass it to the code under test.  *handler* is the connection handler of the peer.  By default, the peer prints its
     input.  *address* and *peer_address* are the addresses of the two sides.
 
     For all other methods, see :class:`ngi_gevent.interfaces.IConnection`.
@@ -109,32 +109,33 @@ class Connection(BaseConnection):
             self._take_turn()
 
     def test_close(self, reason: Reason = END_OF_INPUT) -> None:
-        """End the input for *reason*, as if the peer had finished sending, or the connection had broken."""
+        """End the input for *reason*, as if the peer had finished sending, or the connection had been reset."""
         if self._lifecycle.is_established():
             self.peer._wire.append(_End(reason))
             self._take_turn()
 
     def test_stop_reading(self) -> None:
-        """Stop receiving, as a peer that does not read.  Its input stays in the network."""
+        """Stop receiving, as a peer that does not read.  The output for it stays in the network."""
         self._is_receiving = False
 
     def postpone(self, callback: Callable[[], object]) -> None:
-        """Call *callback* in the next turn, before anything else of this connection.  For use in a callback."""
+        """Call *callback* in the next turn, before any other callback of this connection.  For use in a callback."""
 
         def go_on(_: Connection) -> None:
-            self._queue_turn()  # for events that came in between
+            self._queue_turn()  # for events that came in the meantime
             callback()
 
         self.start(go_on, "handle_input")
 
     def _tls_maker(self, ssl_context: Any, server_side: bool, server_hostname: str | None) -> Any:
-        # Not before: programs that import the package and patch ssl afterwards must not find it in use.
+        # Imported here, because a program can import the package first and patch ssl afterwards.  Then ssl must not be
+        # in use.
         from ngi_gevent.sockets import contexts
 
         return contexts.for_side(ssl_context, server_side, server_hostname)
 
     def _start_tls(self, make: Any, timeout: float | None) -> None:
-        """Go on without TLS."""
+        """Continue without TLS."""
         self._check_start_tls()
         self._upgrade = make
 
@@ -146,7 +147,7 @@ class Connection(BaseConnection):
             raise self.closed_error()
         if data and not (self._output.is_over_limit() and self._over_limit()):
             size = len(data)
-            self._output.size += size  # no call in between: a signal handler that writes may run in any call
+            self._output.size += size  # one operation, because a signal handler that writes can run during any call
             self._put(data)
 
     def _queue_lines(self, lines: Lines) -> None:
@@ -166,7 +167,7 @@ class Connection(BaseConnection):
     def _take_output(self) -> bytes | _End | None:
         """Remove the peer's next input from the wire, and return it; None if there is none.
 
-        That is either everything up to an iterable or the end, in one piece, or the end itself.
+        That is all data up to an iterable or the end, in one piece.  If nothing precedes the end, it is the end itself.
         """
         written = []
         while self._wire:
@@ -199,12 +200,12 @@ class Connection(BaseConnection):
             data = None
             self.iterator_raised(error)
         if not self._wire or self._wire[0] is not lines:
-            return None  # it aborted the connection, which dropped it
+            return None  # the peer aborted the connection, which dropped the iterable
         if data is None:
             self._wire.popleft()
             self._output.remove_lines(lines)
             self._output.wake_drains()
-            self._queue_turn()  # so little may be pending now that it receives again
+            self._queue_turn()  # so little may be pending now that the peer receives again
         else:
             self._output.size -= lines.note_pulled(len(data))
         return data
@@ -224,7 +225,7 @@ class Connection(BaseConnection):
             self._turns.queue(self._turn)
 
     def _turn(self) -> None:
-        """Handle the next event, and queue another turn if there can be more."""
+        """Handle the next event, and queue another turn if more events are possible."""
         self._turn_is_queued = False
         self._turns.current = self
         if self._begin is not None:
@@ -254,7 +255,7 @@ class Connection(BaseConnection):
         peer = self.peer
         taken = peer._take_output()
         if taken is not None and (self._wire or peer._records or not peer._lifecycle.is_established()):
-            peer._queue_turn()  # it may receive again, or all its output may be delivered
+            peer._queue_turn()  # the peer may receive again, or all its output may be delivered
         if not self._lifecycle.is_established():
             return  # an iterable of the peer has ended it
         if isinstance(taken, _End):
@@ -269,7 +270,7 @@ class Connection(BaseConnection):
             self._lose_if_broken(self.peer._wire[-1])
 
     def _discard_input(self) -> None:
-        """Drop what follows the end of input, but learn that the connection has broken."""
+        """Drop data that follows the end of input, but detect that the connection was reset."""
         self._lose_if_broken(self.peer._take_output())
 
     def _lose_if_broken(self, item: object) -> None:
@@ -299,7 +300,7 @@ class Connection(BaseConnection):
         self._queue_turn()
 
     def stop(self) -> None:
-        """End it now.  The network has all written pieces already.  Iterables are dropped."""
+        """End the connection now.  The network already has all written pieces.  Iterables are dropped."""
         self.handle(STOP, STOPPED)
         if self._lifecycle.state is CLOSING:
             self._close_iterables_later()
@@ -344,7 +345,7 @@ class Connection(BaseConnection):
         return self._lifecycle.output_is_over or bool(self._wire and isinstance(self._wire[-1], _End))
 
     def _conclude(self) -> None:
-        """Report the end to the handler, discard input, and finish once all output is delivered."""
+        """Report the end to the handler, discard input, and finish once all output has been delivered."""
         self._log_end()
         if self._handler is not None:
             self._report_end()
@@ -359,7 +360,9 @@ class Connection(BaseConnection):
             self.end_callbacks()
 
     def _lingers(self) -> bool:
-        """Return whether this waits for the peer's end, as on sockets: the peer has a turn, and was not told yet."""
+        """Return whether to wait for the peer's end, as on sockets.  It is so if the peer has a turn, and its end was
+        not reported.
+        """
         peer = self.peer
         is_told = not (peer._lifecycle.is_established() or peer._lifecycle.owes_reason())
         return peer._turn_is_queued and not is_told and not self._lifecycle.input_is_over
@@ -378,17 +381,17 @@ class Connection(BaseConnection):
         self._turns.queue(partial(self.close_lines, lines))
 
     def _lose_output(self, end: object) -> None:
-        """Drop output, because the peer does not accept more.
+        """Drop output, because the peer does not accept it any more.
 
         If the peer has aborted the connection, sending has failed.  As on sockets, this side is false from now on, and
-        still receives the input that came before the end.
+        still receives the input that preceded the end.
 
         :param end: the end that the peer sent; None if this side has received it.
         """
         if self._has_output() and isinstance(end, _End) and isinstance(end.reason, BaseException):
             self.handle(OUTPUT_FAILED, end.reason)
         elif self._has_output() and self._lifecycle.input_is_over and self.is_live():
-            self.handle(LOSE, BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))  # it had no end to wait for
+            self.handle(LOSE, BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))  # there was no end to wait for
         elif self._lifecycle.state is HALF_CLOSED and not self._has_output():
             self.handle(OUTPUT_ENDED)  # an end is delivered, although the peer has gone
         self._drop_output()
@@ -404,5 +407,5 @@ class TextConnection(Connection):
 
 
 def unconnected() -> Connection:
-    """Return one side of a connection, which is not set up."""
+    """Return one side of a connection that is not set up."""
     return Connection.__new__(Connection)

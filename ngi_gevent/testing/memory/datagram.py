@@ -1,4 +1,4 @@
-"""Listeners for datagrams in memory."""
+"""UDP listeners in memory."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def check_send_address(address: object) -> None:
 
 
 def deliver(listeners: Mapping[Hashable, DatagramListener], sender: Hashable, address: Hashable, data: bytes) -> None:
-    """Pass *data* from *sender* to the listener on *address*; without one, drop it."""
+    """Pass *data* from *sender* to the listener on *address*.  If there is no listener, drop it."""
     listener = listeners.get(address)
     if listener is not None:
         listener.receive(sender, data)
 
 
 class DatagramListener(BaseDatagramListener):
-    """A listener for datagrams in memory.  Made by ``udp_listener``.
+    """A UDP listener in memory.  Made by ``udp_listener``.
 
-    It is what :class:`ngi_gevent.interfaces.IUDPListener` says.
+    See :class:`ngi_gevent.interfaces.IUDPListener`.
     """
 
     _owner: MemoryRegistry
@@ -54,7 +54,7 @@ class DatagramListener(BaseDatagramListener):
     ) -> None:
         super().__init__(owner, handler, buffer_size)
         self.address = address
-        self._listeners = listeners  # of its implementation, by address
+        self._listeners = listeners  # the listeners of its implementation, by address
         self._open = True
 
     def receive(self, sender: Hashable, data: bytes) -> None:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Implementation", "connect", "connectable", "default", "listener", "udp", "udp_listener", "wait"]
 
-#: Failed connects to one address in one outermost call, after which a client that reconnects forever is stopped.
+#: Failed attempts to one address in one outermost call, after which a client that reconnects forever is stopped.
 MAX_RECONNECTS = 1000
 
 #: The host in memory, for checking options that concern hosts.
@@ -60,10 +60,11 @@ HOST = "localhost"
 
 
 class Implementation:
-    """An implementation in memory, with its own addresses.  See the top of this package.
+    """An implementation in memory, with its own addresses.  :mod:`ngi_gevent.testing` describes when callbacks run.
 
-    An address is any hashable.  Exceptions in handlers are logged, as everywhere, except ``KeyboardInterrupt`` and
-    ``SystemExit``: the call that led to them raises these.  As a context manager, it closes at the end.
+    An address is any hashable.  Exceptions in handlers are logged, as in all implementations.  But the call that led to
+    the handler raises ``KeyboardInterrupt`` and ``SystemExit``.  As a context manager, the implementation closes at the
+    end.
     """
 
     #: Called with the exceptions of handlers.
@@ -94,17 +95,17 @@ class Implementation:
         client_address: Hashable = None,
         **options: Unpack[ConnectOptions],
     ) -> None:
-        """Connect *handler* to the listener on *address*, or to a connection that was made ``connectable`` there.
+        """Connect *handler* to the listener on *address*, or to a connection that ``connectable`` has prepared there.
 
-        Never blocks.  It returns after all callbacks, unless this is called in a callback.  Without a listener or
-        connection there, ``failed_connect('no such server')`` is called.  A client that reconnects at
-        each failure, or at each end, is stopped after a thousand times: the outermost call raises
+        Never blocks.  Returns after all callbacks, unless this is called in a callback.  If the address has neither a
+        listener nor a connection, ``failed_connect('no such server')`` is called.  A client that reconnects at each
+        failure, or at each end, is stopped after a thousand times: the outermost call raises
         :class:`~ngi_gevent.NGIError`.
 
-        The options are those for sockets.  They are checked, and three have an effect in memory: *output_limit*,
+        The options are the same as on sockets, and all are checked.  Three have an effect in memory: *output_limit*,
         *proxy_header*, and *local_address*, which is any hashable here.
 
-        :param client_address: the same as *local_address*, under the name that ``listener.connect`` has for it, too.
+        :param client_address: the same as *local_address*.  ``listener.connect`` accepts this name, too.
         """
         self._connect_to(None, address, handler, client_address, **options)
 
@@ -122,7 +123,7 @@ class Implementation:
         proxy_header: bytes | None = None,
         **options: Any,
     ) -> None:
-        """Connect *handler* to *listener*, or to the one on *address* when its turn comes."""
+        """Connect *handler* to *listener*, or to the listener that is on *address* when its turn comes."""
         as_timeout(timeout)
         checked = ConnectionOptions.checked(**options)
         transport.client_factory(HOST, checked, ssl_context, server_hostname, proxy_header)
@@ -174,11 +175,15 @@ class Implementation:
     ) -> Listener:
         """Listen on *address*, and pass each new connection to *server*.
 
-        The options are those of listeners on sockets.  They are checked, and three have an effect in memory:
-        *max_connections*, which is unlimited by default, *output_limit*, and *proxy_protocol*.  With that, all clients
-        are trusted, and one that connects without a *proxy_header* is accepted, too.  Nothing is encrypted, and the
-        ``ssl_object`` of connections is None.  No time passes; ``connection.test_close(Timeout(...))`` plays an
-        *idle_timeout*, or the end of a *max_lifetime*.  There are no hosts that *max_per_host* could count.
+        The options are the same as for listeners on sockets, and all are checked.  Three have an effect in memory:
+
+        * *max_connections*, which is unlimited by default;
+        * *output_limit*;
+        * *proxy_protocol*, which trusts all clients, and also accepts one that connects without a *proxy_header*.
+
+        Nothing is encrypted, and the ``ssl_object`` of connections is None.  No time passes:
+        ``connection.test_close(Timeout(...))`` simulates the *idle_timeout*, or the end of a *max_lifetime*.
+        *max_per_host* has no effect, since there are no hosts to count.
 
         :param address: any hashable, or None for a new address; or a list of these.
         :raises OSError: another listener has the address.
@@ -206,10 +211,10 @@ class Implementation:
         return listener
 
     def udp(self, address: Hashable, data: Data) -> None:
-        """Send *data* to the listener for datagrams on *address*; without one, the datagram is lost.
+        """Send *data* to the UDP listener on *address*.  If there is no listener, the datagram is lost.
 
-        Never blocks.  It has been handled on return, unless this is called in a callback.  All datagrams sent by this
-        method come from the same address.
+        Never blocks.  The datagram has been handled on return, unless this is called in a callback.  All datagrams sent
+        by this method come from the same address.
         """
         check_send_address(address)
         data = as_bytes(data)
@@ -227,12 +232,12 @@ class Implementation:
     ) -> DatagramListener:
         """Listen for datagrams on *address*, and pass each to *handler*.
 
-        Listeners for connections have addresses apart, as with the ports of TCP and UDP.  A datagram longer than
-        *buffer_size* is dropped, with a warning of the logger ``ngi_gevent.datagram``.  The other options are those of
-        listeners on sockets.  They are checked, and have no effect in memory.
+        As with the ports of TCP and UDP, a listener for connections can have the same address.  A datagram longer than
+        *buffer_size* is dropped, with a warning in the logger ``ngi_gevent.datagram``.  The other options are the same
+        as for listeners on sockets.  They are checked, and have no effect in memory.
 
         :param address: any hashable, or None for a new address.
-        :raises OSError: another listener for datagrams has the address.
+        :raises OSError: another UDP listener has the address.
         """
         self._check_open()
         check_datagram_handler(handler)
@@ -252,7 +257,7 @@ class Implementation:
         self._turns.run()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Raise :class:`~ngi_gevent.Timeout` if anything is outstanding, because waiting would not change that.
+        """Raise :class:`~ngi_gevent.Timeout` if anything is pending, because waiting would not change that.
 
         :raises Deadlock: this is called in a callback.
         """
@@ -263,7 +268,7 @@ class Implementation:
             raise Timeout(f"still pending, and nothing is left to end it: {self._registry}")
 
     def close(self) -> None:
-        """Close all listeners and end all connections.  Later calls raise ``ImplementationClosed``, except this one."""
+        """Close all listeners and end all connections.  Later calls of other methods raise ``ImplementationClosed``."""
         self._closed = True
         self._registry.stop()
 
@@ -292,7 +297,7 @@ class Implementation:
             self._fail(address, handler, "no such server")
 
     def _begin_delayed(self) -> None:
-        """Begin the attempts that have waited until their addresses accept."""
+        """Begin the attempts that have waited for their addresses to accept connections."""
         delayed, self._delayed = self._delayed, []
         for attempt in delayed:
             accepts = attempt.address in self._listeners or self._connectable.get(attempt.address)
@@ -302,7 +307,7 @@ class Implementation:
                 self._delayed.append(attempt)
 
     def _is_finite(self, address: Hashable) -> bool:
-        """Count an attempt that fails, or follows an end.  Return False for a client that would go on forever."""
+        """Count an attempt that fails, or that follows an end.  Return False if the client would reconnect forever."""
         self._failures[address] += 1
         if self._failures[address] > MAX_RECONNECTS:
             self._turns.error = NGIError(
@@ -327,7 +332,7 @@ class Implementation:
         return "in memory", next(self._numbers)
 
     def _free_addresses(self, address: Hashable | list[Any], listeners: Collection[Hashable]) -> tuple[Any, ...]:
-        """Return the addresses to listen on: those of a list, or *address* itself, as ``_free_address`` does."""
+        """Return the addresses to listen on: the items of a list, or *address* itself; each free, or new for None."""
         if not isinstance(address, list):
             return (self._free_address(address, listeners),)
         if not address:
@@ -338,7 +343,7 @@ class Implementation:
         return tuple(addresses)
 
     def _free_address(self, address: Hashable, listeners: Container[Hashable]) -> Hashable:
-        """Return *address*, or a new one for None; raise unless none of *listeners* has it."""
+        """Return *address*, or a new one for None.  Raise ``OSError`` if one of *listeners* has it."""
         check_hashable(address)
         if address is None:
             return self._new_address()
@@ -347,7 +352,7 @@ class Implementation:
         return address
 
 
-#: The implementation behind ``connect`` and the other functions of this package.
+#: The implementation that ``connect`` and the other functions of this package use.
 default = Implementation()
 connect = default.connect
 connectable = default.connectable

@@ -44,12 +44,12 @@ class Listener(BaseListener):
     ) -> None:
         super().__init__(owner, server)
         self.addresses = addresses
-        self._listeners = listeners  # of its implementation, by address
+        self._listeners = listeners  # the listeners of its implementation, by address
         self._connect = connect  # connects a client to a listener of its implementation
         self._max_connections = max_connections
-        self._queue: deque[Connection] = deque()  # server connections to be accepted
+        self._queue: deque[Connection] = deque()  # server connections that wait to be accepted
         self._output_limit = output_limit
-        self._takes_headers = takes_headers  # of the PROXY protocol
+        self._takes_headers = takes_headers  # whether connections can begin with a header of the PROXY protocol
         self._accepting = True
         self._log_opened()
 
@@ -69,9 +69,10 @@ class Listener(BaseListener):
     ) -> Connection | None:
         """Connect *handler* to this listener.  Without *handler*, return a client connection that prints its input.
 
-        The options are those of the implementation's ``connect``.
+        The options are the same as for the implementation's ``connect``.
 
-        :raises ConnectionFailed: there is no *handler*, and the listener is closed, or this is called in a callback.
+        :raises ConnectionFailed: there is no *handler*, and either the listener is closed or this is called in a
+            callback.
         """
         if handler is not None:
             self._connect(self, self.address, handler, client_address, **options)
@@ -90,9 +91,9 @@ class Listener(BaseListener):
         output_limit: int,
         proxy_header: bytes | None,
     ) -> bool:
-        """Connect *handler* to the server, on *address*, and return whether this listener still accepts.
+        """Connect *handler* to the server on *address*.  Return whether this listener still accepts connections.
 
-        The client's side is connected at once, as with a kernel, even if the server's side waits to be accepted.
+        The client's side is connected at once, as with a kernel, even if the server's side still waits to be accepted.
         """
         if self._accepting:
             server, client = unconnected(), unconnected()
@@ -122,7 +123,9 @@ class Listener(BaseListener):
             server.start(self._server, "the server")
 
     def _stop_accepting(self, *, serve_queued: bool) -> None:
-        """Reset the queue in any case: its connections are there because ``max_connections`` is reached."""
+        """Reset the queued connections, even if the others stay open: they are queued because ``max_connections`` is
+        reached.
+        """
         for address in self.addresses:
             del self._listeners[address]
         queue, self._queue = self._queue, deque()
@@ -135,7 +138,7 @@ class Listener(BaseListener):
         return current if isinstance(current, BaseConnection) else None
 
     def _wait_until_empty(self, timeout: float | None) -> None:
-        """Return at once, since waiting changes nothing in memory."""
+        """Return at once, since waiting does not change anything in memory."""
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
         self._owner.turns.queue(callback)

@@ -17,8 +17,8 @@ __all__ = ["PrintingClient", "PrintingHandler", "TextPrintingHandler"]
 class PrintingHandler:
     """A connection handler that prints its callbacks, for doctests.
 
-    * Input: ``-> b'...'``, 50 characters a line; all lines but the first begin with ``.>``.
-    * The end: ``-> CLOSE``, with the reason unless the peer has simply finished.
+    * Input: ``-> b'...'``, 50 characters a line; all lines except the first begin with ``.>``.
+    * The end: ``-> CLOSE``, with the reason unless the peer has finished normally.
     * An exception of an iterable: ``-> EXCEPTION``, its class, and its message.
     """
 

@@ -1,4 +1,4 @@
-"""The turns of callbacks in memory: within one implementation, or one pair of connections made by hand."""
+"""The turns of callbacks in memory: in one implementation, or in one pair of connections made by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CANNOT_WAIT = "a callback in memory cannot wait; test it in ngi_gevent.testing.s
 
 
 def _refuse_to_wait() -> None:
-    """Take the place of ``switch_out`` of a greenlet, which gevent calls before it switches to the hub."""
+    """A replacement for ``switch_out`` of a greenlet, which gevent calls before it switches to the hub."""
     raise WouldWait(CANNOT_WAIT)
 
 
@@ -37,7 +37,7 @@ class Turns:
         self._lock = make_lock()
         #: Whether callbacks are being called.
         self.running = False
-        #: The connection or listener for datagrams whose callback is running.
+        #: The connection or UDP listener whose callback is running.
         self.current: BaseConnection | BaseDatagramListener | None = None
         #: An exception for the outermost call to raise.
         self.error: BaseException | None = None
@@ -48,14 +48,14 @@ class Turns:
         self._queue.append(callback)
 
     def _start(self) -> bool:
-        """Make the caller the one that runs the queue, and return True, if it is not empty and not being run."""
+        """If the queue is not empty and not running, make the caller run it, and return True."""
         with self._lock:
             starts = bool(self._queue) and not self.running
             self.running = self.running or starts
         return starts
 
     def run(self) -> None:
-        """Run the queue until it is empty, unless that is being done already: by an outer call, or another thread."""
+        """Run the queue until it is empty, unless an outer call or another thread is already running it."""
         while self._start():
             greenlet: Any = getcurrent()
             switch_out = greenlet.__dict__.get("switch_out")
@@ -69,7 +69,7 @@ class Turns:
                 self.running = False
                 if switch_out is None:
                     del greenlet.switch_out
-                else:  # this is in a callback of another implementation, or another pair
+                else:  # this is a callback of another implementation, or another pair
                     greenlet.switch_out = switch_out
             error, self.error = self.error, None
             if error is not None:
@@ -77,7 +77,7 @@ class Turns:
 
 
 class MemoryRegistry(Registry):
-    """What is outstanding in memory."""
+    """The number of pending connections, listeners and attempts in memory."""
 
     def __init__(self, turns: Turns, on_error: OnError) -> None:
         super().__init__(on_error)
@@ -85,7 +85,7 @@ class MemoryRegistry(Registry):
 
 
 def raise_interrupts(registry: MemoryRegistry, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
-    """Log *error*.  One that must end the program leaves the outermost call."""
+    """Log *error*.  If it must end the program, the outermost call raises it."""
     log(peer, where, error)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         registry.turns.error = error

@@ -1,4 +1,4 @@
-"""Hosts and a network in memory, in virtual time: for tests of handlers that wait, and of failures."""
+"""Hosts and a network in memory, in virtual time, for tests of failures and of handlers that wait."""
 
 from ngi_gevent.testing.simulation.errors import HostCrashed, NotSimulated, SimulationError, Spins, Stuck
 from ngi_gevent.testing.simulation.exploring import FailedSeed, explore, shrink

@@ -1,4 +1,4 @@
-"""What comes later: timers, and what the network will do, by virtual time."""
+"""The agenda: timers and future events of the network, ordered by virtual time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from ngi_gevent.testing.simulation.watchers import Scheduled, Timer
 
 __all__ = ["Agenda"]
 
-#: Entries from which on those of stopped timers are removed, now and then.
+#: If there are more entries than this, entries of stopped timers are removed now and then.
 MOST_ENTRIES = 10_000
 
 
 class Agenda:
-    """Everything with a time, and the time itself.
+    """All entries that have a time, and the time itself.
 
     :ivar time: virtual seconds since the start.
-    :ivar noticed: the time when the loop last looked at the clock, from which timers count, as those of libev do.
+    :ivar noticed: the time when the loop last read the clock.  Timers count from then, as in libev.
     :ivar references: entries that keep the loop running.
-    :ivar one_shots: those of them that come once.
+    :ivar one_shots: the number of these entries that happen once.
     """
 
     __slots__ = ("_entries", "_number", "noticed", "one_shots", "references", "time")
@@ -27,7 +27,7 @@ class Agenda:
         self.time = self.noticed = 0.0
         self.references = self.one_shots = 0
         self._number = 0  # of the last entry
-        #: An item that was stopped, or has another entry since, has another number than its old entry.
+        #: An item that was stopped, or has another entry since, has a different number from its old entry.
         self._entries: list[tuple[float, int, Timer | Scheduled]] = []
 
     def now(self) -> float:
@@ -35,7 +35,7 @@ class Agenda:
         return self.time
 
     def push(self, seconds: float, item: Timer | Scheduled) -> None:
-        """Let *item* be due after so many seconds."""
+        """Make *item* due after *seconds*."""
         self._number = number = self._number + 1
         item.number = number
         heappush(self._entries, (self.time + seconds if seconds > 0 else self.time, number, item))
@@ -44,11 +44,11 @@ class Agenda:
             heapify(self._entries)
 
     def is_due(self) -> bool:
-        """Return whether an entry has its time."""
+        """Return whether an entry is still valid."""
         return bool(self._entries) and self._entries[0][0] <= self.time
 
     def take_due(self) -> list[Timer | Scheduled]:
-        """Return what is due, in the order of its time, and forget its entries."""
+        """Return the items that are due, in the order of their times, and remove their entries."""
         entries, time, due = self._entries, self.time, []
         while entries and entries[0][0] <= time:
             _, number, item = heappop(entries)
@@ -57,7 +57,7 @@ class Agenda:
         return due
 
     def jump(self) -> bool:
-        """Let it be the time of the next entry.  Return False if there is none that keeps the loop running."""
+        """Move the time to the next entry.  Return False if no entry keeps the loop running."""
         entries = self._entries
         while entries and entries[0][2].number != entries[0][1]:
             heappop(entries)
@@ -67,11 +67,11 @@ class Agenda:
         return True
 
     def drop(self, host: str) -> None:
-        """Stop everything of *host*."""
+        """Stop all items of *host*."""
         for _, _, item in self._entries:
             if item.host == host:
                 item.stop()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self._entries.clear()

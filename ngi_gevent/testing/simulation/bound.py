@@ -1,4 +1,4 @@
-"""What stream sockets and datagram sockets of a simulation have in common: a descriptor, and a name."""
+"""The common base of simulated stream and datagram sockets: a descriptor, and a name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BoundSocket", "World"]
 
 
 class World(Protocol):
-    """What a socket asks of the internet that it is in."""
+    """The methods of the internet that a socket uses."""
 
     loop: Any
     trace: Any
@@ -29,7 +29,7 @@ class World(Protocol):
         """Return the way from one host to another."""
 
     def site_of(self, origin: Site, host: str) -> Site | None:
-        """Return the host that *origin* reaches at an address; None if there is none."""
+        """Return the host that *origin* reaches at an address, or None."""
 
     def all_sites(self) -> list[Site]:
         """Return all hosts."""
@@ -38,7 +38,7 @@ class World(Protocol):
 class BoundSocket:
     """A socket of a simulation.
 
-    :ivar name: the address that it is bound to; the family's wildcard until then.
+    :ivar name: the address that it is bound to. Until it is bound, the wildcard address of its family.
     """
 
     kind: int
@@ -65,11 +65,11 @@ class BoundSocket:
 
     @property
     def type(self) -> int:
-        """The kind, as a socket of the standard library has it."""
+        """The kind, as ``socket.type`` of the standard library."""
         return self.kind
 
     def takes(self, family: int) -> bool:
-        """Return whether it receives from addresses of *family*."""
+        """Return whether the socket receives from addresses of *family*."""
         return self.family == family or (self.is_dual_stack and family == socket.AF_INET)
 
     def readiness(self) -> int:
@@ -77,7 +77,7 @@ class BoundSocket:
         raise NotImplementedError
 
     def poll(self) -> int:
-        """Return what has happened, as the events of ``select.poll``."""
+        """Return the pending events, as ``select.poll`` does."""
         return select.POLLIN if self.readiness() & 1 else 0
 
     def fileno(self) -> int:
@@ -85,7 +85,7 @@ class BoundSocket:
         return -1 if self.is_closed else self.descriptor
 
     def bind(self, address: Any, /) -> None:
-        """Bind it.
+        """Bind the socket.
 
         :raises OSError: the address is in use, or not one of this host.
         """
@@ -105,25 +105,25 @@ class BoundSocket:
         return self.shown(self.name)
 
     def shown(self, name: Any) -> Any:
-        """Return *name* as Python shows addresses of this family."""
+        """Return *name* in the form that Python uses for addresses of this family."""
         if self.family == socket.AF_INET6:
             host = name[0]
             return (f"::ffff:{host}" if "." in host and not host.startswith("::") else host, name[1], 0, 0)
         return name
 
     def setsockopt(self, *_: Any) -> None:
-        """Refuse: options are methods of the network."""
+        """Raise: options are methods of the network."""
         raise error(errno.ENOPROTOOPT)
 
     def check_open(self) -> None:
-        """Raise if it is closed, or its host has crashed."""
+        """Raise if the socket is closed, or its host has crashed."""
         if self._generation != self.site.generation:
             raise HostCrashed(f"host {self.site.name!r} has crashed since this socket was created")
         if self.is_closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def close(self) -> None:
-        """Close it."""
+        """Close the socket."""
         if self.is_closed:
             return
         self.is_closed = True

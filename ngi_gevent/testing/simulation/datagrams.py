@@ -14,16 +14,17 @@ from ngi_gevent.testing.simulation.sites import ANY, LOOPBACK, Site, family_of, 
 
 __all__ = ["BUFFER", "DatagramSocket"]
 
-#: Bytes of datagrams that a socket keeps until they are received, and, for Unix sockets, that a sender can have there.
+#: The bytes of datagrams that a socket stores until they are received.  For Unix sockets: the bytes that one sender can
+#: have pending.
 BUFFER = 212_992
 
-#: Bytes that each datagram counts for, besides its own.
+#: Overhead that each datagram counts for, in bytes.
 OVERHEAD = 768
 
-#: Bytes of the longest datagram over UDP.
+#: Length of the longest datagram over UDP, in bytes.
 MAX_SIZE = 65_507
 
-#: Datagrams that a Unix socket keeps.
+#: The number of datagrams that a Unix socket stores.
 MAX_QUEUE = 11
 
 
@@ -38,19 +39,20 @@ class DatagramSocket(BoundSocket):
         self.is_dual_stack = family == socket.AF_INET6
         self._queue: deque[tuple[bytes, Any, DatagramSocket]] = deque()
         self._size = 0
-        self._unreceived = 0  # bytes of this socket that receivers over Unix sockets have
+        self._unreceived = 0  # bytes from this socket that receivers over Unix sockets still store
 
     def queued(self) -> int:
-        """Return how many bytes of output receivers have not received."""
+        """Return how many bytes of output the receivers have not received."""
         return self._unreceived
 
     def readiness(self) -> int:
         return 3 if self._queue else 2
 
     def recvfrom_into(self, buffer: memoryview, size: int = 0, flags: int = 0, /) -> tuple[int, Any]:
-        """Receive a datagram into *buffer*.  Return its length, which can be more than there is room for, and sender.
+        """Receive a datagram into *buffer*.  Return its length, which can be more than the buffer holds, and the
+        sender.
 
-        :raises BlockingIOError: there is none.
+        :raises BlockingIOError: there is no datagram.
         """
         self.check_open()
         if not self._queue:
@@ -140,13 +142,13 @@ class DatagramSocket(BoundSocket):
         if not receivers or world.way(self.site, target).is_cut:
             world.trace.note("lost", target.name, label, piece)
             return
-        # As on Linux, one of several sockets receives all that one sender sends.
+        # As on Linux, one of several sockets receives all datagrams of the same sender.
         chosen = receivers if is_broadcast(host) else [receivers[sender[1] % len(receivers)]]
         for receiver in chosen:
             receiver.take(data, receiver.shown(sender), self, label, piece)
 
     def take(self, data: bytes, name: Any, sender: DatagramSocket, label: str, piece: int) -> None:
-        """Keep a datagram until it is received, if there is room."""
+        """Store a datagram until it is received, if there is room."""
         size = len(data) + OVERHEAD
         if self._size + size > BUFFER:
             self.world.trace.note("lost", self.site.name, f"{label}, for which there is no room", piece)

@@ -12,7 +12,7 @@ __all__ = ["Descriptors", "Pollable"]
 
 
 class Pollable(Protocol):
-    """What has a descriptor."""
+    """An object that has a descriptor."""
 
     def readiness(self) -> int:
         """Return what the descriptor is ready for: 1 to read, 2 to write, 3 for both."""
@@ -21,8 +21,8 @@ class Pollable(Protocol):
 class Descriptors:
     """All descriptors of a simulation.
 
-    Watchers are level-triggered: they call in each turn in which the descriptor is ready.  Only those are looked at
-    that have been so in the last turn, or have changed since.
+    Watchers are level-triggered: they call in each turn in which the descriptor is ready.  To save time, only
+    descriptors that were ready in the last turn, or have changed since, are checked.
     """
 
     __slots__ = ("_changed", "_things", "_watchers")
@@ -30,44 +30,44 @@ class Descriptors:
     def __init__(self) -> None:
         self._things: dict[int, Pollable] = {}
         self._watchers: dict[int, list[Io]] = {}
-        self._changed: dict[int, None] = {}  # those to look at, in the order of their changes
+        self._changed: dict[int, None] = {}  # those to check, in the order of their changes
 
     def __bool__(self) -> bool:
         """Return whether a descriptor may be ready."""
         return bool(self._changed)
 
     def add(self, descriptor: int, thing: Pollable) -> None:
-        """Ask *thing* from now on."""
+        """Register *thing* for its descriptor."""
         self._things[descriptor] = thing
 
     def remove(self, descriptor: int) -> None:
-        """Forget a descriptor that is closed."""
+        """Remove a descriptor that is closed."""
         self._things.pop(descriptor, None)
         self._changed.pop(descriptor, None)
 
     def changed(self, descriptor: int) -> None:
-        """Note that *descriptor* may be ready now."""
+        """Mark *descriptor* as possibly ready."""
         if descriptor in self._watchers:
             self._changed[descriptor] = None
 
     def all_changed(self) -> None:
-        """Look at all of them."""
+        """Mark all descriptors as possibly ready."""
         self._changed.update(dict.fromkeys(self._watchers))
 
     def check(self, descriptor: int) -> None:
-        """Raise unless *descriptor* is one of the simulation."""
+        """Raise unless *descriptor* is one of the simulation's."""
         if descriptor not in self._things:
             raise NotSimulated(
                 f"descriptor {descriptor} does not belong to the simulation; use connect and listener of a host"
             )
 
     def watch(self, watcher: Io) -> None:
-        """Look at the descriptor of *watcher*."""
+        """Add *watcher* for its descriptor."""
         self._watchers.setdefault(watcher.fd, []).append(watcher)
         self._changed[watcher.fd] = None
 
     def unwatch(self, watcher: Io) -> None:
-        """Forget *watcher*."""
+        """Remove *watcher*."""
         watchers = self._watchers.get(watcher.fd)
         if watchers and watcher in watchers:
             watchers.remove(watcher)
@@ -76,7 +76,7 @@ class Descriptors:
                 self._changed.pop(watcher.fd, None)
 
     def take_ready(self, held: Container[str]) -> list[Io]:
-        """Return the watchers whose descriptors are ready, except those of *held* hosts."""
+        """Return the watchers whose descriptors are ready, except those that belong to *held* hosts."""
         ready: list[Io] = []
         for descriptor in list(self._changed):
             is_ready = False
@@ -98,6 +98,6 @@ class Descriptors:
                 watcher.stop()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all descriptors and watchers."""
         for some in self._things, self._watchers, self._changed:
             some.clear()

@@ -10,7 +10,7 @@ __all__ = ["HostCrashed", "NotSimulated", "SimulationError", "Spins", "Stuck"]
 
 
 class SimulationError(NGIError, RuntimeError):
-    """The root of these errors.  Raised itself if a simulation is used in a way that is not possible."""
+    """The base of these errors.  It is raised itself if a simulation is used in a way that is not possible."""
 
 
 class HostCrashed(SimulationError, ConnectionError):
@@ -18,15 +18,15 @@ class HostCrashed(SimulationError, ConnectionError):
 
 
 class NotSimulated(SimulationError):
-    """A call would leave the simulation: for a real socket, a native thread, another process, or the real time."""
+    """A call would leave the simulation for a real socket, a native thread, another process, or the real time."""
 
 
 class Stuck(SimulationError, LoopExit):
     """The test waits, and nothing is left to happen.  The message says where each greenlet waits."""
 
-    # That of LoopExit is on one line.
+    # The message of LoopExit is on one line.
     __str__ = Exception.__str__
 
 
 class Spins(SimulationError):
-    """Greenlets run without end: no time passes, or the loop has made more than ``max_turns`` turns."""
+    """Greenlets run without end: either no time passes, or the loop has made more than ``max_turns`` turns."""

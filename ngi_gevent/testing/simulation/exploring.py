@@ -1,4 +1,4 @@
-"""Running one test under many seeds, and shrinking a schedule under which it fails."""
+"""The functions that run one test under many seeds, and shrink a schedule under which it fails."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ngi_gevent.testing.simulation.trace import Event
 
 __all__ = ["MOST_RUNS", "FailedSeed", "describe_choices", "describe_end", "explore", "minimise", "replay_of", "shrink"]
 
-#: Runs of a test that shrinking takes at most.
+#: The maximum number of runs that shrinking takes.
 MOST_RUNS = 200
 
-#: Events, choices and greenlets in a report.
+#: The numbers of events, choices and greenlets in a report.
 _SHOWN_EVENTS = 20
 _SHOWN_CHOICES = 5
 _SHOWN_GREENLETS = 30
@@ -24,10 +24,10 @@ Test = Callable[[Simulation], object]
 
 
 class FailedSeed(SimulationError, AssertionError):
-    """A test fails under a seed.  The exception of the test is the cause.
+    """The test failed under a seed.  The test's exception is the cause.
 
     :ivar replay: the seed, and the draws that are needed, for ``Simulation(replay=...)``.  Only the seed, if a second
-        run differed.
+        run gave another result.
     """
 
     def __init__(self, message: str, replay: str) -> None:
@@ -36,7 +36,8 @@ class FailedSeed(SimulationError, AssertionError):
 
 
 def explore(test: Test, seeds: Iterable[int] = range(1000), **options: Any) -> None:
-    """Call *test* with a new simulation for each seed, until it fails.  Blocks until then, or until all are tried.
+    """Call *test* with a new simulation for each seed, until it fails.  Blocks until then, or until all seeds are
+    tried.
 
     A failing schedule is shrunk, as by :func:`shrink`, with up to 200 more runs.
 
@@ -58,8 +59,8 @@ def explore(test: Test, seeds: Iterable[int] = range(1000), **options: Any) -> N
 def shrink(test: Test, seed: int, **options: Any) -> str:
     """Return the fewest draws of *seed* with which *test* still fails, as text for ``Simulation(replay=...)``.
 
-    All other draws are plain, as all are under seed 0.  A run fails if it raises an exception of the same class.
-    Blocks for up to 200 runs of *test*, and then returns the fewest draws so far.
+    All other draws are plain, as under seed 0.  A run counts as a failure if it raises an exception of the same class.
+    Blocks for up to 200 runs of *test*, and then returns the fewest draws found so far.
 
     :param options: options of ``Simulation``.
     :raises TypeError: *test* is not callable, or *seed* is not an int.
@@ -75,7 +76,8 @@ def shrink(test: Test, seed: int, **options: Any) -> str:
 def minimise(deviations: list[str], run: Callable[[list[str]], list[str] | None]) -> list[str]:
     """Return few of *deviations* with which a run fails.
 
-    :param run: called with some of them, up to 200 times; returns those that were made if the run fails, else None.
+    :param run: called with some of them, up to 200 times.  If the run fails, it returns the deviations that were made,
+        otherwise None.
     """
     left = MOST_RUNS
 
@@ -111,7 +113,7 @@ def replay_of(seed: int, deviations: list[str]) -> str:
 
 
 def describe_end(events: Iterable[Event], waiting: list[str], raised: Iterable[BaseException] = ()) -> str:
-    """Return a report of the end of a run: exceptions of handlers, the last events, and what greenlets wait for."""
+    """Return a report of the end of a run: exceptions of handlers, the last events, and where greenlets wait."""
     lines = [f"a handler or a greenlet raised {error!r:.200}" for error in raised]
     last = list(events)[-_SHOWN_EVENTS:]
     if last:
@@ -124,23 +126,23 @@ def describe_end(events: Iterable[Event], waiting: list[str], raised: Iterable[B
 
 
 def describe_choices(events: Iterable[Event]) -> str:
-    """Return a report of the last choices of a run that made few, each with the event that it was about."""
+    """Return a report of the last choices of a run that made few.  Each has the event that it was about."""
     happened = list(events)
     chosen = [index for index, event in enumerate(happened) if event.kind == "choose"][-_SHOWN_CHOICES:]
     if not chosen:
         return "no choice differs from the plain schedule, so it also fails under seed 0"
-    # The network draws how long something takes after it has left; the schedule draws before something happens.
+    # The network draws a duration after the data has left.  The schedule draws before the event happens.
     about = {index - 1 if happened[index].text.startswith("n") else index + 1 for index in chosen}
     shown = sorted({*chosen, *about} & set(range(len(happened))))
     return "\n".join(["the last choices, and what they were about:", *(str(happened[index]) for index in shown)])
 
 
 class _Failure(NamedTuple):
-    """How a run has failed."""
+    """The failure of a run."""
 
     error: BaseException
     simulation: Simulation
-    #: As they were before the simulation ended, which adds events, and ends greenlets.
+    #: Saved before the simulation ends, because its end adds events and ends greenlets.
     events: list[Event]
     waiting: list[str]
 
@@ -167,7 +169,7 @@ def _run(test: Test, simulation: Simulation) -> _Failure | None:
 
 
 def _no_failures() -> tuple[type[BaseException], ...]:
-    """Return the classes of exceptions that end a run, and say nothing about the test."""
+    """Return the classes of exceptions that end a run without being a result of the test."""
     pytest = sys.modules.get("pytest")
     outcomes = () if pytest is None else (pytest.skip, pytest.xfail, pytest.exit)
     return (KeyboardInterrupt, SystemExit, *(outcome.Exception for outcome in outcomes))

@@ -1,12 +1,16 @@
-"""The fence around a simulation: calls that would leave it raise an error instead.
+"""The fence around a simulation: calls that would leave it raise an error.
 
-Python reports most of these calls to audit hooks, also if they were imported under another name.  The others are
-replaced while a simulation runs: on older versions of Python, ``time.sleep`` and the functions that start a thread; on
-all of them, ``select.select`` and ``select.poll``.  Functions of a monkey-patched program stay, since they use the hub,
-which is the simulation's; only the originals raise.
+Python reports most of these calls to audit hooks, even if they were imported under another name.  The others are
+replaced while a simulation runs: ``select.select``, ``select.poll``, and, on older versions of Python, ``time.sleep``
+and the functions that start a thread.  In a monkey-patched program, patched functions are not replaced, since they use
+the simulation's hub; only the originals raise.
 
-The fence does not notice: ``select.epoll``, locks and conditions of ``threading`` in a program that is not
-monkey-patched, input from a descriptor that was opened before, and C extensions that start threads themselves.
+The fence does not detect:
+
+* ``select.epoll``;
+* locks and conditions of ``threading`` in a program that is not monkey-patched;
+* input from a descriptor that was opened before;
+* C extensions that start threads themselves.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ _NO_PROCESS = "a simulation runs in one process; use hosts"
 _NO_THREAD = "a simulation runs on one native thread; use gevent.spawn"
 _NO_SLEEP = "it would take real time; use gevent.sleep"
 
-#: The call that an audit event stands for, and what to do instead.
+#: The call that causes an audit event, and the advice for the error message.
 _EVENTS = {
     "_thread.start_new_thread": ("_thread.start_new_thread", _NO_THREAD),
     "_thread.start_joinable_thread": ("threading.Thread.start", _NO_THREAD),
@@ -54,7 +58,7 @@ _EVENTS = {
     "time.sleep": ("time.sleep", _NO_SLEEP),
 }
 
-#: Functions that raise no audit event: module, name, and what to do instead.
+#: Functions that raise no audit event: module, name, and the advice for the error message.
 _REPLACED = [
     ("_posixsubprocess", "fork_exec", _NO_PROCESS),  # multiprocessing calls it
     ("select", "poll", _NO_SOCKET),
@@ -85,7 +89,7 @@ def is_inside() -> bool:
 
 
 class Fence:
-    """A context manager: inside of it, calls of this native thread that leave the simulation raise ``NotSimulated``.
+    """A context manager inside of which calls of this native thread that leave the simulation raise ``NotSimulated``.
 
     Other threads are not affected.  Fences on one thread cannot be nested.
     """
@@ -100,7 +104,7 @@ class Fence:
 
 
 class _Replacements:
-    """The functions in place of those that raise no audit event.  All fences of the process share them."""
+    """The replacements for functions that raise no audit event.  All fences of the process share them."""
 
     def __init__(self) -> None:
         self._lock = make_lock()
@@ -110,7 +114,7 @@ class _Replacements:
 
     def begin(self) -> None:
         with self._lock:
-            if not self._is_hooked:  # a hook cannot be removed
+            if not self._is_hooked:  # only once, because a hook cannot be removed
                 self._is_hooked = True
                 sys.addaudithook(_check_event)
             self._users += 1
@@ -123,7 +127,7 @@ class _Replacements:
             self._users -= 1
             if not self._users:
                 for owner, name, original, guarded in self._replaced:
-                    if owner[name] is guarded:  # otherwise the program was monkey-patched meanwhile
+                    if owner[name] is guarded:  # otherwise the program was monkey-patched in between
                         owner[name] = original
                 self._replaced.clear()
 
@@ -144,7 +148,7 @@ def _check_event(event: str, arguments: object) -> None:
         _refuse(*_EVENTS[event])
 
 
-@functools.cache  # short simulations would spend a quarter of their time here
+@functools.cache  # cached, because short simulations would spend a quarter of their time here
 def _guarded(function: Callable[..., Any], call: str, instead: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The files of Unix sockets, and abstract names, of one host."""
+"""The paths of Unix sockets, and abstract names, on one host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_PATH, MAX_NAME = 107, 108
 
 
 def error(code: int) -> OSError:
-    """Return the error with that number."""
+    """Return the ``OSError`` with *number*."""
     return OSError(code, os.strerror(code))
 
 
@@ -32,7 +32,7 @@ class _File:
 
 
 class Files:
-    """The names of Unix sockets.  Each folder exists; other files do not."""
+    """The paths of Unix sockets.  Every folder exists, and no other files do."""
 
     def __init__(self) -> None:
         self._files: dict[str, _File] = {}
@@ -43,7 +43,7 @@ class Files:
     def bind(self, path: str | bytes, socket: Any) -> str | bytes:
         """Bind *socket* to *path*.  Return the path as ``getsockname`` does.
 
-        :raises OSError: the name is in use, or too long.
+        :raises OSError: the path is in use, or too long.
         """
         name = os.fsencode(path)
         if len(name) > (MAX_NAME if name[:1] == b"\0" else MAX_PATH):
@@ -63,7 +63,7 @@ class Files:
     def find(self, path: str | bytes) -> Any:
         """Return the socket that is bound to *path*.
 
-        :raises OSError: there is none.
+        :raises OSError: no socket is bound to *path*.
         """
         name = os.fsencode(path)
         socket = self._abstract.get(name) if name[:1] == b"\0" else self._file(path).socket
@@ -72,7 +72,7 @@ class Files:
         return socket
 
     def close(self, socket: Any) -> None:
-        """Note that *socket* is closed.  Its file stays."""
+        """Mark *socket* as closed.  Its file stays."""
         for file in self._files.values():
             if file.socket is socket:
                 file.socket = None
@@ -111,7 +111,7 @@ class Files:
         self._locked.discard(folder)
 
     def forget_sockets(self) -> None:
-        """Note that all sockets are gone, since the host has crashed.  Files stay."""
+        """Mark all sockets as gone, since the host has crashed.  Files stay."""
         for file in self._files.values():
             file.socket = None
         self._abstract.clear()

@@ -1,4 +1,4 @@
-"""The greenlets of a simulation: whose they are, and what they wait for."""
+"""The greenlets of a simulation: the host of each, and where it waits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Greenlets", "Life"]
 
 
 class Life:
-    """What is known of a greenlet.  The number is our own, since gevent's are used again."""
+    """The record of a greenlet.  The simulation numbers greenlets itself, because gevent reuses its numbers."""
 
     __slots__ = ("greenlet", "host", "number")
 
@@ -25,7 +25,7 @@ class Life:
         self.number = number
 
     def describe(self) -> str:
-        """Return whose it is, what it runs, and where it waits."""
+        """Return the host, the function that runs, and the line where it waits."""
         frames = []
         frame = self.greenlet.gr_frame
         while frame is not None:
@@ -38,15 +38,15 @@ class Life:
         return f"{self.host or '(test)'}: greenlet {self.number}, in {' < '.join(functions[:4])}, at {line}"
 
 
-#: Functions that each wait goes through.
+#: Functions that are part of every wait, and are not shown.
 _SWITCHES = {"switch", "switch_out"}
 
 
 class Greenlets:
-    """All greenlets that run while the simulation does, in the order of their first runs.
+    """All greenlets that run during the simulation, in the order of their first runs.
 
-    A greenlet belongs to the host on whose behalf it was made, and the host has its turn whenever the greenlet runs.
-    gevent hands no context on to a greenlet that is spawned, so this follows all switches.
+    A greenlet belongs to the host on whose behalf it was made.  It is that host's turn whenever the greenlet runs.
+    gevent does not pass a context on to a spawned greenlet, so this class traces all switches.
     """
 
     def __init__(self, loop: VirtualLoop, hub: Any) -> None:
@@ -56,16 +56,16 @@ class Greenlets:
         self._number = 0
         self._host_of_event = ""
         self._before: Any = None
-        #: Called with a greenlet that switches to a hub of outside.
+        #: Called with a greenlet that switches to a hub outside the simulation.
         self.left: Callable[[Any, Any], None] = lambda origin, target: None
 
     def start(self) -> None:
-        """Follow switches from now on.  The caller's greenlet is the test's."""
+        """Trace switches from now on.  The caller's greenlet is the test's."""
         self._lives[getcurrent()] = Life(getcurrent(), "", 0)
         self._before = settrace(self._switched)
 
     def stop(self) -> None:
-        """Follow no switches any more."""
+        """Stop tracing switches."""
         settrace(self._before)
         self._lives.clear()
 
@@ -75,10 +75,10 @@ class Greenlets:
         return "" if life is None else life.host
 
     def move(self, host: str) -> str:
-        """Let the current greenlet act on behalf of *host*.  Return on whose behalf it did."""
+        """Make the current greenlet act on behalf of *host*.  Return the host for which it acted before."""
         current = getcurrent()
         life = self._lives.get(current)
-        if life is None:  # the hub, in a callback
+        if life is None:  # the hub itself, in a callback
             before = self._loop.host
         else:
             before, life.host = life.host, host
@@ -86,7 +86,7 @@ class Greenlets:
         return before
 
     def of_host(self, host: str | None = None) -> list[Any]:
-        """Return the greenlets of *host*, or of all of them, without the test's."""
+        """Return the greenlets of *host*, or of all hosts, without the test's."""
         return [
             life.greenlet
             for life in self._lives.values()
@@ -94,7 +94,7 @@ class Greenlets:
         ]
 
     def describe(self, host: str | None = None) -> list[str]:
-        """Return what each greenlet waits for, the test first, and hosts in turn; or only those of *host*."""
+        """Return where each greenlet waits: the test first, then host by host; or only those on *host*."""
         lives = [life for life in self._lives.values() if not life.greenlet.dead and host in (None, life.host)]
         return [life.describe() for life in sorted(lives, key=lambda life: (life.host, life.number))]
 

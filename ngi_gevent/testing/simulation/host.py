@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class World(Protocol):
-    """What a host asks of its simulation."""
+    """The methods of a simulation that a host uses."""
 
     raised: list[BaseException]
     greenlets: Greenlets
@@ -41,17 +41,17 @@ class World(Protocol):
         """Raise unless the simulation runs, and on this thread."""
 
     def pause(self, host: Any, seconds: float) -> None:
-        """Hold back what *host* does."""
+        """Pause *host*."""
 
     def crash(self, host: Any, *, silent: bool) -> None:
-        """Cut *host* off, count what it has as closed, and end its greenlets."""
+        """Disconnect *host*, mark all that it has as closed, and end its greenlets."""
 
     def restart(self, host: Any) -> None:
         """Start *host* again."""
 
 
 class HostMailbox(Mailbox):
-    """The mailbox of a host.  All hosts share the calls, since all of them are on the same native thread."""
+    """The mailbox of a host.  All hosts share the calls, since all run on the same native thread."""
 
     __slots__ = ()
 
@@ -62,7 +62,7 @@ class HostMailbox(Mailbox):
         self.calls = this_thread.calls = calls
 
     def leave_to_parent(self) -> None:
-        self.is_of_parent = True  # the calls that are left may be other hosts'
+        self.is_of_parent = True  # the remaining calls may belong to other hosts
 
 
 def make_dispatcher(hub: Any, calls: deque[Any]) -> Dispatcher:
@@ -73,10 +73,11 @@ def make_dispatcher(hub: Any, calls: deque[Any]) -> Dispatcher:
 class Host(Implementation):
     """An implementation whose network is simulated.  ``Simulation.host`` makes it.
 
-    The test and greenlets of any host can call its methods.  Greenlets and connections that begin so belong to this
-    host.  Names and addresses are those of the simulation: the names of all hosts, and ``'localhost'``.
+    The test, and greenlets of any host, can call its methods.  Greenlets and connections that begin in such a call
+    belong to this host.  It resolves the names of all hosts, and ``'localhost'``.
 
-    While the host is down, methods raise ``HostCrashed``.  After the end of the simulation, ``SimulationError``.
+    While the host is down, methods raise ``HostCrashed``.  After the end of the simulation, they raise
+    ``SimulationError``.
     """
 
     def __init__(self, simulation: World, name: str, start: Callable[[Host], object] | None) -> None:
@@ -102,23 +103,23 @@ class Host(Implementation):
 
     @property
     def is_up(self) -> bool:
-        """Whether it runs: it has not crashed, or has started again."""
+        """Whether the host runs: it has not crashed, or has started again."""
         return self._is_up
 
-    # What a test does with it.
+    # Methods for tests.
 
     def spawn(self, function: Callable[..., object], *arguments: Any) -> gevent.Greenlet[..., Any]:
-        """Run *function* in a new greenlet of this host, soon, and return the greenlet.  Never blocks.
+        """Spawn *function* in a new greenlet of this host, and return the greenlet.  Never blocks.
 
-        An exception of *function* is also in ``Simulation.raised``.
+        An exception in *function* is added to ``Simulation.raised``.
         """
         with self._turn():
             return gevent.spawn(function, *arguments)
 
     def pause(self, seconds: float) -> None:
-        """Let nothing run on this host for so many virtual seconds, as if its process was stopped.  Never blocks.
+        """Stop everything on this host for so many virtual seconds, as if its process was stopped.  Never blocks.
 
-        Its kernel goes on, so data arrives.  A second pause does not shorten the first.
+        Its kernel continues, so data arrives.  A second pause does not shorten the first.
 
         :raises ValueError: *seconds* is negative.
         """
@@ -127,12 +128,12 @@ class Host(Implementation):
             self._simulation.pause(self, seconds)
 
     def crash(self, *, silent: bool = False) -> None:
-        """End everything on this host, at once.  Blocks until the greenlets of the host have ended.
+        """End everything on this host at once.  Blocks until the host's greenlets have ended.
 
-        Its connections are reset, as when the process is killed.  Its greenlets get ``GreenletExit``.  Its handlers are
-        not called any more.  Files of Unix sockets stay.  Harmless on a host that is down.
+        Its connections are reset, as when a process is killed.  Its greenlets get ``GreenletExit``.  Its handlers are
+        not called any more.  The files of Unix sockets stay.  Calling this on a host that is down is harmless.
 
-        :param silent: whether the host loses power instead: peers receive nothing.
+        :param silent: whether the host loses power instead, so that peers receive nothing.
         """
         self._simulation.check_usable()
         if self._is_up:
@@ -140,7 +141,7 @@ class Host(Implementation):
             self._simulation.crash(self, silent=silent)
 
     def restart(self) -> None:
-        """Start the host again after a crash, with its start function if it has one.  Never blocks.
+        """Start the host again after a crash, and call its start function if it has one.  Never blocks.
 
         Global variables of modules keep their values, because all hosts are in one process.
 
@@ -149,12 +150,12 @@ class Host(Implementation):
         self._simulation.check_usable()
         self._simulation.restart(self)
 
-    # What an implementation does.
+    # Methods of an implementation.
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is outstanding on this host.  See ``IImplementation``.
+        """Wait until nothing is pending on this host.  See ``IImplementation``.
 
-        :raises HostCrashed: the host has crashed, before the call or meanwhile.
+        :raises HostCrashed: the host had crashed, or crashes during the wait.
         """
         timeout = as_timeout(timeout)
         self._check_up()
@@ -178,12 +179,12 @@ class Host(Implementation):
 
     def _on_error(self, registry: Any, peer: Any, where: str, error: BaseException, log: LogRaised) -> None:
         if registry.mailbox.is_of_parent:
-            return  # the host has crashed, which ends handlers in any way
+            return  # the host has crashed, which ends handlers anyway
         if not isinstance(error, (GreenletExit, *Hub.SYSTEM_ERROR)):
             self._simulation.raised.append(error)
         log_and_interrupt(registry, peer, where, error, log)
 
-    # What its simulation does with it.
+    # Methods for the simulation.
 
     def come_up(self, network: Any) -> None:
         """Begin on *network*, without connections."""
@@ -195,7 +196,7 @@ class Host(Implementation):
             self.spawn(self._start, self)
 
     def leave(self) -> None:
-        """Count everything as closed, and tell no handler."""
+        """Mark everything as closed, without calling handlers."""
         for registry in list(self._on_hub.values()):
             registry.leave_to_parent()
             registry.wake()
@@ -207,7 +208,7 @@ class Host(Implementation):
 
     @contextmanager
     def _turn(self) -> Iterator[Self]:
-        """Let the caller act on behalf of this host."""
+        """Make the caller act on behalf of this host."""
         self._check_up()
         greenlets = self._simulation.greenlets
         before = greenlets.move(self._name)

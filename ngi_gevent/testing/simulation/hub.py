@@ -30,7 +30,7 @@ class SimulatedHub(Hub):
         self.resolver = cast(Any, NoResolver())
 
     def run(self) -> None:
-        """Run the loop, and throw into the test why it has ended."""
+        """Run the loop, and throw the reason into the test when it has ended."""
         loop = self.virtual_loop
         while True:
             loop.error_handler = self
@@ -38,7 +38,7 @@ class SimulatedHub(Hub):
                 loop.run()
             except HubDestroyed:
                 raise
-            except BaseException as error:  # Ctrl-C, most likely, between two callbacks
+            except BaseException as error:  # most likely Ctrl-C, between two callbacks
                 ended: BaseException = error
             else:
                 assert loop.ended is not None
@@ -47,23 +47,23 @@ class SimulatedHub(Hub):
             self.parent.throw(ended)
 
     def handle_error(self, context: Any, type: Any, value: Any, tb: Any) -> None:
-        """Collect an exception."""
+        """Add an exception to the simulation's list."""
         if isinstance(value, HubDestroyed):
             raise value
         if isinstance(value, self.NOT_ERROR):
             return
         if isinstance(value, (Exception, Timeout)) and not isinstance(value, self.SYSTEM_ERROR):
             self.raised(value)
-        else:  # such as the exception with which a limit of the test's real time ends it
+        else:  # such as the exception that ends a test that exceeds its limit of real time
             self.handle_system_error(type, value, tb)
 
 
 class NoThreads:
-    """Takes the place of gevent's thread pool."""
+    """A replacement for gevent's thread pool."""
 
     @property
     def size(self) -> int:
-        """Other native threads, which all count as the pool's: none of them can end a wait of the simulation."""
+        """Other native threads. All count as the pool's, because none of them can end a wait in the simulation."""
         return len(sys._current_frames()) - 1
 
     def kill(self) -> None:
@@ -74,7 +74,7 @@ class NoThreads:
 
 
 class NoResolver:
-    """Takes the place of gevent's resolver."""
+    """A replacement for gevent's resolver."""
 
     def close(self) -> None:
         """Do nothing: the hub is destroyed."""

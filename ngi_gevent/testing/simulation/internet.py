@@ -17,16 +17,16 @@ from ngi_gevent.testing.simulation.trace import Trace
 
 __all__ = ["Internet"]
 
-#: The first descriptor of simulated sockets: no process has as many real ones.
+#: The first descriptor of simulated sockets.  It is higher than any real one.
 FIRST_DESCRIPTOR = 2**30
 
-#: Seconds that data takes between two hosts: at least, and how much longer at most.
+#: Seconds that data takes between two hosts: the minimum, and the maximum that is added.
 LATENCY, JITTER = 0.001, 0.001
 
-#: The same on one host.
+#: The same within one host.
 LOCAL_LATENCY, LOCAL_JITTER = 0.00001, 0.00001
 
-#: A name as addresses have it, which is not a number.
+#: A host name, which must not look like a number.
 HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
 
@@ -74,7 +74,7 @@ class Internet:
         return HostNetwork(self, site)
 
     def crash(self, name: str, *, silent: bool) -> None:
-        """End all that the host has.  If not *silent*, its kernel resets its connections."""
+        """Remove all sockets of the host.  If not *silent*, its kernel resets its connections."""
         site = self._site(name)
         sockets = site.sockets()
         for end in list(site.ends):
@@ -82,12 +82,12 @@ class Internet:
                 end.abort()
             end.vanish()
         site.crash()
-        site.is_up = not silent  # the kernel of a process that is killed goes on, and refuses
+        site.is_up = not silent  # after a process is killed, its kernel continues, and refuses connections
         for sock in sockets:
             sock.close()
 
     def restart(self, name: str) -> HostNetwork:
-        """Return the network of a host that starts again."""
+        """Return the network for a host that starts again."""
         site = self._site(name)
         site.restart()
         return HostNetwork(self, site)
@@ -95,7 +95,7 @@ class Internet:
     # Links.
 
     def set_links(self, **values: float | None) -> None:
-        """Change all links between two hosts, also those of hosts to come."""
+        """Change all links between two hosts, including those of later hosts."""
         self._default_link.set(**values)
         for (one, other), link in self._links.items():
             if one != other:
@@ -104,13 +104,13 @@ class Internet:
     def link(self, one: str, other: str) -> Link:
         """Return the link between two hosts.
 
-        :raises ValueError: there is no such host, or it is twice the same.
+        :raises ValueError: one of them is not a host, or both are the same.
         """
         self._check_two(one, other)
         return self._links[one, other]
 
     def partition(self, one: str, other: str, *, both: bool = True) -> None:
-        """Let nothing pass from *one* to the *other*, nor back if *both*."""
+        """Stop everything from *one* to the *other*, and back if *both*."""
         self._check_two(one, other)
         self.trace.note("partition", "", f"{one} {'<->' if both else '->'} {other}")
         for pair in [(one, other), (other, one)][: 1 + both]:
@@ -136,7 +136,7 @@ class Internet:
             known = ", ".join(map(repr, self._sites)) or "none"
             raise ValueError(f"no host is named {name!r}; hosts are: {known}") from None
 
-    # What sockets ask.
+    # Methods for sockets.
 
     def next_descriptor(self) -> int:
         """Return a new descriptor."""
@@ -151,9 +151,9 @@ class Internet:
         return list(self._sites.values())
 
     def site_of(self, origin: Site, host: str) -> Site | None:
-        """Return the host that *origin* reaches at an address; None if its own network has no such host.
+        """Return the host that *origin* reaches at an address.  None if there is no such host in its own network.
 
-        :raises OSError: the address is of no network that is simulated.
+        :raises OSError: the address is not in a simulated network.
         """
         if is_loopback(host) or is_any(host):
             return origin

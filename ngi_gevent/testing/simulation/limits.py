@@ -1,4 +1,4 @@
-"""When a simulation is taken for one that has no end."""
+"""The limits after which a simulation counts as endless."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import gc
 
 __all__ = ["Limits"]
 
-#: Turns in which no time passes but their own, after which greenlets are said to spin.
+#: If so many turns pass and time advances only by the turns themselves, greenlets are reported as spinning.
 MOST_WITHOUT_TIME = 100_000
 
-#: Turns with nothing but periodic timers, after which nothing is expected to happen any more.
+#: If only periodic timers have fired for so many turns, the simulation counts as over.
 MOST_PERIODIC = 1_000
 
-#: Turns between two collections of garbage, which must not depend on what else the process has allocated.
+#: Turns between two garbage collections, which must not depend on other allocations of the process.
 COLLECT_EVERY = 100_000
 
 
@@ -33,15 +33,15 @@ class Limits:
         self._has_progressed = False
 
     def note_jump(self) -> None:
-        """Note that time has passed."""
+        """Notice that time has passed."""
         self._last_jump = self.turns
 
     def note_progress(self) -> None:
-        """Note that a greenlet has run, or the network has done something."""
+        """Notice that a greenlet has run, or that the network has acted."""
         self._has_progressed = True
 
     def exceeded(self) -> str:
-        """Count a turn.  Return what is wrong, or nothing."""
+        """Count a turn.  Return the error, or an empty string."""
         self.turns = turns = self.turns + 1
         if self._has_progressed:
             self._has_progressed = False
@@ -58,5 +58,5 @@ class Limits:
         return ""
 
     def is_only_periodic(self) -> bool:
-        """Return whether nothing has happened for long but periodic timers."""
+        """Return whether only periodic timers have fired for long."""
         return self.turns > self._last_progress + MOST_PERIODIC

@@ -1,4 +1,4 @@
-"""Links: how long data takes between two hosts, and what becomes of it."""
+"""Links: how long data takes between two hosts, and whether it is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Link", "Way", "check_chance", "check_number"]
 
 
 def check_number(name: str, value: float) -> float:
-    """Return *value*, which must be a finite number of 0 or more, or raise."""
+    """Return *value* if it is a finite number >= 0.  Raise otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {value!r}")
     if not 0 <= value < math.inf:
@@ -23,7 +23,7 @@ def check_number(name: str, value: float) -> float:
 
 
 def check_chance(name: str, value: float) -> float:
-    """Return *value*, which must be a number from 0 to 1, or raise."""
+    """Return *value* if it is a number from 0 to 1.  Raise otherwise."""
     if check_number(name, value) > 1:
         raise ValueError(f"{name} must be from 0 to 1; got {value!r}")
     return value
@@ -32,7 +32,7 @@ def check_chance(name: str, value: float) -> float:
 class Way:
     """One direction of a link.
 
-    :ivar link: the link that it is a direction of.
+    :ivar link: the link to which this direction belongs.
     :ivar is_cut: whether nothing passes.
     """
 
@@ -43,13 +43,13 @@ class Way:
         self._draws = draws
         self._now: Callable[[], float] = loop.now
         self._after: Callable[..., object] = loop.after
-        self._free_at = 0.0  # when the last byte so far has left
-        self._datagrams: deque[Callable[[], object]] = deque()  # on their way, in order
+        self._free_at = 0.0  # when the last byte so far has left this end
+        self._datagrams: deque[Callable[[], object]] = deque()  # events in transit, in order
         self._held: deque[Callable[[], object]] = deque()
         self.is_cut = False
 
     def delay(self, size: int) -> float:
-        """Return after how many seconds a piece of *size* bytes arrives that is sent now."""
+        """Return after how many seconds a piece of *size* bytes arrives if it is sent now."""
         link = self.link
         delay = link.latency
         if link.jitter:
@@ -61,9 +61,10 @@ class Way:
         return delay
 
     def carry(self, size: int, arrive: Callable[[], object]) -> bool:
-        """Let a datagram of *size* bytes arrive: once, twice, or not at all.  Return False in the last case.
+        """Make a datagram of *size* bytes arrive once, twice, or not at all.  Return False if it does not arrive.
 
-        Datagrams keep their order, unless the seed draws that one is overtaken.  While the way is cut, all are lost.
+        Datagrams keep their order, unless the seed draws that one is overtaken.  While the direction is cut, all are
+        lost.
         """
         link, draws = self.link, self._draws
         if self.is_cut or draws.chance(link.loss):
@@ -80,15 +81,15 @@ class Way:
         self._datagrams.popleft()()
 
     def hold(self, send_again: Callable[[], object]) -> None:
-        """Call *send_again* once the way is not cut any more."""
+        """Call *send_again* once the direction is no longer cut."""
         self._held.append(send_again)
 
     def cut(self) -> None:
-        """Let nothing pass."""
+        """Stop everything."""
         self.is_cut = True
 
     def heal(self) -> None:
-        """Let everything pass, and first what was held."""
+        """Let everything pass.  Held data is sent first."""
         self.is_cut = False
         held, self._held = self._held, deque()
         for send_again in held:
@@ -98,12 +99,12 @@ class Way:
 class Link:
     """The link between two hosts, in both directions.
 
-    :ivar latency: seconds that everything takes at least.
-    :ivar jitter: seconds that it takes longer, at most.  The seed draws how many.
-    :ivar bandwidth: bytes a second in each direction; None for no limit.
+    :ivar latency: the minimum of seconds that everything takes.
+    :ivar jitter: the maximum of seconds that is added.  The seed draws how many.
+    :ivar bandwidth: bytes per second in each direction; None for no limit.
     :ivar loss: the chance that a datagram is lost.
     :ivar duplicates: the chance that a datagram arrives twice.
-    :ivar reorder: the chance that a datagram takes up to three times as long, so that later ones overtake it.
+    :ivar reorder: the chance that a datagram takes up to three times as long, so that later datagrams overtake it.
     """
 
     __slots__ = ("bandwidth", "duplicates", "jitter", "latency", "loss", "reorder")
@@ -128,12 +129,12 @@ class Link:
         duplicates: float | None = None,
         reorder: float | None = None,
     ) -> None:
-        """Change the values that are given, for what is sent from now on.  Never blocks.
+        """Change the given values for data that is sent from now on.  Never blocks.
 
-        For no limit of *bandwidth*, pass ``math.inf``.
+        To remove the limit of *bandwidth*, pass ``math.inf``.
 
         :raises TypeError: a value is not a number.
-        :raises ValueError: a number is negative, a chance more than 1, or the bandwidth 0.
+        :raises ValueError: a number is negative, a chance is more than 1, or the bandwidth is 0.
         """
         if bandwidth is not None and bandwidth != math.inf and not check_number("bandwidth", bandwidth):
             raise ValueError("bandwidth must be > 0; got 0; to block a link, use Simulation.partition")

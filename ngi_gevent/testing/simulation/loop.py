@@ -1,11 +1,10 @@
-"""An event loop for gevent's hub in pure Python, whose time is virtual, and whose order a seed draws.
+"""An event loop for gevent's hub in pure Python.  Its time is virtual, and a seed draws its order.
 
-A turn of the loop runs the callbacks that were there when it began, and then polls: which timers are due, and which
-sockets are ready.  Each turn takes a microsecond of virtual time, so that greenlets which only yield do not stop the
-clock.  If there is nothing to do now, the clock jumps to the next timer.
+A turn of the loop runs the callbacks that existed when the turn began.  Then it polls for timers that are due and
+sockets that are ready.  Each turn takes a microsecond of virtual time, so that greenlets that only yield do not stop
+the clock.  If there is nothing to do now, the clock jumps to the next timer.
 
-Callbacks keep their order, as gevent guarantees it.  Drawn is the order of what is ready, and of what is due, in the
-same turn.
+Callbacks keep their order, as gevent guarantees.  The seed draws the order of events that are due in the same turn.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ class VirtualLoop:
     :ivar host: the host whose turn it is; empty for the test itself.
     :ivar dispatchers: the dispatcher of each host.
     :ivar trace: what happens.
-    :ivar ended: why the loop cannot go on.
-    :ivar describe_waiting: returns what each greenlet waits for.
+    :ivar ended: why the loop cannot continue.
+    :ivar describe_waiting: returns where each greenlet waits.
     """
 
-    # What gevent asks of any loop.
+    # Methods that gevent expects of any loop.
     MAXPRI, MINPRI = 2, -2
     approx_timer_resolution = TURN_COST
     default = False
@@ -63,7 +62,7 @@ class VirtualLoop:
         self._prepare = ByHost()
         self._check: list[TurnWatcher] = []
         self._idle: list[TurnWatcher] = []
-        self._held: dict[str, list[Callable[[], None]]] = {}  # what each paused host would do now
+        self._held: dict[str, list[Callable[[], None]]] = {}  # the pending calls of each paused host
         self._held_until: dict[str, float] = {}
 
     # Time.
@@ -73,32 +72,32 @@ class VirtualLoop:
         return self.agenda.time
 
     def update_now(self) -> None:
-        """Look at the clock: timers that start now count from this moment, also if a callback has computed for long."""
+        """Read the clock: timers that start now count from this moment, even if a callback has computed for long."""
         self.agenda.noticed = self.agenda.time
 
     update = update_now
 
     def compute(self, seconds: float) -> None:
-        """Let time pass without running anything."""
+        """Advance the time without running anything."""
         self.agenda.time += seconds
 
     # Hosts.
 
     def enter(self, host: str) -> None:
-        """Let it be the turn of *host*."""
+        """Make it the turn of *host*."""
         self._active[host] = None
         if host is not self.host:
             self.host = host
             this_thread.dispatcher = self.dispatchers.get(host)
 
     def hold(self, host: str, seconds: float) -> None:
-        """Let nothing of *host* run for so many seconds, or as long as an earlier call has said."""
+        """Pause *host* for so many seconds, or until an earlier pause ends if that is later."""
         self._held.setdefault(host, [])
         until = self._held_until[host] = max(self._held_until.get(host, 0.0), self.now() + seconds)
         self.after(until - self.now(), self._release, host, until)
 
     def _release(self, host: str, until: float) -> None:
-        """Let *host* go on, unless it is held for longer: first with what it has missed."""
+        """Resume *host* unless another pause is longer.  The events that it has missed come first."""
         if until < self._held_until.get(host, 0.0):
             return
         for redo in self._held.pop(host, ()):
@@ -106,7 +105,7 @@ class VirtualLoop:
         self._descriptors.all_changed()
 
     def drop(self, host: str) -> None:
-        """Forget everything that *host* would do."""
+        """Remove all pending events of *host*."""
         self._held.pop(host, None)
         self._held_until.pop(host, None)
         self.agenda.drop(host)
@@ -118,7 +117,7 @@ class VirtualLoop:
             if watcher.host == host:
                 watcher.stop()
 
-    # What gevent calls.
+    # Methods that gevent calls.
 
     def run_callback(self, function: Callable[..., object], *arguments: Any) -> Callback:
         """Call *function* in the next turn."""
@@ -127,7 +126,7 @@ class VirtualLoop:
     run_callback_threadsafe = run_callback
 
     def io(self, fd: int, events: int, ref: bool = True, priority: int | None = None) -> Io:
-        """Return a watcher that calls while the descriptor is ready."""
+        """Return a watcher that calls while *descriptor* is ready."""
         self._descriptors.check(fd)
         return Io(self, self._descriptors, fd, events, priority)
 
@@ -144,7 +143,7 @@ class VirtualLoop:
         return TurnWatcher(self, self._check, priority)
 
     def idle(self, ref: bool = True, priority: int | None = None) -> TurnWatcher:
-        """Return a watcher that calls in each turn in which nothing else happens."""
+        """Return a watcher that calls in each turn in which no other event happens."""
         return TurnWatcher(self, self._idle, priority)
 
     def async_(self, ref: bool = True, priority: int | None = None) -> Async:
@@ -177,7 +176,7 @@ class VirtualLoop:
     reset_sigchld = install_sigchld
 
     def closing_fd(self, fd: int) -> bool:
-        """Return whether watchers were waiting for a descriptor that is about to be closed."""
+        """Return whether watchers were waiting for a descriptor, which is about to be closed."""
         return False
 
     def handle_error(self, context: Any, type: Any, value: Any, tb: Any) -> None:
@@ -187,7 +186,7 @@ class VirtualLoop:
         self.error_handler.handle_error(context, type, value, tb)
 
     def destroy(self) -> bool:
-        """Forget everything."""
+        """Remove all events and watchers."""
         self._callbacks.clear()
         self._held.clear()
         self.agenda.clear()
@@ -198,13 +197,13 @@ class VirtualLoop:
         return True
 
     def debug(self) -> list[str]:
-        """Return what each greenlet waits for."""
+        """Return where each greenlet waits."""
         return self.describe_waiting()
 
     def _format(self) -> str:
         return f"virtual time {self.now():.6f}"
 
-    # What hosts and the network call.
+    # Methods for hosts and the network.
 
     def call_soon(self, host: str, function: Callable[..., object], *arguments: Any) -> Callback:
         """Call *function* on behalf of *host* in the next turn."""
@@ -213,25 +212,25 @@ class VirtualLoop:
         return callback
 
     def after(self, seconds: float, function: Callable[..., object], *arguments: Any, host: str = "") -> Scheduled:
-        """Let something happen on *host* after so many seconds, unless the host crashes."""
+        """Schedule a function on *host* after so many seconds.  It is dropped if the host crashes."""
         return Scheduled(self.agenda, seconds, function, arguments, host)
 
     def add_descriptor(self, descriptor: int, thing: Pollable) -> None:
-        """Ask *thing* for the readiness of *descriptor* from now on."""
+        """Register *thing* for the readiness of *descriptor*."""
         self._descriptors.add(descriptor, thing)
 
     def remove_descriptor(self, descriptor: int) -> None:
-        """Forget a descriptor that is closed."""
+        """Remove a descriptor that is closed."""
         self._descriptors.remove(descriptor)
 
     def changed(self, descriptor: int) -> None:
-        """Note that *descriptor* may be ready now."""
+        """Mark *descriptor* as possibly ready."""
         self._descriptors.changed(descriptor)
 
     # The loop.
 
     def run(self, nowait: bool = False, once: bool = False) -> None:
-        """Run until ``ended`` says why not."""
+        """Run until ``ended`` has a reason."""
         agenda, descriptors = self.agenda, self._descriptors
         prepare, check, idle = self._prepare.by_host, self._check, self._idle
         while self.ended is None:
@@ -241,7 +240,7 @@ class VirtualLoop:
                 break
             agenda.time += TURN_COST
             self.update_now()
-            # A process whose loop has had nothing to do does not turn its loop.
+            # A process whose loop has nothing to do does not turn its loop.
             active, self._active = self._active, {}
             for host in active:
                 if host in prepare:
@@ -251,8 +250,8 @@ class VirtualLoop:
                 self._run_callbacks()
                 self.starting_timer_may_update_loop_time = False
                 self.update_now()
-            # libev runs callbacks last before it polls.  Work that they leave to a prepare watcher waits until
-            # something else happens on that host, so a missing wake-up shows.
+            # libev runs callbacks last, right before it polls.  Work that a callback leaves to a prepare watcher waits
+            # until another event happens on the same host, so a missing wake-up becomes visible.
             self._active.clear()
             has_happened = agenda.is_due()
             if has_happened:
@@ -268,7 +267,7 @@ class VirtualLoop:
                 self._call_watchers(check[:])
 
     def _jump(self) -> None:
-        """Move the clock to what comes next."""
+        """Move the clock to the next event."""
         agenda = self.agenda
         is_only_periodic = not agenda.one_shots and self.limits.is_only_periodic()
         if is_only_periodic or not agenda.jump():
@@ -340,7 +339,7 @@ class VirtualLoop:
 
 
 def _order_of_due(item: Timer | Scheduled) -> tuple[bool, int]:
-    # The network first: its data has arrived, although a process that computes has not looked at its timers meanwhile.
+    # The network comes first: its data has arrived, even if a process that computes has not checked its timers since.
     return type(item) is not Scheduled, -item.priority
 
 

@@ -1,4 +1,4 @@
-"""The network of one host of a simulation, which takes the place of the system's."""
+"""The network of one host in a simulation, which replaces the kernel's."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["HostNetwork"]
 
-#: The events of a broken connection, or one that has ended in both directions.
+#: The poll events of a connection that was reset, or that has ended in both directions.
 BROKEN = select.POLLERR | select.POLLHUP
 
 PROTOCOLS = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
 
 
 class Names(World, Protocol):
-    """What a network asks of the internet that it is in."""
+    """The methods of the internet that a network uses."""
 
     def addresses(self, origin: Site, name: str) -> list[tuple[int, str]]:
         """Return the families and addresses of a host name, the preferred first."""
 
 
 class HostNetwork(Network):
-    """The network of a host.  After a crash, all methods that make something raise ``HostCrashed``."""
+    """The network of a host.  After a crash, all methods that make an object raise ``HostCrashed``."""
 
     counts_bytes = True
 
@@ -115,7 +115,8 @@ class HostNetwork(Network):
         return sock
 
     def plain(self, sock: Socket) -> Socket:
-        return cast(Socket, getattr(sock, "end", None) or sock)  # its calls, without those of the socket around it
+        # The methods of the socket itself, without gevent's wrapper
+        return cast(Socket, getattr(sock, "end", None) or sock)
 
     def connect(self, sock: Any, address: Any) -> None:
         self._check_up()
@@ -157,10 +158,10 @@ class HostNetwork(Network):
         sock.can_broadcast = True
 
     def send_at_once(self, sock: Socket) -> None:
-        """Do nothing: small output is never held back."""
+        """Do nothing: small output is never delayed."""
 
     def keep_alive(self, sock: Socket, how: KeepAlive) -> None:
-        """Do nothing: the kernels of a simulation do not probe peers."""
+        """Do nothing: simulated kernels do not probe peers."""
 
     def reset_on_close(self, sock: Any) -> None:
         if sock.end is not None:
@@ -200,7 +201,7 @@ class HostNetwork(Network):
 
 
 def _numeric(host: str) -> tuple[int, str, int] | None:
-    """Return the family, the address and the scope of a host that is an address; None if it is a name."""
+    """Return the family, the address and the scope of *host* if it is an address.  Return None if it is a name."""
     plain, _, scope = host.partition("%")
     for family in socket.AF_INET, socket.AF_INET6:
         with suppress(OSError, ValueError):

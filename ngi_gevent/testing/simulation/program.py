@@ -1,4 +1,4 @@
-"""The time and the random numbers that a program takes from the modules ``time`` and ``random``, in a simulation."""
+"""The time and the random numbers that a program gets from the modules ``time`` and ``random`` in a simulation."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def patched_time(now: Callable[[], float], draws: random.Random) -> Iterator[Non
     begins on 2030-01-01, UTC.  Other threads get the real time.  Seeds ``random`` from *draws*, and restores its state
     at the end.
 
-    Not followed: ``datetime.now``, and functions that were imported with ``from time import ...``.
+    ``datetime.now``, and functions that were imported with ``from time import ...``, do not follow the simulation.
 
-    :param now: returns the virtual seconds since the begin.
-    :raises SimulationError: a simulation on another thread does the same now.
+    :param now: returns the virtual seconds since the start.
+    :raises SimulationError: a simulation on another thread already does this.
     """
     if not _used.acquire(blocking=False):
         raise SimulationError("only one simulation at a time can patch the modules time and random")
     originals = {name: getattr(time, name) for base in _OFFSETS for name in (base, f"{base}_ns")}
     state = random.getstate()
-    random.seed(int(draws.random() * 2**53))  # a float would be hashed
+    random.seed(int(draws.random() * 2**53))  # an int, because a float would be hashed
     try:
         for base, offset in _OFFSETS.items():
             setattr(time, base, _virtual(now, offset, originals[base]))
@@ -57,5 +57,5 @@ def _virtual(now: Callable[[], float], offset: float, original: Callable[[], flo
 
 
 def _virtual_ns(now: Callable[[], float], offset: float, original: Callable[[], int]) -> Any:
-    begin = int(offset) * 10**9  # separately, since a float has no room for nanoseconds of a date
+    begin = int(offset) * 10**9  # separate, since a float is too imprecise for a date in nanoseconds
     return lambda: begin + round(now() * 1e9) if is_inside() else original()

@@ -1,4 +1,4 @@
-"""Decisions that a seed makes, each with a number, so that a run can repeat some of them only."""
+"""Decisions that a seed makes.  Each has a number, so that a run can repeat only some of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from random import Random
 
 __all__ = ["Draws", "parse_replay"]
 
-#: Called with the name of the stream, the number of the draw, and what was drawn, if that is not the plain choice.
+#: Called with the name of the stream, the number of the draw, and the result if it is not the plain choice.
 Note = Callable[[str, int, object], None]
 
 
 class Draws:
     """The draws of one stream: of the schedule (``s``), or of the network (``n``).
 
-    Each stream has its own random numbers, so that one draw more in one of them changes nothing in the others.  Seed 0
-    draws nothing: each choice is the plain one.
+    Each stream has its own random numbers, so an additional draw in one stream does not change the other.  Seed 0 draws
+    nothing: each choice is the plain one.
 
-    :ivar count: draws so far.
-    :ivar deviations: the numbers of those that were not plain.
+    :ivar count: the number of draws so far.
+    :ivar deviations: the numbers of the draws that were not plain.
     """
 
     __slots__ = ("_kept", "_note", "_plain", "_random", "count", "deviations", "name")
@@ -28,15 +28,15 @@ class Draws:
         """:param kept: the numbers of the draws to make.  All others are plain.  None makes all of them."""
         self.name = name
         self.count = 0
-        self.deviations = array("Q")  # a long run has millions
+        self.deviations = array("Q")  # an array, because a long run has millions
         self._note = note
         self._plain = seed == 0
         self._kept = kept
-        # Only this method is promised to give the same numbers on each version of Python.
+        # Python promises the same numbers on each version only for this method.
         self._random = Random(f"{name}{seed}").random
 
     def _draw(self) -> float | None:
-        """Return a number from 0 to below 1; None for the plain choice."""
+        """Return a number from 0 to below 1, or None for the plain choice."""
         if self._plain:
             return None
         self.count += 1
@@ -44,7 +44,7 @@ class Draws:
         return drawn if self._kept is None or self.count in self._kept else None
 
     def pick(self, count: int) -> int:
-        """Return a number from 0 to below *count*: 0 is plain."""
+        """Return a number from 0 to below *count*. 0 is plain."""
         drawn = self._draw() if count > 1 else None
         picked = 0 if drawn is None else int(drawn * count)
         if picked:
@@ -52,7 +52,7 @@ class Draws:
         return picked
 
     def between(self, low: float, high: float) -> float:
-        """Return a number from *low* to *high*: *low* is plain."""
+        """Return a number from *low* to *high*.  *low* is plain."""
         drawn = self._draw() if low < high else None
         if drawn is None:
             return low
@@ -61,7 +61,7 @@ class Draws:
         return result
 
     def chance(self, probability: float) -> bool:
-        """Return True with *probability*: False is plain, unless it is 1."""
+        """Return True with *probability*.  False is plain, unless *probability* is 1."""
         if probability >= 1:
             return True
         drawn = self._draw() if probability > 0 else None
@@ -76,10 +76,10 @@ class Draws:
 
 
 def parse_replay(replay: str) -> tuple[int, dict[str, frozenset[int]] | None]:
-    """Return the seed, and the numbers of the draws to make in each stream; None for all of them.
+    """Return the seed, and the numbers of the draws to make in each stream, or None for all draws.
 
-    :param replay: ``'7'``, or ``'7:s12,n45'`` for the draws 12 of the schedule and 45 of the network only.
-    :raises TypeError: *replay* is no text.
+    :param replay: ``'7'``; or ``'7:s12,n45'`` for only the draws 12 of the schedule and 45 of the network.
+    :raises TypeError: *replay* is not text.
     :raises ValueError: *replay* has another form.
     """
     if not isinstance(replay, str):

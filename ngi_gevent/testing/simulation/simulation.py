@@ -1,4 +1,4 @@
-"""A network of hosts in memory, in virtual time, whose schedule a seed draws."""
+"""A network of hosts in memory, in virtual time, whose schedule is drawn from a seed."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Simulation"]
 
-#: Times that greenlets are killed at the end, since the ``finally`` clause of one may wait again.
+#: How often greenlets are killed at the end, since a ``finally`` clause may wait again.
 KILLS = 10
 
 
 class Simulation:
-    """Hosts, and the network between them.  Use it once, in a ``with`` statement; waiting inside takes no real time.
+    """Hosts, and the network between them.  Use it once, in a ``with`` statement.  Waiting inside takes no real time.
 
-    Everything in it runs on one native thread, and happens in the same order each time for the same *seed*.  It ends
-    with the ``with`` statement: hosts lose power, and greenlets get ``GreenletExit``.  An exception of a handler or of
-    a greenlet is raised then, unless the test has taken it from ``raised``; or ``SimulationError``, if a greenlet goes
-    on after ``GreenletExit``.  Later calls raise ``SimulationError``.
+    Everything runs on one native thread, and happens in the same order each time for the same *seed*.  At the end of
+    the ``with`` statement, hosts lose power, and greenlets get ``GreenletExit``.  Then an exception of a handler or
+    greenlet is raised, unless the test has removed it from ``raised``.  If a greenlet continues after
+    ``GreenletExit``, ``SimulationError`` is raised.  Later calls raise ``SimulationError``.
 
-    :param seed: decides the order of what happens at the same time, and how long data takes.  Seed 0 draws nothing.
-    :param replay: a seed, or ``'SEED:s12,n45'`` with the numbers of the only draws to make, instead of *seed*.
-    :param is_any_order: whether callbacks of gevent's hub run in any order, too.  gevent runs them in the order in
-        which they were made, and programs rely on it.
+    :param seed: decides the order of events at the same time, and how long data takes.  Seed 0 draws nothing.
+    :param replay: a seed, or ``'SEED:s12,n45'`` with the numbers of the only draws to make, in place of *seed*.
+    :param is_any_order: whether callbacks of gevent's hub also run in any order.  gevent keeps the order in which they
+        were made, and programs rely on it.
     :param max_turns: turns of the loop after which the test's wait raises ``Spins``.
     :param keeps_all_events: whether ``trace.events`` keeps all events, instead of the last 50.
     :param patches_time: whether the functions of the modules ``time`` and ``random`` follow the simulation, for
-        programs that call them.  Functions that were imported from there before do not.
+        programs that call them.  Functions that the program imported by name before do not follow it.
     :ivar raised: exceptions of handlers and greenlets.
     :ivar random: random numbers for the program, the same for the same seed.
     """
@@ -90,24 +90,24 @@ class Simulation:
         self._thread: int | None = None
         self._is_over = False
         self._is_running = False
-        self._undead: list[str] = []  # greenlets that cannot be ended
-        self._calls: deque[Any] = deque()  # of all hosts
+        self._undead: list[str] = []  # greenlets that do not end when killed
+        self._calls: deque[Any] = deque()  # pending callbacks of all hosts
 
     # State.
 
     @property
     def trace(self) -> Trace:
-        """What has happened."""
+        """The events of the simulation."""
         return self._loop.trace
 
     @property
     def digest(self) -> str:
-        """A text that is the same for two runs in which the same has happened."""
+        """A text that is the same for two runs if the same has happened in both."""
         return self.trace.digest
 
     @property
     def deviations(self) -> list[str]:
-        """The draws so far that were not plain, such as ``'s12'``: first those of the schedule, then the network's."""
+        """The draws so far that were not plain, such as ``'s12'``.  The schedule's come first, then the network's."""
         return [f"{draws.name}{number}" for draws in self._draws for number in draws.deviations]
 
     def now(self) -> float:
@@ -115,7 +115,7 @@ class Simulation:
         return self._loop.now()
 
     def describe_waiting(self) -> list[str]:
-        """Return what each greenlet waits for, a line for each."""
+        """Return where each greenlet waits, a line for each."""
         return self.greenlets.describe()
 
     # Hosts and links.
@@ -138,7 +138,7 @@ class Simulation:
         return host
 
     def link(self, one: Host | str, other: Host | str) -> Link:
-        """Return the link between two hosts, to change its latency and so on.
+        """Return the link between two hosts, for example to change its latency.
 
         :raises ValueError: one of them is not a host of this simulation, or both are the same.
         """
@@ -161,9 +161,9 @@ class Simulation:
         self._internet.set_links(**values, loss=loss, duplicates=duplicates, reorder=reorder)
 
     def partition(self, one: Host | str, other: Host | str, *, both: bool = True) -> None:
-        """Let nothing pass from *one* host to the *other*, and not back either if *both*.  Never blocks.
+        """Stop everything from *one* host to the *other*, and back if *both*.  Never blocks.
 
-        Streams are held, and go on after ``heal``.  Datagrams are lost.  Hosts are not notified.
+        Streams are held until ``heal``.  Datagrams are lost.  Hosts are not notified.
         """
         self.check_usable()
         self._internet.partition(_name_of(one), _name_of(other), both=both)
@@ -174,7 +174,7 @@ class Simulation:
         self._internet.heal(_name_of(one), _name_of(other), both=both)
 
     def compute(self, seconds: float) -> None:
-        """Let virtual seconds pass without running anything else, as a handler that computes does.
+        """Advance virtual time without running anything else, as a handler that computes does.
 
         :raises ValueError: *seconds* is negative.
         """
@@ -201,11 +201,12 @@ class Simulation:
 
     def _begin(self, outer: Any, ending: ExitStack) -> None:
         if gc.isenabled():
-            # What garbage there is depends on the rest of the process; the loop collects after so many turns.
+            # The existing garbage depends on the rest of the process, so the loop itself collects garbage, after a
+            # number of turns.
             gc.disable()
             ending.callback(gc.enable)
         ending.callback(clock.use, clock.use(self._loop.now))
-        self._left: list[object] = []  # by hosts that crashed
+        self._left: list[object] = []  # the greenlets of crashed hosts
         ending.callback(forks.keep_in, forks.keep_in(self._left))
         hub = self._hub = SimulatedHub(self._loop, self._note_raised)
         ending.callback(hub.destroy, destroy_loop=True)
@@ -242,7 +243,7 @@ class Simulation:
             self._is_running = False
             self._is_over = True
 
-    # What its hosts call.
+    # Methods for hosts.
 
     def check_usable(self) -> None:
         """Raise unless the simulation runs, and on this thread."""
@@ -254,12 +255,12 @@ class Simulation:
             raise SimulationError("the simulation is over; create another")
 
     def pause(self, host: Host, seconds: float) -> None:
-        """Hold back what *host* does."""
+        """Pause *host*."""
         self.trace.note("pause", host.name, f"for {seconds:g} seconds")
         self._loop.hold(host.name, seconds)
 
     def crash(self, host: Host, *, silent: bool) -> None:
-        """Cut *host* off, count what it has as closed, and end its greenlets."""
+        """Disconnect *host*, mark all that it has as closed, and end its greenlets."""
         self.trace.note("crash", host.name, "without power" if silent else "its process was killed")
         self._internet.crash(host.name, silent=silent)
         dispatcher = self._loop.dispatchers[host.name]
@@ -285,7 +286,7 @@ class Simulation:
             self.greenlets.move(before)
 
     def _end_greenlets(self, host: str | None = None) -> None:
-        """End the greenlets of *host*, or of all of them."""
+        """End the greenlets of *host*, or of all hosts."""
         for _ in range(KILLS):
             left = self.greenlets.of_host(host)
             if not left:
@@ -294,7 +295,7 @@ class Simulation:
         self._undead = self._undead or self.greenlets.describe(host)
 
     def _kill(self, greenlets: list[Any]) -> None:
-        """Throw ``GreenletExit`` into *greenlets*, on the hub, one after the other."""
+        """Throw ``GreenletExit`` into *greenlets*, on the hub, one after another."""
         current = getcurrent()
         done = Happening()
 
@@ -314,7 +315,7 @@ class Simulation:
 
     def _note_raised(self, error: BaseException) -> None:
         host = self._hosts.get(self._loop.host)
-        if not self._is_over and (host is None or host.is_up):  # a process that was killed reports nothing
+        if not self._is_over and (host is None or host.is_up):  # a killed process does not report its exceptions
             self.raised.append(error)
 
     def _note_draw(self, stream: str, number: int, drawn: object) -> None:
@@ -325,7 +326,7 @@ class Simulation:
             self.trace.mark((stream, number, drawn))
 
     def _guard(self, outer: Any, ending: ExitStack) -> None:
-        """Throw an error into each greenlet that waits on the hub of outside."""
+        """Throw an error into each greenlet that waits on the hub outside the simulation."""
         visitors: list[Any] = []
         self.greenlets.left = lambda origin, target: visitors.append(origin)
 

@@ -1,4 +1,4 @@
-"""What the kernel of each host has: addresses, ports, descriptors, and what is bound to them."""
+"""The state of each host's kernel: addresses, ports, descriptors, and bound sockets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ngi_gevent.testing.simulation.files import Files, error
 
 __all__ = ["Site", "plain_host"]
 
-#: The ports that the kernel picks, as on Linux.
+#: The range of ports from which the kernel picks, as on Linux.
 FIRST_PORT, LAST_PORT = 32768, 60999
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -18,7 +18,7 @@ ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
 def plain_host(host: str) -> str:
-    """Return an address without its scope, and IPv4 without its IPv6 form."""
+    """Return an address without its scope.  An IPv4 address in IPv6 form becomes plain IPv4."""
     host = host.partition("%")[0]
     return host.removeprefix("::ffff:") if "." in host else host
 
@@ -28,7 +28,7 @@ class Site:
 
     :ivar generation: how often the host has crashed.
     :ivar is_up: False from a crash to the restart.
-    :ivar missed: what to call when the host is up again after a crash without power.
+    :ivar missed: functions to call when the host is up again after it lost power.
     """
 
     def __init__(self, name: str, number: int, max_descriptors: int) -> None:
@@ -39,25 +39,25 @@ class Site:
         self.generation = 0
         self.is_up = True
         self.missed: list[Any] = []
-        #: The ends of streams, until both directions have ended and the application has closed the socket.
+        #: The ends of streams.  Each stays until both directions have ended and the application has closed the socket.
         self.ends: dict[Any, None] = {}
         self._sockets: dict[int, Any] = {}
-        self._bound: dict[tuple[int, int], list[Any]] = {}  # by kind and port
+        self._bound: dict[tuple[int, int], list[Any]] = {}  # sockets, by kind and port
         self._used: set[int] = set()  # ports that the kernel has picked
         self._next_port = FIRST_PORT
 
     # Descriptors.
 
     def add(self, descriptor: int, sock: Any) -> None:
-        """Note that *sock* is open."""
+        """Register *sock* as open."""
         self._sockets[descriptor] = sock
 
     def remove(self, descriptor: int) -> None:
-        """Note that a socket is closed."""
+        """Count a socket as closed."""
         self._sockets.pop(descriptor, None)
 
     def check_room(self, count: int) -> None:
-        """Raise ``OSError`` unless so many more descriptors can be open."""
+        """Raise ``OSError`` unless that many more descriptors can be open."""
         if len(self._sockets) + count > self.max_descriptors:
             raise error(errno.EMFILE)
 
@@ -77,7 +77,7 @@ class Site:
         return LOOPBACK[family] if is_loopback(target) or is_any(target) else self.addresses[family]
 
     def pick_port(self) -> int:
-        """Return a port that is free, and count it as used."""
+        """Return a free port, and mark it as used."""
         for _ in range(LAST_PORT - FIRST_PORT + 1):
             port = self._next_port
             self._next_port = FIRST_PORT if port == LAST_PORT else port + 1
@@ -87,7 +87,7 @@ class Site:
         raise error(errno.EADDRNOTAVAIL)
 
     def forget(self, end: Any) -> None:
-        """Note that nothing comes any more for the end of a stream, so its port is free."""
+        """Free the port of a stream's end, because nothing arrives there any more."""
         if self.ends.pop(end, 0) is None and end.name:
             self._used.discard(end.name[1])
 
@@ -98,7 +98,7 @@ class Site:
             raise error(errno.EADDRNOTAVAIL)
         if not port:
             port = self.pick_port()
-            self._used.discard(port)  # it is among those that are bound
+            self._used.discard(port)  # the socket is among the bound ones
         others = self._bound.get((sock.kind, port), [])
         if any(_collide(sock, host, other) for other in others):
             raise error(errno.EADDRINUSE)
@@ -106,7 +106,7 @@ class Site:
         return port
 
     def unbind(self, sock: Any, port: int) -> None:
-        """Forget *sock*."""
+        """Remove *sock*."""
         bound = self._bound.get((sock.kind, port), [])
         if sock in bound:
             bound.remove(sock)
@@ -114,7 +114,9 @@ class Site:
                 del self._bound[sock.kind, port]
 
     def receivers(self, kind: int, host: str, port: int) -> list[Any]:
-        """Return the sockets that get what is sent to an address: those bound to exactly it, or those to any."""
+        """Return the sockets that receive data for an address: sockets bound to exactly it, otherwise those bound to
+        any.
+        """
         family = family_of(host)
         bound = [sock for sock in self._bound.get((kind, port), ()) if sock.takes(family)]
         return [sock for sock in bound if plain_host(sock.name[0]) == host] or [
@@ -124,7 +126,7 @@ class Site:
     # The end.
 
     def crash(self) -> None:
-        """Forget all sockets.  Files stay."""
+        """Remove all sockets.  Files stay."""
         self.generation += 1
         self.is_up = False
         self.files.forget_sockets()
@@ -134,7 +136,7 @@ class Site:
         self._used.clear()
 
     def restart(self) -> None:
-        """Be up again."""
+        """Start again."""
         self.is_up = True
         missed, self.missed = self.missed, []
         for happen in missed:
@@ -142,17 +144,17 @@ class Site:
 
 
 def is_any(host: str) -> bool:
-    """Return whether *host* stands for all addresses of a host."""
+    """Return whether *host* is the wildcard for all addresses of a host."""
     return host in ANY.values()
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether *host* is an address of each host for itself."""
+    """Return whether *host* is a loopback address."""
     return host.startswith("127.") or host == "::1"
 
 
 def is_broadcast(host: str) -> bool:
-    """Return whether *host* stands for all hosts."""
+    """Return whether *host* is an address for all hosts."""
     return host in ("255.255.255.255", "10.255.255.255")
 
 
@@ -172,5 +174,5 @@ def _overlap(sock: Any, host: str, other: Any) -> bool:
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """Return the family of an address without its IPv6 form, if it is IPv4."""
+    """Return the family of an address.  An IPv4 address in IPv6 form counts as IPv4."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET

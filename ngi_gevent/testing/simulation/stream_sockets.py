@@ -1,4 +1,4 @@
-"""Stream sockets: listening, connecting, and connected."""
+"""Stream sockets that listen, connect, or are connected."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ngi_gevent.testing.simulation.tcp import TCPEnd
 
 __all__ = ["StreamSocket"]
 
-#: Seconds after which the kernel gives up to find a host in its own network.
+#: Seconds until the kernel stops looking for a host in its own network.
 UNREACHABLE_AFTER = 3.0
 
 
 class StreamSocket(BoundSocket):
     """A stream socket of a simulation.  No method blocks.
 
-    :ivar end: its end of the connection; None before.
+    :ivar end: its end of the connection; None before the connection begins.
     """
 
     kind = socket.SOCK_STREAM
@@ -35,14 +35,14 @@ class StreamSocket(BoundSocket):
         self.end: StreamEnd | None = None
         self._backlog = 0
         self._begun = 0  # connections that the peers have not confirmed
-        self._queue: deque[StreamEnd] = deque()  # connections to accept
+        self._queue: deque[StreamEnd] = deque()  # connections that wait to be accepted
         self._waiting: deque[Callable[[], object]] = deque()  # attempts for which the queue has no room
         if end is not None:
             self._take_end(end)
 
     @property
     def is_listening(self) -> bool:  # type: ignore[override]
-        """Whether it accepts connections."""
+        """Whether the socket accepts connections."""
         return self._backlog > 0
 
     def _take_end(self, end: StreamEnd) -> None:
@@ -73,7 +73,7 @@ class StreamSocket(BoundSocket):
         return self.send(b"".join(pieces))
 
     def shutdown(self, how: int, /) -> None:
-        """End output, input, or both; or stop listening."""
+        """End output, input, or both.  On a listening socket, stop listening."""
         self.check_open()
         if self._backlog and how != socket.SHUT_WR:
             self._stop_listening()
@@ -98,7 +98,7 @@ class StreamSocket(BoundSocket):
             self.end.close()
 
     def _stop_listening(self) -> None:
-        """Reset the connections that were not accepted, and refuse the attempts."""
+        """Reset the connections that were not accepted, and refuse the pending attempts."""
         queue, self._queue = self._queue, deque()
         waiting, self._waiting = self._waiting, deque()
         self._backlog = 0
@@ -119,7 +119,7 @@ class StreamSocket(BoundSocket):
         return 1 if self._queue or not self._backlog else 0
 
     def poll(self) -> int:
-        """Return what has happened, as the events of ``select.poll``."""
+        """Return the pending events, as ``select.poll`` does."""
         if self.end is not None:
             return self.end.poll()
         return select.POLLIN if self._queue else 0 if self._backlog else select.POLLHUP
@@ -129,17 +129,17 @@ class StreamSocket(BoundSocket):
     def listen(self, backlog: int, /) -> None:
         """Accept connections."""
         self.check_open()
-        self._backlog = backlog + 1  # as on Linux
+        self._backlog = backlog + 1  # refused, as on Linux
 
     def accept(self) -> tuple[StreamSocket, Any]:
         """Return the next connection.
 
-        :raises BlockingIOError: there is none.
+        :raises BlockingIOError: no connection is waiting.
         """
         self.check_open()
         if not self._backlog:
             raise error(errno.EINVAL)
-        self.site.check_room(1)  # first, as Linux does
+        self.site.check_room(1)  # before the error, as on Linux
         if not self._queue:
             raise error(errno.EAGAIN)
         end = self._queue.popleft()
@@ -149,16 +149,16 @@ class StreamSocket(BoundSocket):
         return accepted, self.shown(end.peer.name)
 
     def queue(self, end: StreamEnd) -> None:
-        """Take a connection to accept."""
+        """Remove a connection from the queue, and return it."""
         self._queue.append(end)
         self.world.loop.changed(self.descriptor)
 
     def is_full(self) -> bool:
-        """Return whether no connection more can wait to be accepted."""
+        """Return whether the queue of connections is full."""
         return len(self._queue) + self._begun >= self._backlog
 
     def begin(self, end: TCPEnd) -> None:
-        """Accept the connection attempt of *end*'s peer, and queue it once the peer has confirmed that."""
+        """Accept the connection attempt of *end*'s peer, and queue it once the peer has confirmed the connection."""
         self._begun += 1
         end.changed = partial(self._begin_is_over, end)
         end.accept()
@@ -174,7 +174,7 @@ class StreamSocket(BoundSocket):
             end.abort()
 
     def wait_for_room(self, attempt: Callable[[], object]) -> None:
-        """Call *attempt* once there is room, or the socket is closed."""
+        """Call *attempt* once there is room in the queue, or the socket is closed."""
         self._waiting.append(attempt)
 
     def _let_in(self) -> None:
@@ -187,7 +187,7 @@ class StreamSocket(BoundSocket):
         """Connect to a Unix socket.
 
         :raises BlockingIOError: its queue is full.
-        :raises OSError: there is none.
+        :raises OSError: no socket listens there.
         """
         self.check_open()
         listening = self.site.files.find(path)
@@ -206,9 +206,9 @@ class StreamSocket(BoundSocket):
         listening.queue(ends[1])
 
     def connect_to_port(self, host: str, port: int, done: Callable[[], object]) -> TCPEnd:
-        """Begin to connect over TCP, and call *done* when that has succeeded or failed.  Return this end.
+        """Begin to connect over TCP, and call *done* when the attempt has succeeded or failed.  Return this end.
 
-        :raises OSError: the attempt fails at once.
+        :raises OSError: the attempt fails immediately.
         """
         self.check_open()
         world, site = self.world, self.site
@@ -220,7 +220,7 @@ class StreamSocket(BoundSocket):
         elif is_any(name[0]):
             name = (site.source(plain), name[1])
         if self.is_bound and any(end.name == name and end.target == (plain, port) for end in site.ends):
-            raise error(errno.EADDRNOTAVAIL)  # the peer could not tell the two connections apart
+            raise error(errno.EADDRNOTAVAIL)  # the peer could not distinguish the two connections
         end = TCPEnd(world, site, name, (plain, port))
         self._take_end(end)
         end.changed = lambda: world.loop.after(0, done, host=site.name)
@@ -234,7 +234,7 @@ class StreamSocket(BoundSocket):
         return end
 
     def connected(self) -> None:
-        """Notice events for the application from now on: the attempt is over."""
+        """Report events to the application from now on: the attempt is over."""
         end = self.end
         assert end is not None
         self._take_end(end)
@@ -247,7 +247,7 @@ class StreamSocket(BoundSocket):
             end.changed()
 
     def _travel(self, end: TCPEnd, target: Site, host: str, port: int) -> None:
-        """Let the attempt reach the host that it is for."""
+        """Deliver the attempt to the target host."""
         way = self.world.way(self.site, target)
         if way.is_cut:
             self.world.trace.note("hold", self.site.name, end.label)
@@ -286,7 +286,7 @@ class StreamSocket(BoundSocket):
 
 
 def _join(world: World, client: TCPEnd, server: TCPEnd) -> None:
-    """Let two ends send to each other."""
+    """Connect two ends to each other."""
     there, back = world.way(client.site, server.site), world.way(server.site, client.site)
     names = f"{client.site.name}:{client.name[1]}", f"{server.site.name}:{server.name[1]}"
     client.join(server, there, f"{names[0]} -> {names[1]}")

@@ -1,4 +1,4 @@
-"""Streams: input that has arrived, and what both kinds of connections have in common; and those of Unix sockets."""
+"""Streams: received input, the common base of connections, and the connections of Unix sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ngi_gevent.testing.simulation.sites import Site
 
 __all__ = ["RECEIVE_BUFFER", "SEND_BUFFER", "StreamEnd", "UnixEnd"]
 
-#: Bytes of output that a kernel takes for a connection, and of input that it keeps.
+#: Bytes of output that a kernel accepts for a connection, and bytes of input that it stores.
 SEND_BUFFER = RECEIVE_BUFFER = 128 * 1024
 
 #: The event that the peer has finished sending, as on Linux.
@@ -28,17 +28,17 @@ class StreamEnd:
     """One end of a connection, in the kernel of its host.
 
     :ivar name: the address of this end.
-    :ivar target: the address that it connects to, or was connected from, over TCP.
-    :ivar peer: the other end; None before the two have met, and once both are closed.
+    :ivar target: the address that it connects to, or, on a server, from which it was connected, over TCP.
+    :ivar peer: the other end; None before the two are connected, and once both are closed.
     :ivar label: both ends, for the trace.
-    :ivar error: the number of an error that the next call raises, or 0.
-    :ivar has_ended: whether nothing can be sent any more.
-    :ivar has_no_input: whether nothing more will be received, except for input that has arrived.
+    :ivar error: the error number that the next call raises, or 0.
+    :ivar has_ended: whether no more data can be sent.
+    :ivar has_no_input: whether no more data will arrive.  Input that has arrived can still be received.
     :ivar is_established: whether it has been connected.
-    :ivar is_gone: whether the kernel has forgotten it: there was a reset, or the socket of a Unix connection is closed.
-    :ivar is_open: whether the application has the socket.
+    :ivar is_gone: whether the kernel has forgotten it: there was a reset, or a Unix socket was closed.
+    :ivar is_open: whether the application has not closed the socket.
     :ivar resets: whether ``close`` resets the connection.
-    :ivar changed: called when there is something to notice for the application.
+    :ivar changed: called when there is an event for the application.
     """
 
     __slots__ = (
@@ -74,34 +74,34 @@ class StreamEnd:
         self.label = ""
         self._incoming: deque[bytes | memoryview] = deque()
         self.incoming_size = 0
-        self.received = self.sent = 0  # bytes
+        self.received = self.sent = 0  # the number of bytes
         self.error = 0
         self.is_established = self.is_gone = self.has_ended = self.has_no_input = False
-        self.is_full = False  # since the kernel has taken less than it was given
+        self.is_full = False  # whether the kernel has accepted less than it was given
         self.is_open = True
         self.resets = False
         self.changed: Callable[[], object] = bool
         site.ends[self] = None
 
-    # What the application calls, through its socket.
+    # Methods that the application calls, through its socket.
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
-        """Take output, as much as there is room for.
+        """Accept output, as much as there is room for.
 
-        :raises BlockingIOError: there is none.
-        :raises OSError: the connection has broken, or its output has ended.
+        :raises BlockingIOError: there is no room.
+        :raises OSError: the connection was reset, or its output has ended.
         """
         raise NotImplementedError
 
     def sendmsg(self, pieces: Any, *_: Any) -> int:
-        """Take several pieces of output.  Raises as ``send``."""
+        """Accept several pieces of output.  Raises the same as ``send``."""
         return self.send(b"".join(pieces))
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Return input, at most so many bytes; ``b''`` at the end of it.
+        """Return input, at most so many bytes; ``b''`` at its end.
 
-        :raises BlockingIOError: there is none now.
-        :raises OSError: the connection has broken.
+        :raises BlockingIOError: there is no input now.
+        :raises OSError: the connection was reset.
         """
         incoming = self._incoming
         if not incoming:
@@ -139,7 +139,7 @@ class StreamEnd:
         raise error(errno.EAGAIN)
 
     def _no_output(self) -> OSError:
-        """Return why nothing can be sent."""
+        """Return the error that explains why nothing can be sent."""
         return self.take_error() if self.is_open else self._closed_error()
 
     def _closed_error(self) -> OSError:
@@ -155,26 +155,26 @@ class StreamEnd:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Deliver the rest, or break the connection for the peer if input was not received."""
+        """Deliver the pending output.  If input was not received, reset the connection for the peer."""
         raise NotImplementedError
 
     def abort(self) -> None:
-        """Break the connection for the peer, at once."""
+        """Reset the connection for the peer, at once."""
         raise NotImplementedError
 
     def _taken(self, size: int) -> None:
-        """Note that the application has received input."""
+        """Count input that the application has received."""
         raise NotImplementedError
 
     def take_error(self) -> OSError:
-        """Return the error, once."""
+        """Return the error, and clear it."""
         code, self.error = self.error, 0
         return error(code or errno.EPIPE)
 
     # Questions.
 
     def queued(self) -> int:
-        """Return how many bytes of output the peer has not taken."""
+        """Return how many bytes of output the peer has not received."""
         raise NotImplementedError
 
     def is_over(self) -> bool:
@@ -182,7 +182,7 @@ class StreamEnd:
         return self.is_gone
 
     def poll(self) -> int:
-        """Return what has happened, as the events of ``select.poll``."""
+        """Return the pending events, as ``select.poll`` does."""
         events = select.POLLERR if self.error else 0
         if self._incoming:
             events |= select.POLLIN
@@ -193,21 +193,21 @@ class StreamEnd:
         return events
 
     def readiness(self) -> int:
-        """Return what its socket is ready for."""
+        """Return what the socket is ready for: 1 to read, 2 to write, 3 for both."""
         if self.error or (self.has_no_input and self.has_ended):
             return 3
         readable = 1 if self._incoming or self.has_no_input else 0
         return readable if self.is_full or not self.is_established else readable | 2
 
     def _drop_all(self) -> None:
-        """Forget input and output."""
+        """Drop input and output."""
         self._incoming.clear()
         self.incoming_size = 0
         self.changed = bool
 
 
 class UnixEnd(StreamEnd):
-    """One end of a connection over a Unix socket.  What is sent is there at once."""
+    """One end of a connection over a Unix socket.  Data arrives at the moment when it is sent."""
 
     __slots__ = ()
 
@@ -256,14 +256,14 @@ class UnixEnd(StreamEnd):
         self.site.forget(self)
         peer.changed()
         if not peer.is_open:
-            self.peer = peer.peer = None  # both are freed at once: a simulation rarely collects garbage
+            self.peer = peer.peer = None  # to free both at once, since a simulation rarely collects garbage
 
     def abort(self) -> None:
         self.peer.error = errno.ECONNRESET
         self.close()
 
     def vanish(self) -> None:
-        """Forget it, since the host has crashed."""
+        """Drop the connection, since the host has crashed."""
         self._drop_all()
         self.is_open = False
         self.is_gone = self.has_ended = self.has_no_input = True

@@ -1,10 +1,10 @@
-"""The ends of connections over TCP: what the kernels of two hosts do.
+"""The ends of TCP connections: the behavior of the two hosts' kernels.
 
-What has left is in flight, and arrives in order.  Each item of it has an event that lets the first item arrive, so the
-order of these events does not matter.  At a way that is cut, and at a host without power, the event is held.
+Data that has left is in flight, and arrives in order.  Each item in flight has an event that delivers the first item,
+so the order of these events does not matter.  If the way is cut, or a host has no power, the event is held.
 
-The sender keeps output until the peer's kernel has acknowledged it, and sends only what that has room for.  An
-acknowledgement costs an event only if the sender waits for it.
+The sender stores output until the peer's kernel has acknowledged it.  It sends only as much as the peer's buffer can
+hold.  An acknowledgement costs an event only if the sender waits for it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ngi_gevent.testing.simulation.streams import RECEIVE_BUFFER, SEND_BUFFER, S
 
 __all__ = ["TCPEnd"]
 
-#: The chance that a piece is cut on its way, so that its parts arrive at different times.
+#: The chance that a piece is split on its way, so that its parts arrive at different times.
 CUT = 0.1
 
-#: What is in flight besides data.
+#: The kinds of items in flight other than data.
 END, RESET, ACCEPTED, CONFIRMED = "end", "reset", "accepted", "confirmed"
 
 #: The first bytes of the records of a TLS handshake.
@@ -51,18 +51,18 @@ class TCPEnd(StreamEnd):
     def __init__(self, world: Any, site: Site, name: Any, target: Any) -> None:
         super().__init__(world, site, name, target)
         self._way: Any = None
-        self._queued = 0  # bytes that the peer's kernel has not acknowledged, the end being one
-        self._acks: deque[tuple[float, int]] = deque()  # when acknowledgements arrive, and of how much
-        self._unsent: deque[bytes | str] = deque()  # what has not left
+        self._queued = 0  # bytes that the peer's kernel has not acknowledged; the end counts as one
+        self._acks: deque[tuple[float, int]] = deque()  # when acknowledgements arrive, and for how many bytes
+        self._unsent: deque[bytes | str] = deque()  # output that has not left
         self._flight: deque[tuple[bytes | str, int]] = deque()
         self._flight_size = 0  # bytes of data in flight
-        self._is_opening = False  # whether the peer is about to be told that there is room again
+        self._is_opening = False  # whether the peer is about to be notified that there is room again
         self._refuses = False  # whether data that arrives is answered with a reset
         self._has_reset = False  # whether a reset has left
         self._got_end = False  # whether the end of the peer's output has arrived
         self._is_tls = False  # from the first record of a handshake on, which can follow plaintext
 
-    # What the application calls, through its socket.
+    # Methods that the application calls, through its socket.
 
     def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
         if self.error or self.has_ended or not self.is_established:
@@ -131,7 +131,7 @@ class TCPEnd(StreamEnd):
                 self._world.loop.after(self._way.link.latency, self._open)
 
     def _open(self) -> None:
-        """Let the peer send what there is room for."""
+        """Let the peer send as much as there is room for."""
         self._is_opening = False
         if self.peer is not None:
             self.peer._send_unsent()
@@ -145,7 +145,7 @@ class TCPEnd(StreamEnd):
     def is_over(self) -> bool:
         return self.is_gone or (self._got_end and self.has_ended and not self.queued())
 
-    # What leaves.
+    # Departure.
 
     def join(self, peer: TCPEnd, way: Any, label: str) -> None:
         """Send to *peer* from now on, over *way*."""
@@ -162,7 +162,7 @@ class TCPEnd(StreamEnd):
         self._reset_peer()
 
     def vanish(self) -> None:
-        """Forget the connection, and send nothing: the host has lost its power."""
+        """Drop the connection without sending anything: the host has lost its power."""
         self._forget()
         self._drop_all()
         self.is_open = False
@@ -178,7 +178,7 @@ class TCPEnd(StreamEnd):
             self._signal(RESET)
 
     def _send_unsent(self) -> None:
-        """Let leave what the peer's buffer has room for, and the end behind it."""
+        """Send as much as the peer's buffer has room for, and then the end of output."""
         unsent = self._unsent
         while unsent:
             item = unsent[0]
@@ -198,7 +198,7 @@ class TCPEnd(StreamEnd):
             self._release_if_over()
 
     def _launch(self, data: bytes, size: int) -> None:
-        """Let data leave, in one part or two."""
+        """Send data, in one part or two."""
         self._flight_size += size
         draws = self._world.draws
         if size > 1 and draws.chance(CUT):
@@ -221,7 +221,7 @@ class TCPEnd(StreamEnd):
             self._world.loop.after(way.delay(size), self._land)
 
     def _signal(self, what: str) -> None:
-        """Let something leave that is not data."""
+        """Send an item that is not data."""
         trace = self._world.trace
         piece = trace.new_piece()
         if what is END or what is RESET:
@@ -243,10 +243,10 @@ class TCPEnd(StreamEnd):
         self._world.trace.note("release", self.site.name, self.label)
         self._again()
 
-    # What arrives.
+    # Arrival.
 
     def _land(self) -> None:
-        """Let the first item in flight arrive at the peer."""
+        """Deliver the first item in flight to the peer."""
         peer = self.peer
         if self._way.is_cut:
             self._hold(self._flight[0][1])
@@ -301,7 +301,7 @@ class TCPEnd(StreamEnd):
         self.changed()
 
     def _refuse(self) -> None:
-        """Break the connection, since data has arrived that cannot be received any more."""
+        """Reset the connection, since data has arrived that cannot be received any more."""
         if not self.is_gone:
             self._be_reset()
         self._reset_peer()
@@ -309,7 +309,7 @@ class TCPEnd(StreamEnd):
     # Acknowledgements.
 
     def _acknowledge(self, back: Any, size: int) -> None:
-        """Let *size* bytes of output be acknowledged over *back*."""
+        """Acknowledge *size* bytes of output, over *back*."""
         if back.is_cut:
             back.hold(partial(self._be_acknowledged, size))
         elif self.is_full:
@@ -318,13 +318,13 @@ class TCPEnd(StreamEnd):
             self._acks.append((self._world.loop.now() + back.link.latency, size))
 
     def _take_acks(self) -> None:
-        """Take the acknowledgements that have arrived."""
+        """Process the acknowledgements that have arrived."""
         acks, now = self._acks, self._world.loop.now()
         while acks and acks[0][0] <= now:
             self._queued -= acks.popleft()[1]
 
     def _be_full(self) -> None:
-        """Wait for acknowledgements: those in flight, too."""
+        """Wait for acknowledgements, including those in flight."""
         self.is_full = True
         if self._acks:
             last = self._acks[-1][0]
@@ -348,4 +348,4 @@ class TCPEnd(StreamEnd):
         peer = self.peer
         if peer is None or self.is_open or peer.is_open or self._flight or peer._flight or peer in peer.site.ends:
             return
-        self.peer = peer.peer = None  # both are freed at once: a simulation rarely collects garbage
+        self.peer = peer.peer = None  # to free both at once, since a simulation rarely collects garbage

@@ -1,4 +1,4 @@
-"""The timeline of a simulation: one HTML page that shows what happened on each host, and the data between them."""
+"""The timeline of a simulation: an HTML page that shows the events on each host, and the data between them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ngi_gevent.testing.simulation.trace import Event
 
 __all__ = ["MOST_SHOWN", "render_timeline"]
 
-#: Events on a page at most: the last ones.  A browser scrolls through so many without delay.
+#: The maximum of events on a page, counted from the last. A browser scrolls through so many without delay.
 MOST_SHOWN = 2000
 
-#: Virtual seconds without an event from which on the page marks a silence.
+#: If no event happens for so many virtual seconds, the page marks a silence.
 SILENCE = 1.0
 
-# Pixels.
+# Sizes in pixels.
 _LANE = 154  # width of a lane
 _DOT = 22  # from the left edge of a lane to its dots
 _ROW = 20  # between two events at the same time
 _STRETCH = 24  # added for time, at most
 _BREAK = 34  # added for a silence
-_SHOWN_LETTERS = 24  # of a label in a lane
+_SHOWN_LETTERS = 24  # offset of a label in a lane
 
-#: The look of each kind of event; others look like those of time.
+#: The style of each kind of event. Other kinds have the style of time.
 _LOOKS = {
     "data": ("send", "receive", "datagram"),
     "connection": ("connect", "accept", "end", "close", "start", "heal", "release"),
@@ -88,7 +88,7 @@ td:last-child { overflow-wrap: anywhere; min-width: 8rem; }
 @media (max-width: 600px) { body { padding: .7rem; } table { font-size: .78rem; } th, td { padding: .15rem .3rem; } }
 """
 
-# Shows the event under the pointer, or the finger, with the arrows of its data.
+# The script shows the event under the pointer or finger, with the arrows of its data.
 _SCRIPT = """
 const chart = document.getElementById("chart"), note = document.getElementById("note");
 function show(happening) {
@@ -109,7 +109,7 @@ chart.addEventListener("click", show);
 def render_timeline(events: Iterable[Event], seed: int | str, title: str) -> str:
     """Return an HTML page with a lane for each host, a dot for each event, and an arrow for each piece of data.
 
-    The page needs no other file.  It shows the last 2,000 events, and says how many it leaves out.
+    The page does not need any other file. It shows the last 2,000 events, and says how many it omits.
 
     :param seed: the seed, or text with its draws, as for ``Simulation(replay=...)``.
     """
@@ -144,7 +144,7 @@ class _Chart:
         self._hosts = list(dict.fromkeys(["", *(event.host for event in events)]))
         self._x = {host: index * _LANE + _DOT for index, host in enumerate(self._hosts)}
         self._y: list[float] = []
-        self._silences: list[tuple[float, float]] = []  # where they are drawn, and seconds
+        self._silences: list[tuple[float, float]] = []  # the vertical place of each event, and its time in seconds
         y, before = 0.0, events[0].time if events else 0.0
         for event in events:
             gap = event.time - before
@@ -206,7 +206,7 @@ class _Chart:
             if not piece or event.kind in ("hold", "release"):
                 continue
             if piece not in sent:
-                if event.kind not in ("receive", "lost"):  # otherwise its beginning is left out
+                if event.kind not in ("receive", "lost"):  # otherwise the beginning of the arrow is omitted
                     sent[piece] = event, y
                 continue
             origin, begin = sent[piece]
@@ -223,7 +223,7 @@ class _Chart:
         return f'<path data-piece="{piece}" marker-end="url(#tip)" d="M{x1} {y1:g}{way}"/>'
 
     def _stub(self, origin: Event, y1: float, y2: float) -> str:
-        """Return an arrow that ends in a cross, on the way to where it should have gone, if the text says where."""
+        """Return an arrow that ends in a cross, toward its target, if the text names the target."""
         x1 = self._x[origin.host]
         x2 = self._x.get(_host_of(_way(origin)[1]), x1)
         x = x1 + (x2 - x1) * 0.4 if x2 != x1 else x1 - 14
@@ -259,7 +259,7 @@ def _table(events: list[Event]) -> str:
 
 
 def _label(event: Event) -> str:
-    """Return a short text for a lane: without the addresses of data, since arrows show its way."""
+    """Return a short text for a lane. It omits the addresses of data, since arrows show them."""
     origin, target, rest = _way(event)
     if target and not rest:
         rest = f"to {target}" if _host_of(origin) == event.host else f"from {origin}"
@@ -267,7 +267,7 @@ def _label(event: Event) -> str:
 
 
 def _way(event: Event) -> tuple[str, str, str]:
-    """Return the two addresses that a text names, and the rest of it: ``client:40001 -> server:8000 12 bytes``."""
+    """Return the two addresses in a text, and the rest of the text: ``client:40001 -> server:8000 12 bytes``."""
     origin, arrow, rest = event.text.partition(" -> ")
     if not arrow:
         return "", "", event.text
@@ -288,7 +288,7 @@ def _name(host: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return *text* with escapes for control characters, and for those that change the direction of text."""
+    """Return *text* with escapes for control characters and for characters that change the direction of text."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

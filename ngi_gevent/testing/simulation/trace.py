@@ -1,4 +1,4 @@
-"""What happened in a simulation: the last events, or all of them, and a digest."""
+"""The trace of a simulation: the last events, or all of them, and a digest."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["Event", "Trace"]
 #: Events that are kept for the report of a failure.
 KEPT = 50
 
-#: Entries that go into the digest at once, which is faster than one by one.
+#: The number of entries that go into the digest together, which is faster than one by one.
 AT_ONCE = 1000
 
 
 class Event(NamedTuple):
-    """Something that happened.
+    """An event in a simulation.
 
     :ivar time: virtual seconds since the start.
     :ivar kind: a word, such as ``'send'``.
     :ivar host: the name of a host; empty for the test.
-    :ivar text: what a reader is shown.
-    :ivar piece: the number of a piece of data, which its events share; 0 for none.
+    :ivar text: the description that is shown to readers.
+    :ivar piece: the number of a piece of data, which all its events share; 0 if there is no data.
     """
 
     time: float
@@ -37,7 +37,7 @@ class Event(NamedTuple):
 
 
 class Trace:
-    """The events of one simulation.  Equal digests mean that the same happened, in the same order."""
+    """The events of one simulation.  If two digests are equal, the same events happened in the same order."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -61,13 +61,13 @@ class Trace:
         return self._pieces
 
     def note(self, kind: str, host: str, text: str, piece: int = 0) -> None:
-        """Note an event.  *text* has the same words in each run: no addresses of objects, no data of a handshake."""
+        """Add an event.  *text* has the same words in each run: no addresses of objects, and no data of a handshake."""
         event = (self._now(), kind, host, text, piece)
         self._events.append(event)
         self.mark(event)
 
     def mark(self, entry: object) -> None:
-        """Note a number, a text or a tuple of these, for the digest only."""
+        """Add a number, a text or a tuple of these, only to the digest."""
         entries = self._entries
         entries.append(entry)
         if len(entries) >= AT_ONCE:
@@ -81,5 +81,6 @@ class Trace:
 
     def _flush(self) -> None:
         if self._entries:
-            self._digest.update(repr(self._entries).encode("utf-8", "surrogatepass"))  # once, since that is faster
+            # All at once, since that is faster
+            self._digest.update(repr(self._entries).encode("utf-8", "surrogatepass"))
             self._entries.clear()

@@ -1,4 +1,4 @@
-"""The watchers of a virtual loop: what gevent starts and stops."""
+"""The watchers of a virtual loop, which gevent starts and stops."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Async", "ByHost", "Callback", "Io", "Scheduled", "Timer", "TurnWatch
 
 
 class Loop(Protocol):
-    """What a watcher asks of its loop."""
+    """The methods of a loop that a watcher uses."""
 
     starting_timer_may_update_loop_time: bool
 
     def update_now(self) -> None:
-        """Look at the clock."""
+        """Read the clock."""
 
     @property
     def host(self) -> str:
@@ -28,7 +28,7 @@ class Loop(Protocol):
 
 
 class Times(Protocol):
-    """What timers ask of the agenda."""
+    """The methods of the agenda that timers use."""
 
     time: float
     noticed: float
@@ -36,17 +36,17 @@ class Times(Protocol):
     one_shots: int
 
     def push(self, seconds: float, item: Any, /) -> None:
-        """Let *item* be due after so many seconds."""
+        """Make *item* due after *seconds*."""
 
 
 class Polled(Protocol):
-    """What an io watcher asks of the descriptors."""
+    """The methods of the descriptors that an io watcher uses."""
 
     def watch(self, watcher: Any, /) -> None:
-        """Look at the descriptor of *watcher*."""
+        """Add *watcher* for its descriptor."""
 
     def unwatch(self, watcher: Any, /) -> None:
-        """Forget *watcher*."""
+        """Remove *watcher*."""
 
 
 class Callback:
@@ -60,23 +60,23 @@ class Callback:
         self.host = host
 
     def stop(self) -> None:
-        """Do not call it."""
+        """Cancel the call."""
         self.callback = self.args = None
 
     close = stop
 
     def __bool__(self) -> bool:
-        """Return whether the call is still to come, or is not over."""
+        """Return whether the call is pending or running."""
         return self.args is not None
 
     @property
     def pending(self) -> bool:
-        """Whether the call is still to come."""
+        """Whether the call is pending."""
         return self.callback is not None
 
 
 class Scheduled:
-    """Something that the network, or the simulation, will do."""
+    """A future event of the network or the simulation."""
 
     __slots__ = ("_agenda", "args", "callback", "host", "number")
 
@@ -89,7 +89,7 @@ class Scheduled:
         self.callback: Callable[..., object] | None = callback
         self.args = args
         self.host = host
-        #: The number of its entry, as long as it has one.
+        #: The number of its entry, while it has one.
         self.number = 0
         agenda.push(seconds, self)
         agenda.references += 1
@@ -103,7 +103,7 @@ class Scheduled:
         return callback, args
 
     def stop(self) -> None:
-        """Do not let it happen, unless it has."""
+        """Cancel the event, unless it has happened."""
         if self.number:
             self.number = 0
             self._agenda.references -= 1
@@ -125,12 +125,12 @@ class Watcher:
 
     @property
     def active(self) -> bool:
-        """Whether it is started."""
+        """Whether the watcher is started."""
         return self.callback is not None
 
     @property
     def pending(self) -> bool:
-        """Whether it has fired, and has not called yet."""
+        """Whether the watcher has fired, and its callback has not been called yet."""
         return False
 
     def start(self, callback: Callable[..., object], *args: Any, **_: Any) -> None:
@@ -144,13 +144,13 @@ class Watcher:
             self._begin()
 
     def stop(self) -> None:
-        """Call no more."""
+        """Stop calling."""
         if self.callback is not None:
             self.callback, self.args = None, ()
             self._end()
 
     def close(self) -> None:
-        """Call no more, ever."""
+        """Stop calling for good."""
         self.stop()
 
     def __enter__(self) -> Self:
@@ -167,7 +167,7 @@ class Watcher:
 
 
 class Timer(Watcher):
-    """Calls after a time, and perhaps again."""
+    """A watcher that calls after a time, and can repeat."""
 
     __slots__ = ("_agenda", "after", "number", "ref", "repeat")
 
@@ -179,13 +179,13 @@ class Timer(Watcher):
         self.after = after
         self.repeat = repeat
         self.ref = ref
-        #: The number of its entry, as long as it has one.
+        #: The number of its entry, while it has one.
         self.number = 0
 
     def start(self, callback: Callable[..., object], *args: Any, update: bool | None = None, **_: Any) -> None:
-        """Call *callback* after the time, which counts from when the loop last looked at the clock.
+        """Call *callback* after the time, which counts from the moment when the loop last read the clock.
 
-        That is now with *update*, and by default in a function given to ``run_callback``.
+        With *update*, that moment is now.  In a function given to ``run_callback``, *update* is the default.
         """
         if self.loop.starting_timer_may_update_loop_time if update is None else update:
             self.loop.update_now()
@@ -198,7 +198,7 @@ class Timer(Watcher):
         self.start(callback, *args)
 
     def expire(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
-        """Return the function to call now, and its arguments.  Wait for the next time, or stop."""
+        """Return the function to call now, and its arguments.  Then wait for the next time, or stop."""
         callback, args = self.callback, self.args
         assert callback is not None
         if self.repeat:
@@ -225,7 +225,7 @@ class Timer(Watcher):
 
 
 class Io(Watcher):
-    """Calls in each turn in which a descriptor is ready."""
+    """A watcher that calls in each turn in which a descriptor is ready."""
 
     __slots__ = ("_descriptors", "events", "fd")
 
@@ -243,7 +243,7 @@ class Io(Watcher):
 
 
 class ByHost:
-    """Watchers of each turn, by the hosts that have started them."""
+    """The watchers that run in each turn, by the hosts that have started them."""
 
     def __init__(self) -> None:
         self.by_host: dict[str, list[TurnWatcher]] = {}
@@ -261,7 +261,7 @@ class ByHost:
 
 
 class TurnWatcher(Watcher):
-    """Calls in each turn, at the place that its list has."""
+    """A watcher that calls in each turn, at the place of its list."""
 
     __slots__ = ("_watchers",)
 
@@ -277,7 +277,7 @@ class TurnWatcher(Watcher):
 
 
 class Async(Watcher):
-    """Calls, soon, after ``send``."""
+    """A watcher that calls soon after ``send``."""
 
     __slots__ = ("_sent",)
 
@@ -286,7 +286,7 @@ class Async(Watcher):
         self._sent = False
 
     def send(self) -> None:
-        """Call once, soon, however often this is called until then."""
+        """Call once, soon.  Further calls until then have no effect."""
         if not self._sent:
             self._sent = True
             self.loop.call_soon(self.host, self._call)

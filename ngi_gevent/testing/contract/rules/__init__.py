@@ -1,6 +1,6 @@
-"""The contract, rule by rule.  Each test runs on every stage.
+"""The contract, as rules.  Each rule is a test that runs on every stage.
 
-The tests are in the modules of this package, by subject.
+The modules of this package have the tests, by subject.
 """
 
 from ngi_gevent.testing.contract.rules.back_pressure import *

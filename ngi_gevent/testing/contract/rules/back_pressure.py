@@ -26,7 +26,7 @@ class EchoIterator(Witness):
 
 
 @pytest.mark.parametrize("echo", [Echo, EchoLines, EchoIterator])
-def test_who_does_not_read_is_not_read_from(stage, echo):
+def test_a_peer_that_does_not_read_is_not_read_from(stage, echo):
     peer = stage.peer(stage.listen(echo))
     for _ in range(MUCH // 16384):
         peer.send(b"x" * 16384)
@@ -46,7 +46,7 @@ def test_who_does_not_read_is_not_read_from(stage, echo):
     assert peer.received == b"X" * MUCH
 
 
-def test_output_that_nobody_takes_ends_the_connection_at_its_limit(stage):
+def test_output_that_the_peer_does_not_read_ends_the_connection_at_its_limit(stage):
     stage.peer(stage.listen(output_limit=MEGABYTE))
     stage.until(lambda: stage.served)
     served = stage.served[0]
@@ -61,9 +61,9 @@ def test_output_that_nobody_takes_ends_the_connection_at_its_limit(stage):
         served.connection.write(b"x")
 
 
-def test_a_client_has_an_output_limit_which_counts_writelines_too(stage):
+def test_a_client_has_an_output_limit_that_includes_writelines(stage):
     client = Witness(stage)
-    listener = stage.listen(lambda connection: None)  # which reads nothing
+    listener = stage.listen(lambda connection: None)  # a handler that does not read
     stage.implementation.connect(listener.address, client, output_limit=MEGABYTE)
     stage.until(lambda: client.connection is not None)
     with contextlib.suppress(ConnectionClosed):
@@ -73,8 +73,8 @@ def test_a_client_has_an_output_limit_which_counts_writelines_too(stage):
     assert isinstance(client.closed, LimitExceeded)
 
 
-def test_many_short_iterables_wait_for_the_peer_as_a_long_one_does(stage):
-    """Each was pulled from to its end."""
+def test_many_short_iterables_wait_for_the_peer_as_one_long_iterable_does(stage):
+    """Each iterable was consumed to its end."""
     peer = stage.peer(stage.listen())
     stage.until(lambda: stage.served)
     connection = stage.served[0].connection
@@ -86,7 +86,7 @@ def test_many_short_iterables_wait_for_the_peer_as_a_long_one_does(stage):
     stage.until(lambda: peer.size == MUCH)
 
 
-def test_two_who_write_before_they_read_get_all_of_it(stage):
+def test_two_peers_that_write_before_they_read_receive_everything(stage):
     class Talk(Witness):
         def connected(self, connection):
             super().connected(connection)
@@ -97,8 +97,8 @@ def test_two_who_write_before_they_read_get_all_of_it(stage):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_who_sends_much_at_once_reads_the_answer_meanwhile(stage, many):
-    """Neither side takes anything before the other does, if both stop reading where much is waiting."""
+def test_a_client_that_sends_much_at_once_reads_the_answer_while_it_sends(stage, many):
+    """If both sides stopped reading whenever much output is pending, neither would ever receive anything."""
 
     class Talk(Witness):
         def connected(self, connection):
@@ -119,7 +119,7 @@ def test_who_sends_much_at_once_reads_the_answer_meanwhile(stage, many):
 
 
 def test_an_iterable_beyond_the_limit_is_closed(stage):
-    """It never began, so only its ``close`` can release what it holds."""
+    """The iterable never began, so only its ``close`` can release its resources."""
 
     class Lines:
         def __iter__(self):

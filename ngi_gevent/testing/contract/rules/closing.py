@@ -8,7 +8,7 @@ from ngi_gevent.testing.contract.witness import Witness
 # Rule 1: close flushes, abort does not.
 
 
-def test_close_delivers_what_was_written_before_the_peer_sees_the_end(stage):
+def test_close_delivers_pending_output_before_the_peer_receives_the_end(stage):
     class Answer(Witness):
         def handle_input(self, connection, data):
             connection.write(b"x" * 4 * MEGABYTE)
@@ -42,7 +42,7 @@ def test_close_delivers_to_a_peer_that_sends_everything_before_it_reads(stage):
             connection.close()
 
     peer = stage.peer(stage.listen(Answer))
-    peer.send(b"y" * MUCH)  # discarded only so fast
+    peer.send(b"y" * MUCH)  # input is discarded only at a limited speed
     peer.read_when_sent()
     stage.until(lambda: peer.ended)
     assert (peer.ended, len(peer.received)) == ("end", MUCH)
@@ -56,7 +56,7 @@ def test_close_outside_of_callbacks_delivers_too(stage):
     assert (client.data, client.closed) == (b"x" * 1000, "end of input")
 
 
-def test_abort_drops_what_was_not_sent_and_the_peer_does_not_see_an_orderly_answer(stage):
+def test_abort_drops_unsent_output_and_the_peer_does_not_receive_a_clean_end(stage):
     class Abort(Witness):
         def handle_input(self, connection, data):
             connection.write(b"x" * MUCH)
@@ -70,7 +70,7 @@ def test_abort_drops_what_was_not_sent_and_the_peer_does_not_see_an_orderly_answ
     assert len(peer.received) < MUCH
 
 
-def test_abort_breaks_the_connection_of_the_peer(stage):
+def test_abort_resets_the_connection_for_the_peer(stage):
     client, served = stage.talk()
     served.connection.abort()
     stage.until(lambda: client.closed)

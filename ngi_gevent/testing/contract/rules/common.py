@@ -12,7 +12,7 @@ __all__ = ["MEGABYTE", "MUCH", "Echo", "Failure", "both_ways", "sender", "traceb
 
 MEGABYTE = 1 << 20
 
-#: More than a kernel takes for a peer that does not read: Linux, 4 MiB and the first 128 KiB on the other side.
+#: More than a kernel accepts for a peer that does not read. Linux accepts 4 MiB, and 128 KiB on the other side.
 MUCH = 8 * MEGABYTE
 
 
@@ -27,7 +27,7 @@ class Failure(Exception):
 
 
 def tracebacks(caplog, error=None):
-    """The logged errors that have a traceback (of *error*)."""
+    """The logged errors that have a traceback of *error*."""
     return [
         record
         for record in caplog.records
@@ -40,5 +40,5 @@ both_ways = pytest.mark.parametrize("way", ["udp", "send"])
 
 
 def sender(stage, way):
-    """The function that sends a datagram in this *way*."""
+    """The function that sends a datagram in the given *way*."""
     return stage.implementation.udp if way == "udp" else stage.listen_udp(DatagramWitness(stage)).send

@@ -15,7 +15,7 @@ from ngi_gevent.testing.contract.witness import Witness
 # Rule 13: addresses.
 
 
-def test_addresses_are_known_and_outlive_the_connection(stage):
+def test_addresses_are_available_and_outlive_the_connection(stage):
     client, served = stage.talk()
     listener = stage.listeners[0]
     assert client.connection.peer_address == listener.address
@@ -27,13 +27,13 @@ def test_addresses_are_known_and_outlive_the_connection(stage):
     assert (served.connection.peer_address, served.connection.local_address) == (peer_address, listener.address)
 
 
-def test_a_server_connection_knows_its_listener(stage):
+def test_a_server_connection_has_its_listener(stage):
     client, served = stage.talk()
     assert served.connection.control is stage.listeners[0]
     assert client.connection.control is None
 
 
-def test_the_kernel_tells_who_the_peer_of_a_unix_socket_is(stage):
+def test_the_kernel_names_the_peer_process_of_a_unix_socket(stage):
     client, served = stage.talk()
     connections = [client.connection, served.connection, adapters.Lines(served.connection)]
     is_known = sys.platform == "linux" and isinstance(stage.listeners[0].address, (str, bytes))
@@ -134,7 +134,7 @@ def test_a_closing_and_a_closed_connection_refuse_writes_and_ignore_close(stage)
     connection.abort()
 
 
-def test_when_closed_tells_of_every_end(stage):
+def test_when_closed_reports_every_end(stage):
     client, served = stage.talk()
     told = []
     served.connection.when_closed(lambda: (told.append("served"), stage.happened()))
@@ -147,7 +147,7 @@ def test_when_closed_tells_of_every_end(stage):
         client.connection.when_closed(None)
 
 
-def test_a_raising_when_closed_harms_nobody(stage, caplog):
+def test_a_raising_when_closed_does_not_affect_others(stage, caplog):
     def fail():
         raise error
 
@@ -163,11 +163,11 @@ def test_a_raising_when_closed_harms_nobody(stage, caplog):
     clients[0].connection.close()
     stage.until(lambda: all(client.data for client in clients[1:]) and told)
     clients[0].connection.when_closed(fail)
-    stage.client(stage.listeners[0])  # which takes as long as the log, at the most
+    stage.client(stage.listeners[0])  # at most as long as the log entry takes
     assert len(tracebacks(caplog, error)) == len(caplog.records) == 2
 
 
-def test_it_is_known_whether_a_connection_is_secure(stage):
+def test_a_connection_shows_whether_it_is_secure(stage):
     client, served = stage.talk()
     connections = [client.connection, served.connection, adapters.Lines(served.connection)]
     assert [connection.ssl_object is not None for connection in connections] == [stage.name == "tls"] * 3

@@ -15,7 +15,7 @@ from ngi_gevent.testing.contract.stage import PATIENCE
 from ngi_gevent.testing.contract.witness import DatagramWitness
 
 
-def test_datagram_listeners_have_the_whole_interface(stage):
+def test_udp_listeners_have_the_whole_interface(stage):
     assert isinstance(stage.implementation, IImplementation)
     assert isinstance(stage.listen_udp(DatagramWitness(stage)), IUDPListener)
 
@@ -25,7 +25,7 @@ def test_datagram_listeners_have_the_whole_interface(stage):
 
 @both_ways
 def test_datagram_handlers_never_overlap(stage, way):
-    """A handler that sends to itself returns before it is called with that datagram."""
+    """If a handler sends to its own listener, the call returns before the handler gets that datagram."""
     trace = []
 
     def handle(address, data):
@@ -61,7 +61,7 @@ def test_a_datagram_handler_that_raises_is_logged_and_the_listener_goes_on(stage
 
 
 def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, caplog, monkeypatch):
-    """The first exceptions of each listener are logged with tracebacks, whatever another listener logs."""
+    """The first exceptions of each listener are logged with tracebacks, even if other listeners log as well."""
     handled = []
 
     def raise_it(address, data):
@@ -73,7 +73,7 @@ def test_a_flood_of_datagrams_whose_handler_raises_does_not_fill_the_log(stage, 
     noisy, quiet = stage.listen_udp(raise_it), stage.listen_udp(raise_it)
 
     def send(listener, times):
-        """Send one at a time, since the system has room for few, and a good one after the last was logged."""
+        """Send one datagram at a time, since the kernel can queue few, and a good one after the last was logged."""
         for data in [b"bad"] * times + [b"good"]:
             before = len(handled)
             stage.implementation.udp(listener.address, data)
@@ -111,7 +111,7 @@ def test_waiting_in_a_datagram_handler_is_a_deadlock(stage):
     assert raised == [Deadlock, Deadlock]
 
 
-def test_a_datagram_handler_may_wait_for_another_implementation(stage):
+def test_a_datagram_handler_can_wait_for_another_implementation(stage):
     waited = []
     another = stage.make()
 
@@ -125,7 +125,7 @@ def test_a_datagram_handler_may_wait_for_another_implementation(stage):
     another.close()
 
 
-def test_a_datagram_handler_may_wait_for_the_connections_of_a_listener(stage):
+def test_a_datagram_handler_can_wait_for_the_connections_of_a_listener(stage):
     ended = []
     connections = stage.listen()
     peer = stage.peer(connections)
@@ -135,7 +135,7 @@ def test_a_datagram_handler_may_wait_for_the_connections_of_a_listener(stage):
         ended.append(connections.close_wait(0))
         stage.happened()
 
-    def ask(connection, data):  # so that the datagram comes after a callback of one of these connections
+    def ask(connection, data):  # to make the datagram come after a callback of one of these connections
         stage.implementation.udp(listener.address, b"x")
 
     stage.served[0].handle_input = ask
@@ -148,7 +148,7 @@ def test_a_datagram_handler_may_wait_for_the_connections_of_a_listener(stage):
 # The end.
 
 
-def test_closing_a_datagram_listener_frees_its_address_at_once_and_twice_is_harmless(stage):
+def test_closing_a_udp_listener_frees_its_address_at_once_and_twice_is_harmless(stage):
     witness = DatagramWitness(stage)
     closed = stage.listen_udp(DatagramWitness(stage))
     closed.close()
@@ -160,7 +160,7 @@ def test_closing_a_datagram_listener_frees_its_address_at_once_and_twice_is_harm
     stage.until(lambda: witness.datagrams == [b"x"])
 
 
-def test_a_datagram_listener_closed_by_its_handler_receives_nothing_more(stage):
+def test_a_udp_listener_closed_by_its_handler_receives_nothing_more(stage):
     witness = DatagramWitness(stage)
 
     def close(address, data):
@@ -169,14 +169,14 @@ def test_a_datagram_listener_closed_by_its_handler_receives_nothing_more(stage):
 
     listener = stage.listen_udp(close)
     stage.implementation.udp(listener.address, b"one")
-    if not stage.at_once:  # otherwise it is closed by now
+    if not stage.at_once:  # otherwise the listener is already closed
         stage.implementation.udp(listener.address, b"two")
     stage.until(lambda: witness.datagrams)
     stage.implementation.wait(PATIENCE)
     assert witness.datagrams == [b"one"]
 
 
-def test_a_closed_datagram_listener_sends_nothing_and_says_so(stage):
+def test_a_closed_udp_listener_raises_instead_of_sending(stage):
     witness = DatagramWitness(stage)
     listener, closed = stage.listen_udp(witness), stage.listen_udp(DatagramWitness(stage))
     closed.close()
@@ -205,7 +205,7 @@ def test_a_datagram_handler_that_closed_its_listener_cannot_answer(stage):
     stage.until(lambda: raised)
 
 
-def test_a_datagram_listener_is_outstanding_and_a_sender_is_not(stage):
+def test_a_udp_listener_is_pending_and_a_sender_is_not(stage):
     listener = stage.listen_udp(DatagramWitness(stage))
     stage.implementation.udp(listener.address, b"x")
     with pytest.raises(Timeout, match=r"DatagramListener on .*, open"):
@@ -215,11 +215,11 @@ def test_a_datagram_listener_is_outstanding_and_a_sender_is_not(stage):
     assert "closed" in repr(listener)
 
 
-def test_a_closed_implementation_has_closed_its_datagram_listeners(stage):
+def test_a_closed_implementation_has_closed_its_udp_listeners(stage):
     listener = stage.listen_udp(DatagramWitness(stage))
     stage.implementation.udp(listener.address, b"x")
     stage.implementation.close()
-    stage.implementation.wait(PATIENCE)  # for the thread of the listener, if it has one
+    stage.implementation.wait(PATIENCE)  # to wait for the listener's thread, if it has one
     assert "closed" in repr(listener)
     with pytest.raises(ListenerClosed):
         listener.send(listener.address, b"x")
@@ -233,7 +233,7 @@ def test_a_closed_implementation_has_closed_its_datagram_listeners(stage):
 # Checks of arguments.
 
 
-def test_a_datagram_address_in_use_is_refused_by_name_and_logged(stage, caplog):
+def test_a_udp_address_in_use_is_refused_by_name_and_logged(stage, caplog):
     listener = stage.listen_udp(DatagramWitness(stage))
     with pytest.raises(OSError, match="in use") as caught:
         stage.implementation.udp_listener(listener.address, DatagramWitness(stage))

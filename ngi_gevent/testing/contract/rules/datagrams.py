@@ -65,10 +65,10 @@ def test_each_listener_sends_datagrams_from_its_own_address(stage):
     assert witness.senders[2] not in witness.senders[:2]
 
 
-def test_a_datagram_to_nobody(stage):
+def test_a_datagram_to_an_unused_address_is_lost(stage):
     listener = stage.listen_udp(DatagramWitness(stage))
     listener.close()
-    if is_unix(listener):  # the system knows, and says so
+    if is_unix(listener):  # the kernel reports that nothing listens
         with pytest.raises(FileNotFoundError, match=listener.address):
             stage.implementation.udp(listener.address, b"x")
     else:
@@ -104,7 +104,7 @@ def test_a_flood_of_datagrams_that_are_too_long_does_not_fill_the_log(stage, cap
     assert warnings(caplog)[1].getMessage().endswith("; 49 more since the last such entry")
 
 
-def test_a_datagram_may_be_sent_from_a_listener_on_any_native_thread(stage):
+def test_a_datagram_can_be_sent_from_a_listener_on_any_native_thread(stage):
     witness = DatagramWitness(stage)
     listener, sending = stage.listen_udp(witness), stage.listen_udp(DatagramWitness(stage))
 
@@ -134,7 +134,7 @@ def test_a_datagram_must_be_bytes(stage, way):
 
 @both_ways
 def test_a_datagram_must_have_an_address(stage, way):
-    """For example, a sender whose Unix socket has no name has none."""
+    """For example, a sender whose Unix socket has no path has no address."""
     send = sender(stage, way)
     for address in [1], None:
         with pytest.raises(TypeError, match="address"):

@@ -8,11 +8,11 @@ from ngi_gevent import ConnectionClosed
 from ngi_gevent.testing.contract.rules.common import MEGABYTE, Echo
 from ngi_gevent.testing.contract.witness import Witness
 
-# Rule 2: handle_close reports an end that the application did not ask for, once, and last.
+# Rule 2: handle_close reports an end that the application did not request, once, and last.
 
 
 @pytest.mark.parametrize("method", ["close", "abort"])
-def test_no_callback_comes_after_ones_own_end(stage, method):
+def test_no_callback_comes_after_close_from_this_side(stage, method):
     class Leave(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -74,7 +74,7 @@ def test_no_input_comes_after_an_iterator_of_the_peer_ended_the_connection(stage
     assert client.trace == []
 
 
-def test_a_broken_connection_tells_the_exception_after_its_input(stage):
+def test_a_reset_connection_reports_the_exception_after_its_input(stage):
     client, served = stage.talk()
     client.connection.write(b"before")
     stage.until(lambda: served.data == b"before")
@@ -82,12 +82,12 @@ def test_a_broken_connection_tells_the_exception_after_its_input(stage):
     stage.until(lambda: served.closed)
     assert served.trace[0] == b"before"
     assert len(served.trace) == 2
-    if stage.name != "unix":  # a Unix socket that is aborted looks finished
+    if stage.name != "unix":  # an aborted Unix socket appears to have finished normally
         assert isinstance(served.closed, OSError)
 
 
-def test_closing_a_connection_that_ended_spares_its_handler_the_news(stage):
-    """The listener stops while the handler is busy; then the handler closes the connection itself."""
+def test_closing_a_connection_that_has_ended_prevents_handle_close(stage):
+    """The listener stops while the handler is busy. Then the handler itself closes the connection."""
 
     class Busy(Witness):
         def handle_input(self, connection, data):
@@ -132,7 +132,7 @@ def test_a_peer_that_finished_sending_gets_all_of_a_long_answer(stage):
 # Rule 4: reasons.
 
 
-def test_reasons_make_fair_log_lines(stage):
+def test_reasons_are_readable_in_log_entries(stage):
     stage.talk()
     peer = stage.peer(stage.listeners[0])
     peer.finish()
@@ -143,7 +143,7 @@ def test_reasons_make_fair_log_lines(stage):
 
 
 @pytest.mark.parametrize("closing", ["client", "served"])
-def test_the_peer_is_told_of_an_end_before_the_connection_that_closes_is_gone(stage, closing):
+def test_the_peer_receives_an_end_before_the_closing_connection_is_gone(stage, closing):
     sides = dict(zip(("client", "served"), stage.talk(), strict=True))
     order = []
     for side, witness in sides.items():
@@ -157,7 +157,7 @@ def test_the_peer_is_told_of_an_end_before_the_connection_that_closes_is_gone(st
 
 
 @pytest.mark.parametrize("closed", ["listener", "implementation"])
-def test_the_servers_side_learns_of_an_end_first(stage, closed):
+def test_the_server_side_receives_an_end_first(stage, closed):
     order = []
 
     class Client(Witness):

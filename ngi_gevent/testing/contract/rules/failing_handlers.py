@@ -70,8 +70,8 @@ def test_a_raising_handle_close_is_logged_and_the_close_goes_on(stage, caplog):
 
 
 @pytest.mark.parametrize("end", ["close", "stop"])
-def test_a_callback_that_writes_after_the_end_of_its_connection_makes_no_mistake(stage, caplog, end):
-    """It may not know yet: ``handle_close`` gets the reason of the end, and the log has nothing above DEBUG."""
+def test_a_callback_that_writes_after_the_end_of_its_connection_is_not_an_error(stage, caplog, end):
+    """The end may not have been reported yet. ``handle_close`` gets its reason, and nothing above DEBUG is logged."""
 
     class Late(Witness):
         def handle_input(self, connection, data):
@@ -110,7 +110,7 @@ def test_a_raising_server_closes_its_connection_and_no_other(stage, caplog):
     assert stage.client(stage.listeners[0]).connection
 
 
-def test_a_server_that_raises_late_has_its_handler_told(stage, caplog):
+def test_the_handler_of_a_server_that_raises_late_gets_handle_close(stage, caplog):
     def server(connection):
         stage.server()(connection)
         raise error

@@ -1,4 +1,4 @@
-"""Rules for time: no connection waits long for another's work, and output does not wait for a callback's end."""
+"""Rules for fairness: no connection waits long for another's work, and output does not wait for a callback's end."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_a_reader_of_many_lines_lets_others_run(stage):
     busy.connection.write(b"\n" * count)
     honest.connection.write(b"x\n")
     while stage.at_once and not honest.data:
-        gevent.idle()  # the functions run on greenlets, there too
+        gevent.idle()  # the functions run on greenlets, even in memory
     stage.until(lambda: honest.data)
     assert int(honest.data) < count // 2
 
 
-# Rule 10: output leaves once enough has gathered.
+# Rule 10: output is sent once enough is pending.
 
 
-def test_a_large_write_leaves_before_the_callback_returns(stage):
+def test_a_large_write_is_sent_before_the_callback_returns(stage):
     pending = []
 
     class Long(Witness):
@@ -77,7 +77,7 @@ def test_a_large_write_leaves_before_the_callback_returns(stage):
     assert pending < [131072]
 
 
-def test_the_output_of_a_long_callback_leaves_meanwhile(stage):
+def test_the_output_of_a_long_callback_is_sent_before_its_end(stage):
     pending = []
 
     class Long(Witness):

@@ -1,4 +1,4 @@
-"""Rules for flow control: draining output, pausing input, and records of adapters."""
+"""Rules for flow control: draining output, pausing input, and the records of adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ngi_gevent.testing.contract.witness import Witness
 # Rule 14: drain.
 
 
-def test_drain_waits_until_the_peer_takes_output(stage):
+def test_drain_waits_until_the_peer_has_read_output(stage):
     peer = stage.peer(stage.listen())
     stage.until(lambda: stage.served)
     connection = stage.served[0].connection
@@ -30,7 +30,7 @@ def test_drain_waits_until_the_peer_takes_output(stage):
 
 
 def test_drain_below_one_waits_for_iterables(stage):
-    """What iterables will yield is not pending otherwise."""
+    """Data that iterables have not yielded yet does not count as pending otherwise."""
     peer = stage.peer(stage.listen())
     stage.until(lambda: stage.served)
     connection = stage.served[0].connection
@@ -76,7 +76,7 @@ def test_drain_raises_if_output_was_dropped(stage):
 
 
 @pytest.mark.parametrize(("wrong", "error"), [(0, ValueError), (-1, ValueError), ("1", TypeError), (True, TypeError)])
-def test_drain_refuses_what_is_no_number_of_bytes(stage, wrong, error):
+def test_drain_refuses_an_invalid_number_of_bytes(stage, wrong, error):
     client, _ = stage.talk()
     with pytest.raises(error, match="below"):
         client.connection.drain(below=wrong)
@@ -95,11 +95,11 @@ def test_a_pause_holds_input_and_its_end_back(stage):
     client.connection.write_eof()
     stage.settle()
     assert served.trace == []
-    served.connection.pause_reading()  # which is a flag, not a count
-    served.connection.set_handler(served)  # which does not end it
+    served.connection.pause_reading()  # pausing is a flag, not a count
+    served.connection.set_handler(served)  # a second pause does not end the first
     stage.settle()
     assert served.trace == []
-    served.connection.write(b"answer")  # output goes on
+    served.connection.write(b"answer")  # output continues
     stage.until(lambda: client.data == b"answer")
     served.connection.resume_reading()
     stage.until(lambda: served.closed)
@@ -114,7 +114,7 @@ def test_a_paused_connection_that_breaks_or_is_stopped_ends(stage):
     peer.send(b"x")
     stage.until(lambda: stage.served and stage.served[0].data)
     stage.served[0].connection.pause_reading()
-    stage.served[0].connection.write(b"unread")  # without which the end of a Unix socket is an end of input
+    stage.served[0].connection.write(b"unread")  # without output, the end of a Unix socket is an end of input
     other, served = stage.client(listener), stage.served
     stage.until(lambda: len(served) == 2)
     served[1].connection.pause_reading()
@@ -130,7 +130,7 @@ def test_a_paused_connection_that_breaks_or_is_stopped_ends(stage):
 
 
 class Numbers(adapters.Base):
-    """Delivers each byte as a record.  Written by the application, on ``Base`` alone."""
+    """An adapter that delivers each byte as a record.  It is written as an application would, only on ``Base``."""
 
     def handle_input(self, connection, data):
         self.deliver(data[index : index + 1] for index in range(len(data)))
@@ -151,7 +151,7 @@ def test_each_record_is_a_callback(stage):
     assert served.trace == [b"1", b"2", b"3", b"4", b"5", ("close", "end of input")]
 
 
-def test_records_that_are_left_go_to_the_next_handler(stage):
+def test_remaining_records_go_to_the_next_handler(stage):
     class First(RecordWitness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -165,8 +165,8 @@ def test_records_that_are_left_go_to_the_next_handler(stage):
     assert served.data == b"12"
 
 
-def test_records_are_delivered_outside_of_callbacks_too(stage):
-    """An adapter may have them later, from another greenlet or thread."""
+def test_records_are_delivered_outside_callbacks_too(stage):
+    """An adapter may complete records later, on another greenlet or thread."""
     client, served = stage.talk(RecordWitness)
     served.connection.deliver([b"1", b"2"])
     stage.until(lambda: served.chunks == [b"1", b"2"])
@@ -206,8 +206,8 @@ def test_no_record_comes_after_an_end_from_this_side(stage, end):
     assert served.closed == ("enough" if end == "fail" else None)
 
 
-def test_records_wait_while_the_peer_takes_no_answers(stage):
-    """Each record is answered with five thousand times as much."""
+def test_records_wait_while_the_peer_does_not_read_answers(stage):
+    """Each record is answered with five thousand times as many bytes."""
 
     class Answer(RecordWitness):
         def handle_input(self, connection, data):
@@ -227,8 +227,8 @@ def test_records_wait_while_the_peer_takes_no_answers(stage):
 
 
 @pytest.mark.parametrize("how", ["abort", "pause_reading"])
-def test_a_record_is_delivered_only_if_that_is_still_wanted_once_it_is_there(stage, how):
-    """A parser can block, and much can happen until it has the next record."""
+def test_a_record_is_delivered_only_if_it_still_can_be_once_it_is_parsed(stage, how):
+    """A parser can block, and in the meantime the connection can end, pause or change its handler."""
 
     class Parser(adapters.Base):
         def handle_input(self, connection, data):
@@ -253,7 +253,7 @@ def test_a_record_is_delivered_only_if_that_is_still_wanted_once_it_is_there(sta
     assert served.chunks == ([b"1"] if how == "abort" else [b"1", b"23"])
 
 
-def test_what_an_adapter_delivers_at_the_end_of_input_arrives(stage):
+def test_records_that_an_adapter_delivers_at_the_end_of_input_arrive(stage):
     class Whole(adapters.Base):
         def __init__(self, connection):
             super().__init__(connection)
@@ -313,8 +313,8 @@ def test_adapters_on_adapters_deliver_in_order(stage):
     assert served.chunks == [b"1", b"2", b"3", b"4", b"5", b"6"]
 
 
-def test_what_an_adapter_has_not_delivered_survives_its_detach(stage):
-    """With more records in the same piece, and an unfinished one at its end."""
+def test_undelivered_data_of_an_adapter_survives_its_detach(stage):
+    """The piece has more records, and an unfinished one at its end."""
 
     class Detaching(Witness):
         def connected(self, connection):

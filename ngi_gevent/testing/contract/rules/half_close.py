@@ -39,7 +39,7 @@ def test_handle_eof_is_called_once_after_all_input_and_leaves_output_open(stage)
     assert served.closed is None
 
 
-def test_input_has_not_ended_before(stage):
+def test_input_ended_is_false_before_the_end_of_input(stage):
     client, served = stage.talk()
     assert not client.connection.input_ended
     assert not served.connection.input_ended
@@ -48,7 +48,7 @@ def test_input_has_not_ended_before(stage):
     assert client.connection.input_ended
 
 
-def test_write_eof_ends_the_output_behind_all_that_was_written(stage):
+def test_write_eof_ends_the_output_after_all_written_data(stage):
     client, served = stage.talk(EOFWitness)
     client.connection.write(b"a" * MEGABYTE)
     client.connection.writelines(b"b" * 1000 for _ in range(100))
@@ -112,7 +112,7 @@ def test_after_the_end_of_a_peer_write_eof_closes_the_connection(stage, end):
 
 
 def test_write_eof_while_the_peer_sends_loses_nothing(stage):
-    """With TLS, a record that was not decrypted before the close_notify would break the session."""
+    """With TLS, a record that is not decrypted before the close_notify would break the session."""
 
     class Talk(EOFWitness):
         def connected(self, connection):
@@ -137,7 +137,7 @@ def test_close_after_write_eof_closes_the_connection(stage):
     client.connection.close()
     if stage.at_once:
         assert gone
-    served.connection.close()  # without which a socket lingers
+    served.connection.close()  # without reading, a socket lingers
     stage.until(lambda: gone)
     assert served.data == b"all"
 
@@ -179,7 +179,7 @@ def test_a_half_closed_connection_that_breaks_is_reported(stage):
     assert not served.connection
 
 
-def test_write_eof_on_a_connection_that_has_broken_unnoticed_is_reported(stage):
+def test_write_eof_on_a_connection_with_an_unnoticed_reset_is_reported(stage):
     class Late(Witness):
         def connected(self, connection):
             self.meet(connection)
@@ -192,7 +192,7 @@ def test_write_eof_on_a_connection_that_has_broken_unnoticed_is_reported(stage):
     served.connection.write_eof()
     stage.settle()
     served.connection.set_handler(served)
-    stage.until(lambda: served.closed)  # a Unix socket has no resets, so it may be "end of input" there
+    stage.until(lambda: served.closed)  # over a Unix socket, which has no resets, it may be "end of input"
     assert not served.connection
 
 
@@ -205,7 +205,7 @@ def test_the_listener_ends_half_closed_connections(stage):
     assert served.closed == "stopped"
 
 
-# Rule 2: fail ends a connection for a reason of the application's choice.
+# Rule 2: fail ends a connection for a reason that the application chooses.
 
 
 @pytest.mark.parametrize("reason", ["too much", Failure("too much")])

@@ -28,7 +28,7 @@ def test_callbacks_of_one_connection_do_not_nest(stage):
     assert client.deepest == served.deepest == 1
 
 
-# Rule 7: no handler, no reading.
+# Rule 7: nothing is read before there is a handler.
 
 
 def test_input_and_the_end_are_held_until_there_is_a_handler(stage):
@@ -87,7 +87,7 @@ def test_a_later_handler_gets_the_input_from_then_on(stage):
 
 class Coroutine:
     async def handle_input(self, connection, data):
-        """Would never run."""
+        """A handler that would never run."""
 
 
 class Generator:
@@ -100,7 +100,7 @@ class AsynchronousGenerator:
         yield
 
 
-def test_set_handler_takes_only_handlers(stage):
+def test_set_handler_accepts_only_handlers(stage):
     client, served = stage.talk()
     for no_handler in None, object(), Witness, "handler", Coroutine(), Generator(), AsynchronousGenerator():
         with pytest.raises(TypeError, match="handle_input"):
@@ -108,7 +108,7 @@ def test_set_handler_takes_only_handlers(stage):
     assert client.connection
 
 
-def test_set_handler_as_ngi_1_spelled_it_warns(stage):
+def test_the_old_spelling_of_set_handler_warns(stage):
     client, served = stage.talk()
     second = Witness(stage)
     with pytest.warns(DeprecationWarning, match="set_handler"):

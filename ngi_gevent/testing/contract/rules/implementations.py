@@ -29,7 +29,7 @@ def test_a_client_connect_handler_must_be_one(stage):
             listener.connect(handler)
 
 
-def test_wait_waits_for_nothing_else_than_what_is_outstanding(stage):
+def test_wait_waits_only_for_pending_work(stage):
     stage.implementation.wait()
     client, served = stage.talk()
     with pytest.raises(ngi_gevent.Timeout, match="pending") as caught:
@@ -41,7 +41,7 @@ def test_wait_waits_for_nothing_else_than_what_is_outstanding(stage):
     stage.implementation.wait(0)
 
 
-def test_wait_in_a_callback_that_it_waits_for_says_so(stage, caplog):
+def test_wait_in_a_callback_that_it_waits_for_raises(stage, caplog):
     class Wait(Witness):
         def handle_input(self, connection, data):
             stage.implementation.wait(10)
@@ -52,7 +52,7 @@ def test_wait_in_a_callback_that_it_waits_for_says_so(stage, caplog):
     assert isinstance(served.closed, ngi_gevent.Deadlock)
 
 
-def test_close_ends_everything_and_a_closed_implementation_says_so(stage):
+def test_close_ends_everything_and_later_calls_raise(stage):
     client, served = stage.talk()
     implementation = stage.implementation
     implementation.close()
@@ -70,7 +70,7 @@ def test_close_ends_everything_and_a_closed_implementation_says_so(stage):
     stage.implementation = stage.make()
 
 
-def test_a_handler_that_connects_again_while_the_implementation_closes_leaves_no_traceback(stage, caplog):
+def test_a_handler_that_connects_again_while_the_implementation_closes_logs_no_traceback(stage, caplog):
     class Again(Witness):
         def handle_close(self, connection, reason):
             super().handle_close(connection, reason)
@@ -105,7 +105,7 @@ def test_the_end_of_a_with_statement_closes_an_implementation(stage):
 
 
 def give_answer(stage):
-    """Answer a client that reads nothing yet with more than a network takes, and close.  Return both."""
+    """Answer a client that does not read yet with more than a network accepts, and close.  Return both."""
     answer = b"answer" * 1_000_000
 
     def serve(connection):
@@ -120,10 +120,10 @@ def give_answer(stage):
     return peer, answer
 
 
-def test_wait_after_close_returns_when_all_that_was_closed_is_delivered(stage):
+def test_wait_after_close_returns_when_all_closed_connections_have_delivered(stage):
     peer, answer = give_answer(stage)
     if stage.at_once:
-        peer.read()  # it belongs to the same implementation, whose end ends it
+        peer.read()  # it belongs to the same implementation, whose end also ends it
         stage.implementation.close()
     else:
         stage.implementation.close()
@@ -136,7 +136,7 @@ def test_wait_after_close_returns_when_all_that_was_closed_is_delivered(stage):
     stage.implementation = stage.make()
 
 
-def test_the_end_of_a_with_statement_waits_until_all_that_was_closed_is_delivered(stage):
+def test_the_end_of_a_with_statement_waits_until_closed_connections_have_delivered(stage):
     closed = []
     with stage.implementation:
         peer, answer = give_answer(stage)
@@ -149,7 +149,7 @@ def test_the_end_of_a_with_statement_waits_until_all_that_was_closed_is_delivere
     stage.implementation = stage.make()
 
 
-def test_a_connection_attempt_with_a_delay_is_outstanding_and_can_be_given_up(stage):
+def test_a_connection_attempt_with_a_delay_is_pending_and_can_be_cancelled(stage):
     class Delayed(Witness):
         def __init__(self, delay):
             super().__init__(stage)
@@ -181,7 +181,7 @@ def test_a_connection_attempt_with_a_delay_is_outstanding_and_can_be_given_up(st
             Delayed(delay)
 
 
-def test_a_failed_connect_tells_why(stage):
+def test_a_failed_connection_attempt_reports_the_reason(stage):
     listener = stage.listen()
     listener.close()
     client = stage.client(listener)

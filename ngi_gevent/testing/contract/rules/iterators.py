@@ -53,7 +53,7 @@ def test_without_handle_exception_the_connection_is_closed_with_the_error(stage,
     assert len(tracebacks(caplog)) == len(caplog.records) == 1
 
 
-def test_an_iterators_error_after_the_close_is_logged_and_what_came_before_delivered(stage, caplog):
+def test_an_iterators_error_after_the_close_is_logged_and_earlier_output_delivered(stage, caplog):
     class Leave(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -69,7 +69,7 @@ def test_an_iterators_error_after_the_close_is_logged_and_what_came_before_deliv
     assert len(tracebacks(caplog, error)) == len(caplog.records) == 1
 
 
-def test_what_an_iterator_yields_after_it_aborted_is_not_sent(stage):
+def test_items_that_an_iterator_yields_after_it_aborted_are_not_sent(stage):
     def lines():
         yield b"one "
         stage.until(lambda: client.data == b"one ")
@@ -101,7 +101,7 @@ def test_an_iterators_error_is_held_until_there_is_a_handler(stage):
     assert witness.trace == [("exception", error), ("close", "stopped")]
 
 
-def test_an_iterator_needs_no_more_than_next(stage):
+def test_an_iterator_needs_only_next(stage):
     class Iterable:
         def __iter__(self):
             return Iterator()
@@ -122,13 +122,13 @@ def test_an_iterator_needs_no_more_than_next(stage):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_iterator_that_wants_the_program_to_end_is_heard(stage, caplog, error):
+def test_an_iterator_can_end_the_program(stage, caplog, error):
     def write_and_wait():
         served.connection.writelines(broken_iterator(error))
         stage.until(lambda: False)
 
     client, served = stage.talk()
-    if stage.name == "threaded":  # no caller can raise it
+    if stage.name == "threaded":  # no caller receives it
         served.connection.writelines(broken_iterator(error))
     else:
         with pytest.raises(error):
@@ -142,7 +142,7 @@ def test_an_iterator_that_wants_the_program_to_end_is_heard(stage, caplog, error
 
 
 class Pieces:
-    """An iterator that is no generator, and records that it was closed."""
+    """An iterator, but not a generator, that records whether it was closed."""
 
     def __init__(self, stage, closed, name):
         self._closing = lambda: (closed.append(name), stage.happened())
@@ -158,14 +158,14 @@ class Pieces:
 
 
 @pytest.mark.parametrize("end", ["abort", "stop", "reset"])
-def test_iterables_that_are_dropped_are_closed_also_those_that_never_began(stage, end):
+def test_dropped_iterables_are_closed_even_if_they_never_began(stage, end):
     closed = []
 
     def generator():
         try:
             yield b"never"
         finally:
-            closed.append("never begun")  # which Python does not run
+            closed.append("never begun")  # a function that Python does not run
 
     peer = stage.peer(stage.listen())
     stage.until(lambda: stage.served)

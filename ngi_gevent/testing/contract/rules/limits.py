@@ -11,7 +11,7 @@ from ngi_gevent.testing.contract.witness import Witness
 
 
 def echoes(stage, client, times=20):
-    """Exchange *times* messages with *client*, one after the other, so that other events have time to come."""
+    """Exchange *times* messages with *client*, one after another, so that other events have time to happen."""
     for _ in range(times):
         answered = len(client.data) + 1
         client.connection.write(b"?")
@@ -19,7 +19,7 @@ def echoes(stage, client, times=20):
 
 
 def comes(stage, listener, question=b"", close=False):
-    """A witness that connects to *listener*, which may take until there is room, and asks."""
+    """A witness that connects to *listener*, which may take until there is room, and sends a question."""
 
     class Asks(Witness):
         def connected(self, connection):
@@ -33,7 +33,7 @@ def comes(stage, listener, question=b"", close=False):
     return client
 
 
-def test_there_are_no_more_connections_than_max_connections(stage):
+def test_there_are_never_more_connections_than_max_connections(stage):
     listener = stage.listen(Echo, max_connections=2)
     first, second = stage.client(listener), stage.client(listener)
     third = comes(stage, listener, b"third")
@@ -77,7 +77,7 @@ def test_a_connection_counts_until_it_is_gone(stage):
 
 
 @pytest.mark.parametrize("close", ["close", "close with a handler", "close_wait"])
-def test_who_waits_for_room_in_a_listener_that_is_closed_is_broken_off(stage, close):
+def test_connections_that_wait_for_room_are_reset_when_the_listener_closes(stage, close):
     listener = stage.listen(Echo, max_connections=1)
     client = stage.client(listener)
     stage.until(lambda: stage.served)

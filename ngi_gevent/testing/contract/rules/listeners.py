@@ -15,7 +15,7 @@ from ngi_gevent.testing.contract.witness import Witness
 # Listeners.
 
 
-def test_a_listener_returns_at_once_and_tells_its_address(stage):
+def test_a_listener_returns_at_once_and_has_its_address(stage):
     listener = stage.listen(Echo)
     assert listener.address is not None
     assert list(listener.connections()) == []
@@ -98,7 +98,7 @@ def test_close_lets_a_closed_connection_finish_delivering(stage):
     assert stage.served[0].trace == [b"shut down"]
 
 
-def test_close_in_a_callback_of_an_open_connection_tells_it_afterwards(stage):
+def test_close_in_a_callback_of_an_open_connection_notifies_it_afterwards(stage):
     class Stop(Witness):
         def handle_input(self, connection, data):
             connection.write(b"bye")
@@ -134,7 +134,7 @@ def test_close_with_a_handler_waits_for_the_last_connection(stage):
     assert len(told) == 3
 
 
-def test_close_takes_only_something_to_call(stage):
+def test_close_accepts_only_a_callable(stage):
     with pytest.raises(TypeError, match="callable"):
         stage.listen().close("handler")
 
@@ -160,21 +160,21 @@ def test_closing_frees_the_address_at_once(stage):
     stage.until(lambda: client.data == b"HELLO")
 
 
-def test_close_wait_with_nobody_returns_at_once(stage):
+def test_close_wait_without_connections_returns_at_once(stage):
     listener = stage.listen()
     assert listener.close_wait() == 0
     assert listener.close_wait(0) == 0
     assert stage.client(listener).failed
 
 
-def test_close_wait_ends_those_that_are_left(stage):
+def test_close_wait_ends_the_remaining_connections(stage):
     client, served = stage.talk(Echo)
     assert stage.listeners[0].close_wait(0) == 1
     stage.until(lambda: client.closed and served.closed)
     assert (client.closed, served.trace) == ("end of input", [("close", "stopped")])
 
 
-def test_close_wait_in_a_callback_that_it_waits_for_says_so(stage, caplog):
+def test_close_wait_in_a_callback_that_it_waits_for_raises(stage, caplog):
     class Stop(Witness):
         def handle_input(self, connection, data):
             connection.control.close_wait(10)
@@ -216,7 +216,7 @@ def test_a_listener_connects_to_itself(stage):
     stage.until(lambda: client.data == b"HELLO")
 
 
-def test_the_same_options_are_taken_everywhere(stage):
+def test_the_same_options_are_accepted_everywhere(stage):
     of_both = {"idle_timeout": 100, "output_limit": 100_000, "keep_alive": (60, 10, 3), "linger_timeout": 2.5}
     of_listener = {"backlog": 5, "max_connections": 5, "reuse_port": False, "handshake_timeout": 5}
     of_listener["limits"] = Limits(max_per_host=5, max_handshakes=5, max_lifetime=100)
@@ -302,7 +302,7 @@ def test_an_impossible_option_is_refused(stage):
         ("reuse_port", "yes", TypeError),
         ("dual_stack", 1, TypeError),
         ("mode", "0o660", TypeError),
-        ("mode", 660, ValueError),  # in decimal digits
+        ("mode", 660, ValueError),  # as decimal digits
         ("owner", "root", TypeError),
         ("owner", (0,), TypeError),
         ("owner", (-2, 0), ValueError),

@@ -6,10 +6,10 @@ import pytest
 
 from ngi_gevent.testing.contract.witness import Witness
 
-# Rule 8: what may be written.
+# Rule 8: the types that can be written.
 
 
-def test_everything_like_bytes_can_be_written_and_mutable_data_is_copied(stage):
+def test_all_bytes_like_objects_can_be_written_and_mutable_data_is_copied(stage):
     client, served = stage.talk()
     mutable = bytearray(b"bytearray ")
     view = bytearray(b"memoryview ")
@@ -29,7 +29,7 @@ def test_everything_like_bytes_can_be_written_and_mutable_data_is_copied(stage):
     assert client.data == b"bytes bytearray memoryview more lines ."
 
 
-def test_write_takes_nothing_else(stage):
+def test_write_accepts_nothing_else(stage):
     client, served = stage.talk()
     for data in "text", None, 7, [b"x"], object():
         with pytest.raises(TypeError, match="data must be bytes"):
@@ -37,7 +37,7 @@ def test_write_takes_nothing_else(stage):
         assert client.connection
 
 
-def test_writelines_takes_only_iterables(stage):
+def test_writelines_accepts_only_iterables(stage):
     client, served = stage.talk()
     for data in "text", b"bytes", bytearray(b"x"), memoryview(b"x"), None, 7:
         with pytest.raises(TypeError, match="writelines"):
@@ -45,7 +45,7 @@ def test_writelines_takes_only_iterables(stage):
         assert client.connection
 
 
-def test_empty_data_is_nothing(stage):
+def test_empty_data_is_not_sent(stage):
     client, served = stage.talk()
     served.connection.write(b"")
     served.connection.writelines([])
@@ -71,7 +71,7 @@ def test_write_and_writelines_keep_their_order(stage):
     assert client.data == b"123456"
 
 
-def test_writelines_pulls_only_as_the_peer_takes(stage):
+def test_writelines_consumes_only_as_fast_as_the_peer_reads(stage):
     pulled = 0
 
     def lines():
@@ -87,7 +87,7 @@ def test_writelines_pulls_only_as_the_peer_takes(stage):
 
     peer = stage.peer(stage.listen(Lines))
     peer.send(b"go")
-    other = stage.client(stage.listeners[0])  # by when this is answered, the first has had its chance
+    other = stage.client(stage.listeners[0])  # when this is answered, the first connection has had its chance
     stage.until(lambda: len(stage.served) == 2)
     stage.served[1].connection.write(b"now")
     stage.until(lambda: other.data)
@@ -97,10 +97,10 @@ def test_writelines_pulls_only_as_the_peer_takes(stage):
     assert (len(peer.received), pulled) == (65536 * 300, 300)
 
 
-# Rule 10: small writes leave together.
+# Rule 10: small writes are sent together.
 
 
-def test_small_writes_of_one_callback_leave_together(stage):
+def test_small_writes_of_one_callback_are_sent_together(stage):
     class Small(Witness):
         def handle_input(self, connection, data):
             for _ in range(100):

@@ -1,4 +1,4 @@
-"""Rules for ``start_tls``, as far as an implementation without TLS keeps them, too.
+"""Rules for ``start_tls``, as far as an implementation without TLS can also keep them.
 
 The contexts have no certificates, so that no key is needed.
 """
@@ -12,7 +12,7 @@ import pytest
 from ngi_gevent import ConnectionClosed, adapters
 from ngi_gevent.testing.contract.witness import Witness
 
-#: Key exchanges that take no certificate.
+#: Key exchanges that use no certificate.
 ANONYMOUS = "AECDH-AES256-SHA:ADH-AES256-GCM-SHA384:@SECLEVEL=0"
 
 
@@ -34,7 +34,7 @@ def start_as_client(connection):
 
 
 class LineWitness(Witness):
-    """Answers lines, and starts TLS when it is asked to."""
+    """A handler that answers lines, and starts TLS on request."""
 
     def connected(self, connection):
         self.meet(connection)
@@ -178,7 +178,7 @@ def test_a_parser_that_was_taken_off_does_not_prevent_tls(stage):
     assert served.trace == [b"ONE", b"STARTTLS", b"TWO", ("close", "end of input")]
 
 
-def test_what_start_tls_cannot_use_is_an_error_at_the_call(stage):
+def test_an_unusable_argument_of_start_tls_is_an_error_at_the_call(stage):
     client, _ = stage.talk()
     start_tls = client.connection.start_tls
     anonymous, strict = anonymous_context(ssl.PROTOCOL_TLS_CLIENT), ssl.create_default_context()

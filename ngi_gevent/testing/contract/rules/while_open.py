@@ -1,4 +1,4 @@
-"""Rules for ``while_open``: a handler that waits learns that its connection has ended."""
+"""Rules for ``while_open``: the connection's end interrupts a waiting handler."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gevent.event import Event
 from ngi_gevent import ConnectionClosed
 from ngi_gevent.testing.contract.witness import Witness
 
-# Rule 15: a blocked handler can learn that its peer has gone.
+# Rule 15: a blocked handler can be interrupted when its peer has gone.
 
 
 class Waiting(Witness):
-    """Waits in ``handle_input`` for something that never comes, as long as the connection is open."""
+    """A handler that waits in ``handle_input`` for an event that never comes, as long as the connection is open."""
 
     def __init__(self, stage, connection=None):
         super().__init__(stage, connection)
@@ -21,14 +21,14 @@ class Waiting(Witness):
 
     def handle_input(self, connection, data):
         super().handle_input(connection, data)
-        connection.write(b"unread")  # without which a Unix socket is not reset
+        connection.write(b"unread")  # without input, a Unix socket is not reset
         try:
             with connection.while_open():
                 self.trace.append("waiting")
                 self.stage.happened()
                 try:
                     Event().wait()
-                except Exception:  # which must not stop it
+                except Exception:  # the exception must not stop this
                     self.trace.append("swallowed")
         except ConnectionClosed as error:
             self.interrupted = error
@@ -76,7 +76,7 @@ def test_an_end_from_this_side_interrupts_the_block(stage, end):
     assert served.closed == {"fail": "enough", "stop": "stopped"}.get(end)
 
 
-def test_with_handle_eof_only_a_break_interrupts_the_block(stage):
+def test_with_handle_eof_only_a_reset_interrupts_the_block(stage):
     peer, served = waiting(stage, WaitingWithEOF)
     if stage.at_once:
         return
@@ -84,7 +84,7 @@ def test_with_handle_eof_only_a_break_interrupts_the_block(stage):
     other = stage.peer(stage.listen(Waiting))
     other.send(b"x")
     other.finish()
-    stage.until(lambda: len(stage.served) == 2 and stage.served[1].interrupted)  # it is checked later
+    stage.until(lambda: len(stage.served) == 2 and stage.served[1].interrupted)  # the end is checked later
     assert served.interrupted is None
     peer.reset()
     stage.until(lambda: served.interrupted)
@@ -108,7 +108,7 @@ def test_a_block_that_has_ended_is_not_interrupted(stage):
     assert served.trace == ["left", b"x"]
 
 
-def test_a_connection_that_has_ended_is_not_waited_on(stage):
+def test_a_block_on_a_connection_that_has_ended_does_not_wait(stage):
     refused = []
 
     class Server(Witness):
