@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, and write down what came out."""
+"""``python -m benchmarks``: measure, and write the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T", int, float)
 
 RESULTS = HERE / "results"
 
-#: Open files beside those of the idle connections.
+#: Open files in addition to those of the idle connections.
 OTHER_FILES = 500
 
 DESCRIPTION = """\
@@ -54,7 +54,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, terminated)
     server_core, load_core = two_cores()
-    os.sched_setaffinity(0, {load_core})  # here is nothing to do while a server is measured
+    os.sched_setaffinity(0, {load_core})  # nothing else must run here while a server is measured
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as directory:
         bench = Bench(Path(directory), server_core, load_core)
         figures = measured(bench, steps, settings)
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def settings_for(options: argparse.Namespace) -> tuple[Settings, list[str]]:
-    """The settings for *options* on this machine, and what is to be known about it."""
+    """The settings for *options* on this machine, and facts about the machine."""
     settings: Settings = QUICK if options.quick else FULL
     settings = replace(settings, rounds=options.rounds or settings.rounds, seconds=options.seconds or settings.seconds)
     notes = []
@@ -87,12 +87,12 @@ def settings_for(options: argparse.Namespace) -> tuple[Settings, list[str]]:
 
 
 def terminated(signal_number: int, frame: object) -> NoReturn:
-    """End as Ctrl-C does, with all that was started."""
+    """End as Ctrl-C does, and end all child processes."""
     raise KeyboardInterrupt
 
 
 def positive(kind: type[T]) -> Callable[[str], T]:
-    """What reads an option that is a number of *kind*, and more than nothing."""
+    """Return a parser for an option that is a number of *kind*, and more than 0."""
 
     def read(text: str) -> T:
         number = kind(text)
@@ -100,7 +100,7 @@ def positive(kind: type[T]) -> Callable[[str], T]:
             raise ValueError
         return number
 
-    read.__name__ = f"positive {kind.__name__}"  # for what argparse says of others
+    read.__name__ = f"positive {kind.__name__}"  # argparse uses this name in its message about other errors
     return read
 
 

@@ -1,4 +1,4 @@
-"""The cases: what is measured, how, and of whom."""
+"""The cases: the work to measure, the method, and the servers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.processes import OURS, PYTHON_SERVERS, SERVERS, Bench, Server
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how large."""
+    """The durations and sizes of a run."""
 
     rounds: int
-    seconds: float  # of each measurement that takes a set time
-    warm_up: float  # before it
-    stream: int  # bytes
-    idle: int  # connections for memory; a tenth less beside active ones
+    seconds: float  # duration of each measurement that has a set time
+    warm_up: float  # duration of the warm-up
+    stream: int  # bytes of a stream
+    idle: int  # idle connections for memory; 90% of these beside active ones
     simulated: int  # connections of a simulation, for memory
 
 
@@ -30,7 +30,7 @@ QUICK = Settings(rounds=1, seconds=0.3, warm_up=0.1, stream=1 << 26, idle=1_000,
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the tables: the name that it has in the results, what it is about, and the unit of its figures."""
+    """A row of the tables: its name in the results, its subject, and the unit of its figures."""
 
     name: str
     title: str
@@ -39,14 +39,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """A step for each server, with a measurement for each row."""
+    """A case: a step for each server, with a measurement for each row."""
 
     rows: tuple[Row, ...]
     servers: tuple[Server, ...]
     measure: Callable[[Bench, Server, Settings], Sequence[Measurement]]
     on_sockets: bool = True
-    client: str = ""  # the program that drives it, unless that is our own
-    library: str = ""  # what has to be installed for it
+    client: str = ""  # a program that replaces the load generator of this project
+    library: str = ""  # modules that must be installed for the case
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def missing(self) -> str | None:
-        """What is missing to measure it."""
+        """Return why the case cannot be measured, if a program or a module is missing."""
         if self.client and shutil.which(self.client) is None:
             return f"{self.client} is not installed"
         if self.library and importlib.util.find_spec(self.library) is None:
@@ -63,7 +63,7 @@ class Case:
 
 
 def rate(report: dict[str, float], what: str = "operations", scale: float = 1) -> Measurement:
-    """How much of *what* there was in a second."""
+    """The amount of *what* per second."""
     return Measurement(
         report[what] / report["seconds"] / scale,
         report.get("median_us"),
@@ -81,7 +81,7 @@ def rate_and_cpu(report: dict[str, float], what: str = "operations", scale: floa
 
 
 def with_cpu(name: str, title: str, units: str) -> tuple[Row, Row]:
-    """The row for the rate of a work on sockets, and the row for the server's processor time for each unit of it."""
+    """The rows for the rate of a work on sockets, and for the server's processor time per unit of work."""
     return (
         Row(name, title, f"{units}/s"),
         Row(f"{name}-cpu", f"{title}: processor time (less is better)", f"µs/{units.removesuffix('s')}"),
@@ -150,7 +150,7 @@ def burst(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurem
 
 
 def idle(bench: Bench, server: Server, settings: Settings) -> Sequence[Measurement]:
-    """The memory of idle connections, and the echo of others before there are idle ones, and beside them."""
+    """The memory of idle connections, and the rate of echoes without idle connections, and beside them."""
     few = settings.idle // 10
 
     def active() -> list[Measurement]:
@@ -178,7 +178,7 @@ def memory(bench: Bench, server: Server, settings: Settings) -> Sequence[Measure
     return [Measurement(bench.in_memory("simulated-memory", settings.simulated)["MiB"])]
 
 
-#: Not a server, but the least that has to be done to get at lines.
+#: Not a server, but the minimum of work that splits data into lines.
 SPLIT = Server("bytes.split", "", "benchmarks", "split")
 
 CASES = [

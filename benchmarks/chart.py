@@ -14,10 +14,10 @@ CHARTED = ("echo-64x1-cpu", "echo-64x100-cpu", "resp-x50-cpu", "http-x50-cpu")
 #: Pixels: as wide as a phone, on which the image is not made smaller.
 WIDTH = 380
 MARGIN = 14
-LABEL = 96  # for the names
-FIGURE = 46  # for the figures behind the bars
-BAR = 20  # from one bar to the next
-HEAD = 26  # of a panel
+LABEL = 96  # width of the names
+FIGURE = 46  # width of the figures after the bars
+BAR = 20  # height of a bar and its space
+HEAD = 26  # height of the title of a panel
 
 STYLE = """
   svg { font: 14px system-ui, sans-serif; }

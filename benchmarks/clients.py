@@ -1,4 +1,4 @@
-"""Clients that others have written, which drive the servers of real protocols: redis-benchmark and wrk."""
+"""The clients from other projects that drive servers of real protocols: redis-benchmark and wrk."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from math import ceil
 
 from benchmarks.processes import Bench, Failed, Running
 
-#: Requests of the first run, multiplied by those that are pipelined.  Its rate says how many the measured run sends.
+#: Requests of the first run, multiplied by the number of pipelined requests.  Its rate determines the size of the
+#: measured run.
 FIRST = 2000
 
 
 def redis_benchmark(
     bench: Bench, running: Running, seconds: float, *, connections: int, pipelined: int = 1
 ) -> dict[str, float]:
-    """GET a value of 64 bytes for some *seconds*, from each connection as many at a time as are *pipelined*."""
+    """GET a value of 64 bytes for some *seconds*.  Each connection sends *pipelined* requests at a time."""
 
     def run(test: str, requests: int) -> dict[str, float]:
         options = {"-p": running.port, "-t": test, "-d": 64, "-n": requests, "-c": connections, "-P": pipelined}
@@ -41,7 +42,7 @@ _LATENCIES = {"median": "p50_latency_ms", "p99": "p99_latency_ms"}
 
 
 def wrk(bench: Bench, running: Running, seconds: float, *, connections: int) -> dict[str, float]:
-    """GET ``/hello`` for some *seconds*, of which wrk has only whole ones, on connections that are kept alive."""
+    """GET ``/hello`` for some *seconds*, rounded up for wrk, on connections that are kept alive."""
     url = f"http://127.0.0.1:{running.port}/hello"
     command = ["wrk", "--latency", "-t", "1", "-c", str(connections), "-d", f"{ceil(seconds)}s", url]
     output, took = bench.client(command, running)
@@ -69,5 +70,5 @@ def _microseconds(text: str) -> float:
 
 
 def _with_shares(figures: dict[str, float], took: dict[str, float]) -> dict[str, float]:
-    """*figures*, and the processor time of the server and of the load, of one core."""
+    """Return *figures*, and the processor time of the server and of the load, for one core."""
     return {**figures, **{f"{name}_cpu": took[f"{name}_time"] / figures["seconds"] for name in ("server", "load")}}

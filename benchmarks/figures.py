@@ -1,4 +1,4 @@
-"""The figures of a run: what was measured in each round, their medians, and the ratios between servers."""
+"""The figures of a run: the measurements of each round, their medians, and the ratios between servers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from benchmarks.processes import OURS, Server
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one round gave.  *value* is in the unit of its row; shares of processor time are of one core."""
+    """The result of one round.  *value* is in the unit of its row.  Shares of processor time are for one core."""
 
     value: float
     median_us: float | None = None
     p99_us: float | None = None
     load_cpu: float | None = None
     server_cpu: float | None = None
-    disturbed: float | None = None  # the share of time for which another process had the core of the server or the load
+    # The share of time for which another process used the core of the server or the load.
+    disturbed: float | None = None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What came instead of a measurement, in a round that is counted from 1."""
+    """An error in place of a measurement.  Rounds are counted from 1."""
 
     row: str
     server: str
@@ -39,13 +40,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread | None:
-        """That of *values*; None if there are none."""
+        """The median of *values*, or None if there are none."""
         values = list(values)
         return cls(statistics.median(values), min(values), max(values)) if values else None
 
 
 def shown(figure: float) -> str:
-    """A figure as people read it: three digits at least, and thousands apart."""
+    """A figure in readable form, with at least three digits, and a separator for thousands."""
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
 
 
@@ -69,14 +70,14 @@ class Figures:
         return [failure for failure in self.failures if (failure.row, failure.server) == (row, server.name)]
 
     def spread(self, row: str, server: Server, what: str = "value") -> Spread | None:
-        """That of an attribute of the measurements that have it."""
+        """The median of an attribute, over the measurements that have it."""
         values = (getattr(measurement, what) for measurement in self.measurements(row, server))
         return Spread.of(value for value in values if value is not None)
 
     def against(self, row: str, server: Server, base_row: str | None = None) -> Spread | None:
-        """Ours in *row* for each of *server* in it, or in *base_row*.
+        """The ratio of this project in *row* to each *server* in the same row, or in *base_row*.
 
-        Within each round, so that what slows a machine down for a while cancels out.
+        Ratios are taken within each round, so that a temporary slowdown of the machine cancels out.
         """
         ours = self._measured.get((row, OURS.name), {})
         others = self._measured.get((base_row or row, server.name), {})

@@ -1,13 +1,11 @@
-"""What needs no socket: ``python -m benchmarks.in_memory WORK SECONDS`` does it again and again, and reports as JSON.
+"""The works without a socket: ``python -m benchmarks.in_memory WORK SECONDS`` repeats one, and reports as JSON.
 
-``lines``
-    lines of 32 bytes, out of chunks of 64 KiB, through ``adapters.Lines``;
-``split``
-    the same chunks just split, which is the least that can be done about them in Python;
-``round-trips``
-    64 bytes written by a client in memory, and sent back by the server;
-``simulated-...``
-    see ``benchmarks.simulated``.
+The works are:
+
+* ``lines`` passes lines of 32 bytes, in chunks of 64 KiB, through ``adapters.Lines``;
+* ``split`` only splits the same chunks, which is the minimum that Python code can do;
+* ``round-trips`` writes 64 bytes from a client in memory, and the server sends them back;
+* ``simulated-...`` is described in ``benchmarks.simulated``.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ MESSAGE = bytes(64)
 
 
 class Counter:
-    """A handler that counts its calls, and the bytes that it is given."""
+    """A handler that counts its calls, and the bytes that it receives."""
 
     def __init__(self, connection: Any = None) -> None:
         self.calls = self.size = 0
@@ -48,13 +46,13 @@ class Counter:
 
 
 def chunk_of_lines() -> bytes:
-    """64 KiB of lines, the first and last of which are halves."""
+    """64 KiB of lines. The first and the last are halves."""
     lines = b"".join(b"%031d\n" % number for number in range(CHUNK // LINE + 1))
     return lines[LINE // 2 :][:CHUNK]
 
 
 def lines() -> Iterator[int]:
-    """How many lines were delivered, after each chunk."""
+    """Yield the number of lines that were delivered, after each chunk."""
     connection = testing.Connection(testing.Recorder())
     counter = Counter(adapters.Lines(connection))
     chunk = chunk_of_lines()
@@ -63,7 +61,7 @@ def lines() -> Iterator[int]:
         connection.test_input(chunk)
         sent += CHUNK
         yield counter.calls
-        complete = (sent + LINE // 2) // LINE  # the first one is half a line
+        complete = (sent + LINE // 2) // LINE  # the first line is a half
         if counter.calls != complete or counter.size != complete * (LINE - 1) - LINE // 2:
             raise AssertionError(f"{counter.calls} lines of {counter.size} bytes came of {sent} bytes")
 
@@ -79,7 +77,7 @@ def split() -> Iterator[int]:
 
 
 def round_trips() -> Iterator[int]:
-    """How many round trips were made, after each thousand."""
+    """Yield the number of round trips, after each thousand."""
     client = Counter()
     testing.Implementation().listener(None, Echo).connect(client)
     write = client.connection.write
@@ -104,7 +102,7 @@ WORKS: dict[str, Callable[[], Iterator[int]]] = {
 
 
 def measured(counts: Iterator[int], seconds: float) -> dict[str, float]:
-    """How often a second *counts* grow, after a warm-up."""
+    """Return the growth of *counts* per second, after a warm-up."""
     for _ in range(20):
         before = next(counts)
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The machine, and the versions of what was measured on it."""
+"""The machine, and the versions of the measured packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBRARIES = ("ngi_gevent", "gevent", "greenlet", "uvloop", "twisted", "hiredis",
 
 
 def described() -> dict[str, str]:
-    """What there is to know about where and when a run was, by name."""
+    """The facts about the place and time of a run, by name."""
     revision = _revision()
     versions = {library: _version(library) for library in LIBRARIES}
     return {

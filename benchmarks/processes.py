@@ -1,4 +1,4 @@
-"""The processes: each server one of its own, pinned to one core, and the load pinned to another."""
+"""The processes: each server in its own process, pinned to one core, and the load pinned to another."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from benchmarks import work
 
 HERE = Path(__file__).parent
 
-#: Seconds in which a server listens, connections are opened, or a measurement that takes no set time is over.
+#: Seconds within which a server must listen, connections must be open, or a measurement without a set time must end.
 PATIENCE = 60.0
 
-#: Seconds that a process has to write what is wrong, where something is.
+#: Seconds that a failed process has to write its error.
 LAST_WORDS = 0.5
 
 
 class Failed(Exception):
-    """What was to be measured could not be, and why."""
+    """A measurement failed; the message has the reason."""
 
 
 COMPILER = shutil.which("cc")
@@ -38,17 +38,17 @@ COMPILER = shutil.which("cc")
 
 @dataclass(frozen=True)
 class Server:
-    """One that is measured: the *name* that tables show, and the *module* of ``benchmarks.servers`` that it is."""
+    """A measured server: the *name* that tables show, and its *module* in ``benchmarks.servers``."""
 
     name: str
     module: str
-    library: str = ""  # what has to be installed for it
+    library: str = ""  # modules that must be installed for it
     argument: str = ""
     tree: Path = HERE.parent  # the checkout that it is run from
 
     @property
     def missing(self) -> str | None:
-        """What is missing to run it."""
+        """Return why the server cannot run, if its library is missing."""
         return f"{self.library} is not installed" if importlib.util.find_spec(self.library) is None else None
 
 
@@ -57,7 +57,7 @@ STREAM_SERVER = Server("StreamServer", "stream_server", "gevent")
 ASYNCIO = Server("asyncio", "asyncio_protocol", "asyncio", "asyncio")
 UVLOOP = Server("uvloop", "asyncio_protocol", "uvloop", "uvloop")
 TWISTED = Server("Twisted", "twisted_protocol", "twisted")
-FLOOR = Server("C epoll", "epoll", "benchmarks")  # not a module, but a program
+FLOOR = Server("C epoll", "epoll", "benchmarks")  # a program, not a module
 
 PYTHON_SERVERS = (OURS, STREAM_SERVER, ASYNCIO, UVLOOP, TWISTED)
 SERVERS = (*PYTHON_SERVERS, FLOOR)
@@ -65,13 +65,13 @@ SERVERS = (*PYTHON_SERVERS, FLOOR)
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs, on a port of the loopback interface."""
+    """A running server, on a port of the loopback interface."""
 
     process: int
     port: int
 
     def private_memory(self) -> int:
-        """Bytes of memory that it has for itself, and has written to; what the kernel keeps for its sockets is more."""
+        """Bytes of private memory that the process has written to, without the kernel's memory for its sockets."""
         try:
             lines = Path(f"/proc/{self.process}/smaps_rollup").read_text().splitlines()
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
@@ -79,17 +79,17 @@ class Running:
             raise Failed(f"the system does not tell how much memory the server has: {error!r}") from None
 
     def processor_time(self) -> float:
-        """Seconds that all threads of it have run, in their own code and in the kernel."""
-        return time.clock_gettime(~self.process << 3 | 2)  # as clock_getcpuclockid makes it
+        """Processor seconds of all its threads, in user code and in the kernel."""
+        return time.clock_gettime(~self.process << 3 | 2)  # computed as clock_getcpuclockid does
 
 
 class Bench:
-    """The two cores, and the directory with what was built to measure with."""
+    """The two cores, and the directory with the programs built for the benchmarks."""
 
     def __init__(self, directory: Path, server_core: int, load_core: int) -> None:
         self._directory = directory
         self._pattern = directory / "pattern"
-        self._pattern.write_bytes(2 * work.PATTERN)  # twice, so that no piece of it begins at its end
+        self._pattern.write_bytes(2 * work.PATTERN)  # twice, so that each piece continues past the end of the first
         self._server_core = server_core
         self._load_core = load_core
         if COMPILER:
@@ -104,7 +104,7 @@ class Bench:
 
     @contextmanager
     def serving(self, server: Server, what: str) -> Iterator[Running]:
-        """Have *server* run for a while, doing the work that *what* names."""
+        """Run *server* during the block, for the work *what*."""
         if server is FLOOR:
             command = [str(self._directory / "epoll"), what, str(self._pattern)]
         else:
@@ -113,15 +113,15 @@ class Bench:
             yield Running(process.pid, int(_first_line(process, "ready").split()[1]))
 
     def load(self, mode: str, running: Running, **options: float) -> dict[str, float]:
-        """Run the load until it is done; what it has measured."""
+        """Run the load until it ends.  Return its measurements."""
         seconds = options.get("seconds", 0) + options.get("warm_up", 0)
         with self._started(self._load_command(mode, running, options), self._load_core) as process:
             return _report(process, seconds + PATIENCE)
 
     def client(self, command: list[str], running: Running) -> tuple[str, dict[str, float]]:
-        """Run a client that others have written until it is done; what it printed, and how long that took.
+        """Run a client from another project until it ends.  Return its output, and how long it took.
 
-        Its start and end are part of it.  The times are in seconds, of the wall's clock, of the server and of the load.
+        The start and end of the client are included.  Times are in seconds: wall clock, server, and load.
         """
         began, load, server = time.perf_counter(), _time_of_children(), running.processor_time()
         with self._started(command, self._load_core, stdin=subprocess.DEVNULL) as process:
@@ -131,14 +131,14 @@ class Bench:
 
     @contextmanager
     def held(self, running: Running, connections: int) -> Iterator[None]:
-        """Have so many idle connections be open for a while, each of which has echoed something."""
+        """Keep that many idle connections open during the block.  Each has echoed something."""
         command = self._load_command("hold", running, {"connections": connections})
         with self._started(command, self._load_core, stdin=subprocess.PIPE) as process:
             _first_line(process, "held")
             yield
 
     def in_memory(self, what: str, seconds: float) -> dict[str, float]:
-        """Run what needs no sockets, on the core of the servers."""
+        """Run work that needs no sockets, on the core of the servers."""
         command = [sys.executable, "-m", "benchmarks.in_memory", what, str(seconds)]
         with self._started(command, self._server_core) as process:
             return _report(process, seconds + PATIENCE)
@@ -152,12 +152,14 @@ class Bench:
 
     @contextmanager
     def _started(self, command: list[str], core: int, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-        """A process on *core*, which is killed in the end; where it or its user fails, its last words are told."""
+        """A process on *core*, which is killed at the end.  If the process or the block fails, the error shows its last
+        output.
+        """
         with ExitStack() as stack:
             errors = stack.enter_context(tempfile.TemporaryFile(dir=self._directory))
             options = {"stdout": subprocess.PIPE, "stderr": errors, "cwd": HERE.parent, **options}
             process = stack.enter_context(subprocess.Popen(command, **options))
-            stack.callback(process.wait)  # which leaving Popen itself does not insist on, after Ctrl-C
+            stack.callback(process.wait)  # leaving Popen itself does not ensure this after Ctrl-C
             stack.callback(process.kill)
             os.sched_setaffinity(process.pid, {core})
             try:
@@ -169,9 +171,9 @@ class Bench:
 
 
 def two_cores() -> tuple[int, int]:
-    """A core for the server and one for the load, that are not two threads of one core where that can be had.
+    """Return a core for the server and one for the load.  If possible, they are not two threads of the same core.
 
-    Where there is one core only, both are that.
+    If there is only one core, it is used for both.
     """
     cores = sorted(os.sched_getaffinity(0))
     siblings = _siblings(cores[0])
@@ -180,7 +182,7 @@ def two_cores() -> tuple[int, int]:
 
 
 def _siblings(core: int) -> set[int]:
-    """The threads of the core that *core* is one of."""
+    """Return the threads of the physical core to which *core* belongs."""
     path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
     if not path.exists():
         return {core}
@@ -192,14 +194,14 @@ def _siblings(core: int) -> set[int]:
 
 
 def raise_limit_of_files() -> int:
-    """Allow this process, and those that it starts, as many open files as it may; how many that is."""
+    """Allow this process, and its children, as many open files as possible.  Return the number."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard if hard != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _first_line(process: subprocess.Popen[bytes], word: str) -> str:
-    """The line in which *process* says that it is as far as its user waits for."""
+    """Return the line in which *process* reports that it is ready."""
     assert process.stdout is not None
     line = ""
     if select.select([process.stdout], [], [], PATIENCE)[0]:
@@ -210,7 +212,7 @@ def _first_line(process: subprocess.Popen[bytes], word: str) -> str:
 
 
 def _time_of_children() -> float:
-    """Seconds that processes which were started here, and have ended, have run."""
+    """Processor seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -231,7 +233,7 @@ def _output(process: subprocess.Popen[bytes], timeout: float) -> str:
 
 
 def _tail(errors: int) -> str:
-    """The last that a process has written to standard error."""
+    """The last standard error output of a process."""
     size = os.fstat(errors).st_size
     text = os.pread(errors, 1000, max(0, size - 1000)).decode(errors="replace").strip()
     return "\n" + text if text else ""

@@ -1,4 +1,4 @@
-"""What a run writes: all figures as JSON, tables in Markdown, and the chart."""
+"""The files of a run: all figures as JSON, tables in Markdown, and the chart."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from benchmarks.figures import Figures, Spread, shown
 from benchmarks.processes import OURS, PYTHON_SERVERS, Server
 from benchmarks.targets import TARGETS, best_of
 
-#: The load held the server up, if the load's core was this busy, and the server's was not.
+#: If the load's core was this busy, and the server's core was not, the load held up the server.
 BUSY = 0.95
 
-#: The share of time for which something else had a core, from which a measurement is called disturbed.
+#: If another process used a core for this share of the time, a measurement counts as disturbed.
 DISTURBED = 0.05
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that there is to report."""
+    """The content of a report."""
 
     machine: dict[str, str]
     settings: Settings
@@ -32,11 +32,11 @@ class Run:
     notes: list[str]
 
     def rows(self) -> list[tuple[Row, Case]]:
-        """Those of which anything was tried."""
+        """The rows with at least one measurement or error."""
         return [(row, case) for case in self.cases for row in case.rows if self.servers(row, case)]
 
     def servers(self, row: Row, case: Case) -> list[Server]:
-        """Those that the row was tried with."""
+        """The servers on which the row was tried."""
         return [
             server
             for server in case.servers
@@ -45,7 +45,7 @@ class Run:
 
 
 def write(run: Run, directory: Path) -> None:
-    """Write the files of *run* into *directory*."""
+    """Write the files of *run* to *directory*."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "result.json").write_text(json.dumps(as_json(run), indent=1, ensure_ascii=False) + "\n")
     (directory / "results.md").write_text(markdown(run))
@@ -136,7 +136,7 @@ def markdown(run: Run) -> str:
 
 
 def _summary(run: Run) -> Iterable[str]:
-    """The table that the README shows, too: ours, and how many times that of the others it is."""
+    """The table for the README: this project's figures, and their ratios to the other servers' figures."""
     others = [server for server in PYTHON_SERVERS if server is not OURS]
     lines = [["work", "unit", OURS.name, *(f"× {server.name}" for server in others)]]
     for row, case in run.rows():

@@ -1,4 +1,4 @@
-"""The rounds: which step follows which, and a line for each that says how far it is."""
+"""The rounds: the order of the steps, and a line of progress for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERY = re.compile("")
 
 @dataclass(frozen=True)
 class Step:
-    """A case on a server, in a round, which are counted from 1."""
+    """A case on a server, in a round.  Rounds are counted from 1."""
 
     round: int
     case: Case
@@ -26,7 +26,7 @@ class Step:
 
 
 class Progress:
-    """Tells, in a line for each step, what came out, and how long the rest may take."""
+    """The progress: a line for each step, with its result, and an estimate of the remaining time."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._left = list(steps)
@@ -34,14 +34,14 @@ class Progress:
         self._total = len(steps)
 
     def done(self, took: float, outcome: str) -> None:
-        """The next step has taken so many seconds."""
+        """Count the next step, which has taken *seconds*."""
         step = self._left.pop(0)
         self._took[step.case.name].append(took)
         where = f"[{self._total - len(self._left):3}/{self._total}] round {step.round}"
         print(f"{where}  {step.case.name:14} {step.server.name:13} {outcome:58} {self._remaining()} left", flush=True)
 
     def _remaining(self) -> str:
-        """Minutes and seconds, if each takes as long as others of its case did, or as any did so far."""
+        """The remaining minutes and seconds, estimated from the averages of the cases."""
         means = {name: sum(took) / len(took) for name, took in self._took.items()}
         overall = sum(means.values()) / len(means)
         minutes, seconds = divmod(round(sum(means.get(step.case.name, overall) for step in self._left)), 60)
@@ -49,7 +49,7 @@ class Progress:
 
 
 def planned(cases: Sequence[Case], rounds: int, pattern: re.Pattern[str]) -> list[Step]:
-    """All steps in their order: round by round, the servers in turn, and in each round another one first."""
+    """All steps in order.  In each round, the servers take turns, and another server is first."""
     steps = []
     for round_number in range(1, rounds + 1):
         for case in cases:
@@ -61,7 +61,7 @@ def planned(cases: Sequence[Case], rounds: int, pattern: re.Pattern[str]) -> lis
 
 
 def measured(bench: Bench, steps: Sequence[Step], settings: Settings) -> Figures:
-    """Take all *steps*.  One that fails is among the figures, too."""
+    """Run all *steps*.  If one fails, its error is added to the figures."""
     figures = Figures()
     progress = Progress(steps)
     for step in steps:

@@ -1,13 +1,11 @@
-"""Works in the simulation, for ``in_memory``: how much of it fits into a real second.
+"""Works in the simulation, for ``in_memory``: how much fits into a real second.
 
-``simulated-seconds``
-    seconds in which ten clients, each on a host of its own, send a line to a server and get it back;
-``simulated-resets``
-    conversations of one line each, which the client ends with a reset;
-``simulated-races``
-    simulations, each with its own seed, in which two clients read a number, add one, and write it;
-``simulated-memory``
-    by how many MiB the process grows for so many conversations, as in ``simulated-resets``.
+* ``simulated-seconds`` runs virtual seconds in which ten clients, each on its own host, send a line to a server and get
+  it back.
+* ``simulated-resets`` runs conversations of one line each, which the client ends with a reset.
+* ``simulated-races`` runs simulations, each with its own seed, in which two clients increment a number.
+* ``simulated-memory`` counts the MiB by which the process grows for a number of conversations, as in
+  ``simulated-resets``.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ from ngi_gevent.testing.simulation import Simulation
 
 ADDRESS = ("server", 8000)
 
-#: Conversations before memory is measured, so that what is made once does not count.
+#: Conversations before memory is measured, so that one-time allocations do not count.
 FIRST = 1_000
 
 
 class Heart(testing.Recorder):
-    """A client that sends a line each second, and counts what comes back."""
+    """A client that sends a line each second, and counts its input."""
 
     beats = 0
 
@@ -48,7 +46,7 @@ class Heart(testing.Recorder):
 
 
 def seconds() -> Iterator[int]:
-    """Simulated seconds, after each ten of them."""
+    """Yield the simulated seconds, after each ten."""
     with Simulation(1) as simulation:
         simulation.host("server").listener(ADDRESS, Echo)
         hearts = [Heart() for _ in range(10)]
@@ -64,7 +62,7 @@ def seconds() -> Iterator[int]:
 
 
 def resets() -> Iterator[int]:
-    """Conversations, after each ten of them."""
+    """Yield the number of conversations, after each ten."""
     with Simulation(1, max_turns=1 << 60) as simulation:
         simulation.host("server").listener(ADDRESS, Echo)
         client, count = simulation.host("client"), 0
@@ -81,7 +79,7 @@ def resets() -> Iterator[int]:
 
 
 class Register:
-    """A server for a number: ``?`` asks for it, and digits set it."""
+    """A server for a number: ``?`` returns it, and digits set it."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -97,7 +95,7 @@ class Register:
 
 
 def add_one(host: Any, delay: float) -> None:
-    """After *delay* seconds, read the number, and write one more: another client may do so in between."""
+    """After *delay* seconds, read the number, and write one more. Another client can do the same in between."""
     gevent.sleep(delay)
     recorder = testing.Recorder()
     host.connect(ADDRESS, recorder)
@@ -109,7 +107,7 @@ def add_one(host: Any, delay: float) -> None:
 
 
 def races() -> Iterator[int]:
-    """Seeds that were tried, after each."""
+    """Yield the number of seeds that were tried, after each."""
     seed = lost = 0
     while True:
         seed += 1
@@ -127,13 +125,13 @@ def races() -> Iterator[int]:
 
 
 def resident() -> int:
-    """Return the bytes of memory that this process has."""
+    """Return the bytes of memory that this process uses."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory(conversations: int) -> dict[str, float]:
-    """Return by how many MiB the process grows for so many *conversations*."""
+    """Return by how many MiB the process grows for that many *conversations*."""
     before = 0
     for count in resets():
         if count == FIRST:

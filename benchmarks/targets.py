@@ -1,4 +1,4 @@
-"""The targets: which ratio each work is to reach, and whether it does."""
+"""The targets: the ratio that each work must reach, and whether it does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.processes import ASYNCIO, OURS, PYTHON_SERVERS, STREAM_SERVER, T
 
 @dataclass(frozen=True)
 class Target:
-    """For a row of the results: *claim* says of what *measure* gives that it is *amount* at least, or at most."""
+    """A target for a row of the results: *claim* compares the result of *measure* with *amount*."""
 
     row: str
     claim: str
@@ -24,7 +24,7 @@ class Target:
 
 
 def best_of(figures: Figures, row: str) -> Server | None:
-    """The best of the others in Python: the one that takes the least processor time, or is the fastest."""
+    """The best of the other servers in Python: the one with the least processor time, or the highest rate."""
     spreads = {server: figures.spread(row, server) for server in PYTHON_SERVERS if server is not OURS}
     medians = {server: spread.median for server, spread in spreads.items() if spread}
     choose = min if row.endswith("-cpu") else max

@@ -1,4 +1,4 @@
-"""What the servers send and count, whichever library they are written with; the load expects the same."""
+"""The data that servers send and count, independent of the library. The load expects the same."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TypeVar
 
 CHUNK = 64 * 1024
 
-#: The bytes that all data consists of, again and again: 17 chunks, so that one in the wrong place is noticed.
+#: All data repeats these bytes. They have 17 chunks, so that a misplaced chunk is detected.
 PATTERN = hashlib.shake_128(b"ngi_gevent").digest(17 * CHUNK)
 
-#: A size, as requests and receipts have it.
+#: The encoding of a size, in requests and receipts.
 SIZE = struct.Struct(">Q")
 
-#: What is written in answer to one request of the burst.
+#: The pieces that answer one request of the burst.
 BURST = [PATTERN[start : start + 64] for start in range(0, 64_000, 64)]
 
 #: A message that is not in the pattern: see ``servers.ngi.Connections``.
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def stream(request: bytes) -> Iterator[bytes]:
-    """The stream that *request* asks for, in chunks that are there already, so that making them takes no time."""
+    """The stream that *request* asks for, in prepared chunks, so that making them takes no time."""
     (left,) = SIZE.unpack(request)
     for chunk in cycle(_CHUNKS):
         if left <= CHUNK:
@@ -40,14 +40,14 @@ def stream(request: bytes) -> Iterator[bytes]:
 
 
 class Receipt:
-    """The count of what is received of one stream."""
+    """A counter for the input of one stream."""
 
     def __init__(self) -> None:
         self._missing: int | None = None
         self._size = 0
 
     def count(self, data: bytes) -> bytes | None:
-        """Count *data*; the answer, if that was the end of the stream."""
+        """Count *data*. Return the answer if that was the end of the stream."""
         if self._missing is None:
             self._size = self._missing = SIZE.unpack_from(data)[0]
             self._missing -= len(data) - SIZE.size
@@ -57,10 +57,10 @@ class Receipt:
 
 
 def chosen(works: dict[str, T]) -> T:
-    """Of *works*, the one that the command line names."""
+    """Return the one of *works* that the command line names."""
     return works[sys.argv[1]]
 
 
 def announce(port: int) -> None:
-    """Say that the server accepts connections, and where."""
+    """Report that the server accepts connections, and on which port."""
     print("ready", port, flush=True)

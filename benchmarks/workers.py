@@ -1,4 +1,4 @@
-"""Requests a second with one worker of gunicorn, and with two: ``python -m benchmarks.workers``.
+"""Requests per second with one worker of gunicorn, and with two: ``python -m benchmarks.workers``.
 
 Each request takes about a millisecond of Python, as a short computation does.  The load runs on the same machine, so
 only the ratio counts.  Two free cores would bring it to 2.  With its default settings, this writes
@@ -32,10 +32,10 @@ ROUNDS, SECONDS = 20, 0.5
 #: Numbers that each request adds up: about a millisecond.
 WORK = 40_000
 
-#: Connections, each with one request at a time, which the workers share equally.
+#: Connections, distributed equally to the workers.  Each has one request at a time.
 CONNECTIONS = 16
 
-#: Bytes of a request, and of an answer.
+#: Bytes of a request and an answer.
 SIZE = 64
 
 
@@ -52,7 +52,7 @@ class Server:
 
 @contextlib.contextmanager
 def gunicorn(workers: int) -> Iterator[str]:
-    """Run gunicorn with so many workers, and yield the path of its Unix socket."""
+    """Run gunicorn with that many workers, and yield the path of its Unix socket."""
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/socket"
         command = [
@@ -82,7 +82,7 @@ def answer(sock: socket.socket) -> int:
 
 
 def connect(path: str, workers: int) -> list[socket.socket]:
-    """Return ``CONNECTIONS`` connections, as many to each worker."""
+    """Return ``CONNECTIONS`` connections, the same number for each worker."""
     found: dict[int, list[socket.socket]] = {}
     while sum(map(len, found.values())) < CONNECTIONS:
         sock = socket.socket(socket.AF_UNIX)
@@ -92,13 +92,13 @@ def connect(path: str, workers: int) -> list[socket.socket]:
         sockets = found.setdefault(answer(sock), [])
         if len(sockets) < CONNECTIONS // workers:
             sockets.append(sock)
-        else:  # another worker has not started, or has been slower
+        else:  # another worker has not started, or was slower
             sock.close()
     return [sock for sockets in found.values() for sock in sockets]
 
 
 def rate(sockets: list[socket.socket], seconds: float) -> float:
-    """Return the requests a second that are answered on *sockets*."""
+    """Return how many requests per second are answered on *sockets*."""
     with selectors.DefaultSelector() as selector:
         for sock in sockets:
             selector.register(sock, selectors.EVENT_READ, sock)

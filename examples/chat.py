@@ -1,10 +1,10 @@
-"""A chat room: each line that somebody says goes to everybody.
+"""A chat room: each line from a client goes to all clients.
 
     python examples/chat.py
     nc 127.0.0.1 8000                   (in two terminals or more)
 
-A broadcast does not wait for those who read slowly, or not at all.  What is kept for them is bounded by the listener's
-``output_limit``: over it, their connection ends, and the others talk on.
+A broadcast does not wait for clients that read slowly, or not at all.  The listener's ``output_limit`` bounds the
+output that is stored for each.  At the limit, that client's connection ends, and the others continue.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import ngi_gevent
 from ngi_gevent.adapters import Lines
 from ngi_gevent.interfaces import IListener, IServerConnection, Reason
 
-#: Bytes that are kept for one guest, besides what the system keeps.
+#: Bytes that are stored for one guest, in addition to the kernel's buffers.
 OUTPUT_LIMIT = 64 * 1024
 
 
 def tell(room: IListener, text: str) -> None:
-    """Say something to all who are there."""
+    """Send a line to all guests."""
     line = f"{text}\n".encode()
-    for connection in room.connections():  # those that are open now, whatever happens meanwhile
+    for connection in room.connections():  # the connections that are open now, even if some end during the loop
         connection.write(line)
 
 
@@ -40,7 +40,7 @@ class Guest:
 
     def handle_input(self, connection: Lines, data: bytes) -> None:
         text = data.decode(errors="replace")
-        # What controls a terminal is for nobody to send to those of others.
+        # Other characters are removed, since they could control the terminals of other guests.
         tell(self.room, f"{self.name}: {''.join(filter(str.isprintable, text))}")
 
     def handle_close(self, connection: Lines, reason: Reason) -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
 
     listener = ngi_gevent.listener(("127.0.0.1", options.port), Guest, output_limit=OUTPUT_LIMIT)
-    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C: ends all, so that wait() returns
+    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C ends all connections, so that wait() returns
     print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
     ngi_gevent.wait()
 

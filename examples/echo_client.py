@@ -1,8 +1,8 @@
-"""A client of the echo server: sends what it is told, and prints what comes back.
+"""A client of the echo server: sends its arguments, and prints the answer.
 
     python examples/echo_client.py hello out there
 
-Given the certificate of the server, or of who has signed it, it speaks TLS.
+With the certificate of the server, or of the authority that signed it, the client uses TLS.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ngi_gevent.interfaces import IConnection, Reason
 
 
 class Client:
-    """What to do with the outcome of a connect; it is the connection's handler, too."""
+    """A client connect handler, which is the connection's handler, too."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -30,12 +30,12 @@ class Client:
         raise ngi_gevent.ConnectionFailed(reason)
 
     def handle_input(self, connection: IConnection, data: bytes) -> None:
-        self.answer += data  # which comes in pieces, however it was sent
+        self.answer += data  # the answer can arrive in pieces, however it was sent
         if len(self.answer) >= len(self.text):
-            connection.close()  # after which nothing of it is outstanding, and wait() returns
+            connection.close()  # then nothing is pending, and wait() returns
 
     def handle_close(self, connection: IConnection, reason: Reason) -> None:
-        # Called only if this side has not closed it, so that the answer is not complete.
+        # Called only if this side has not closed the connection, so the answer is incomplete.
         hint = "" if self.answer or connection.ssl_object else "; a server that speaks TLS wants --certificate"
         raise ngi_gevent.UnexpectedResponse(f"the connection ended ({reason}) after {self.answer!r}{hint}")
 
@@ -49,7 +49,7 @@ def main() -> None:
 
     client = Client(" ".join(options.words).encode())
     context = ssl.create_default_context(cafile=options.certificate) if options.certificate else None
-    with ngi_gevent.Inline() as script:  # which raises what a handler raises, where others log it
+    with ngi_gevent.Inline() as script:  # raises the exceptions of handlers; other implementations log them
         script.connect(("localhost", options.port), client, ssl_context=context, timeout=10)
         script.wait(30)
     print(client.answer.decode())

@@ -1,4 +1,4 @@
-"""NGI's own example: a server that sends back what it receives, in upper case."""
+"""The example of NGI: a server that sends back its input in upper case."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Under systemd, the server notifies it when it is ready, reloads or stops, and se
 
 
 class Echo:
-    """A server, one object for each connection; it is the connection's handler, too."""
+    """A server.  Each connection has one object, which is the connection's handler, too."""
 
     def __init__(self, connection: IServerConnection) -> None:
         connection.set_handler(self)
@@ -48,7 +48,9 @@ service = ngi_gevent.Service(Echo, idle_timeout=300)
 
 
 class Health:
-    """Answers HTTP with 200, as long as the hub runs; except /ready, with 503 once the server is stopping."""
+    """A server that answers HTTP with 200 as long as the hub runs. /ready is answered with 503 once the server is
+    stopping.
+    """
 
     def __init__(self, is_stopping: Callable[[], bool], connection: IServerConnection) -> None:
         self.is_stopping = is_stopping
@@ -64,7 +66,7 @@ class Health:
 
 
 def bind_address(text: str) -> tuple[str, int] | str:
-    """HOST:PORT, with an IPv6 host in brackets, or the name of a Unix socket: anything with a slash in it."""
+    """Parse HOST:PORT, with an IPv6 host in brackets, or the path of a Unix socket, which has a slash in it."""
     if "/" in text:
         return text
     host, colon, port = text.rpartition(":")
@@ -96,7 +98,7 @@ def count(text: str) -> int:
 
 
 def shown(address: object) -> str:
-    """The address of a listener as --bind would take it."""
+    """Format the address of a listener in the syntax of --bind."""
     if not isinstance(address, tuple):
         return str(address)
     host, port = address[:2]
@@ -104,29 +106,29 @@ def shown(address: object) -> str:
 
 
 def server_context(certificate: str) -> ssl.SSLContext:
-    """A context with the certificate and the key in that file."""
+    """Make a context with the certificate and the key in the file."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, password="")  # without a password, OpenSSL would ask the terminal for one
+    context.load_cert_chain(certificate, password="")  # without a password function, OpenSSL would ask on the terminal
     return context
 
 
 def renew(context: ssl.SSLContext, certificate: str) -> None:
-    """Use the certificate that is in the file now for all later handshakes of *context*, if it is a good one."""
+    """Load the certificate that is in the file now, for all later handshakes of *context*, if it is valid."""
     with systemd.reloading():
         try:
             renewed = server_context(certificate)
         except OSError as error:
             print(f"{sys.argv[0]}: --certificate {certificate}: {error}; the one before is still used", file=sys.stderr)
         else:
-            # Loading it into the context itself would change the context even if that fails.
+            # The certificate is loaded into a new context, because a failed load would change the existing one.
             context.sni_callback = lambda connection, *_: setattr(connection, "context", renewed)
             print(f"loaded {certificate}", flush=True)
 
 
 def handed_over(name: str) -> list[socket.socket]:
-    """The sockets from systemd that have this name; all if it is empty.
+    """Return the sockets from systemd that have this name, or all if the name is empty.
 
-    :raises ValueError: there are none.
+    :raises ValueError: there are no such sockets.
     """
     sockets = systemd.sockets()
     found = sockets.get(name, []) if name else [sock for named in sockets.values() for sock in named]
@@ -147,11 +149,11 @@ def listen(option: str, address: Any, server: Any, **options: Any) -> IListener:
     except ValueError as error:
         refuse(option, error)
     except OSError:
-        sys.exit(1)  # the log says why
+        sys.exit(1)  # the log has the reason
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """A parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -223,7 +225,7 @@ def main() -> int:
     if options.certificate:
         try:
             context = server_context(options.certificate)
-        except OSError as error:  # of the system, or of OpenSSL
+        except OSError as error:  # an error of the kernel, or of OpenSSL
             refuse(f"--certificate {options.certificate}", error)
         gevent.signal_handler(signal.SIGHUP, renew, context, options.certificate)
 
@@ -244,7 +246,7 @@ def main() -> int:
     )
     print("listening on", *map(shown, listener.addresses), flush=True)
     if options.health is not None:
-        # A listener for them alone answers also when the other one is full.
+        # A separate listener for health checks answers even if the other listener is full.
         server = functools.partial(Health, stop.is_set)
         health = listen(f"--health {shown(options.health)}", options.health, server, max_connections=10, idle_timeout=5)
         print("health checks on", shown(health.address), flush=True)

@@ -30,7 +30,7 @@ PIECE = b"x" * 65536
 class Response(NamedTuple):
     status: int
     body: Iterable[bytes]
-    size: int | None = None  # of the body; None if it is not known, so that it is sent in chunks
+    size: int | None = None  # of the body; None if unknown, so that the body is sent in chunks
 
 
 def text(status: int, body: bytes) -> Response:
@@ -49,7 +49,7 @@ class HTTPHandler:
         adapter.set_handler(self)
 
     def _events(self) -> Iterator[Any]:
-        """Yield the events of the parser, until it needs data, or waits for the response."""
+        """Yield the parser's events, until the parser needs data or waits for the response."""
         while (event := self._http.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
             yield event
 
@@ -83,7 +83,7 @@ class HTTPHandler:
         return bytes(self._http.send(h11.Response(status_code=response.status, headers=headers)))
 
     def _encoded(self, body: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield a body as it is sent: nothing of it for HEAD."""
+        """Yield a body as it is sent. For HEAD, yield nothing of it."""
         is_sent = self._request is None or self._request.method != b"HEAD"
         for piece in body:
             if is_sent:
@@ -91,27 +91,27 @@ class HTTPHandler:
         yield self._http.send(h11.EndOfMessage())
 
     def _stream(self, connection: Any, body: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield a body, no faster than the client takes it, and then go on."""
+        """Yield a body, only as fast as the client reads it, and then continue."""
         yield from self._encoded(body)
         self._go_on(connection)
         connection.resume()  # needed here, because the parser has paused during the body
 
     def _go_on(self, connection: Any) -> None:
-        """Handle the next request, or close."""
+        """Handle the next request, or close the connection."""
         if self._http.our_state is h11.MUST_CLOSE:
             connection.close()
         else:
             self._http.start_next_cycle()
 
     def _refuse(self, connection: Any, response: Response) -> None:
-        """Send a response, if none has begun, and close: what follows makes no sense, or is not wanted."""
+        """Send a response, if none has begun, and close the connection without handling more requests."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             connection.write(self._head(response) + b"".join(self._encoded(response.body)))
         connection.close()
 
 
 def respond(request: Any, body: bytes) -> Response:
-    """The application: what each request is answered with."""
+    """The application: return the response to each request."""
     path = request.target.decode("ascii", "replace")
     if path == "/hello":
         return text(200, b"hello\n")
@@ -127,7 +127,7 @@ def respond(request: Any, body: bytes) -> Response:
 
 
 def http_server(respond: Callable[[Any, bytes], Response] = respond) -> Callable[[Any], HTTPHandler]:
-    """A server that answers with what *respond* returns."""
+    """Return a server that sends the responses that *respond* returns."""
     return lambda connection: HTTPHandler(connection, respond)
 
 

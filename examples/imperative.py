@@ -1,9 +1,9 @@
-"""A server written as a conversation: a function that reads and writes, and simply waits.
+"""A server written as a conversation: a function that reads and writes, and waits for its input.
 
     python examples/imperative.py
     nc 127.0.0.1 8000
 
-``blocking.server`` runs it for each connection on a greenlet of its own, with a pair of binary files.
+``blocking.server`` runs it for each connection on its own greenlet, with a pair of binary files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ngi_gevent
 from ngi_gevent import blocking
 from ngi_gevent.blocking import Input, Output
 
-#: Bytes of the longest line, and seconds that a client may take for one.
+#: Bytes of the longest line, and seconds that a client can take for one.
 MAX_LINE = 100
 PATIENCE = 60
 
@@ -41,7 +41,7 @@ def conversation(input: Input, output: Output) -> None:
         output.write(b"\nSomebody has fallen asleep.\n")
         return
     output.write(f"{name}, in ten years you will be {int(age) + 10}.\n".encode())
-    # Returning closes the connection, and what was written is delivered.
+    # Returning closes the connection. All written data is delivered.
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
 
     listener = ngi_gevent.listener(("127.0.0.1", options.port), blocking.server(conversation))
-    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C: ends all, so that wait() returns
+    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C ends all connections, so that wait() returns
     print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
     ngi_gevent.wait()
 

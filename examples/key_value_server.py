@@ -1,4 +1,4 @@
-r"""A key-value server: requests are lines, values are sized, and each connection is a handler over a store.
+r"""A key-value server: requests are lines, values have a size, and each connection is a handler over a store.
 
 ::
 
@@ -7,7 +7,7 @@ r"""A key-value server: requests are lines, values are sized, and each connectio
     delete COLOUR
     quit
 
-The answers are ``ok``, ``value 4`` followed by the value, ``nothing`` or ``error`` and why.  Keys are UTF-8.
+The answers are ``ok``, ``value 4`` followed by the value, ``nothing``, or ``error`` with the reason.  Keys are UTF-8.
 
     python examples/key_value_server.py
     printf 'set colour 4\nblue\nget colour\nquit\n' | nc 127.0.0.1 8000
@@ -31,21 +31,21 @@ MAX_VALUE = 1024 * 1024
 
 
 class BadRequest(Exception):
-    """What a client asked for makes no sense."""
+    """A request is not valid."""
 
 
 class Requests:
-    """Takes requests apart, wherever they are cut: the parser, which knows nothing of connections.
+    """A parser for requests, wherever they are cut.  It does not use connections.
 
-    What has come is kept in one buffer, and is looked at once: a line is searched for from where the last search ended,
-    and a value is waited for without looking.
+    The input is stored in one buffer, and each byte is searched only once.  The search for a line end continues where
+    the last one stopped.  While a value is incomplete, there is no search at all.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._start = 0  # where the next request begins
-        self._searched = 0  # up to where there is no line end
-        self._setting: tuple[str, int] | None = None  # the key, and the size of its value, that are waited for
+        self._searched = 0  # there is no line end before this place
+        self._setting: tuple[str, int] | None = None  # the key, and the size of its value, if a value is expected
 
     def feed(self, data: bytes) -> None:
         del self._buffer[: self._start]
@@ -54,7 +54,7 @@ class Requests:
         self._buffer += data
 
     def next(self) -> tuple[str, str, bytes] | None:
-        """The next request as verb, key and value; None if more has to come.  Raises ``BadRequest``."""
+        """Return the next request as verb, key and value, or None if it is incomplete.  Raises ``BadRequest``."""
         if self._setting is None:
             line = self._line()
             if line is None:
@@ -89,7 +89,7 @@ class Requests:
 
 
 def _request(line: str) -> tuple[str, str, int]:
-    """The verb, key and size of a line."""
+    """Return the verb, key and size in a line."""
     verb, *arguments = line.split(" ")
     if len(arguments) != {"set": 2, "get": 1, "delete": 1, "quit": 0}.get(verb, -1):
         raise BadRequest("a request must be: set KEY SIZE, get KEY, delete KEY, or quit")
@@ -102,7 +102,7 @@ def _request(line: str) -> tuple[str, str, int]:
 
 
 class KeyValueHandler:
-    """One connection with one client."""
+    """A connection with one client."""
 
     def __init__(self, connection: IServerConnection, store: dict[str, bytes]) -> None:
         self._store = store
@@ -135,7 +135,7 @@ class KeyValueHandler:
 
 
 def key_value_server(store: dict[str, bytes] | None = None) -> Callable[[Any], KeyValueHandler]:
-    """A server whose connections share *store*."""
+    """Return a server whose connections share *store*."""
     shared = {} if store is None else store
     return lambda connection: KeyValueHandler(connection, shared)
 
@@ -146,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
 
     listener = ngi_gevent.listener(("127.0.0.1", options.port), key_value_server())
-    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C: ends all, so that wait() returns
+    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C ends all connections, so that wait() returns
     print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
     ngi_gevent.wait()
 

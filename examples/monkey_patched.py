@@ -1,10 +1,10 @@
-"""A handler that calls code which blocks, here ``urllib``: each line names a page that a web server is asked for.
+"""A handler that calls blocking code, here ``urllib``. Each line names a page to request from a web server.
 
     python examples/monkey_patched.py http://127.0.0.1:8001
     python -m http.server --bind 127.0.0.1 8001
     echo examples/README.md | nc -N 127.0.0.1 8000
 
-Once gevent has patched the standard library, what blocks there waits on the greenlet of its own connection only.
+gevent patches the standard library, so a blocking call waits only on the greenlet of its own connection.
 """
 
 # ruff: noqa: E402 (what is imported after patching is so on purpose)
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from gevent import monkey
 
-monkey.patch_all()  # before anything else is imported that might keep what is patched
+monkey.patch_all()  # before any other import that might keep unpatched functions
 
 import argparse
 import signal
@@ -29,7 +29,7 @@ from ngi_gevent.interfaces import IServerConnection
 
 
 class Gateway:
-    """A server in front of the web server at *url*; its connections share this object, which has no state."""
+    """A server in front of the web server at *url*. Its connections share this object, which has no state."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -43,7 +43,7 @@ class Gateway:
                 answer = f"{response.status}, {len(response.read())} bytes"
         except (OSError, HTTPException) as error:
             answer = str(error)
-        if connection:  # the client may be gone: this took its time
+        if connection:  # the client may be gone after this long call
             connection.write(f"{answer}\n".encode())
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
 
     listener = ngi_gevent.listener(("127.0.0.1", options.port), Gateway(options.url))
-    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C: ends all, so that wait() returns
+    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C ends all connections, so that wait() returns
     print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
     ngi_gevent.wait()
 

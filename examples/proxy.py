@@ -1,13 +1,13 @@
-"""A proxy: it relays each client to the first upstream that can be reached, with TLS in front if you like.
+"""A proxy, optionally with TLS.  It relays each client to the first upstream that it can connect to.
 
-An upstream that cannot be reached is tried last from then on.  With --send-proxy, each upstream learns the address of
-the client from a header of the PROXY protocol.  With --trust, the proxy itself learns it so, from a balancer in front
-of it.
+If an upstream cannot be reached, it is tried last from then on.  With --send-proxy, each upstream receives the address
+of the client in a header of the PROXY protocol.  With --trust, the proxy itself receives it in this way from a load
+balancer in front of it.
 
     python examples/proxy.py 127.0.0.1:8016 127.0.0.1:8017
     echo hello out there | nc -N 127.0.0.1 8000
 
-With TLS, it takes a file with a certificate and its key, in PEM; tls_echo.py shows how to make one.
+With TLS, the proxy needs a file with a certificate and its key, in PEM. tls_echo.py shows how to make one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import ngi_gevent
 from ngi_gevent.proxy_protocol import header
 from ngi_gevent.relay import relay
 
-#: Seconds for a connection to one upstream.  The client waits for all that fail.
+#: Seconds for a connection attempt to one upstream.  The client waits for all attempts that fail.
 CONNECT_TIMEOUT = 2.0
 
-#: Seconds without data after which a client, or an upstream, is given up.
+#: Seconds without data after which a client or an upstream is disconnected.
 IDLE_TIMEOUT = 300.0
 
 log = logging.getLogger("proxy")
@@ -42,15 +42,15 @@ class Upstreams:
         self.addresses = addresses
 
     def failed(self, address: Any) -> None:
-        """Try *address* after the others from now on."""
+        """Try *address* last from now on."""
         self.addresses.remove(address)
         self.addresses.append(address)
 
 
 class Proxied:
-    """One client, until it is connected with an upstream.
+    """A client, until it is connected to an upstream.
 
-    The client has no handler in this time, so nothing is read from it.
+    Until then, the client has no handler, so nothing is read from it.
 
     :param connect: connects to an upstream; called with its address and a client connect handler.
     """
@@ -67,7 +67,7 @@ class Proxied:
         self._connect(self._address, self)
 
     def connected(self, upstream: Any) -> None:
-        # From now on, neither is read faster than the other one takes the data.
+        # From now on, each side is read only as fast as the other side accepts the data.
         relay(self._client, upstream)
 
     def failed_connect(self, reason: Any) -> None:

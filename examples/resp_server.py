@@ -1,4 +1,4 @@
-r"""A server for the clients of Redis: the protocol RESP, with the parser of hiredis, over a dict in memory.
+r"""A server for Redis clients: the protocol RESP, with the parser of hiredis, over a dict in memory.
 
 It needs hiredis: ``pip install hiredis``.  ``redis-cli -p 8000`` talks to it.
 
@@ -19,7 +19,7 @@ import hiredis
 import ngi_gevent
 from ngi_gevent.adapters import SansIO
 
-#: Bytes of the longest command, with its value, and of what a client can send in one piece behind it.
+#: Bytes of the longest command with its value, and bytes that a client can send in one piece after it.
 MAX_COMMAND = 16 * 1024 * 1024
 
 #: Answers that are written together, and bytes of an answer after which no more are added.
@@ -33,11 +33,11 @@ def bulk(data: bytes) -> bytes:
 
 
 class BadCommand(Exception):
-    """A command that makes no sense.  The message goes to the client."""
+    """A command is not valid.  The message goes to the client."""
 
 
 class Commands:
-    """What the commands do.  It knows nothing of connections."""
+    """The commands, as methods that do not use connections."""
 
     def __init__(self, store: dict[bytes, bytes]) -> None:
         self._store = store
@@ -132,7 +132,7 @@ class RedisHandler:
 
 
 def redis_server(store: dict[bytes, bytes] | None = None) -> Callable[[Any], RedisHandler]:
-    """A server whose connections share *store*."""
+    """Return a server whose connections share *store*."""
     commands = Commands({} if store is None else store)
     return lambda connection: RedisHandler(connection, commands)
 

@@ -1,6 +1,6 @@
-r"""An SMTP server that takes messages over TLS only, after STARTTLS, and prints a line for each.
+r"""An SMTP server that accepts messages only over TLS, after STARTTLS, and prints a line for each.
 
-It takes a file with a certificate and its key, in PEM.  ``tls_echo.py`` shows how to make one for trying it.
+It needs a file with a certificate and its key, in PEM.  ``tls_echo.py`` shows how to make one for a trial.
 
     python examples/starttls_server.py localhost.pem
     printf 'EHLO me\nMAIL FROM:<ann@example.org>\nRCPT TO:<bob@example.org>\nDATA\nhello\n.\nQUIT\n' | \
@@ -26,7 +26,7 @@ MAX_LINE, MAX_MESSAGE = 1000, 1024 * 1024
 
 MAX_RECIPIENTS = 100
 
-#: What follows MAIL and RCPT.
+#: The arguments of MAIL and RCPT.
 FROM, TO = (re.compile(rb"%s: ?<([^<>\s]*)>.*" % name, re.IGNORECASE) for name in (b"FROM", b"TO"))
 
 
@@ -51,7 +51,7 @@ class SMTPHandler:
         """Forget the message that has begun."""
         self._sender: bytes | None = None
         self._recipients: list[bytes] = []
-        self._lines: list[bytes] | None = None  # of the text, while it is received
+        self._lines: list[bytes] | None = None  # lines of the text, while it is received
         self._size = 0
 
     def handle_input(self, connection: Any, line: bytes) -> None:
@@ -67,7 +67,7 @@ class SMTPHandler:
             connection.write(b"220 go ahead\r\n")
             connection.start_tls(self._context, server_side=True)
             self._has_tls = True
-            self._forget()  # an attacker may have said it, in plaintext
+            self._forget()  # an attacker may have sent it, in plaintext
         elif command == b"QUIT":
             connection.write(b"221 bye\r\n")
             connection.close()
@@ -120,7 +120,7 @@ class SMTPHandler:
 
 
 def smtp_server(context: ssl.SSLContext, deliver: Callable[[Message], object]) -> Callable[[Any], SMTPHandler]:
-    """A server that calls *deliver* with each message."""
+    """Return a server that calls *deliver* with each message."""
     return lambda connection: SMTPHandler(connection, context, deliver)
 
 

@@ -1,6 +1,6 @@
-"""How the key-value server is tested: in memory, on sockets, in a simulation, and with a network that fails.
+"""The tests of the key-value server: in memory, on sockets, in a simulation, and with a network that fails.
 
-Run by ``pytest``: the fixtures ``ngi`` and ``ngi_implementation`` are there once ngi_gevent is installed.
+Run them with ``pytest``.  The fixtures ``ngi`` and ``ngi_implementation`` come with ngi_gevent.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ngi_gevent.testing.simulation import FailedSeed, Simulation, explore
 
 
 def fresh(connection: Any) -> KeyValueHandler:
-    """The server with a store for each connection, since nothing may depend on what other tests have stored."""
+    """A server with a store for each connection, so that no test depends on data of another test."""
     return KeyValueHandler(connection, {})
 
 
-# First, without any network: what goes in, and what comes out.
+# The first tests have no network: only input and output.
 
 
 def test_a_value_is_stored_and_found() -> None:
@@ -70,7 +70,7 @@ def test_a_bad_request_is_answered_and_ends_the_connection(request_: bytes) -> N
     assert answer.closed == "end of input"
 
 
-# TCP cuts a stream where it likes: that must make no difference, wherever it is.
+# TCP can cut a stream anywhere.  The place must not make a difference.
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_large_value_is_not_copied_again_and_again() -> None:
     check_work(fresh, b"set a 500\n" + b"x" * 500 + b"\n")
 
 
-# The same test in memory and on real sockets: what takes time there is waited for.
+# The same test in memory and on real sockets, which take time.  The recorder waits for that.
 
 
 def test_clients_share_the_store(ngi_implementation: Any) -> None:
@@ -106,10 +106,10 @@ def test_clients_share_the_store(ngi_implementation: Any) -> None:
     assert reader.wait_closed() == "end of input"
     assert writer.connection
 
-    listener.close()  # or the fixture would say what is left over
+    listener.close()  # otherwise the fixture would report it as left over
 
 
-# A network that fails.  What a plan does is the same in memory and on sockets.
+# A network that fails.  The effect of a plan is the same in memory and on sockets.
 
 
 def test_half_a_value_is_not_stored(ngi_implementation: Any) -> None:
@@ -143,13 +143,13 @@ def test_on_any_network_an_answer_is_right_or_missing(ngi: Any, seed: int) -> No
     listener.close()
 
 
-# Clients that wait, in a simulation: each on a host of its own, in virtual time, under as many schedules as wanted.
+# Clients that wait, in a simulation.  Each is on its own host, in virtual time, under any number of schedules.
 
 ADDRESS = ("server", 8000)
 
 
 def ask(host: Any, request_: bytes, timeout: float = 1) -> bytes:
-    """Send one request from *host*, and return the answer.  Waits."""
+    """Send one request from *host*, and return the answer.  Blocks until it arrives."""
     output, input = blocking.open(ADDRESS, connect=host.connect, timeout=timeout)
     output.write(request_ + b"quit\n")
     answer = input.read()
@@ -164,7 +164,7 @@ def add_one(host: Any) -> None:
 
 
 def add_one_alone(host: Any) -> None:
-    """The same, with a token that one client has at a time: ``delete`` succeeds for one of them only."""
+    """Do the same with a token, which one client has at a time: ``delete`` succeeds for only one client."""
     while ask(host, b"delete token\n") != b"ok\n":
         gevent.sleep(0.01)
     add_one(host)
@@ -172,7 +172,7 @@ def add_one_alone(host: Any) -> None:
 
 
 def count_by_two(simulation: Simulation, add: Callable[[Any], None]) -> None:
-    """Two clients add one each, and begin at times that the seed draws."""
+    """Let two clients add one each, and begin at times that the seed draws."""
     store = {"n": b"0", "token": b""}
     simulation.host("server").listener(ADDRESS, key_value_server(store))
 
@@ -201,7 +201,9 @@ def test_no_update_is_lost_by_clients_that_take_turns(simulation: Simulation) ->
 
 
 def ask_until_answered(host: Any, request_: bytes) -> tuple[bytes, int]:
-    """Ask again if there is no answer, after pauses that double.  Return the answer, and how often it was asked for."""
+    """Repeat the request until there is an answer, with pauses that double.  Return the answer, and the number of
+    attempts.
+    """
     for attempt in itertools.count(1):
         try:
             return ask(host, request_), attempt

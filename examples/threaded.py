@@ -1,14 +1,14 @@
-r"""A program of plain threads and a queue, without greenlets and not monkey-patched: each line is a number to factor.
+r"""A program with plain threads and a queue, without greenlets or monkey-patching.  Each line is a number to factor.
 
     python examples/threaded.py
     printf '1001\n1003\n' | nc -N 127.0.0.1 8000
 
-``Threaded`` serves connections in its own thread.  Handlers run there, and must not block it: they put the work into a
-queue, and threads of the program take it, work, and write the answers.  Meanwhile the connection pauses reading, so
-answers are in order, and clients that have finished sending get theirs.
+``Threaded`` serves connections in its own thread.  Handlers run there, and must not block it.  They put work into a
+queue.  The program's threads take the work, compute, and write the answers.  Until then, the connection pauses reading.
+So answers are in order, and clients that have finished sending get their answers.
 
-In a monkey-patched program, the queue would be gevent's, and the threads greenlets: docs/how_to/threads.md shows what
-works there.
+In a monkey-patched program, the queue would be gevent's, and the threads would be greenlets: docs/how_to/threads.md
+shows how to write such a program.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import ngi_gevent
 from ngi_gevent.adapters import Lines
 from ngi_gevent.interfaces import IServerConnection
 
-#: Numbers to factor, at most one for each connection.
+#: Numbers that wait to be factored, at most one for each connection.
 work: queue.SimpleQueue[tuple[Lines, int]] = queue.SimpleQueue()
 
 
 class Requests:
-    """The server.  All of it is called on the thread of ``Threaded``."""
+    """The server.  All its methods are called on the thread of ``Threaded``."""
 
     def __init__(self, connection: IServerConnection) -> None:
         Lines(connection, max_line=12).set_handler(self)
@@ -57,7 +57,7 @@ def worker() -> None:
     while True:
         connection, number = work.get()
         answer = f"{number} = {' * '.join(map(str, factors(number)))}\n"
-        with contextlib.suppress(ngi_gevent.ConnectionClosed):  # the client may not have waited
+        with contextlib.suppress(ngi_gevent.ConnectionClosed):  # the client may have disconnected
             connection.write(answer.encode())  # any thread can use a connection
         connection.resume_reading()
 
@@ -70,9 +70,9 @@ def main() -> None:
     for _ in range(4):
         threading.Thread(target=worker, daemon=True).start()
     with ngi_gevent.Threaded() as network, contextlib.suppress(KeyboardInterrupt):
-        listener = network.listener(("127.0.0.1", options.port), Requests)  # served from here on
+        listener = network.listener(("127.0.0.1", options.port), Requests)  # connections are served from here on
         print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
-        network.wait()  # or anything else that the program does
+        network.wait()  # or any other work of the program
 
 
 if __name__ == "__main__":

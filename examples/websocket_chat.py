@@ -30,7 +30,7 @@ from ngi_gevent.adapters import SansIO
 #: Characters of the longest message.  A longer one ends the connection.
 MAX_MESSAGE = 64 * 1024
 
-#: Bytes that may wait for a client that does not read, before it is disconnected.
+#: Bytes that can wait for a client that does not read, before it is disconnected.
 MAX_PENDING = 1024 * 1024
 
 PAGE = b"""<!doctype html><meta charset="utf-8"><title>Chat</title><h1>Chat</h1>
@@ -50,7 +50,7 @@ class Client:
         self._chat = chat
         self._parser = WSConnection(ConnectionType.SERVER)
         self._message: list[str] = []
-        self._size = 0  # of it, with 1 for an empty piece
+        self._size = 0  # the size of the message so far; an empty piece counts as 1
         self.connection = SansIO(connection, self._receive, self._parser.events, errors=(RemoteProtocolError,))
         self.connection.set_handler(self)
 
@@ -84,7 +84,7 @@ class Client:
             self.end(CloseConnection(code=1003, reason="only text is taken"))
 
     def _refuse(self, error: Any) -> None:
-        """Answer what is no WebSocket: most likely, a browser wants the page."""
+        """Answer a request that is not for a WebSocket.  Most likely, a browser requests the page."""
         hint = error.event_hint
         if isinstance(hint, RejectConnection):
             self.connection.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n" % len(PAGE))
@@ -94,7 +94,7 @@ class Client:
             self.end(hint)
 
     def end(self, event: Any) -> None:
-        """Send the last event, and close."""
+        """Send the last event, and close the connection."""
         self._chat.clients.pop(self, None)
         self.send(event)
         self.connection.close()
@@ -104,7 +104,7 @@ class Client:
 
 
 class Chat:
-    """The server: all its clients."""
+    """The server, which has all clients."""
 
     def __init__(self) -> None:
         self.clients: dict[Client, None] = {}

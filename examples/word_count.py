@@ -1,7 +1,7 @@
-r"""Counts lines, words and bytes of documents that are sent to it: a server, and its client.
+r"""A server that counts lines, words and bytes of documents, and its client.
 
-Each document is a record, preceded by its length, and so is each answer: the adapter ``Sized`` has both sides think in
-records, however the network cuts them.
+Each document is a record that begins with its length, and so is each answer. With the adapter ``Sized``, both sides
+handle whole records, wherever the network cuts them.
 
     python examples/word_count.py server
     printf 'hello out there\n' > hello.txt
@@ -25,18 +25,18 @@ from ngi_gevent.interfaces import IServerConnection
 
 
 class Counter:
-    """The server, one object for each connection."""
+    """A server. Each connection has one object."""
 
     def __init__(self, connection: IServerConnection) -> None:
         Sized(connection).set_handler(self)
 
     def handle_input(self, connection: Sized, document: bytes) -> None:
-        """Called with one whole document; what it writes is one record, too."""
+        """Called with a whole document. Each write makes one record, too."""
         connection.write(b"%d %d %d" % (document.count(b"\n"), len(document.split()), len(document)))
 
 
 class Client:
-    """Has *files* counted, one after the other."""
+    """Send *files* to be counted, one after another."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -52,7 +52,7 @@ class Client:
 
 def serve(port: int) -> None:
     listener = ngi_gevent.listener(("127.0.0.1", port), Counter)
-    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C: ends all, so that wait() returns
+    gevent.signal_handler(signal.SIGINT, listener.close)  # Ctrl-C ends all connections, so that wait() returns
     print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
     ngi_gevent.wait()
 

@@ -1,18 +1,14 @@
-"""The servers: the same works with each library, written as its users would write them.
+"""The servers: the same works with each library, written in its usual style.
 
-``python -m benchmarks.servers.NAME WORK`` serves one of them on a free port of the loopback interface, which it says in
-a line on standard output, ``ready PORT``.  It does so until it is killed.
+``python -m benchmarks.servers.NAME WORK`` serves one of them on a free port of the loopback interface, until it is
+killed.  It prints the line ``ready PORT`` to standard output.
 
-``echo``
-    sends back what comes;
-``send``
-    sends as many bytes as the request says, no faster than they are taken, and closes the connection;
-``receive``
-    counts what comes, the first eight bytes of which say how much it is, and answers with the count when it is all;
-``burst``
-    answers whatever comes with 1,000 small writes;
-``resp``
-    answers the clients of Redis, as ``examples/resp_server.py`` does;
-``http``
-    answers the clients of HTTP, as ``examples/http_server.py`` does.
+The works are:
+
+* ``echo`` sends back its input;
+* ``send`` sends as many bytes as the request says, only as fast as they are read, and closes the connection;
+* ``receive`` counts its input, whose first eight bytes give the size, and answers with the count at the end;
+* ``burst`` answers each input with 1,000 small writes;
+* ``resp`` answers Redis clients, as ``examples/resp_server.py`` does;
+* ``http`` answers HTTP clients, as ``examples/http_server.py`` does.
 """

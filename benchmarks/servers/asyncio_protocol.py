@@ -1,4 +1,4 @@
-"""The works as an asyncio ``Protocol``, on the loop that the second argument names, ``asyncio`` or ``uvloop``."""
+"""The works as an asyncio ``Protocol``. The second argument names the loop, ``asyncio`` or ``uvloop``."""
 
 from __future__ import annotations
 

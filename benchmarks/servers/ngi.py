@@ -62,7 +62,7 @@ class Burst(Handler):
 
 @cache
 def server_of(name: str) -> Any:
-    """The server of the example for a protocol, made once, since its connections share its state."""
+    """The server of a protocol's example. It is made once, since its connections share their state."""
     return example("resp_server").redis_server() if name == "resp" else example("http_server").http_server()
 
 

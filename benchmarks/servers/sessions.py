@@ -1,7 +1,8 @@
-"""Sessions of real protocols, for the servers beside ours: the parsers, and the answers, of the examples.
+"""Sessions of real protocols, for the other servers: the parsers and the answers of the examples.
 
-They do no input or output, so the servers differ in that only.  Ours is the example itself.  The answers to one piece
-of input are returned together, since asyncio and ``sendall`` would make a system call for each.
+Sessions do no input or output, so the servers differ only in that.  For ngi_gevent, the example itself is the server.
+The answers to one piece of input are returned together, since asyncio and ``sendall`` would make a system call for
+each.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["SESSIONS", "HTTPSession", "RESPSession", "Session", "example"]
 
 @cache
 def example(name: str) -> Any:
-    """The module of an example."""
+    """Load the module of an example."""
     sys.path.append(str(HERE.parent / "examples"))
     return importlib.import_module(name)
 
@@ -30,7 +31,7 @@ def _commands() -> Any:
 
 
 class Session(Protocol):
-    """The side of the server of one connection."""
+    """The server's side of one connection."""
 
     #: Whether the server closes the connection after the answer.
     ended: bool

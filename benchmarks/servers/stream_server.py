@@ -1,10 +1,11 @@
-"""The works on gevent's own ``StreamServer``, with ``recv`` and ``sendall``, a greenlet for each connection.
+"""The works on gevent's own ``StreamServer``, with ``recv`` and ``sendall``, and a greenlet for each connection.
 
-They receive at most 64 KiB at a time, as ``ngi_gevent`` and Twisted do; for asyncio and uvloop it is four times that.
+The handlers receive at most 64 KiB at a time, as ``ngi_gevent`` and Twisted do. asyncio and uvloop receive up to 256
+KiB.
 
-All the other servers send small pieces without waiting for more (TCP_NODELAY), whether by default or told to.  gevent
-leaves that to the handler, and so it is done here: without it, what is left of a long answer may wait for the client's
-delayed acknowledgement, and nobody would want that measured.
+All the other servers send small pieces without waiting for more (TCP_NODELAY), by default or by an option. gevent
+leaves that to the handler, so the handlers here set the option.  Otherwise, the rest of a long answer would wait for
+the client's delayed acknowledgement, which would distort the measurement.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class HTTP(InSession):
 def main() -> None:
     works = {"echo": Echo, "send": Send, "receive": Receive, "burst": Burst, "resp": RESP, "http": HTTP}
     factory = protocol.Factory.forProtocol(work.chosen(works))
-    running: Any = reactor  # what its module holds once it is installed
+    running: Any = reactor  # the attribute that the module has once the reactor is installed
     port = running.listenTCP(0, factory, backlog=1024, interface="127.0.0.1")
     work.announce(port.getHost().port)
     running.run()

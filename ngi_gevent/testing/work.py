@@ -1,8 +1,8 @@
 """A check that the work of a server does not grow with the square of its input.
 
 Work is the lines of Python that run outside this package, and the bytes of memory that each line allocates.  So the
-speed and load of the machine do not matter.  The check does not detect work in C that allocates no memory, such as searching a
-``bytearray`` from its beginning again and again.
+speed and load of the machine do not matter.  The check does not detect work in C that allocates no memory, such as
+searching a ``bytearray`` from its beginning again and again.
 """
 
 from __future__ import annotations
