@@ -78,7 +78,7 @@ def test_a_printing_peer_prints_exceptions(capsys):
     connection = testing.Connection()
     connection.peer.writelines([b"x", 1])
     connection.set_handler(testing.Recorder())
-    assert capsys.readouterr().out.startswith("-> EXCEPTION TypeError only bytes")
+    assert capsys.readouterr().out.startswith("-> EXCEPTION TypeError data must be bytes")
 
 
 def test_a_text_connection_prints_text_as_it_is(capsys):

@@ -201,8 +201,8 @@ class HubConnection(BaseConnection):
             waiting, limit = self._output.size + queued, self._output.limit
             if waiting > limit and lifecycle.output_error is None:
                 lifecycle.output_error = LimitExceeded(
-                    f"{waiting} bytes of output wait, {queued} of them from other threads, for a peer"
-                    f" that does not read or a hub that is busy; output_limit is {limit}"
+                    f"{waiting} bytes of output are pending, {queued} of them from other threads (output_limit={limit})"
+                    "; the peer does not read, or the hub is busy"
                 )
                 if isinstance(output, Lines):
                     self._close_later(output)
