@@ -1,7 +1,7 @@
-"""The PROXY protocol, versions 1 and 2: the header with which a proxy says whose connection it passes on.
+"""The PROXY protocol, versions 1 and 2: the header with which a proxy names the client of a connection.
 
-The other end of a connection through a load balancer is the balancer.  So the balancer sends a header before anything
-else, also before TLS: the addresses of the client, and the address that the client connected to.
+The peer of a connection through a load balancer is the balancer.  So the balancer first sends a header, even before
+TLS.  It contains the address of the client, and the address that the client connected to.
 
 * A listener takes headers with the option ``proxy_protocol``.
 * A client, such as a proxy of your own, sends one with the option ``proxy_header`` of ``connect``, made by
@@ -49,13 +49,14 @@ MAPPED_NETWORK = IPv6Network("::ffff:0:0/96")
 class Header(NamedTuple):
     """A header, as :func:`parse` returns it.
 
-    Addresses have the form that sockets have: ``(host, port)`` for IPv4, four parts for IPv6, the path of a Unix
-    socket, ``''`` for one without a path.  Both are None if the proxy does not name a client: the connection is its
-    own, for example to check whether the server is alive (LOCAL), or it does not know the client (UNKNOWN).
+    Addresses have the form that sockets use: ``(host, port)`` for IPv4, four parts for IPv6, the path of a Unix socket,
+    ``''`` for a Unix socket without a path.  Both are None if the header does not name a client.  Then the proxy made
+    the connection for itself, for example to check whether the server is alive (LOCAL), or does not have the client's
+    address (UNKNOWN).
 
     :ivar source: the address of the client.
     :ivar destination: the address that the client connected to.
-    :ivar size: the bytes of the header.  The connection's own data begins behind them.
+    :ivar size: the number of bytes of the header.  The connection's data follows.
     """
 
     source: Any
@@ -64,9 +65,9 @@ class Header(NamedTuple):
 
 
 def parse(data: bytes) -> Header | None:
-    """Return the header that *data* begins with; None if more is needed.
+    """Return the header at the beginning of *data*; None if more data is needed.
 
-    Raises at the first byte that cannot begin a header, and never needs more than ``LONGEST`` bytes to decide.
+    Raises at the first byte that does not fit a header.  Never needs more than ``LONGEST`` bytes.
 
     :raises ValueError: *data* does not begin with a header.
     """

@@ -66,8 +66,8 @@ def bottom(connection: Any) -> Any:
 class Base:
     """An adapter that changes nothing, to derive other adapters from.
 
-    For its handler, it is the connection, in every callback; for the connection below, it is the handler.  It has all
-    attributes and methods of a connection, and its handler needs no optional methods.  Its callbacks run on the
+    For its handler, the adapter is the connection, in every callback.  For the connection below, it is the handler.  It
+    has all attributes and methods of a connection, and its handler needs no optional methods.  Its callbacks run on the
     greenlet of the connection below.
 
     :param connection: the connection below, which can be an adapter, too.

@@ -17,10 +17,10 @@ __all__ = ["Text"]
 class Text(Base):
     """An adapter that delivers and takes ``str``.
 
-    It is enough of a text file for ``print(..., file=connection)`` and ``traceback.print_exc(file=connection)``.
-    Characters that TCP has cut are put together.  Over an adapter of records, each record is decoded alone.  Input that
-    cannot be decoded ends the connection, with the ``UnicodeDecodeError`` as the reason.  When the connection ends, a
-    character that is incomplete is not delivered.
+    It can be the file of ``print(..., file=connection)`` and ``traceback.print_exc(file=connection)``.  Characters that
+    TCP has cut are joined again.  Over an adapter of records, each record is decoded separately.  Input that cannot be
+    decoded ends the connection, with the ``UnicodeDecodeError`` as the reason.  When the connection ends, an incomplete
+    character is not delivered.
 
     :param connection: the connection below.
     :param encoding: UTF-8 by default.  An encoding that begins with a mark of its byte order does not work, since each
