@@ -158,20 +158,6 @@ def test_no_event_is_taken_while_much_output_is_pending(stage):
     assert len(client.data) == 300 * (100_000 + len(b"[long] "))
 
 
-def test_the_handler_may_detach_the_adapter_before_the_last_event():
-    class Detaching:
-        def handle_input(self, connection: Any, event: Any) -> None:
-            below, _ = connection.detach()
-            below.set_handler(testing.Recorder())
-            below.write(event)
-
-    def serve(connection: Any) -> None:
-        words = Words()
-        SansIO(connection, words.receive, words.events).set_handler(Detaching())
-
-    assert testing.converse(serve, [b"one two "]).data == b"one"
-
-
 def test_other_exceptions_of_the_parser_count_as_those_of_the_handler(stage, caplog):
     def raise_it(data: bytes) -> None:
         raise ZeroDivisionError
