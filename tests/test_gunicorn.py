@@ -550,12 +550,12 @@ def refused(directory, *arguments, **options):
         (["nothing:Server"], 4, "unable to load nothing:Server: ModuleNotFoundError: No module named 'nothing'"),
         (["app:Nothing"], 4, "Failed to find attribute 'Nothing' in 'app'."),
         (["app:VERSION"], 4, "Application object must be callable."),
-        (["app:wsgi"], 4, "app:wsgi is not a server, which is called with a connection; got <function wsgi"),
+        (["app:wsgi"], 4, "app:wsgi must be a callable that takes a connection; got <function wsgi"),
         (["app:no_server"], 4, "; for a factory, write 'app:no_server()'"),
         (
             ["app:too_long"],
             4,
-            "max_connections cannot be an option of app:too_long, a Service; use gunicorn's worker_c",
+            "max_connections cannot be set by the Service app:too_long; use gunicorn's worker_c",
         ),
         (["app:backwards"], 3, "unable to listen: ValueError: idle_timeout must be a number of seconds >= 0; got -1"),
         (
@@ -618,14 +618,15 @@ def test_sockets_of_the_wrong_kind_are_refused(directory, kind):
         sock.bind(str(directory / "socket"))
         code, (line,) = refused(directory, **in_place_of_three(sock, "app:Server"))
         assert code == 1
-        assert line == f"Error: LISTEN_FDS: descriptor 3: the socket on '{directory / 'socket'}' is not a stream socket"
+        expected = f"gunicorn must bind stream sockets; got one on '{directory / 'socket'}'"
+        assert line == f"Error: LISTEN_FDS: descriptor 3: {expected}"
         code, (line,) = (
             refused(directory, command=command("-b", f"fd://{sock.fileno()}", "app:Server"), pass_fds=[sock.fileno()])
             if kind == socket.SOCK_SEQPACKET
-            else (3, ["is not a stream socket"])  # gunicorn itself fails
+            else (3, ["gunicorn must bind stream sockets"])  # gunicorn itself fails
         )
         assert code == 3
-        assert "is not a stream socket" in line
+        assert "gunicorn must bind stream sockets" in line
 
 
 @pytest.mark.slow
