@@ -22,7 +22,7 @@ T = TypeVar("T", int, float)
 
 RESULTS = HERE / "results"
 
-#: Open files in addition to those of the idle connections.
+#: Open files in addition to the idle connections.
 OTHER_FILES = 500
 
 DESCRIPTION = """\
@@ -30,7 +30,7 @@ Measure how fast ngi_gevent is, beside other servers doing the same work, one af
 
 The whole takes some thirteen minutes.  It needs Linux, and a C compiler (cc) for the load that drives the servers.
 Without one, only the cases that need no sockets are measured.  RESP and HTTP need redis-benchmark and wrk.  Leave the
-machine alone meanwhile.
+machine alone during the run.
 """
 
 
@@ -108,7 +108,7 @@ def pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -133,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="REV",
-        help="compare the processor time for each message with that of another revision (default: the one whose "
+        help="compare the processor time for each message with the time of another revision (default: the one whose "
         "results are published), in two minutes, or a quarter of one with --quick; exit with code 1 if this checkout "
         f"takes more than {against.LIMIT} times as much",
     )

@@ -1,4 +1,4 @@
-"""``python -m benchmarks --against REV``: the processor time for each message, beside that of another revision.
+"""``python -m benchmarks --against REV``: the processor time for each message, beside the time of another revision.
 
 Both revisions run their own ``benchmarks.servers.ngi`` with the same Python and libraries, and take turns.
 """
@@ -37,7 +37,7 @@ CASES = (*QUICK, echo(4 * 1024, 100), connect_case(), resp(50, pipelined=16), ht
 
 @dataclass(frozen=True)
 class Comparison:
-    """The processor time for each message of one work, in µs, and how many times the other's ours is."""
+    """The processor time for each message of one work, in µs, and its ratio to the other revision's."""
 
     title: str
     ours: Spread

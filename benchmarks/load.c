@@ -1,7 +1,7 @@
 /* The load: talks to a server on the loopback interface, checks every byte of its answers, and reports one line of JSON.
 
    It is in C because a load in Python would be slower than the servers that it is to measure.  One thread, one epoll
-   instance; see usage() for what it can do.  All bytes are those of one pattern, which the servers know too: random, and
+   instance; usage() lists what it can do.  All bytes repeat one pattern, which the servers have too: random, and
    so long that data in the wrong place, or of another connection, is not what is expected there.
 
    It fails, with a line on standard error that says why, at the first wrong byte, lost connection, or 10 seconds of
@@ -104,7 +104,7 @@ static void record(uint64_t value)
     recorded++;
 }
 
-/* The smallest of what was recorded that at least this share of all does not exceed. */
+/* The smallest recorded value that at least this share of all does not exceed. */
 static double percentile(double share)
 {
     uint64_t up_to = 0;
@@ -118,7 +118,7 @@ static double percentile(double share)
 
 /* What is measured: between begin_window() and end_window(). */
 
-/* What the kernel tells of a process, in seconds: how long it ran, and how long it waited while another had its core. */
+/* The times of a process, in seconds: how long it ran, and how long it waited while another had its core. */
 struct schedule {
     double ran, waited;
 };
@@ -137,7 +137,7 @@ static struct schedule schedule_of(int process)
     snprintf(name, sizeof name, "/proc/%d/schedstat", process);
     FILE *file = fopen(name, "r");
     if (!file || fscanf(file, "%*u %llu", &waited) != 1)
-        waited = 0; /* a kernel that does not tell */
+        waited = 0; /* the kernel does not report it */
     if (file)
         fclose(file);
     if (process && clock_getcpuclockid(process, &clock) == 0)
@@ -377,10 +377,10 @@ static void exchange(struct connection *connections)
 
 static int open_stream(void)
 {
-    struct timeval patience = {.tv_sec = SILENCE};
+    struct timeval silence = {.tv_sec = SILENCE};
     int fd = open_connection(0);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &silence, sizeof silence);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &silence, sizeof silence);
     return fd;
 }
 
@@ -458,9 +458,9 @@ static void __attribute__((noreturn)) usage(void)
 {
     fputs("usage: load MODE --pattern FILE --port PORT [OPTION VALUE]...\n"
           "\n"
-          "  echo        on each of --connections, send --request bytes, have them sent back, again and again\n"
+          "  echo        on each of --connections, send --request bytes, receive them, and repeat\n"
           "  burst       the same, but what comes back are --answer bytes, the beginning of the pattern\n"
-          "  connect     connect, send --request bytes, have them sent back, close, have it closed; and again\n"
+          "  connect     connect, send --request bytes, receive them, and close; repeat\n"
           "  stream-out  ask for --stream bytes (8 bytes, big-endian), receive them, and the end of the connection\n"
           "  stream-in   send their number and --stream bytes, and receive the number of them that came\n"
           "  hold        open --connections, echo --request bytes on each, say 'held', and wait for the end of input\n"

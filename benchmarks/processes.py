@@ -76,7 +76,7 @@ class Running:
             lines = Path(f"/proc/{self.process}/smaps_rollup").read_text().splitlines()
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
         except (OSError, StopIteration) as error:
-            raise Failed(f"the system does not tell how much memory the server has: {error!r}") from None
+            raise Failed(f"the kernel does not report the memory of the server: {error!r}") from None
 
     def processor_time(self) -> float:
         """Processor seconds of all its threads, in user code and in the kernel."""

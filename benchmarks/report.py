@@ -116,15 +116,15 @@ def markdown(run: Run) -> str:
         "# How fast it is",
         f"{machine}.",
         f"Medians of interleaved rounds: {settings.rounds}, of {settings.seconds} s each after {settings.warm_up} s of "
-        "warm-up; server on one core, load on another. What stands under *×*, or behind it, is how many times that of "
-        "the other server ours is: the median of the ratios within each round, and in parentheses the least and the "
+        "warm-up; server on one core, load on another. Figures under *×*, or behind it, are ratios to "
+        "the other server: the median of the ratios within each round, and in parentheses the least and the "
         "most of them. *≥* marks where the load was "
-        "busier than the server, which could have done more. C epoll is no competitor, but the floor: a loop in C that "
-        "does the same work with nothing around it.",
+        "busier than the server, which could have done more. C epoll is not a competitor, but the floor: a loop in C "
+        "that does the same work with nothing around it.",
         "*Processor time* is how long the server runs, in its own code and in the kernel, for each request, "
         "connection, MB or burst. Compare it, rather than the rate, if the load was the limit or other programs ran.",
-        f"Streams are of {settings.stream >> 20:,} MiB. Memory is that of {settings.idle:,} idle connections, without "
-        f"what the kernel keeps for their sockets; *many idle* are {settings.idle - settings.idle // 10:,}.",
+        f"Streams are of {settings.stream >> 20:,} MiB. Memory is measured with {settings.idle:,} idle connections, "
+        f"without the kernel's memory for their sockets; *many idle* are {settings.idle - settings.idle // 10:,}.",
         *all_notes(run),
         *_summary(run),
         *_targets(run),

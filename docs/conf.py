@@ -40,7 +40,7 @@ autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
-#: What is returned as something that is no part of the face of the package, and the interface that it is known by.
+#: Classes that are not public, and the interface that signatures show in place of each.
 KNOWN_BY = {"DatagramListener": "IUDPListener", "StreamListener": "IListener"}
 
 

@@ -36,14 +36,14 @@ class Client:
 
     def handle_close(self, connection: IConnection, reason: Reason) -> None:
         # Called only if this side has not closed the connection, so the answer is incomplete.
-        hint = "" if self.answer or connection.ssl_object else "; a server that speaks TLS wants --certificate"
+        hint = "" if self.answer or connection.ssl_object else "; a server that uses TLS needs --certificate"
         raise ngi_gevent.UnexpectedResponse(f"the connection ended ({reason}) after {self.answer!r}{hint}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--certificate", metavar="FILE", help="of the server, or of who has signed it")
+    parser.add_argument("--certificate", metavar="FILE", help="of the server, or of the authority that signed it")
     parser.add_argument("words", nargs="+")
     options = parser.parse_args()
 

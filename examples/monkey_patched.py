@@ -4,7 +4,7 @@
     python -m http.server --bind 127.0.0.1 8001
     echo examples/README.md | nc -N 127.0.0.1 8000
 
-gevent patches the standard library, so a blocking call waits only on the greenlet of its own connection.
+gevent patches the standard library, so a blocking call waits only on the greenlet of one connection.
 """
 
 # ruff: noqa: E402 (what is imported after patching is so on purpose)

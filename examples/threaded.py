@@ -72,7 +72,7 @@ def main() -> None:
     with ngi_gevent.Threaded() as network, contextlib.suppress(KeyboardInterrupt):
         listener = network.listener(("127.0.0.1", options.port), Requests)  # connections are served from here on
         print(f"listening on 127.0.0.1:{listener.address[1]}", flush=True)
-        network.wait()  # or any other work of the program
+        network.wait()  # the program can do any other work here
 
 
 if __name__ == "__main__":

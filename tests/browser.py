@@ -22,7 +22,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 
 OPTIONS = [
     "--headless",
-    "--no-sandbox",  # which does not work for root
+    "--no-sandbox",  # the sandbox does not work for root
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",

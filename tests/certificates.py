@@ -7,7 +7,7 @@ import ssl
 
 import trustme
 
-#: Who signs the certificates of the tests.
+#: The authority that signs the certificates of the tests.
 AUTHORITY = trustme.CA()
 
 

@@ -101,7 +101,7 @@ def socket_stage(request: pytest.FixtureRequest, folder: Path, no_socket_left: N
 
 @pytest.fixture
 def tcp(folder: Path, no_socket_left: None) -> Iterator[Stage]:
-    """TCP on IPv4, for what need not be tried on each."""
+    """TCP on IPv4, for rules that need not be tried on each stage."""
     yield from playing(TCPStage, folder)
 
 

@@ -1,4 +1,4 @@
-"""Modules of the package that need an extra: tests of them are skipped where that is not installed."""
+"""Modules of the package that need an extra: their tests are skipped if it is not installed."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PIECE = 64 * 1024
 
 
 def talk(stage, adapter=lambda connection: connection, **options):
-    """The output and input of a server connection, and its peer, which knows nothing of NGI."""
+    """The output and input of a server connection, and its peer, which does not use NGI."""
     opened = []
 
     def serve(connection):
@@ -45,7 +45,7 @@ def talk_openly(stage):
 
 def break_off(stage, output, peer):
     """Have *peer* reset the connection."""
-    output.write(b"unread")  # without which a Unix socket knows no reset
+    output.write(b"unread")  # without pending input, a Unix socket is not reset
     if isinstance(stage, SocketStage):
         output.flush(PATIENCE)
     peer.reset()

@@ -1,8 +1,8 @@
 """Lives of connections in a simulation, made from seeds, and what must be true of each, whatever happens.
 
 Each side has a script, and a handler that behaves in its own way: it waits, computes, answers, pauses.  Both sides send
-numbered bytes, so that each byte that is lost, doubled or out of order is found.  This file knows the contract, and
-nothing of how connections work.
+numbered bytes, so that each byte that is lost, doubled or out of order is found.  This file relies only on the
+contract, and not on the implementation of connections.
 
 ``python tests/lives.py 0 1000`` runs a thousand, and prints the first that breaks a rule.
 """
@@ -149,7 +149,7 @@ class Side:
             self.sent += len(data)
 
     def write_slowly(self, sizes: list[int]) -> None:
-        """Write an iterable that takes its time.  What is written meanwhile comes behind it."""
+        """Write an iterable that takes its time.  Output that is written until then follows it."""
         pieces = []
         for size in sizes:
             pieces.append(numbered(self.sent, size))
@@ -192,7 +192,7 @@ class Side:
 
     def drain(self) -> None:
         below, began = self.random.choice([1, 1000, 5000]), self.life.simulation.now()
-        adds = self.answers or self.iterables  # so that more can be pending before this greenlet runs again
+        adds = self.answers or self.iterables  # more can be pending before this greenlet runs again
         if self.random.random() < 0.5:
             self.write(FULL)
             self.write(below)
@@ -235,8 +235,8 @@ class Side:
         check(not self.inside, f"{name}: still in a callback")
         check(self.received <= peer.sent, f"{name}: more than was sent")
         if self.own_end in ("", "eof") and peer.own_end in ("close", "eof"):
-            # This side has only received, and the peer has ended in order.  Input may be lost in two cases: if output
-            # fails while reading is paused, and if the peer has closed and could send nothing for half a minute.
+            # This side has only received, and the peer has closed gracefully.  Input may be lost in two cases: if
+            # output fails while reading is paused, and if the peer has closed and could send nothing for half a minute.
             if abs(self.since - peer.since) > 20:
                 return
             if not (self.pauses and self.sent):
@@ -297,7 +297,8 @@ class Life:
                 latency=random.choice([0.0001, 0.001, 0.05]), jitter=random.random() / 20, bandwidth=bandwidth
             )
         for number in range(1 + random.randrange(4)):
-            # By one address, since of two attempts both can reach the server, which tells clients by their ports.
+            # Clients connect one at a time, since of two attempts both can reach the server, which identifies clients
+            # by their ports.
             self.connect(random.choice(clients), (server.addresses[0], 80), number)
             if random.random() < 0.5:
                 gevent.sleep(random.random())

@@ -22,10 +22,10 @@ class Load:
     true, some stay on one connection for as long as the server lets them.
 
     :ivar answered: requests that were answered, byte for byte.
-    :ivar refused: connections that were broken before a byte was answered, as if they had been refused: what may happen
-        to who connects in the moment in which the server's socket is closed.
+    :ivar refused: connections that were reset before a byte was answered, as if they had been refused. This can happen
+        to a client that connects at the moment when the server's socket is closed.
     :ivar wrong: what went wrong: an answer that was not the right one, not all of it, or none though it had to come.
-    :ivar ended: when those who stay were ended, as ``time.monotonic`` tells it.
+    :ivar ended: when the clients that stay were disconnected, as ``time.monotonic`` returns it.
     """
 
     def __init__(self, address: Any, *, clients: int = 6, slow: int = 2, stay: int = 0) -> None:
@@ -105,7 +105,7 @@ class Load:
         pause: float = 0,
         may_end: bool = False,
     ) -> bool:
-        """Make a request of *size* bytes; whether it was answered."""
+        """Make a request of *size* bytes. Return whether it was answered."""
         start = chance.randrange(len(TEXT) - size)
         expected = ANSWER[start : start + size]
         received = bytearray()

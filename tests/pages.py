@@ -1,26 +1,30 @@
-"""The pages of the documentation, as those who follow them: their files are written, their commands are typed.
+"""The pages of the documentation, followed as a reader would: their files are written, and their commands are typed.
 
-A page has code in three kinds of blocks.  What it says of anything else is not run:
+A page has code in three kinds of blocks.  Blocks of other kinds are not run.
 
 ``python``
-    A part of the page's own module.  All of these together, in their order, are one file, whose tests pytest runs.
+    A part of the page's module.  All these blocks together, in order, are one file, whose tests pytest runs.
 ``{code-block}`` with a ``:caption:``
-    A file of that name, in the directory in which the page's commands are typed.  A later one of the same name takes
-    its place.
+    A file of that name, in the directory in which the page's commands are typed.  A later file with the same name
+    replaces it.
 ``console``
-    What somebody typed, each line after a ``$`` (a backslash at its end has it go on in the next line), and all that
-    came.  A line of ``...`` stands for any lines, and a ``...`` in a line for anything; how long pytest took is not
-    compared.  A command must succeed.  Two options of ``{code-block} console`` say otherwise: ``:class: running``, that
-    the block's command is left running once it has said what is shown, as in a terminal of its own; ``:class:
-    failing``, that its commands end with something else than 0.  A line of ``^C`` interrupts what was left running
-    last, and what follows is what that says before it ends; a block that begins with other lines shows what it says
-    next, and if there is nothing else in it, before it ends.  With ``:class: first``, both are about what was left
-    running first, such as the server of a client that still runs.  A block may be of several classes: what is in one
-    that is ``running``, too, leaves it running.  What was left running still is at the end of the page, and has said
-    nothing but what is shown.  After a ``cd``, files and commands
-    are in that directory.
+    Commands, each on a line after ``$``, and their output.  A backslash at the end of a line continues the command.  A
+    line of ``...`` stands for any lines, and ``...`` in a line for any text.  The duration that pytest prints is not
+    compared.  A command must succeed.  After a ``cd``, files and commands are in that directory.
 
-Ports from 8000 to 8099 are those of the page to who reads it, and free ones here; a page has no others.
+``{code-block} console`` has these options, which can be combined:
+
+* ``:class: running``: the command is left running after it has printed the output, as in a separate terminal.
+* ``:class: failing``: the commands must end with an exit status other than 0.
+* ``:class: first``: the block is about the command that was left running first, and not last.  This can be the server
+  of a client that still runs.
+
+A line of ``^C`` interrupts the command that was left running last.  The lines after it are its output until it ends.  A
+block that begins with output shows the next output of that command.  If the block has nothing else, the command must
+end after it.  Commands that are left running must still run at the end of the page, and must not have printed anything
+that the page does not show.
+
+Ports from 8000 to 8099 are the reader's ports on the page, and free ports here.  A page has no others.
 """
 
 from __future__ import annotations
@@ -82,7 +86,7 @@ def module(page: Path) -> str:
 
 
 def strange_ports(text: str) -> list[str]:
-    """The ports in *text* that would be those of the machine on which it is followed; 0 is none."""
+    """The ports in *text* that a reader's machine would use; 0 for none."""
     return [port for port in _SURELY_PORT.findall(text) if port != "0" and not _PORT.fullmatch(port)]
 
 
@@ -151,7 +155,7 @@ def free_port() -> str:
 
 
 class Command:
-    """A command that was typed, and what it has said since somebody last looked."""
+    """A command that was typed, and its output since the last check."""
 
     def __init__(self, line: str, directory: Path) -> None:
         self.line = line

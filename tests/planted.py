@@ -52,7 +52,7 @@ MISTAKES = {
     "an off-by-one in the water marks: drain returns with as much pending as was asked for": Mistake(
         "core/output.py", "self.pending < below and", "self.pending <= below and"
     ),
-    "a timer is not stopped: that of the connection attempt": Mistake(
+    "the timer of a connection attempt is not stopped": Mistake(
         "sockets/connector.py",
         "            for closeable in closeables:\n                closeable.close()\n",
         "            pass\n",

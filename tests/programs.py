@@ -1,4 +1,4 @@
-"""The example programs, as people run them: each in a process of its own, where it is talked to and told to stop."""
+"""The example programs, run as users run them: each in its own process, with clients, until a signal stops it."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
     python tests/soak.py --minutes 10 [--tls]
 
-The server is a process of its own, with a listener of each kind.  In rounds, a process with clients is started, which
-talk, compare every byte, and commit every fault that peers commit; at the end of every other round it is killed where
-it stands.  Between rounds, with no connection left, the server tells how much memory, how many descriptors and how many
-greenlets it has.  At the end these must be what they were after the first round, nothing may have been wrong, and the
-server must end in order, with nothing on its standard error.  Under ``python -X dev`` all processes run that way.
+The server is a separate process, with a listener of each kind.  In rounds, a process with clients is started.  The
+clients talk, compare every byte, and commit every fault that peers commit.  At the end of every other round, that
+process is killed.  Between rounds, with no connection left, the server reports its memory, its descriptors and its
+greenlets.  At the end, these must be as they were after the first round, no error may have happened, and the server
+must end gracefully, with nothing on its standard error.  Under ``python -X dev``, all processes run in that mode.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import trustme
 
 __all__ = ["SoakFailed", "soak"]
 
-#: Seconds after which the server ends a silent connection: at the listener for those who are, and at the others, where
+#: Seconds after which the server ends a silent connection: at the listener for silent clients, and at the others, where
 #: a client that talks may have to wait for the processor.
 SILENT_TIMEOUT, IDLE_TIMEOUT = 0.5, 30.0
 
@@ -46,8 +46,8 @@ MAX_PER_HOST = 1
 
 CLIENTS = 32
 
-#: Growth of the server's memory that is none: what allocators keep of what was in use at some time, of which output
-#: that is pulled ahead for each of the clients is the most.
+#: Growth of the server's memory that does not count: memory that allocators keep.  Most of it is output that is pulled
+#: ahead for each of the clients.
 TOLERANCE = CLIENTS * 256 << 10
 
 
@@ -56,7 +56,7 @@ COUNTED = "descriptors", "greenlets"
 
 
 class SoakFailed(AssertionError):
-    """The server is not as it was, or somebody did not get what was due."""
+    """The server is not in its earlier state, or a client did not get its answer."""
 
 
 # The server.
@@ -108,7 +108,7 @@ def serve(unix_path: str, *, tls: bool) -> None:
     def echo_generator(connection: Any) -> Any:
         while True:
             data = yield
-            gevent.sleep(0)  # so that handlers block, too
+            gevent.sleep(0)  # handlers block, too
             connection.write(data.upper())
             if data.endswith(b"raise\n"):
                 raise Refusal
@@ -186,7 +186,7 @@ class Clients:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Run, and tell every now and then what was done, and at once what was wrong."""
+        """Run, and report at intervals, and each error at once."""
         threads = [threading.Thread(target=self._client, args=[number], daemon=True) for number in range(CLIENTS)]
         for thread in threads:
             thread.start()
@@ -274,7 +274,7 @@ class Clients:
     def says_all_and_listens(self, sock: socket.socket, chance: random.Random) -> None:
         request = self._request(chance)
         sock.sendall(request)
-        if not isinstance(sock, ssl.SSLSocket):  # which cannot finish in one direction only
+        if not isinstance(sock, ssl.SSLSocket):  # TLS there cannot finish in only one direction
             sock.shutdown(socket.SHUT_WR)
         self._receive(sock, request.upper())
         if not isinstance(sock, ssl.SSLSocket):
@@ -338,7 +338,7 @@ class Clients:
 
 
 def soak(seconds: float, rounds: int, *, dev: bool = False, tls: bool = False) -> dict[str, Any]:
-    """Soak a server for so long, in so many rounds; what there is to tell, or :class:`SoakFailed`."""
+    """Soak a server for so long, in so many rounds.  Return the report, or raise :class:`SoakFailed`."""
     flags = ["-X", "dev", "-W", "error"] if dev else ["-W", "error"]
     script = [sys.executable, *flags, __file__, *(["--tls"] if tls else [])]
     told: list[dict[str, Any]] = []

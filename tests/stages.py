@@ -1,4 +1,4 @@
-"""The stages of our own tests: each implementation that the contract holds together.
+"""The stages of this project's tests: each implementation that must keep the contract.
 
 ``STAGES`` lists them.  Adding one is one line there.
 """
@@ -127,7 +127,7 @@ class Steps:
 
 
 class ThreadedStage(SocketStage):
-    """A hub in a thread of its own, called from the test's."""
+    """A hub in its own thread, called from the test's thread."""
 
     name = "threaded"
 
@@ -148,7 +148,7 @@ class ThreadedStage(SocketStage):
             if condition():
                 return
             assert time.monotonic() < deadline, "it did not happen in time"
-            # Another thread tells of what happens while it does: the effects may come a moment later.
+            # Another thread reports events while it runs, so the effects may come a moment later.
             self._something.wait(0.05)
 
 
@@ -157,7 +157,7 @@ class TCPStage(SocketStage):
 
 
 class TLSImplementation(ngi_gevent.Implementation):
-    """One that speaks TLS, unless told otherwise."""
+    """A peer that uses TLS, unless an option says otherwise."""
 
     def connect(self, address: Any, handler: Any, **options: Any) -> None:
         options = {"ssl_context": client_context(), "server_hostname": "localhost"} | options
@@ -209,7 +209,7 @@ class TLSSocket:
 
     def recv(self, size: int) -> bytes:
         pieces = []
-        with contextlib.suppress(ssl.SSLZeroReturnError):  # which it says where both sides have ended
+        with contextlib.suppress(ssl.SSLZeroReturnError):  # the error that is raised if both sides have ended
             pieces.append(self._do(self._ssl.read, size))
             while self._incoming.pending and pieces[-1]:
                 with contextlib.suppress(ssl.SSLWantReadError):

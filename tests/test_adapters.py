@@ -185,7 +185,7 @@ def test_lines_leaves_writing_alone():
     assert connection.peer._handler.data == b"as it is and this\n"
 
 
-def test_an_adapter_that_ends_the_connection_tells_all_adapters():
+def test_an_adapter_that_ends_the_connection_notifies_all_adapters():
     class Closing(adapters.Base):
         def fail(self, reason):
             if self:
@@ -340,7 +340,7 @@ def test_adapters_go_over_adapters():
 def test_a_record_that_is_too_long_for_its_length_is_refused_at_the_call():
     connection = testing.Connection(testing.Recorder())
     with pytest.raises(ValueError, match="4294967295"):
-        adapters.Sized(connection).write(bytes(0xFFFFFFFF))  # of which the system gives nothing until it is looked at
+        adapters.Sized(connection).write(bytes(0xFFFFFFFF))  # the kernel provides its memory only on access
     assert connection.peer._handler.data == b""
 
 

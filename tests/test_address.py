@@ -61,7 +61,7 @@ def test_no_address_by_value(tcp, address):
         tcp.implementation.connect(address, Witness(tcp))
 
 
-def test_a_path_in_bytes_is_no_address(tcp):
+def test_a_path_in_bytes_is_not_an_address(tcp):
     (entry,) = (entry for entry in os.scandir(b"/") if entry.name == b"proc")
     with pytest.raises(TypeError, match=r"must be a str; got <DirEntry b'proc'>"):
         tcp.implementation.listener(entry, tcp.server())
@@ -100,7 +100,7 @@ def test_a_host_that_does_not_resolve(tcp):
     assert host in str(client.failed)
 
 
-def test_an_address_that_is_not_ours(tcp):
+def test_an_address_of_another_host_is_refused(tcp):
     with pytest.raises(OSError, match=r"192\.0\.2\.1"):
         tcp.implementation.listener(("192.0.2.1", 0), tcp.server())
 
@@ -148,7 +148,7 @@ def test_the_file_of_a_live_server_is_not(tcp, tmp_path):
         assert os.path.exists(path)
 
 
-def test_a_file_that_is_no_socket_is_kept(tcp, tmp_path):
+def test_a_file_that_is_not_a_socket_is_kept(tcp, tmp_path):
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(OSError, match="precious"):
@@ -156,7 +156,7 @@ def test_a_file_that_is_no_socket_is_kept(tcp, tmp_path):
     assert path.read_text() == "data"
 
 
-def test_a_file_that_somebody_else_put_there_is_kept(tcp, tmp_path):
+def test_a_file_from_another_program_is_kept(tcp, tmp_path):
     path = tmp_path / "socket"
     listener = tcp.implementation.listener(path, tcp.server())
     path.unlink()
@@ -278,7 +278,7 @@ def test_reuse_port_lets_two_listen(tcp):
     assert one.address == two.address
 
 
-def test_a_listener_whose_file_somebody_removed_closes_all_the_same(tcp, tmp_path):
+def test_a_listener_whose_file_was_removed_still_closes(tcp, tmp_path):
     listener = tcp.implementation.listener(tmp_path / "socket", tcp.server())
     os.unlink(tmp_path / "socket")
     listener.close()
@@ -296,7 +296,7 @@ def test_the_scope_of_an_ipv6_address_is_part_of_it(tcp):
     assert "Invalid argument" not in str(witnesses[1].failed)
 
 
-def test_a_connect_under_way_tells_where_to(tcp, tmp_path):
+def test_a_pending_connection_attempt_shows_its_target(tcp, tmp_path):
     clients = [Witness(tcp), Witness(tcp)]
     with socket.socket(socket.AF_UNIX) as full:
         full.bind(f"{tmp_path}/full")
@@ -371,7 +371,7 @@ def test_numeric_hosts_do_not_wait_for_other_work_in_gevents_thread_pool(tcp):
 
 
 @pytest.mark.parametrize("address", [("localhost", 1), ("x" * 62, 1, 0, 1), "/tmp/\ud800"])
-def test_a_connect_that_fails_for_another_reason_than_the_network_says_so(tcp, resolver, address):
+def test_a_connection_attempt_that_fails_outside_the_network_reports_the_reason(tcp, resolver, address):
     """A resolver without threads, a name that becomes too long with its scope, and one that cannot be encoded."""
     client = Witness(tcp)
     tcp.implementation.connect(address, client)
@@ -393,7 +393,7 @@ def test_a_listener_that_fails_for_another_reason_than_the_network_leaves_nothin
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_a_connect_that_is_interrupted_fails_and_the_main_greenlet_is_told(tcp, resolver, error, caplog):
+def test_an_interrupted_connection_attempt_fails_and_the_main_greenlet_raises(tcp, resolver, error, caplog):
     resolver.error = error()
     client = Witness(tcp)
     tcp.implementation.connect(("localhost", 1), client)

@@ -52,7 +52,7 @@ class Sock:
 
 
 class Peers:
-    """Stand for the peers at several addresses: each answers when it is told to."""
+    """Stand for the peers at several addresses: each answers when the test says so."""
 
     def __init__(self):
         self.begun = []
@@ -254,7 +254,7 @@ def test_a_host_whose_first_address_does_not_answer_is_reached(simulated, half):
     assert client.connection.peer_address == ("10.0.0.2", 80)
 
 
-def test_attempts_under_way_are_given_up_with_their_implementation(simulated, half):
+def test_pending_attempts_end_with_their_implementation(simulated, half):
     client = Witness(simulated)
     with simulated.make() as implementation:
         simulated.simulation.partition("server", implementation)

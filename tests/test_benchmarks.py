@@ -72,7 +72,7 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What a run prints and where it writes: all works of ours, some of the floor, and one of everybody."""
+    """The output and the files of a run: all works of this package, some of the floor, and one of each other server."""
     output = tmp_path_factory.mktemp("results")
     only = "ngi_gevent|bytes.split|^echo-64x100 |(stream|burst).* C epoll"
     done = run("--quick", "--seconds", "0.05", "--only", only, "--output", str(output))
@@ -83,7 +83,7 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A git repository with a copy of what the benchmarks need, committed."""
+    """A git repository with a copy of the files that the benchmarks need, committed."""
     for name in ("benchmarks", "ngi_gevent", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "benchmarks" / "results" / "result.json").write_text('{"machine": {"revision": "HEAD"}}')
@@ -134,7 +134,7 @@ def test_each_work_gives_its_figures(quick_run):
         for server in row["servers"].values():
             (measurement,) = server["rounds"]
             assert server["median"]["median"] == measurement["value"] >= 0, name
-            if name != "idle" and not name.endswith("-cpu"):  # which can be 0 in so short a time
+            if name != "idle" and not name.endswith("-cpu"):  # it can be 0 in so short a time
                 assert measurement["value"] > 0, name
             if name.endswith("-cpu"):
                 assert server["median"]["median"] < 1e6  # microseconds
@@ -184,7 +184,7 @@ def test_what_is_not_installed_is_left_out_with_a_note(quick_run, name):
     assert (note in quick_run[0]) == (note in (quick_run[1] / "results.md").read_text()) == (not installed)
 
 
-def test_a_server_without_its_library_knows_what_is_missing():
+def test_a_server_without_its_library_reports_what_is_missing():
     assert Server("other", "other", "no_such_library").missing == "no_such_library is not installed"
     assert OURS.missing is None
 
@@ -206,7 +206,7 @@ def test_fewer_connections_are_idle_where_files_are_limited():
     done = run("--quick", "--seconds", "0.05", "--only", "idle ngi", preexec_fn=limit)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No more than 60 connections were idle: a process may have 560 files open only." in done.stdout
-    assert "Memory is that of 60 idle connections" in done.stdout
+    assert "Memory is measured with 60 idle connections" in done.stdout
 
 
 def test_nothing_to_measure_is_said():
@@ -220,7 +220,7 @@ def test_nothing_to_measure_is_said():
         ("--rounds", "0", "invalid positive int value: '0'"),
         ("--seconds", "-1", "invalid positive float value: '-1'"),
         ("--seconds", "nan", "invalid positive float value: 'nan'"),
-        ("--only", "(", "'(' is no regular expression"),
+        ("--only", "(", "'(' is not a regular expression"),
     ],
 )
 def test_a_wrong_option_is_named(option, value, error, capsys):
@@ -382,7 +382,7 @@ def compute(seconds: float) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(("work_on", "least", "most"), [(compute, 9_900, 20_000), (time.sleep, 1, 9_000)])
-def test_processor_time_is_that_of_the_server_for_each_message(bench, work_on, least, most):
+def test_processor_time_is_the_servers_for_each_message(bench, work_on, least, most):
     """Computing for 10 ms counts, and sleeping for as long does not."""
 
     def slowly(count: int, data: bytes) -> bytes:
@@ -436,7 +436,7 @@ def test_streams_are_checked(bench, mode, talk, error):
 
 
 @needs_compiler
-def test_latencies_are_those_of_the_server(bench):
+def test_latencies_are_the_servers(bench):
     def slowly(count: int, data: bytes) -> bytes:
         time.sleep(0.02)
         return data
@@ -542,7 +542,7 @@ def test_clients_that_print_something_else_have_failed(output):
 
 
 @needs_compiler
-def test_processor_time_with_a_real_client_is_that_of_the_server(bench):
+def test_processor_time_with_a_real_client_is_the_servers(bench):
     def compute_for(data: bytes) -> bytes:
         compute(0.2)
         return data
@@ -562,13 +562,13 @@ BROKEN = Server("broken", "no_such_module", "gevent")
 
 
 @needs_compiler
-def test_a_server_that_does_not_start_is_told_with_its_last_words(bench):
+def test_a_server_that_does_not_start_is_reported_with_its_last_words(bench):
     with pytest.raises(Failed, match=r"did not become ready\n(?s:.*)no_such_module"), bench.serving(BROKEN, "echo"):
         pass
 
 
 @needs_compiler
-def test_what_a_server_wrote_on_standard_error_is_told(bench):
+def test_the_standard_error_of_a_server_is_reported(bench):
     def ask_with_one_byte() -> None:
         with bench.serving(STREAM_SERVER, "send") as running:
             bench.load("echo", running, request=1, seconds=30)
@@ -599,8 +599,8 @@ def test_a_failure_is_reported_and_does_not_end_the_run(bench, capsys):
 
 
 def figures_of(**values: list[float]) -> Figures:
-    """With a row of one measurement a round for each server; NaN is none."""
-    servers = {"ours": OURS, "stream_server": STREAM_SERVER, "uvloop": UVLOOP}
+    """With a row of one measurement a round for each server; NaN means that it is missing."""
+    servers = {"ngi": OURS, "stream_server": STREAM_SERVER, "uvloop": UVLOOP}
     figures = Figures()
     for name, of_rounds in values.items():
         for number, value in enumerate(of_rounds, 1):
@@ -621,7 +621,7 @@ def test_a_round_that_one_of_them_missed_has_no_ratio():
     assert figures.against("row", UVLOOP) is None
 
 
-def test_the_best_is_that_of_the_others_in_python():
+def test_the_best_is_chosen_from_the_others_in_python():
     figures = figures_of(ours=[9], stream_server=[2], uvloop=[3])
     figures.add("row", FLOOR, 1, Measurement(10))
     assert best_of(figures, "row") is UVLOOP
@@ -769,7 +769,7 @@ def test_works_in_a_simulation_check_what_happened():
     seconds.close()
 
 
-def test_a_rate_in_memory_is_that_of_its_seconds():
+def test_a_rate_in_memory_uses_its_own_seconds():
     def counts() -> Iterator[int]:
         count = 0
         while True:

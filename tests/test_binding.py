@@ -63,7 +63,7 @@ def test_one_listener_on_several_addresses(tcp, tmp_path, caplog):
         assert connects(tcp, address)
     tcp.until(lambda: len(tcp.served) == 3)
     assert [connection.control for connection in listener.connections()] == [listener] * 3
-    waiting = [Witness(tcp) for _ in listener.addresses]  # max_connections counts those of all addresses
+    waiting = [Witness(tcp) for _ in listener.addresses]  # max_connections counts connections to all addresses
     for address, client in zip(listener.addresses, waiting, strict=True):
         tcp.implementation.connect(address, client)
     tcp.until(lambda: all(client.connection for client in waiting))
@@ -142,7 +142,7 @@ def test_another_port_is_tried_if_one_address_does_not_have_the_picked_one(tcp):
 
 @needs_ipv6
 @pytest.mark.parametrize("dual_stack", [False, True])
-def test_all_addresses_of_ipv6_are_those_of_ipv4_only_if_asked_for(tcp, dual_stack):
+def test_all_addresses_of_ipv6_include_ipv4_only_on_request(tcp, dual_stack):
     listener = listen(tcp, ("::", 0), dual_stack=dual_stack)
     port = listener.address[1]
     assert connects(tcp, ("::1", port))
@@ -151,7 +151,7 @@ def test_all_addresses_of_ipv6_are_those_of_ipv4_only_if_asked_for(tcp, dual_sta
         tcp.until(lambda: len(tcp.served) == 2)
         assert tcp.served[1].connection.peer_address[0] == "::ffff:127.0.0.1"
     else:
-        listen(tcp, ("0.0.0.0", port))  # which is another address
+        listen(tcp, ("0.0.0.0", port))  # a different address
 
 
 @pytest.mark.parametrize("address", [("", 0), ("127.0.0.1", 0), ("::1", 0), "/tmp/path", None])
@@ -256,7 +256,7 @@ class Pausing(Network):
         assert self.go_on.wait(PATIENCE)
 
 
-def test_a_socket_that_does_not_listen_yet_is_not_taken_for_that_of_a_dead_server(tcp, tmp_path, monkeypatch):
+def test_a_socket_that_does_not_listen_yet_is_not_taken_for_a_dead_one(tcp, tmp_path, monkeypatch):
     """Another thread stands for another process: the lock is of neither."""
     monkeypatch.setattr(binding, "LOCK_TIMEOUT", PATIENCE)
     path = str(tmp_path / "socket")

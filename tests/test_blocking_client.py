@@ -139,7 +139,7 @@ def test_the_reason_is_returned_when_the_limit_of_an_adapter_ends_it(stage):
 
 
 @pytest.mark.parametrize("handler", [None, 7, object(), "handler"])
-def test_what_is_no_handler_is_refused(stage, handler):
+def test_an_object_that_is_not_a_handler_is_refused(stage, handler):
     listener = stage.listen()
     with pytest.raises(TypeError, match="handler must be"):
         blocking.request(stage.implementation.connect, listener.address, handler)
@@ -238,7 +238,7 @@ def test_a_connection_that_takes_too_long_is_aborted_when_it_comes():
         assert not connection
 
 
-def test_a_connect_that_takes_too_long_is_given_up(simulated):
+def test_a_connection_attempt_that_takes_too_long_is_given_up(simulated):
     """A retry loop against a host that does not answer must not run out of descriptors."""
     server = simulated.simulation.host("server")
     server.listener(("server", 80), Echo)

@@ -49,7 +49,7 @@ def test_a_fast_sender_waits_for_a_slow_reader(socket_stage):
     assert PIECE - 1000 <= most <= 2 * PIECE
 
 
-def test_nothing_is_held_back_from_who_asked_for_it(stage):
+def test_a_caller_that_asked_for_output_gets_it_at_once(stage):
     output, input, peer = talk(stage)
     peer.send(bytes(5 * 1024 * 1024))
     assert input.read(5 * 1024 * 1024, PATIENCE) == bytes(5 * 1024 * 1024)
@@ -172,7 +172,7 @@ def test_reading_does_not_wait_for_the_close(stage):
     output, input, peer = talk(stage)
     peer.send(b"asked\nmore")
     assert input.readline(timeout=PATIENCE) == b"asked\n"
-    output.write(bytes(MUCH))  # which the peer does not take
+    output.write(bytes(MUCH))  # the peer does not read this
     output.close()
     assert input.read(timeout=1) == b"more"
 
@@ -258,7 +258,7 @@ def test_waiting_in_a_callback_of_the_connection_is_refused(stage, adapter, wait
 
     peer = stage.peer(stage.listen(serve))
     peer.send(b"x")
-    with gevent.Timeout(PATIENCE):  # which keeps the hub from ending the wait otherwise
+    with gevent.Timeout(PATIENCE):  # otherwise the hub would end the wait
         stage.until(lambda: caught)
 
 
@@ -307,7 +307,7 @@ def test_a_read_without_a_timeout_waits_in_memory_for_other_threads(monkeypatch,
     gevent.sleep(0)  # there is a hub
     thread = threading.Thread(target=run)
     thread.start()
-    gevent.spawn(begins.set)  # which runs once the read waits
+    gevent.spawn(begins.set)  # it runs once the read waits
     if writes:
         assert input.read(4) == b"from"
     else:

@@ -73,7 +73,7 @@ def test_what_there_is_can_be_read(stage):
     assert input.readinto(buffer, PATIENCE) == 2
     assert buffer.tobytes() == b"cd\0\0"
     assert input.readinto(bytearray()) == 0
-    buffer.append(1)  # which raises while something else still uses it
+    buffer.append(1)  # raises if other code still uses it
 
 
 def test_the_io_module_reads_and_writes_text(stage):
@@ -153,7 +153,7 @@ def test_a_read_that_is_interrupted_loses_nothing(simulated):
     assert input.read() == b"bc"
 
 
-def test_a_broken_connection_is_told_when_everything_is_read(stage):
+def test_a_reset_is_reported_when_all_input_is_read(stage):
     output, input, peer = talk(stage)
     peer.send(b"x\nbroken off")
     assert input.readline(timeout=PATIENCE) == b"x\n"
@@ -161,14 +161,14 @@ def test_a_broken_connection_is_told_when_everything_is_read(stage):
     for read in input.read, input.readlines:
         with pytest.raises(ConnectionResetError):
             read(timeout=PATIENCE)  # it must not look like all there was
-    assert input.read(100, PATIENCE) == b"broken off"
+    assert input.read(100, PATIENCE) == b"cut short"
     for read in input.read, input.readline, input.readlines, lambda: input.read(1), lambda: next(input):
         with pytest.raises(ConnectionResetError):
             read()
     assert isinstance(input.reason, ConnectionResetError)
 
 
-def test_iterating_stops_at_what_is_broken(stage):
+def test_iterating_stops_at_a_reset(stage):
     output, input, peer = talk(stage)
     peer.send(b"1\n2\n3")
     lines = [input.readline(timeout=PATIENCE)]

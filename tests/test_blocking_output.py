@@ -33,7 +33,7 @@ def test_writing(stage):
 
 
 @pytest.mark.parametrize("wrong", ["text", None, 7])
-def test_what_is_no_bytes_is_refused(stage, wrong):
+def test_data_that_is_not_bytes_is_refused(stage, wrong):
     output, input, peer = talk(stage)
     for write in output.write, output.writelines, lambda wrong: output.writelines([wrong]):
         with pytest.raises(TypeError):
@@ -105,7 +105,7 @@ def test_flush_waits_for_all_that_was_written(stage):
 
 @pytest.mark.parametrize("unread", [b"", b"unread\n"])
 @pytest.mark.parametrize("wait", [lambda output: output.flush(), lambda output: output.writelines([bytes(PIECE)] * 2)])
-def test_a_wait_for_a_peer_that_breaks_off_ends(stage, unread, wait):
+def test_a_wait_for_a_peer_that_resets_ends(stage, unread, wait):
     output, input, peer = talk(stage)
     peer.send(b"begin\n" + unread)
     assert input.readline(timeout=PATIENCE) == b"begin\n"

@@ -143,7 +143,7 @@ def test_a_function_that_does_not_run_is_said(stage, caplog):
         lambda input, output: [list(input) if input.readline() else None],
     ],
 )
-def test_the_end_of_the_connection_is_no_error_of_the_function(stage, caplog, use):
+def test_the_end_of_the_connection_is_not_an_error_of_the_function(stage, caplog, use):
     caplog.set_level("INFO", logger="ngi_gevent.connection")
     began, ended = Flag(), Flag()
 

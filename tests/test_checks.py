@@ -1,4 +1,4 @@
-"""Checks of arguments that nothing else tries: handlers without code of their own, and coroutines that never run."""
+"""Checks of arguments that no other test tries: handlers without their own code, and coroutines that never run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ngi_gevent.core.checks import DOES_NOT_RUN, LONGEST_TIMEOUT, as_timeout, ch
 
 
 class Handler:
-    """Its ``handle_input`` is no function."""
+    """Its ``handle_input`` is not a function."""
 
     handle_input = staticmethod(functools.partial(print))
 
@@ -21,7 +21,7 @@ def test_a_handler_can_have_any_callable():
     check_handler(Handler())
 
 
-def test_the_flags_are_those_of_inspect():
+def test_the_flags_match_inspect():
     assert DOES_NOT_RUN == inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -38,7 +38,7 @@ def test_a_coroutine_that_a_server_returns_is_closed():
 
 
 @pytest.mark.parametrize("value", [None, math.inf, 10**400, LONGEST_TIMEOUT + 1])
-def test_infinity_and_years_are_no_timeout(value):
+def test_infinity_and_years_mean_no_timeout(value):
     """Timers of the system and of libev would raise OverflowError for some of them, on some threads."""
     assert as_timeout(value) is None
     assert as_timeout(LONGEST_TIMEOUT) == LONGEST_TIMEOUT == 10**8

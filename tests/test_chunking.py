@@ -59,7 +59,7 @@ class LosesTheRest(Handler):
 
 
 class LeavesTheRest(Handler):
-    """Looks at what follows a record only when more comes."""
+    """Checks the data after a record only when more arrives."""
 
     buffer = b""
 
@@ -296,7 +296,7 @@ def test_the_work_of_buffers_that_are_right_is_right():
     check_work(Lines, b"some line of text\n")
 
 
-def test_the_seed_is_told_and_decides():
+def test_the_seed_is_reported_and_decides():
     class Rare(Handler):
         """Makes its mistake for one of the random cuts of a seed."""
 
@@ -324,7 +324,7 @@ def test_what_is_raised_is_the_cause():
     assert isinstance(caught.value.__cause__, UnicodeDecodeError)
 
 
-def test_a_server_that_remembers_is_told_off():
+def test_a_server_that_keeps_state_fails_the_check():
     class Counts(Handler):
         count = 0
 
@@ -349,12 +349,12 @@ class SharesItsBuffer(Handler):
 
 
 @pytest.mark.parametrize("conversation", [b"world\n", b"world\nall\n", [b"world\n", b"all\n"], b"w\n"])
-def test_what_is_left_of_a_connection_that_was_cut_off_is_no_matter_of_cutting(conversation):
+def test_leftovers_of_a_connection_that_was_cut_short_do_not_depend_on_cutting(conversation):
     SharesItsBuffer.buffer.clear()
     assert failure(SharesItsBuffer, conversation).startswith("the server gives different answers to the same input")
 
 
-def test_a_server_that_raises_once_is_told_off():
+def test_a_server_that_raises_once_fails_the_check():
     class RaisesOnce(Handler):
         connections = 0
 
@@ -400,7 +400,7 @@ def test_a_conversation_is_bytes(conversation):
         check_chunking(Echo, conversation)
 
 
-# What is to be pasted.
+# Tests to paste.
 
 
 def pasted(message):
@@ -478,7 +478,7 @@ def test_a_check_of_work_shows_how_to_see_it_again():
         (lambda: converse(Echo, "abc"), r"pieces must be a list of bytes"),
     ],
 )
-def test_what_is_no_server_or_no_conversation_is_refused_at_the_call(call, message):
+def test_an_invalid_server_or_conversation_is_refused_at_the_call(call, message):
     with pytest.raises(TypeError, match=message):
         call()
 

@@ -15,7 +15,7 @@ PAGE = (pages.DOCS / "zc_ngi" / "names.md").read_text()
 #: All pages that name successors.
 PAGES = [pages.DOCS / "coming_from_zc_ngi.md", *(pages.DOCS / "zc_ngi").glob("*.md")]
 
-#: What is public in zc.ngi 2.1.0: all without an underscore that its modules define, but for names of its own tests.
+#: The public names of zc.ngi 2.1.0: all names without an underscore that its modules define, except for its tests.
 NAMES = {
     "zc.ngi": "END_OF_DATA",
     "zc.ngi.interfaces": """

@@ -1,6 +1,6 @@
 """The container, built and run for real with the engine that ``CONTAINER_ENGINE`` names (``docker``, ``podman``, …).
 
-``CONTAINER_BASE_IMAGE`` names the image to build on, where it is not to be that of the Dockerfile.
+``CONTAINER_BASE_IMAGE`` names an image to build on, in place of the one in the Dockerfile.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract, over every implementation of ours, and over those that are made of them."""
+"""The contract, over every implementation in this project, and over implementations that wrap another."""
 
 from __future__ import annotations
 

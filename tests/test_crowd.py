@@ -115,7 +115,7 @@ def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(max_per_host=16)], ids=["without", "with"])
 def test_one_host_opens_33_connections_a_second(simulated, caplog, limits):
-    """Without the limit, 96 connections are taken after three seconds, and nobody else comes in."""
+    """Without the limit, 96 connections are accepted after three seconds, and no other client is served."""
 
     def attack():
         while True:
@@ -162,7 +162,7 @@ def test_a_refused_client_is_reset_and_its_server_is_not_called(tcp):
 def test_connections_that_were_queued_at_the_close_count_too(tcp, caplog, sockets):
     listener = tcp.listen(Echo, limits=Limits(max_per_host=2))
     for _ in range(5):
-        sockets.enter_context(socket.create_connection(listener.address))  # which blocks, so nothing is accepted
+        sockets.enter_context(socket.create_connection(listener.address))  # the server blocks, so nothing is accepted
     listener.close(lambda listener: None)
     assert len(listener._connections) == 2
     gevent.sleep(0)
@@ -269,7 +269,7 @@ def test_a_peer_that_is_never_idle_holds_a_connection(simulated, limits):
 
 
 def test_a_life_that_ends_in_a_handshake_after_a_stall_is_reported(tcp, monkeypatch):
-    """The handshake goes on, with what had arrived in time, so the connection is open when its life is over."""
+    """The handshake continues with the input that had arrived in time, so the connection is open when its life ends."""
 
     def add(*arguments):
         original(*arguments)
@@ -369,7 +369,7 @@ def test_a_crowd_of_hellos_costs_no_more_than_the_handshakes_allowed(tls, caplog
         (line,) = caplog.messages
         assert line == (f"listener on {listener.address!r} paused, and new clients wait: max_handshakes=3 reached")
         for count in range(1, 18):
-            attackers.pop(0).close()  # and the next one has its turn
+            attackers.pop(0).close()  # then the next one has its turn
             with gevent.Timeout(PATIENCE):
                 while answered(attackers) < 3:
                     gevent.sleep(0.001)

@@ -106,7 +106,7 @@ def test_in_memory_any_hashable_is_an_address_and_connections_have_their_own():
     assert received == [b"x"]
 
 
-def test_in_memory_a_datagram_is_for_who_listened_when_it_was_sent():
+def test_in_memory_a_datagram_is_for_the_listener_at_the_time_of_sending():
     implementation = testing.Implementation()
     early, late = [], []
 
@@ -157,7 +157,7 @@ def test_the_default_implementation(no_socket_left):
     assert received == [b"x"]
 
 
-def test_the_address_tells_the_port_that_was_picked(tcp):
+def test_the_address_has_the_picked_port(tcp):
     for address in None, ("127.0.0.1", 0), ("127.0.0.1", 0, 0, 0):
         listener = tcp.implementation.udp_listener(address, DatagramWitness(tcp))
         tcp.listeners.append(listener)
@@ -221,7 +221,7 @@ def test_what_the_system_does_not_send_is_raised_by_name(tcp, tmp_path):
         tcp.implementation.udp(listener.address, b"x" * 65_508)
     assert caught.value.errno == errno.EMSGSIZE
     assert repr(listener.address) in str(caught.value)
-    for address in tmp_path / "nobody", Path("x" * 200):
+    for address in tmp_path / "unused", Path("x" * 200):
         with pytest.raises(OSError, match=str(address)):
             tcp.implementation.udp(address, b"x")
 
@@ -253,7 +253,7 @@ def upper(stage, address, **options):
 
 
 def asks(sock, listener, data=b"hello"):
-    """What *listener* answers to *sock* of the standard library, which is connected, and takes it from nobody else."""
+    """The answers of *listener* to *sock*, a connected socket of the standard library that accepts no other sender."""
 
     def ask():
         with sock:
@@ -409,8 +409,8 @@ def test_what_a_listener_cannot_send_is_raised_by_name(tcp, tmp_path):
         listener.send(("no-such-host.invalid", 80), b"x")
     unix = tcp.implementation.udp_listener(tmp_path / "socket", DatagramWitness(tcp))
     tcp.listeners.append(unix)
-    with pytest.raises(FileNotFoundError, match="nobody"):
-        unix.send(tmp_path / "nobody", b"x")
+    with pytest.raises(FileNotFoundError, match="unused"):
+        unix.send(tmp_path / "unused", b"x")
 
 
 @pytest.mark.parametrize("address", [8000, b"bytes", ["127.0.0.1", 8000], ("127.0.0.1", "8000"), (None, 8000)])
@@ -425,7 +425,7 @@ def test_no_address_for_a_listener_to_send_to_by_value(tcp, address):
         tcp.listen_udp(DatagramWitness(tcp)).send(address, b"x")
 
 
-def test_a_listener_waits_for_a_unix_socket_that_takes_no_more(tcp, tmp_path):
+def test_a_listener_waits_for_a_unix_socket_that_is_full(tcp, tmp_path):
     """Linux keeps ten datagrams that were not received, or as many bytes as a buffer of the sender has."""
     sending = tcp.implementation.udp_listener(tmp_path / "sending", DatagramWitness(tcp))
     tcp.listeners.append(sending)
@@ -439,8 +439,8 @@ def test_a_listener_waits_for_a_unix_socket_that_takes_no_more(tcp, tmp_path):
         assert set(witness.senders) == {sending.address}
 
 
-def test_a_listener_that_waits_to_send_holds_up_nobody_else(tcp, tmp_path, monkeypatch):
-    """Two greenlets wait for a socket that nobody receives from, and the listener sends and receives for others."""
+def test_a_listener_that_waits_to_send_does_not_hold_up_others(tcp, tmp_path, monkeypatch):
+    """Two greenlets wait for a socket that no process reads, and the listener sends and receives for others."""
     monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", PATIENCE)
     witness, own = DatagramWitness(tcp), DatagramWitness(tcp)
     tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / "free", witness))
@@ -460,7 +460,7 @@ def test_a_listener_that_waits_to_send_holds_up_nobody_else(tcp, tmp_path, monke
             tcp.implementation.udp(tmp_path / "sending", b"y")
         tcp.until(lambda: len(witness.datagrams) == len(own.datagrams) == 20)
         assert not any(sender.ready() for sender in senders)
-    for sender in senders:  # whoever was waited for is gone
+    for sender in senders:  # the receiver is gone
         with pytest.raises(OSError, match="stuck"):
             sender.get(timeout=PATIENCE)
 
@@ -519,7 +519,7 @@ class Clients:
         return sock
 
     def ask(self, sock, data=b"hello"):
-        while not sock.sendto(data, self.address):  # gevent returns 0 where there is no room a second time
+        while not sock.sendto(data, self.address):  # gevent returns 0 if there is no room the second time
             gevent.sleep(0)
 
     def answered(self, sock):
@@ -623,7 +623,7 @@ def test_outside_of_handlers_a_unix_receiver_is_waited_for_only_so_long(simulate
     assert clock.now() == pytest.approx(4 * datagram_socket.SEND_TIMEOUT, rel=0.05)
 
 
-def test_what_is_told_of_receivers_is_forgotten(tcp, tmp_path, clients, monkeypatch):
+def test_records_of_receivers_are_forgotten(tcp, tmp_path, clients, monkeypatch):
     """There may be any number of them while the send buffer is half full."""
     monkeypatch.setattr(datagram_socket, "MOST_RECEIVERS", 3)
     listener = tcp.implementation.udp_listener(tmp_path / "server", DatagramWitness(tcp))
@@ -710,7 +710,7 @@ def test_the_file_of_a_live_datagram_socket_is_not_replaced_by_a_listener_for_co
         tcp.implementation.listener(path, tcp.server())
 
 
-def test_a_file_that_somebody_else_put_there_is_kept(tcp, tmp_path):
+def test_a_file_from_another_program_is_kept(tcp, tmp_path):
     path = tmp_path / "socket"
     listener = tcp.implementation.udp_listener(path, DatagramWitness(tcp))
     path.unlink()
@@ -735,7 +735,7 @@ def test_long_datagrams_arrive_whole(socket_stage, size):
     assert witness.datagrams == [data]
 
 
-def test_unix_datagrams_longer_than_those_of_udp(tcp, tmp_path, caplog):
+def test_unix_datagrams_can_be_longer_than_udp_datagrams(tcp, tmp_path, caplog):
     witness = DatagramWitness(tcp)
     small, large = tmp_path / "small", tmp_path / "large"
     tcp.listeners.append(tcp.implementation.udp_listener(small, witness))
@@ -784,7 +784,7 @@ def test_a_flood_of_datagrams_lets_others_be_served(tcp):
 
 
 def test_an_error_of_receiving_does_not_end_the_listener(tcp, caplog):
-    """A socket of the caller's that is connected to somebody who is gone: the system tells when it receives."""
+    """A socket of the caller that is connected to a socket that is gone: the kernel reports it on receiving."""
     witness = DatagramWitness(tcp)
     sock, gone = inet_socket(), inet_socket()
     peer_address = gone.getsockname()
@@ -895,7 +895,7 @@ def test_the_greenlet_of_a_closed_listener_ends(tcp):
 # Sending.
 
 
-def test_a_unix_socket_that_takes_no_more_is_waited_for(tcp, tmp_path):
+def test_a_full_unix_socket_is_waited_for(tcp, tmp_path):
     """Linux keeps ten datagrams that were not received, or as many bytes as a buffer has."""
     small, large = DatagramWitness(tcp), DatagramWitness(tcp)
     for witness, name, data in (small, "small", b"x"), (large, "large", b"x" * 50_000):
@@ -906,8 +906,8 @@ def test_a_unix_socket_that_takes_no_more_is_waited_for(tcp, tmp_path):
         assert set(witness.datagrams) == {data}
 
 
-def test_a_unix_socket_that_takes_no_more_holds_up_nobody_else(tcp, tmp_path, monkeypatch):
-    """Two greenlets wait for a socket that nobody receives from, and the rest goes on."""
+def test_a_full_unix_socket_does_not_hold_up_others(tcp, tmp_path, monkeypatch):
+    """Two greenlets wait for a socket that no process reads, and other work continues."""
     monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", PATIENCE)
     witness = DatagramWitness(tcp)
     tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / "free", witness))
@@ -924,7 +924,7 @@ def test_a_unix_socket_that_takes_no_more_holds_up_nobody_else(tcp, tmp_path, mo
             tcp.implementation.udp(tmp_path / "free", b"x")
         tcp.until(lambda: len(witness.datagrams) == 20)
         assert not any(sender.ready() for sender in senders)
-    for sender in senders:  # whoever was waited for is gone
+    for sender in senders:  # the receiver is gone
         with pytest.raises(OSError, match="stuck"):
             sender.get(timeout=PATIENCE)
 

@@ -1,4 +1,4 @@
-"""Destinations: the options of a connect, the address of this side, and connections that would be to themselves."""
+"""Destinations: the options of a connection attempt, the address of this side, and connections to oneself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def option(connection, name):
 
 
 @pytest.mark.parametrize("keep_alive", [True, False, (61, 11, 4)])
-def test_the_kernel_probes_silent_peers_as_it_is_told(tcp, keep_alive):
+def test_the_kernel_probes_silent_peers_as_configured(tcp, keep_alive):
     listener = tcp.listen(keep_alive=keep_alive)
     client = connected(tcp, listener.address, keep_alive=keep_alive)
     tcp.until(lambda: tcp.served)
@@ -73,7 +73,7 @@ def test_an_idle_client_is_closed(simulated):
     assert simulated.served[0].closed == "end of input"
 
 
-def test_a_client_that_is_closed_waits_for_its_peer_as_long_as_it_is_told(simulated):
+def test_a_closed_client_waits_for_its_peer_as_long_as_configured(simulated):
     """The servers have no handler, and do not notice the end."""
     listener = simulated.listen(lambda connection: None)
     brief, long = (connected(simulated, listener.address, linger_timeout=timeout) for timeout in (5, None))
@@ -103,7 +103,7 @@ def test_a_connection_can_come_from_an_address_of_choice(tcp, port, host):
 
 
 @needs_ipv6
-def test_an_empty_host_to_connect_from_stands_for_that_of_either_family(tcp):
+def test_an_empty_host_to_connect_from_is_the_wildcard_of_either_family(tcp):
     """As for ``socket.create_connection``."""
     listener = tcp.implementation.listener([("127.0.0.1", 0), ("::1", 0)], Echo)
     tcp.listeners.append(listener)
@@ -117,7 +117,7 @@ def test_an_empty_host_to_connect_from_stands_for_that_of_either_family(tcp):
     ("local", "number"),
     [(("192.0.2.1", 0), errno.EADDRNOTAVAIL), (("::1", 0), errno.EAFNOSUPPORT), (("no-such-host.invalid", 0), None)],
 )
-def test_an_address_that_a_connection_cannot_come_from_is_told(tcp, local, number):
+def test_an_address_that_a_connection_cannot_come_from_is_reported(tcp, local, number):
     address = tcp.listen().address
     client = connected(tcp, address, local_address=local)
     assert isinstance(client.failed, OSError)
@@ -161,7 +161,7 @@ def test_a_connection_to_itself_is_refused(tcp, port):
 
 
 class ResetsAtOnce(Network):
-    """A network whose peers reset each connection before its client looks at it."""
+    """A network whose peers reset each connection before its client receives anything."""
 
     def __init__(self, listening):
         self.listening = listening

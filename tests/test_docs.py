@@ -1,4 +1,4 @@
-"""The documentation: its code runs, as a stranger would run it."""
+"""The documentation: its code runs as a reader would run it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_its_commands_say_what_it_shows(page, tmp_path, monkeypatch):
     # As where only pytest and this package are installed.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "pytest_ngi_gevent")
-    if page.name == "tutorial.md":  # which is followed in a checkout
+    if page.name == "tutorial.md":  # a page that readers follow in a checkout
         shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with pages.Reader(tmp_path) as reader:
         reader.follow(page)
@@ -85,7 +85,7 @@ SUMS = [
 
 @pytest.mark.parametrize("line", [b"one", b"\xff", b"9" * 900 + b" -", b"9" * 4300 + b" 1", b"9" * 5000])
 def test_no_line_makes_the_tutorials_server_raise(line):
-    """Which ``converse`` would raise, too: what are no numbers, numbers too long for Python, and lines too long."""
+    """Inputs for which ``converse`` would raise, too: invalid numbers, and numbers or lines that are too long."""
     assert len(SUMS) >= 4
     for server in SUMS:
         names = {"__name__": "server"}
@@ -169,14 +169,14 @@ LANGUAGES = {"python", "console", "sh", "python2", "text"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_no_block_is_of_a_kind_that_nobody_runs(page):
+def test_each_block_is_of_a_kind_that_is_run(page):
     kinds = {block.language for block in pages.blocks(page) if "caption" not in block.options}
     assert {kind for kind in kinds if not kind.startswith("{")} <= LANGUAGES
 
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """Run pytest on files, in a process of its own."""
+    """Run pytest on files, in a separate process."""
 
     def run(**files):
         pytester.makepyfile(**files)

@@ -81,7 +81,7 @@ DRIFTS = {
         """,
         "test_an_end_comes_once_after_all_input",
     ),
-    "what is no bytes is taken": (
+    "data that is not bytes is accepted": (
         """
     def write(self, data):
         self.connection.writelines(iter([data]))

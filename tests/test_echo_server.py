@@ -1,4 +1,4 @@
-"""The example server, as people run it: a process that is talked to, told to stop, and asked for what cannot be."""
+"""The example server as users run it: a process that serves, stops on signals, and refuses invalid options."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_ipv6():
             assert client.recv(100) == b"HELLO"
 
 
-def test_verbose_tells_of_connections():
+def test_verbose_logs_connections():
     with running("--verbose") as server:
         with server.connect() as client:
             client.sendall(b"hello")
@@ -377,7 +377,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def test_many_plain_clients_at_once():
-    """Blocking sockets in threads, which know nothing of greenlets: each gets its own answers."""
+    """Blocking sockets in threads, which do not use greenlets: each gets its own answers."""
 
     def talk(number: int) -> None:
         with server.connect() as client, client.makefile("rwb") as file:

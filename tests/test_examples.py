@@ -1,6 +1,6 @@
 """The examples, each run as a process and talked to.
 
-The echo server and the key-value server have tests of their own, too.
+The echo server and the key-value server also have separate tests.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SERVERS = {
 
 @pytest.fixture(autouse=True)
 def in_its_own_directory(tmp_path, monkeypatch):
-    """Where there is a certificate for the servers that want one."""
+    """A file with a certificate for the servers that need one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     (tmp_path / "server.pem").write_bytes(certificate("localhost").private_key_and_cert_chain_pem.bytes())
@@ -105,7 +105,7 @@ def test_each_documented_command_says_what_is_shown(tmp_path, monkeypatch):
         reader.follow(EXAMPLES / "README.md")
     ignored = (EXAMPLES.parent / ".gitignore").read_text().split()
     made = {f"/{path.name}" for path in tmp_path.iterdir()} - {"/examples", "/server.pem", "/authority.pem"}
-    assert made  # and in a checkout, none of it is in the way
+    assert made  # in a checkout, its files do not interfere
     assert [name for name in made if not any(fnmatch(name, pattern) for pattern in ignored)] == []
 
 
@@ -193,18 +193,18 @@ def test_echo_over_tls():
 
 
 @pytest.mark.slow
-def test_a_client_that_speaks_no_tls_is_told_how():
+def test_a_client_without_tls_gets_a_hint():
     with running("tls_echo.py") as server:
         client = programs.run("echo_client.py", "--port", server.port, "hello")
     assert client.returncode == 1
-    assert client.stderr.endswith(" after b''; a server that speaks TLS wants --certificate\n")
+    assert client.stderr.endswith(" after b''; a server that uses TLS needs --certificate\n")
 
 
 @pytest.mark.slow
 def test_a_client_that_does_not_trust_the_certificate_says_so():
-    trustme.CA().cert_pem.write_to_path("stranger.pem")
+    trustme.CA().cert_pem.write_to_path("other.pem")
     with running("tls_echo.py") as server:
-        client = programs.run("echo_client.py", "--port", server.port, "--certificate", "stranger.pem", "hello")
+        client = programs.run("echo_client.py", "--port", server.port, "--certificate", "other.pem", "hello")
         assert client.returncode == 1
         assert re.fullmatch(r"[^\n]*echo_client\.py: [^\n]*certificate verify failed[^\n]*\n", client.stderr)
         server.stop(signal.SIGINT)
@@ -231,7 +231,7 @@ def test_a_document_that_is_not_there_is_named():
     assert re.fullmatch(r"[^\n]*word_count\.py: [^\n]*'missing'\n", client.stderr)
 
 
-def test_everybody_in_the_room_hears_everybody():
+def test_each_guest_in_the_room_receives_each_line():
     with running("chat.py") as server, server.connect() as one, lines_of(one) as heard_by_one:
         name = f"guest {one.getsockname()[1]}"
         assert heard_by_one.readline() == f"{name} is here\n"
@@ -294,7 +294,7 @@ class _Page(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_who_waits_for_a_slow_page_keeps_nobody_else_waiting():
+def test_a_client_that_waits_for_a_slow_page_does_not_keep_others_waiting():
     web = ThreadingHTTPServer(("127.0.0.1", 0), _Page)
     serving = threading.Thread(target=web.serve_forever, args=[0.01])
     serving.start()

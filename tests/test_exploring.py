@@ -26,7 +26,7 @@ def race(simulation):
     assert order[2:4] != [1, 0], "overtaken"
 
 
-def test_the_first_seed_that_fails_is_told_with_the_draws_that_are_needed():
+def test_the_first_seed_that_fails_is_reported_with_the_draws_that_are_needed():
     with pytest.raises(FailedSeed) as failure:
         explore(race)
     lines = str(failure.value).splitlines()

@@ -1,4 +1,4 @@
-"""Peers that break off, do not read, dawdle or come in crowds, and handlers that gevent or the user ends: for real.
+"""Peers that reset, do not read, are slow or come in crowds, and handlers that gevent or the user ends: for real.
 
 What one connection goes through must cost no other anything: in most tests there is a bystander who is answered.
 """
@@ -55,14 +55,14 @@ class Bystander:
 
 
 def until(condition):
-    """Wait for what tells nobody."""
+    """Wait for a condition that no event reports."""
     with gevent.Timeout(PATIENCE, AssertionError("it did not happen in time")):
         while not condition():
             gevent.sleep(0.001)
 
 
 def settled(listener, bystander):
-    """Wait until nobody but the bystander is left."""
+    """Wait until only the bystander is left."""
     until(lambda: len(listener._connections) == 1)
     bystander.is_answered()
 
@@ -72,7 +72,7 @@ def settled(listener, bystander):
 
 def blocks_in_a_callback(served, connection):
     served.release.wait()
-    connection.write(b"written to nobody")
+    connection.write(b"written in vain")
 
 
 def has_output_pending(served, connection):
@@ -96,7 +96,7 @@ def is_in_a_blocking_writelines(served, connection):
     def lines():
         try:
             yield b"x"
-            Event().wait()  # for ever
+            Event().wait()  # forever
         finally:
             served.dropped += 1
             served.stage.happened()
@@ -126,7 +126,7 @@ def does_nothing(served, connection):
     ],
 )
 def test_a_reset_while_the_server(network, caplog, moment):
-    """It is told once, after all input, unless the server had closed; what was going on is dropped, without a word."""
+    """The reset is reported once, after all input, unless the server had closed.  Pending work is dropped silently."""
 
     class Served(Witness):
         dropped = 0
@@ -183,11 +183,11 @@ def test_a_reset_before_there_is_a_handler(network, caplog):
 
 
 def test_a_reset_before_it_was_accepted(tcp, caplog):
-    """The server may hear of it or not; nobody else does, and nothing is left."""
+    """The server may receive it or not.  No other client is affected, and nothing is left."""
     listener = tcp.listen(Echo)
     bystander = Bystander(tcp, listener)
     for _ in range(100):
-        sock = socket.create_connection(listener.address)  # which keeps the hub from accepting meanwhile
+        sock = socket.create_connection(listener.address)  # to keep the hub from accepting until then
         sock.send(b"go")
         Network().reset_on_close(sock)
         sock.close()
@@ -201,7 +201,7 @@ def test_a_reset_before_it_was_accepted(tcp, caplog):
 
 @pytest.mark.parametrize("flight", [1, 2])
 def test_a_reset_at_a_random_byte_of_a_handshake(tls, caplog, flight):
-    """In the first or in the last of what a client says in it; or right behind."""
+    """The fault is in the first or the last message of a client, or right after it."""
     listener = tls.listen(Echo)
     bystander = Bystander(tls, listener)
     for seed in range(60):
@@ -293,7 +293,7 @@ def test_peers_that_send_and_take_a_byte_at_a_time_cost_others_nothing(network):
 
 @pytest.mark.slow
 def test_a_thousand_connections_come_and_go_and_not_a_byte_is_lost(tcp, caplog):
-    """A hundred at a time; some finish, some wait, some reset.  What each got is what it sent, and nobody else's."""
+    """A hundred at a time: some finish, some wait, some reset.  Each received its own data, and no other client's."""
 
     class Checked(Witness):
         def connected(self, connection):
@@ -365,7 +365,7 @@ def test_a_thousand_connections_come_and_go_and_not_a_byte_is_lost(tcp, caplog):
 
 @pytest.mark.parametrize("how", ["killed", "its own timeout", "a timeout that it left running"])
 def test_a_handler_that_gevent_ends(network, caplog, how):
-    """What it wrote is sent, it is told why, one error is logged, and only its own connection ends."""
+    """Its output is sent, its handler gets the reason, one error is logged, and only its own connection ends."""
 
     class Ended(Echo):
         def handle_input(self, connection, data):
@@ -451,7 +451,7 @@ class Handler:
         connection.write(data.upper())
 
     def handle_close(self, connection, reason):
-        print("told", type(reason).__name__, reason, flush=True)
+        print("end", type(reason).__name__, reason, flush=True)
 
 def listening(implementation):
     print(implementation.listener(("127.0.0.1", 0), Handler, linger_timeout={linger}).address[1], flush=True)
@@ -568,7 +568,7 @@ def test_ctrl_c_reaches_the_program_through_a_handler_that_never_returns(kind):
 
 
 def test_ctrl_c_while_output_is_sent_breaks_that_connection_off(tcp, capfd):
-    """Nobody can know how much of it was sent; the rest would wait for ever.  All others go on."""
+    """It is unknown how much of the output was sent, and the rest would wait forever.  All others continue."""
 
     def send(data, flags):
         raise KeyboardInterrupt
@@ -617,8 +617,8 @@ def test_no_output_is_sent_twice_after_ctrl_c_while_it_was_sent(tcp, capfd, size
     assert isinstance(tcp.served[0].closed, KeyboardInterrupt)
 
 
-def test_who_interrupts_a_script_is_heard_by_its_wait(tcp):
-    """``KeyboardInterrupt`` in a handler of ``Inline``: ``wait`` raises it; the handler is told, once."""
+def test_an_interrupt_of_a_script_is_raised_by_its_wait(tcp):
+    """``KeyboardInterrupt`` in a handler of ``Inline``: ``wait`` raises it, and the handler gets the end once."""
 
     class Interrupt(Witness):
         def handle_input(self, connection, data):

@@ -62,7 +62,7 @@ def test_nothing_happens_where_nothing_is_planned(faulty):
     assert served.wait_closed() == "end of input"
 
 
-def test_a_connect_fails(faulty):
+def test_a_connection_attempt_fails(faulty):
     implementation = faulty((Faults(refused=True), Faults()))
     served = testing.Recorder()
     listener = implementation.listener(None, served.connected)
@@ -144,7 +144,7 @@ def test_what_waits_is_overtaken_by_others(faulty):
     assert order == [b"4", b"5", b"6", b"1", b"2", b"3"]
 
 
-def test_who_waits_is_told_of_the_end_too(faulty):
+def test_a_waiting_caller_also_gets_the_end(faulty):
     class Server(testing.Recorder):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -169,7 +169,7 @@ def test_who_waits_is_told_of_the_end_too(faulty):
     assert (served[0].chunks, served[0].closed) == ([], "stopped")
 
 
-def test_who_waits_is_told_of_exceptions_too(faulty):
+def test_a_waiting_caller_also_gets_exceptions(faulty):
     class Server(testing.Recorder):
         def connected(self, connection):
             super().connected(connection)
@@ -201,7 +201,7 @@ def test_a_connection_breaks_after_so_many_bytes(faulty, how):
     assert served.chunks == [b"hello o"]
 
 
-def test_a_stranger_is_told_too(faulty):
+def test_a_client_from_elsewhere_gets_the_end_too(faulty):
     implementation = faulty((Faults(server=InputFaults(resets=2)),))
     served = testing.Recorder()
     listener = implementation.listener(None, served.connected)
@@ -228,7 +228,7 @@ def test_a_side_stops_reading(faulty):
     client.connection.abort()
 
 
-def test_who_has_closed_is_told_nothing_more(faulty):
+def test_a_handler_that_has_closed_gets_no_more_callbacks(faulty):
     class Leaves(testing.Recorder):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -252,7 +252,7 @@ def test_datagrams_may_be_lost_doubled_and_late(faulty):
 
 
 def test_datagrams_of_a_listener_may_be_lost_doubled_and_late(faulty):
-    """As those of ``udp``, with which they are counted."""
+    """The datagrams count together with the datagrams of ``udp``."""
     implementation = faulty(datagrams=("sent", "lost", "doubled", "late", "sent"))
     received = testing.Recorder()
     listener = implementation.udp_listener(None, lambda address, data: received.handle_datagram(address, data))
@@ -365,7 +365,7 @@ def test_faulty_shows_its_plan():
 
 
 class Trace:
-    """What the handlers of one connection, or those of one side of it, are told."""
+    """The callbacks of one connection, or of one side of it."""
 
     def __init__(self, meeting):
         self.meeting = meeting
@@ -377,7 +377,7 @@ class Trace:
 
 
 class Traced:
-    """A handler that keeps what it is told."""
+    """A handler that records its callbacks."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -393,7 +393,7 @@ class Traced:
 
 
 class LineServer(Traced):
-    """Greets, answers lines, one in many pieces, and leaves when it is told to."""
+    """Greets, answers lines, one in many pieces, and leaves on request."""
 
     def __init__(self, trace, connection):
         super().__init__(trace)
@@ -416,7 +416,7 @@ class LineServer(Traced):
             connection.write(b"bye\n")
             connection.close()
         elif line == b"fail":
-            raise ValueError("told to")
+            raise ValueError("as planned")
         elif self.lines % 3:
             connection.write(b"%d: " % self.lines)
             connection.write(line.upper() + b"\n")
@@ -480,7 +480,7 @@ class Meeting:
             self.enough.set()
 
     def wait(self, expected):
-        """Wait until so many things have happened, and for what more there may be."""
+        """Wait until so many events have happened, and for possible further ones."""
         self.expected = expected
         if self.count < expected:
             self.enough.wait(5)
@@ -488,7 +488,7 @@ class Meeting:
             gevent.idle()
 
     def traces(self):
-        """What everybody was told."""
+        """The callbacks of all handlers."""
         servers = [self.served.get(client.address) for client in self.clients]
         return [list(one.trace.events) if one else None for one in (*self.clients, *servers)]
 
@@ -526,7 +526,7 @@ def test_plans_make_a_difference(caplog):
 
 @pytest.mark.parametrize("plans", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_bytes_of_a_stream_are_never_lost_nor_out_of_order(caplog, plans):
-    """What a side is given is a beginning of what it is given without faults; all of it, if nothing ends it early."""
+    """The input of a side begins like its input without faults. It is all of that, if nothing ends it early."""
     caplog.set_level("CRITICAL")
 
     def streams(plan):

@@ -248,13 +248,13 @@ while not plain._mailbox.calls:
     get_original("time", "sleep")(0.001)
 del happened[:]
 
-result, told = os.pipe()
+result, answer = os.pipe()
 pid = {"gevent": gevent.os.fork}.get(sys.argv[1], os.fork)()
 if not pid:
     signal.alarm(20)
     logging.getLogger("ngi_gevent").addHandler(Log())
     full.setblocking(False)
-    full.accept()[0].close()  # so that there is room for a connection
+    full.accept()[0].close()  # to make room for a connection
     gevent.sleep(0.2)
     gc.collect()
     try:
@@ -292,7 +292,7 @@ if not pid:
     seen = list(happened)
     fresh = client(ngi_gevent.listener(None, Server))
     ngi_gevent.udp(ngi_gevent.udp_listener(None, lambda address, data: fresh[0].write(data)).address, b"fresh")
-    os.write(told, json.dumps([seen, errors, fresh[1].read(5, timeout=10).decode()]).encode() + b"\\n")
+    os.write(answer, json.dumps([seen, errors, fresh[1].read(5, timeout=10).decode()]).encode() + b"\\n")
     os._exit(0)
 text = open(result).readline()
 connection.write(b"time")
@@ -316,7 +316,7 @@ import ngi_gevent
 from ngi_gevent import blocking
 from ngi_gevent.sockets import mailbox, threaded
 
-# Whoever waits for a thread that does not exist does so for longer than this test.
+# A wait for a thread that does not exist would be longer than this test.
 threaded.EXIT_TIMEOUT = mailbox.CHECK_AFTER = 1000
 
 
@@ -342,7 +342,7 @@ def raised(function, *arguments):
 
 
 started, unused = ngi_gevent.Threaded(), ngi_gevent.Threaded()
-ready, told = os.pipe()
+ready, answer = os.pipe()
 with started:
     listener = started.listener(None, serve)
     connection = blocking.connect(listener.address, started.connect)
@@ -353,11 +353,11 @@ with started:
         errors += [raised(connection.write, b"x"), raised(listener.close), raised(connection.close)]
         started.close()
         started.wait()
-        os.write(told, json.dumps([*errors, ask(unused.listener(None, serve))]).encode())
+        os.write(answer, json.dumps([*errors, ask(unused.listener(None, serve))]).encode())
 if not pid:
     sys.exit(0)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-os.close(told)
+os.close(answer)
 print(json.dumps([status, json.loads(os.read(ready, 10000) or "null")]))
 """
 
@@ -432,7 +432,7 @@ def ask(address):
 
 
 own = ngi_gevent.listener(None, serve)
-pid = ctypes.CDLL(None).fork()  # which Python does not notice, so the child closes nothing
+pid = ctypes.CDLL(None).fork()  # Python does not notice this, so the child closes nothing
 if not pid:
     signal.alarm(20)
     signal.pause()

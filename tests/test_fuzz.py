@@ -124,13 +124,13 @@ def test_nearly_right_in_pieces_in_memory(kind, reference, sane):
         recorder, _ = come_in_memory(kind, pieces)
         told(recorder, *reference(b"".join(pieces)))
         ended += isinstance(recorder.closed, LimitExceeded)
-    assert 250 < ended < 4_750  # or it would not have tried both
+    assert 250 < ended < 4_750  # otherwise it would not have tried both
 
 
 @pytest.mark.slow
 @KINDS
 def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
-    """The records of all come, nobody's are another's, and a client that behaves is answered in between."""
+    """All records arrive, in the right connection, and a client that behaves is answered in between."""
 
     class Answer(Witness):
         def handle_input(self, connection, data):
@@ -153,7 +153,7 @@ def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
                 sock.shutdown(gevent.socket.SHUT_WR)
                 while sock.recv(1000):
                     pass
-            except OSError:  # it was told off before it had said it all
+            except OSError:  # the server refused it before it had sent everything
                 assert reference(b"".join(pieces))[1]
             address = sock.getsockname()
             # Before the close, after which another client can get the same port.
@@ -172,7 +172,9 @@ def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
 
 @pytest.mark.parametrize("crowds", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_anything_at_the_echo_server(crowds):
-    """Who says all and waits is answered in full, whatever others do; nothing is printed, and it ends in order."""
+    """A client that sends everything and waits is answered in full, whatever others do. Nothing is printed, and the
+    server ends gracefully.
+    """
 
     def say(seed):
         chance = random.Random(seed)

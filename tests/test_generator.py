@@ -60,9 +60,9 @@ def test_its_failed_connect_raises():
     def client(connection):
         yield
 
-    with pytest.raises(ConnectionFailed, match="nobody there") as caught:
-        client.failed_connect("nobody there")
-    assert caught.value.reason == "nobody there"
+    with pytest.raises(ConnectionFailed, match="no server there") as caught:
+        client.failed_connect("no server there")
+    assert caught.value.reason == "no server there"
 
 
 def test_a_generator_that_returns_at_once_closes_the_connection(stage):
@@ -116,7 +116,7 @@ def test_the_end_is_raised_at_the_yield(stage):
     assert ends == [("end of input",)]
 
 
-def test_the_end_of_input_is_an_empty_piece_for_a_generator_that_wants_it(stage):
+def test_the_end_of_input_is_an_empty_piece_for_a_generator_that_accepts_it(stage):
     @generator.handler(eof=True)
     def serve(connection):
         data = b""
@@ -194,7 +194,7 @@ def test_a_generator_that_goes_on_after_the_end_is_a_mistake(stage, caplog):
     assert caplog.records[0].levelno == logging.ERROR
 
 
-def test_what_is_no_generator_function_says_so(stage, caplog):
+def test_an_object_that_is_not_a_generator_function_is_refused(stage, caplog):
     @generator.handler
     def serve(connection):
         return None
@@ -204,7 +204,7 @@ def test_what_is_no_generator_function_says_so(stage, caplog):
     assert "generator function" in str(caplog.records[0].exc_info[1])
 
 
-def test_what_cannot_be_called_is_no_generator_function():
+def test_an_object_that_cannot_be_called_is_not_a_generator_function():
     with pytest.raises(TypeError, match="generator function"):
         generator.handler(5)
 

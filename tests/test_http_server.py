@@ -46,7 +46,7 @@ def test_it_makes_no_difference_how_requests_are_cut(serve):
 
 
 @pytest.mark.parametrize("mistake", [b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP\r\nHost: x\r\n\r\n"])
-def test_a_request_that_is_none_is_refused(serve, mistake):
+def test_an_invalid_request_is_refused(serve, mistake):
     answer = testing.converse(serve, [mistake + GET])
     assert answer.data.startswith(b"HTTP/1.1 400")
     assert answer.data.count(b"HTTP/1.1") == 1
@@ -153,7 +153,7 @@ def test_a_browser(url, browser):
 def test_requests(url, tmp_path):
     requests = pytest.importorskip("requests")
     with requests.Session() as session:
-        session.trust_env = False  # which would override the next line
+        session.trust_env = False  # it would override the next line
         session.verify = str(tmp_path / "authority.pem")
         assert [session.get(f"{url}/hello").text for _ in range(3)] == ["hello\n"] * 3
         assert session.post(f"{url}/echo", data=iter([b"one ", b"two"])).content == b"one two"

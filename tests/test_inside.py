@@ -146,7 +146,7 @@ def test_imports_go_down_the_drawing():
     assert [f"{name} imports {other}" for name, other in pairs if row[name] > row[other]] == []
 
 
-def test_the_table_of_events_is_that_of_the_lifecycle():
+def test_the_table_of_events_matches_the_lifecycle():
     header, *entries = re.findall(r"^\| (`[A-Za-z_ ]+`|event) \| (.*\|.*\|.*) \|$", PAGE, re.MULTILINE)
     assert header == ("event", " | ".join(STATES).upper().replace("-", "_"))
     shown = {}

@@ -39,7 +39,7 @@ def here():
     return f"{frame.f_code.co_filename}:{frame.f_lineno + 1}"
 
 
-def test_nothing_is_left_of_what_was_ended(kind):
+def test_nothing_is_left_after_everything_has_ended(kind):
     with testing.nothing_left(kind()) as implementation:
         client = testing.Recorder()
         listener = implementation.listener(None, testing.Recorder)
@@ -133,7 +133,7 @@ def test_listeners_are_named(kind):
 
 @pytest.fixture
 def full(tmp_path):
-    """The name of a Unix socket whose queue is full, so that who connects waits."""
+    """The path of a Unix socket whose queue is full, so that clients that connect must wait."""
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(socket.socket(socket.AF_UNIX))
         listening.bind(str(tmp_path / "full"))
@@ -147,7 +147,7 @@ def full(tmp_path):
         yield listening.getsockname()
 
 
-def test_a_connect_under_way_is_named(monkeypatch, full):
+def test_a_pending_connection_attempt_is_named(monkeypatch, full):
     monkeypatch.setattr(leaks, "GRACE", 0)
     client = testing.Recorder()
     with pytest.raises(AssertionError) as caught, testing.nothing_left(ngi_gevent.Implementation()) as implementation:
@@ -191,8 +191,8 @@ def test_greenlets_that_were_named_are_killed(kind):
     assert killed == [True, True]
 
 
-def test_in_memory_nothing_is_waited_for_that_nobody_could_end():
-    """In a program of its own, since other threads could; with a hub that would go on for ever."""
+def test_in_memory_there_is_no_wait_for_things_that_cannot_end():
+    """In a separate program, since other threads could end them; with a hub that would run forever."""
     program = """
 import time
 import ngi_gevent

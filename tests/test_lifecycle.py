@@ -128,7 +128,7 @@ def test_the_ways_to_end(happened, state, reason):
     assert life.take_close_reason() is None
 
 
-def test_what_the_log_is_told():
+def test_the_reasons_are_logged():
     assert after((CLOSE, None)).take_log_reason() == "closed"
     assert after((ABORT, None)).take_log_reason() == "aborted"
     assert after((STOP, STOPPED), (ABORT, None)).take_log_reason() == STOPPED
@@ -181,7 +181,7 @@ def test_sending_that_failed_in_the_handshake_has_failed_after_it():
 def test_the_first_error_of_sending_is_kept():
     life = after((CLOSE, None), (OUTPUT_FAILED, BREAKS), (OUTPUT_FAILED, OSError()))
     assert life.output_error is BREAKS
-    assert after((FAIL, BREAKS)).output_error is None  # which is not about sending
+    assert after((FAIL, BREAKS)).output_error is None  # the error is not about sending
 
 
 def test_it_is_live_until_it_has_ended():
@@ -206,7 +206,7 @@ def test_it_is_gone_when_closed_and_the_callbacks_are_over():
     assert [life.finishes(), life.finishes()] == [True, False]
 
 
-def test_a_hub_that_has_gone_leaves_nothing_to_tell():
+def test_a_hub_that_has_gone_leaves_nothing_to_report():
     life = after((INPUT_ENDED, END_OF_INPUT))
     life.abandon()
     assert life.is_gone()

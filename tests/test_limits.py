@@ -57,7 +57,7 @@ def plain_client(address: Any, data: bytes = b"") -> socket.socket:
 
 
 def answer(client: socket.socket, secure: bytes | None = None) -> bytes:
-    """All that *client* gets, over TLS if it is to say something *secure*; the hub serves it meanwhile."""
+    """All input that *client* receives, over TLS if *secure* is given. The hub serves it until then."""
     return gevent.get_hub().threadpool.apply(_read_all, [client, secure])  # type: ignore[no-any-return]
 
 
@@ -80,7 +80,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 # max_connections.
 
 
-def test_a_pause_is_two_lines_in_the_log_however_many_come_and_go(simulated, caplog):
+def test_a_pause_is_two_log_entries_however_many_clients_come_and_go(simulated, caplog):
     listener = simulated.listen(Echo, max_connections=2)
     clients = [simulated.client(listener)]
     assert lines(caplog) == []
@@ -104,10 +104,10 @@ def test_a_pause_is_two_lines_in_the_log_however_many_come_and_go(simulated, cap
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
-def test_a_program_that_waits_is_not_told_that_nothing_will_happen_while_its_listener_is_full(tcp):
+def test_a_program_that_waits_does_not_get_a_deadlock_error_while_its_listener_is_full(tcp):
     class Silent(Witness):
         def connected(self, connection):
-            self.meet(connection)  # and sets no handler, so that nothing is watched any more
+            self.meet(connection)  # the server sets no handler, so that nothing is watched any more
 
     listener = tcp.listen(Silent, max_connections=1)
     with plain_client(listener.address):
@@ -145,7 +145,7 @@ def test_who_connected_before_the_close_is_served_as_far_as_there_is_room(tcp):
     assert closing.get(timeout=20) == 0
 
 
-def test_close_breaks_off_who_was_not_accepted(tcp):
+def test_close_resets_connections_that_were_not_accepted(tcp):
     listener = tcp.listen(Echo)
     clients = [plain_client(listener.address) for _ in range(5)]
     listener.close()
@@ -156,7 +156,7 @@ def test_close_breaks_off_who_was_not_accepted(tcp):
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
-def test_who_was_stopped_before_its_server_heard_of_it_is_not_served(request, kind, caplog):
+def test_a_connection_that_was_stopped_before_its_server_was_called_is_not_served(request, kind, caplog):
     stage = request.getfixturevalue(kind)
     listener = stage.listen(Echo)
     clients = [plain_client(listener.address) for _ in range(5)]
@@ -217,7 +217,7 @@ def test_bytes_in_either_direction_keep_a_connection(simulated, since):
 
 
 def test_no_active_client_is_idle_after_a_stall(simulated):
-    """A handler keeps the process for longer than the idle timeout, and the others' requests arrive meanwhile."""
+    """A handler blocks the process for longer than the idle timeout, and the others' requests arrive in this time."""
 
     class Server(Witness):
         def handle_input(self, connection, data):
@@ -264,7 +264,7 @@ def test_a_handshake_is_not_idle_but_a_connection_is_after_it(tls):
 
     listener = tls.listen(Echo, idle_timeout=0.1)
     client = plain_client(listener.address)
-    gevent.sleep(0.12)  # which is for handshake_timeout to limit
+    gevent.sleep(0.12)  # handshake_timeout is for this limit
     assert gevent.get_hub().threadpool.apply(talk) == (b"HELLO", b"")
     tls.until(lambda: tls.served[0].closed)
     assert isinstance(tls.served[0].closed, ngi_gevent.Timeout)
@@ -327,7 +327,7 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
     served = simulated.served[0]
     assert served.connection
     gevent.sleep(2)
-    assert not served.connection  # as soon as that of a silent one
+    assert not served.connection  # as soon as the idle timeout of a silent one
     served.release.set()
     simulated.until(lambda: served.closed and served.connection._lifecycle.is_gone())
     assert isinstance(served.closed, ngi_gevent.Timeout)
@@ -446,7 +446,7 @@ def test_no_limit_costs_nothing(tcp):
 # What the system has no more of.
 
 
-#: A server whose process runs out of descriptors when it has ten connections, until it is told to allow more.
+#: A server whose process runs out of descriptors when it has ten connections, until the test allows more.
 LIMITED = """
 import json, logging, os, resource, signal, sys, time
 import gevent, ngi_gevent
@@ -484,7 +484,7 @@ print(used, flush=True)
 
 
 class Limited:
-    """That server, in a process of its own."""
+    """That server, in a separate process."""
 
     def __init__(self, options: dict[str, float]) -> None:
         self.process = subprocess.Popen(
@@ -547,7 +547,7 @@ END = "WARNING ngi_gevent.listener listener on ('127.0.0.1', {}) accepts connect
 
 
 def check_recovery(server: Limited, served: list[socket.socket], waiting: socket.socket, seconds: float) -> None:
-    """There is room again: whoever waited is served within *seconds*, and open connections have gone on."""
+    """There is room again: each waiting client is served within *seconds*, and open connections have continued."""
     began = time.monotonic()
     waiting.settimeout(20)
     assert waiting.recv(1) == b"?"
@@ -571,14 +571,14 @@ def test_out_of_descriptors_until_there_are_more():
         check_recovery(server, served, waiting, 1)
 
 
-def test_out_of_descriptors_until_a_connection_of_its_own_is_gone():
+def test_out_of_descriptors_until_one_of_its_connections_is_gone():
     with limited(retry=30) as server, contextlib.ExitStack() as clients:
         served, waiting = out_of_descriptors(server, clients)
         served.pop().close()
         check_recovery(server, served, waiting, 5)
 
 
-def test_accepting_goes_on_though_nobody_waits_and_that_is_told_in_two_lines(simulated, caplog):
+def test_accepting_resumes_without_waiting_clients_and_two_entries_are_logged(simulated, caplog):
     """The process is out of descriptors for a minute, and tries again at least twice a second."""
     server, clients = simulated.simulation.host("server", max_descriptors=12), []
     address = server.listener(("server", 80), simulated.server(Echo), max_connections=20).address
@@ -644,7 +644,7 @@ def faulty_listener(stage: Any, errors: list[int]) -> Any:
 
 
 @pytest.mark.parametrize("error", [errno.ECONNABORTED, errno.EPROTO])
-def test_a_connection_that_is_gone_before_it_is_accepted_is_nobody_elses_trouble(tcp, caplog, capfd, error):
+def test_a_connection_that_is_gone_before_it_is_accepted_does_not_affect_others(tcp, caplog, capfd, error):
     listener = faulty_listener(tcp, [error] * 3)
     echo = tcp.client(listener)
     echo.connection.write(b"hello")

@@ -1,4 +1,4 @@
-"""From closing to closed: what a connection discards, what it waits for, and what it notices meanwhile."""
+"""From closing to closed: the input that a connection discards, the events that it waits for, and those it detects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ngi_gevent.testing.contract.simulated import BlockingSocket
 
 
 class Waiting(Witness):
-    """Answers with an iterator that waits for ever, and notes when it is released."""
+    """Answers with an iterator that waits forever, and records when it is released."""
 
     released = False
 
@@ -74,7 +74,7 @@ def test_a_peer_that_finishes_and_waits_is_not_taken_for_one_that_has_gone(simul
     peer.send(b"x")
     peer.finish()
     peer.read()
-    gevent.sleep(20.5)  # twenty looks
+    gevent.sleep(20.5)  # twenty checks
     go_on.set()
     simulated.until(lambda: peer.ended)
     assert (peer.received, peer.ended) == (b"firstlast", "end")
@@ -88,7 +88,7 @@ class Goodbye(Witness):
 
 
 def test_what_a_closed_connection_discards_is_bounded(simulated):
-    """A peer that sends for ever is throttled, and reset in the end."""
+    """A peer that sends forever is throttled, and reset in the end."""
     listener = simulated.listen(Goodbye)
     peer, began, sent = simulated.peer(listener).socket, simulated.simulation.now(), 0
     with pytest.raises(ConnectionError):
@@ -156,7 +156,7 @@ def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(simulated
 
 @pytest.mark.parametrize("first", ["the closed connection", "the other"])
 def test_a_connection_that_another_handler_closes_in_the_turn_of_its_input_discards_it(tcp, first):
-    """Its own handler is blocked, and the dispatcher must not take the linger's watcher for that of the greenlet."""
+    """Its own handler is blocked. The dispatcher must not mistake the linger's watcher for the greenlet's."""
 
     class Server(Witness):
         def handle_input(self, connection, data):

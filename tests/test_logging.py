@@ -1,4 +1,4 @@
-"""The log: a line for each event, at its level, from its logger; none for a message; none that a stranger forges."""
+"""The log: an entry for each event, at its level, from its logger; none for a message; none that a peer can forge."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_one_that_is_aborted_and_one_that_is_reset(tcp, lines):
 
 def test_a_failed_connect(tcp, lines):
     client = Witness(tcp)
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        tcp.implementation.connect(nobody.getsockname(), client)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        tcp.implementation.connect(unused.getsockname(), client)
         tcp.until(lambda: client.failed)
         assert lines() == [
             (
@@ -100,7 +100,7 @@ def test_a_failed_connect(tcp, lines):
         ]
 
 
-def test_limits_are_told_by_default_to_who_asks_for_more_than_warnings(simulated, lines):
+def test_limits_are_logged_by_default_at_level_info(simulated, lines):
     listener = simulated.listen(Echo, idle_timeout=60)
     simulated.client(listener)
     simulated.until(lambda: simulated.served and simulated.served[0].closed)
@@ -110,7 +110,7 @@ def test_limits_are_told_by_default_to_who_asks_for_more_than_warnings(simulated
     assert repr(simulated.served[0].connection.peer_address) in line[2]
 
 
-def test_too_much_output_is_told(stage, lines):
+def test_too_much_output_is_logged(stage, lines):
     listener = stage.listen(output_limit=10)
     peer = stage.peer(listener)
     stage.until(lambda: stage.served)
@@ -128,7 +128,7 @@ def test_too_much_output_is_told(stage, lines):
     peer.close()
 
 
-def test_a_line_that_is_too_long_is_told(tcp, lines):
+def test_a_line_that_is_too_long_is_logged(tcp, lines):
     def serve(connection):
         lines = adapters.Lines(connection, max_line=10)
         served.append(lines)
@@ -144,7 +144,7 @@ def test_a_line_that_is_too_long_is_told(tcp, lines):
     assert "all is lost" not in line[2]
 
 
-def test_output_that_the_peer_did_not_take_is_told(simulated, lines):
+def test_output_that_the_peer_did_not_read_is_logged(simulated, lines):
     simulated.peer(simulated.listen())
     simulated.until(lambda: simulated.served)
     connection = simulated.served[0].connection
@@ -192,7 +192,7 @@ def test_the_name_of_a_unix_socket_forges_nothing(tcp, lines, tmp_path):
     assert all(message.isprintable() for message in told)
 
 
-def test_what_a_stranger_says_instead_of_tls_forges_nothing(tcp, lines):
+def test_input_of_a_client_without_tls_cannot_forge_log_entries(tcp, lines):
     listener = tcp.listen(Echo, ssl_context=server_context())
     peer = tcp.peer(listener)
     peer.send(FORGED.encode())
@@ -206,7 +206,7 @@ def test_what_a_stranger_says_instead_of_tls_forges_nothing(tcp, lines):
     peer.close()
 
 
-def test_listeners_for_datagrams(tcp, lines):
+def test_udp_listeners(tcp, lines):
     listener = tcp.implementation.udp_listener(None, print)
     listener.close()
     assert lines() == [
@@ -256,7 +256,7 @@ def lines_in_the_source():
     for found in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent."):
         if found.name.startswith("ngi_gevent.testing"):
             continue
-        spec = found.module_finder.find_spec(found.name)  # and no import, which can need an extra
+        spec = found.module_finder.find_spec(found.name)  # not an import, which can need an extra
         for call in ast.walk(ast.parse(Path(spec.origin).read_text())):
             match call:
                 case ast.Call(func=ast.Attribute(ast.Attribute(ast.Name("logs"), name), method)) if method in METHODS:
@@ -273,7 +273,7 @@ def test_the_page_has_every_line_and_no_other():
     assert lines_on_the_page() == dict(lines_in_the_source())
 
 
-def test_a_reason_that_quotes_much_of_what_the_peer_sent_is_cut(tcp, lines):
+def test_a_reason_that_quotes_much_input_of_the_peer_is_cut(tcp, lines):
     class Decodes(Witness):
         def handle_input(self, connection, data):
             data.decode("ascii")
@@ -302,7 +302,7 @@ class Collector(logging.Handler):
 
 @pytest.fixture
 def collect():
-    """A function that has another called with each record of the package, from DEBUG on."""
+    """A function that calls another one with each record of the package, from DEBUG on."""
     logger = logging.getLogger("ngi_gevent")
     before = logger.level
     collectors = []
@@ -343,7 +343,7 @@ def test_a_log_that_waits_costs_no_connection_and_no_listener(simulated, collect
 
 
 def test_a_log_that_waits_loses_no_end_that_is_met_on_the_hub(tcp, collect, monkeypatch):
-    """Reading stops at the hub's end, too: where the kernel takes no more, and where other threads call."""
+    """Reading stops at the hub's end, too: if the kernel accepts no more, and if other threads call."""
     monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
     collect(wait_a_turn)
     tcp.peer(tcp.listen())
@@ -354,7 +354,7 @@ def test_a_log_that_waits_loses_no_end_that_is_met_on_the_hub(tcp, collect, monk
     tcp.until(lambda: tcp.served[0].gone)
 
 
-def test_a_log_that_writes_to_the_connection_it_tells_of_meets_the_limit_once(tcp, collect):
+def test_a_log_that_writes_to_the_connection_it_reports_meets_the_limit_once(tcp, collect):
     def write(record):
         for served in tcp.served:
             if served.connection:
@@ -396,7 +396,7 @@ def broken_log(request, collect):
         yield
         return
     loggers = [logging.getLogger(f"ngi_gevent.{name}") for name in ("connection", "listener", "datagram")]
-    collect(lambda record: None)  # which sets the level
+    collect(lambda record: None)  # it sets the level
     for logger in loggers:
         logger.addFilter(raise_error)
     yield
@@ -423,7 +423,7 @@ def test_a_log_that_raises_changes_nothing(stage, capfd):
         raise ValueError(data)
 
     received = []
-    listener = stage.listen(Raising, max_connections=1)  # so that a slot that is lost is missed
+    listener = stage.listen(Raising, max_connections=1)  # the test must detect that a slot is lost
     for _ in range(3):
         peer = stage.peer(listener)
         peer.send(b"hello")
@@ -497,7 +497,7 @@ def test_a_greenlet_that_is_ended_while_the_log_blocks_keeps_no_slot(tcp, collec
 
 
 class Odd(Exception):
-    """Shows itself as a stranger would like to."""
+    """Shows itself as an attacker would like to."""
 
     def __str__(self):
         return FORGED
@@ -525,7 +525,7 @@ def test_an_exception_that_shows_itself_in_its_own_way_forges_nothing(tcp, lines
 
 
 def test_a_limit_that_another_peer_met_is_an_error_of_the_function(tcp, lines, caplog):
-    """Of a server written with files: only what its own peer has done is no concern of it."""
+    """The log of a server written with files. Faults of a peer affect only its own connection."""
 
     class Long(Witness):
         def handle_input(self, connection, data):

@@ -139,7 +139,7 @@ def test_a_mailbox_makes_the_calls_that_it_has_before_it_is_closed():
     assert made == ["posted", "soon"]
 
 
-def test_every_call_ends_in_order_while_the_hub_is_destroyed(monkeypatch):
+def test_every_call_ends_gracefully_while_the_hub_is_destroyed(monkeypatch):
     """Other threads learn that the connection is closed, or that its thread has ended, and from no other exception."""
     monkeypatch.setattr(module, "CHECK_AFTER", 0.05)
     listeners, connections, raised_by, threads = [], [], [], []
@@ -261,19 +261,19 @@ with ngi_gevent.Threaded() as implementation:
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    ready, told = os.pipe()
+    ready, answer = os.pipe()
     pid = os.fork()
     if not pid:
         signal.alarm(20)
         results = [raised(connections[0].write, b"x"), bool(connections[0]), raised(listener.connect, client)]
         implementation.close()
         with locks[0]:
-            os.write(told, json.dumps(results).encode())
+            os.write(answer, json.dumps(results).encode())
         os._exit(0)
     over.set()
     thread.join()
     os.waitpid(pid, 0)
-    os.close(told)
+    os.close(answer)
     print(json.dumps([json.loads(os.read(ready, 1000) or "null"), bool(connections[0])]))
     client.close()
 """

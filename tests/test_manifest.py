@@ -30,7 +30,7 @@ def shown(name: str) -> str:
 def loaded(text: str) -> Any:
     """A document in the little of YAML that the page needs: maps, lists, blocks of text, and plain values.
 
-    It fails for anything else; that it is right is tested where there is a real parser.
+    It fails for anything else. Its results are tested if a real parser is installed.
     """
     return _value([line for line in text.splitlines() if line.strip()])
 
@@ -41,7 +41,7 @@ def _value(lines: list[str]) -> Any:
     indent = len(lines[0]) - len(lines[0].lstrip())
     parts: list[list[str]] = []
     for line in lines:
-        assert not line[:indent].strip(), f"less indented than what it belongs to: {line!r}"
+        assert not line[:indent].strip(), f"less indented than its parent: {line!r}"
         if line[indent] == " ":
             parts[-1].append(line[indent:])
         else:
@@ -117,7 +117,7 @@ def test_the_autoscaler_has_what_it_measures_by_and_nothing_else_sets_the_number
     (metric,) = autoscaler["spec"]["metrics"]
     assert metric["resource"]["name"] in container["resources"]["requests"]
     assert "replicas" not in deployment["spec"]
-    assert autoscaler["spec"]["minReplicas"] > 1  # so that the budget lets one be taken away
+    assert autoscaler["spec"]["minReplicas"] > 1  # the budget must let one be taken away
 
 
 def test_the_server_listens_where_it_is_looked_for(container, service, options):
@@ -130,7 +130,7 @@ def test_the_server_listens_where_it_is_looked_for(container, service, options):
 
 def test_it_is_the_image_that_the_page_builds_and_what_is_in_it(container):
     assert f"docker build -t {container['image']} ." in (PAGE.parent / "containers.md").read_text()
-    assert "command" not in container  # so that the entry point of the image goes first
+    assert "command" not in container  # the entry point of the image comes first
     assert '\nCMD ["' + '", "'.join(container["args"][:2]) + '", ' in DOCKERFILE  # as in its own command
 
 
@@ -157,7 +157,7 @@ def probed(port, path):
         return read_all(client).startswith(b"HTTP/1.0 200 ")
 
 
-def test_the_probes_tell_a_server_that_is_full_from_one_that_stops(container):
+def test_the_probes_distinguish_a_server_that_is_full_from_one_that_stops(container):
     probes = [container[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")]
     assert [probe["port"] for probe in probes] == ["health", "health"]
     ready, alive = (probe["path"] for probe in probes)

@@ -74,7 +74,7 @@ def test_another_answer_is_unexpected(stage):
         message(stage.implementation.connect, stage.listen(Answer).address, b"hello", lambda answer: False)
 
 
-def test_an_answer_that_breaks_off_is_unexpected(tcp):
+def test_an_answer_that_is_cut_short_is_unexpected(tcp):
     class Break(Witness):
         def handle_input(self, connection, data):
             connection.abort()
@@ -83,7 +83,7 @@ def test_an_answer_that_breaks_off_is_unexpected(tcp):
         message(tcp.implementation.connect, tcp.listen(Break).address, b"hello")
 
 
-def test_nobody_there(stage):
+def test_a_server_that_does_not_exist(stage):
     listener = stage.listen()
     listener.close()
     with pytest.raises(ngi_gevent.ConnectionFailed):

@@ -76,7 +76,7 @@ def test_an_answer_behind_which_the_connection_ends_at_once_is_counted(tcp):
     """The peer has not acknowledged it when the socket is closed."""
     listener = tcp.listen(Echo)
     for _ in range(20):
-        with socket.create_connection(listener.address) as client:  # which blocks
+        with socket.create_connection(listener.address) as client:  # the handler blocks
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
             tcp.until(lambda: tcp.served and tcp.served[-1].closed)
@@ -85,7 +85,7 @@ def test_an_answer_behind_which_the_connection_ends_at_once_is_counted(tcp):
     assert bytes_of(listener) == (100, 100)
 
 
-def test_the_end_of_input_is_no_byte_also_while_it_is_not_received(tcp):
+def test_the_end_of_input_is_not_counted_as_a_byte_even_while_it_is_not_received(tcp):
     listener = tcp.listen(Echo)
     client = tcp.client(listener)
     echo(tcp, client, b"hello")
@@ -99,7 +99,7 @@ def test_the_end_of_input_is_no_byte_also_while_it_is_not_received(tcp):
     assert bytes_of(listener) == (5, 5)
 
 
-def test_a_reset_is_no_byte_also_after_the_end_of_output(tcp):
+def test_a_reset_is_not_counted_as_a_byte_even_after_the_end_of_output(tcp):
     listener = tcp.listen(Echo)
     with gevent.socket.create_connection(listener.address) as client:
         client.sendall(b"hello")
@@ -253,7 +253,7 @@ def test_the_counters_can_be_read_while_a_callback_keeps_the_hub(folder):
 
 
 @pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="the system has no clock for a thread")
-def test_the_processor_time_is_that_of_the_hubs_thread(folder):
+def test_the_processor_time_is_measured_on_the_hubs_thread(folder):
     class Computes(Witness):
         def handle_input(self, connection, data):
             began = time.thread_time()
@@ -492,7 +492,7 @@ def scrape(url: str) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_prometheus_scrapes_the_counters_over_http(tcp):
-    """From another thread, with a real client of HTTP; a peer's words are no labels."""
+    """From another thread, with a real client of HTTP.  Data from a peer does not become a label."""
     prometheus_client = pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
 
     class Fails(Echo):

@@ -1,8 +1,8 @@
-"""Connections against a model: random lives of connections, in memory and on TCP, and what their handlers are told.
+"""Connections against a model: random lives of connections, in memory and on TCP, and the callbacks of their handlers.
 
-The model is a connection in a few lines, after the state table and the rules of the contract; it knows nothing of
-buffers, sockets or turns.  Hypothesis makes up what is done to connections, step by step; the same is done to the
-model, in memory and on TCP, and after each step the handlers of all three have been told the same.
+The model is a connection in a few lines, after the state table and the rules of the contract.  It has no buffers,
+sockets or turns.  Hypothesis draws the steps.  Each step is applied to the model, in memory and on TCP.  After each
+step, the handlers of all three have received the same callbacks.
 
 What handlers do is in the bytes that they receive, so that it does not depend on how those are cut.  Each is a command:
 
@@ -12,7 +12,7 @@ What handlers do is in the bytes that they receive, so that it does not depend o
 ``S``     change to another handler, which gets the rest
 ``I``     ``writelines`` of three pieces
 ``W``     the same, behind a ``write`` of another thread
-``F N``   ``writelines`` of an iterator that raises, or yields what is no bytes, after two
+``F N``   ``writelines`` of an iterator that raises, or yields what is not bytes, after two
 ``Y Z``   ``writelines`` of an iterator that closes, or aborts, the connection
 ``C D``   close; close twice, on another greenlet
 ``T``     close, on another thread
@@ -301,7 +301,7 @@ class Player:
 
     def is_gone(self) -> None:
         self.gone += 1
-        if not self.holds:  # or its handler would be spared the news
+        if not self.holds:  # otherwise its handler would not get the end
             for end in self.connection.close, self.connection.abort, self.connection.close:
                 end()
         with pytest.raises(ConnectionClosed):
@@ -510,7 +510,7 @@ class MemoryWorld(ImplementedWorld):
 
 
 class TCPWorld(ImplementedWorld):
-    """There, a step needs to settle: messages on another connection go to and fro meanwhile, as a clock."""
+    """There, a step needs to settle: until then, messages on another connection go to and fro, as a clock."""
 
     #: Ticks of that clock within which everything happens: the loop and the kernel see to what came first first.
     TICKS = 100
@@ -548,7 +548,7 @@ class TCPWorld(ImplementedWorld):
 
     def make(self, client: Player, server: Player) -> None:
         super().make(client, server)
-        # A connect looks up names on another thread, which is not on that clock.
+        # A connection attempt looks up names on another thread, which is not on that clock.
         while client.connection is None or server.connection is None:
             self._happened.clear()
             assert self._happened.wait(PATIENCE)
@@ -558,7 +558,7 @@ class TCPWorld(ImplementedWorld):
             if self.seen() == expected:
                 break
             self._tick()
-        for _ in range(3):  # and nothing else comes
+        for _ in range(3):  # nothing else comes
             self._tick()
 
     def end(self) -> None:
@@ -640,7 +640,7 @@ class Lives(RuleBasedStateMachine):
     # The state of the model decides what can be done.
 
     def living(self) -> list[int]:
-        """The numbers of those pairs of which one side, at least, may be told something yet."""
+        """The numbers of the pairs of which at least one side may still receive a callback."""
         return [
             number
             for number, pair in enumerate(self.model.pairs)

@@ -1,4 +1,4 @@
-"""Programs in processes of their own: patched before the import of the package, after it, and not at all."""
+"""Programs in separate processes: patched before the import of the package, after it, and not at all."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ PROGRAMS = {
     listener = ngi_gevent.testing.listener(None, Upper)
     listener.connect().write(b"hello")
     """,
-    # The last one, since the process ends with it: in order, or it would fail or print something on standard error.
+    # The last one, since the process ends with it. It must end gracefully, without an error or output on standard
+    # error.
     "ending": """
     implementation = ngi_gevent.Threaded()
     listener = implementation.listener(("127.0.0.1", 0), Upper)
@@ -178,13 +179,13 @@ def test_in_memory_it_is_the_same(printed):
     assert printed["in memory"] == "-> b'HELLO'\n"
 
 
-def test_a_program_with_a_threaded_implementation_ends_in_order(printed):
+def test_a_program_with_a_threaded_implementation_ends_gracefully(printed):
     assert printed["ending"] == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", PATCHED)
-def test_a_patched_handler_that_calls_a_slow_web_server_keeps_nobody_waiting(head):
+def test_a_patched_handler_that_calls_a_slow_web_server_does_not_keep_others_waiting(head):
     program = """
     import http.server, urllib.request
     class Slow(http.server.BaseHTTPRequestHandler):
@@ -227,7 +228,7 @@ def test_a_patched_handler_that_calls_a_slow_web_server_keeps_nobody_waiting(hea
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("end", ["implementation.close()", "connection.close(); listener.close()"])
-def test_a_program_that_closes_a_threaded_implementation_ends_in_order(head, end):
+def test_a_program_that_closes_a_threaded_implementation_ends_gracefully(head, end):
     assert run(head, COMMON + textwrap.dedent(PROGRAMS["ending"]) + end) == ""
 
 
@@ -255,17 +256,17 @@ CONTEXT_KINDS = {
         for number, (head, contexts) in enumerate(itertools.product(HEADS, CONTEXT_KINDS))
     ],
 )
-def test_any_context_works_and_a_silent_stranger_delays_nobody(head, contexts, tmp_path, monkeypatch):
+def test_any_context_works_and_a_silent_client_does_not_delay_others(head, contexts, tmp_path, monkeypatch):
     program = """
     import functools, socket
     def answer(implementation):
         listener = implementation.listener(("127.0.0.1", 0), Upper, ssl_context=for_server)
-        stranger = socket.create_connection(listener.address)
+        silent = socket.create_connection(listener.address)
         connect = functools.partial(implementation.connect, ssl_context=for_client, server_hostname="localhost")
         began = time.monotonic()
         ngi_gevent.blocking.request(connect, listener.address, ask, timeout=20)
         assert time.monotonic() - began < 5
-        stranger.close()
+        silent.close()
         listener.close()
         implementation.wait(20)
     with ngi_gevent.Implementation() as implementation: answer(implementation)
@@ -281,7 +282,7 @@ def test_any_context_works_and_a_silent_stranger_delays_nobody(head, contexts, t
 
 
 def test_the_package_does_not_import_ssl_unasked():
-    """Or gevent would warn whoever patches after importing it."""
+    """Otherwise gevent would warn programs that patch after importing it."""
     modules = "import sys, ngi_gevent.adapters, ngi_gevent.message, ngi_gevent.blocking\nprint('ssl' in sys.modules)"
     assert run("unpatched", modules) == "False\n"
 

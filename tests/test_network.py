@@ -109,7 +109,7 @@ OF_SOCKETS = {name for name in vars(Socket) if not name.startswith("_")}
 
 
 class OtherSocket:
-    """A socket with nothing but what ``Socket`` has, whose descriptor only ``OtherLoop`` knows."""
+    """A socket with only the methods of ``Socket``, whose descriptor only ``OtherLoop`` accepts."""
 
     def __init__(self, network: OtherNetwork, sock: Any) -> None:
         self.network = network
@@ -126,7 +126,7 @@ class OtherSocket:
 
 
 class OtherNetwork(Network):
-    """The system's network.  It records the calls, also those of sockets."""
+    """The kernel's network.  It records the calls, including those to sockets."""
 
     def __init__(self) -> None:
         self.used: set[str] = set()
@@ -153,7 +153,7 @@ class OtherNetwork(Network):
 
 
 class OtherLoop:
-    """gevent's loop, which knows the descriptors of ``OtherSocket``."""
+    """gevent's loop, which accepts the descriptors of ``OtherSocket``."""
 
     def __init__(self, loop: Any) -> None:
         self.real = loop
@@ -354,7 +354,7 @@ def test_room_for_descriptors_is_checked_and_given_back(no_socket_left):
     assert before == [] or len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_the_calls_of_gevents_sockets_are_those_of_the_socket_inside(no_socket_left):
+def test_the_calls_of_gevents_sockets_match_the_socket_inside(no_socket_left):
     """This fails on the day that gevent's sockets have no ``_sock``."""
     sock = Network().make_socket(socket.AF_INET, socket.SOCK_STREAM)
     plain = Network().plain(sock)

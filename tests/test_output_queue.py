@@ -46,9 +46,9 @@ def left(queue):
 
 @given(st.lists(st.tuples(st.binary(max_size=30), st.binary(max_size=5))))
 def test_output_leaves_whole_and_in_order(turns):
-    """Each turn is the sizes of what is written, and how much the kernel takes: bytes, since they are quickly made."""
+    """Each turn has the sizes of the writes, and how much the kernel accepts: bytes, since they are quickly made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(output, "JOINED_SIZE", 64)  # so that some are not joined, without writing megabytes
+        patch.setattr(output, "JOINED_SIZE", 64)  # some are not joined, without writing megabytes
         leaves_whole_and_in_order(turns)
 
 
@@ -89,7 +89,7 @@ def test_a_piece_that_was_sent_in_part_is_not_copied():
     queue = OutputQueue()
     queue.append(b"x" * JOINED_SIZE)
     queue.append(b"y" * JOINED_SIZE)
-    assert flushed(queue, 1).calls == [[JOINED_SIZE, JOINED_SIZE]]  # a kernel that took a part takes no more
+    assert flushed(queue, 1).calls == [[JOINED_SIZE, JOINED_SIZE]]  # a kernel that accepted a part does not accept more
     rest = queue.pieces[0]
     assert isinstance(rest, memoryview)
     assert flushed(queue).calls == [[JOINED_SIZE - 1, JOINED_SIZE]]
@@ -170,10 +170,10 @@ def test_output_that_waits_elsewhere_counts():
 def test_iterables_count():
     lines = Lines([b"x" * 5000, memoryview(b"y" * 1000).cast("H")])
     assert lines.size == Lines.ITERATOR_SIZE + 6000
-    assert [lines.note_pulled(5000), lines.note_pulled(2000)] == [5000, 1000]  # which has grown since
+    assert [lines.note_pulled(5000), lines.note_pulled(2000)] == [5000, 1000]  # the list has grown since
     assert lines.size == Lines.ITERATOR_SIZE
     assert Lines(iter([b"x" * 5000])).size == Lines([]).size == Lines.ITERATOR_SIZE
-    assert Lines([None] * 5000).size == Lines.ITERATOR_SIZE  # which raises when they are pulled
+    assert Lines([None] * 5000).size == Lines.ITERATOR_SIZE  # they raise when they are pulled
 
 
 def test_an_iterable_is_closed_if_it_can_be():

@@ -1,4 +1,4 @@
-"""The pytest plugin, in runs of pytest of their own."""
+"""The pytest plugin, in separate runs of pytest."""
 
 from __future__ import annotations
 
@@ -332,18 +332,18 @@ def test_another_fixture_with_the_same_name_is_left_alone(run):
 
         @pytest.fixture
         def simulation():
-            return "theirs"
+            return "other"
 
-        def test_theirs(simulation):
-            assert simulation == "theirs"
+        def test_other(simulation):
+            assert simulation == "other"
 
         class TestOurs:
             @pytest.fixture
             def simulation(self, request):
-                return "again theirs"
+                return "again other"
 
             def test(self, simulation):
-                assert simulation == "again theirs"
+                assert simulation == "again other"
         """
     )
     result.assert_outcomes(passed=2)

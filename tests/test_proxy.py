@@ -217,7 +217,7 @@ def test_wrong_options_are_named(arguments, named):
 
 @pytest.fixture
 def files(tmp_path):
-    """The certificate of the proxy, and that of its authority."""
+    """The certificate of the proxy, and its authority's."""
     server, authority = tmp_path / "server.pem", tmp_path / "authority.pem"
     server.write_bytes(certificate("localhost").private_key_and_cert_chain_pem.bytes())
     authority.write_bytes(AUTHORITY.cert_pem.bytes())

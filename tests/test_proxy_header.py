@@ -63,7 +63,7 @@ def info(caplog):
 
 
 def refusal(info):
-    """The reason in the one line in the log."""
+    """The reason in the only log entry."""
     (record,) = info.records
     assert (record.levelname, record.name) == ("INFO", "ngi_gevent.connection")
     peer, _, reason = record.getMessage().partition(": no valid PROXY header: ")
@@ -184,7 +184,7 @@ def test_a_client_sends_its_header_before_tls(tcp):
         assert accepted.get(timeout=PATIENCE) == (EXAMPLE, b"hello")
 
 
-def test_a_header_and_tls_have_one_limit_of_time(simulated, info):
+def test_a_header_and_tls_share_one_timeout(simulated, info):
     sock = dial(simulated, listen(simulated, ssl_context=server_context()))
     gevent.sleep(HANDSHAKE_TIMEOUT - 1)
     sock.sendall(EXAMPLE)
@@ -227,7 +227,7 @@ def test_a_peer_in_no_network_is_refused_whatever_it_sends(tcp, info):
         (b"", "the connection ended after 0 bytes"),
     ],
 )
-def test_what_is_no_header_is_refused_with_one_line_in_the_log(tcp, info, data, reason):
+def test_an_invalid_header_is_refused_with_one_log_entry(tcp, info, data, reason):
     listener = listen(tcp)
     sock = dial(tcp, listener)
     sock.sendall(data)
@@ -240,7 +240,7 @@ def test_what_is_no_header_is_refused_with_one_line_in_the_log(tcp, info, data, 
     assert tcp.served == []
 
 
-def test_a_reset_in_a_header_is_one_line_in_the_log(tcp, info):
+def test_a_reset_in_a_header_is_one_log_entry(tcp, info):
     listener = listen(tcp)
     peer = tcp.peer(listener)
     peer.socket.sendall(b"PROXY ")

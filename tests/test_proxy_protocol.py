@@ -281,6 +281,6 @@ def test_the_address_of_a_proxy_decides(networks, address, trusted):
         ([None], TypeError),
     ],
 )
-def test_networks_that_are_none_are_refused(networks, error):
+def test_invalid_networks_are_refused(networks, error):
     with pytest.raises(error, match="proxy_protocol"):
         TrustedProxies(networks)

@@ -29,7 +29,7 @@ def test_the_example_serves_on_sockets(tcp):
 
 
 def test_its_main_program_serves():
-    """In a process of its own, on a free port instead of the example's."""
+    """In a separate process, on a free port instead of the port in the example."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         bound.listen()
@@ -50,7 +50,7 @@ def test_every_file_that_it_names_is_there():
     assert [name for name in names if not (ROOT / name).exists() and name != "docs/_build"] == []
 
 
-def test_its_figures_are_those_of_the_benchmarks():
+def test_its_figures_match_the_benchmarks():
     section = README.partition("## How fast it is")[2].partition("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("|")]
     results = (ROOT / "benchmarks" / "results" / "results.md").read_text().splitlines()
@@ -62,4 +62,4 @@ def test_every_module_that_it_lists_is_there():
     modules = re.findall(r"^\| `(ngi_gevent[\w.]*)`", README, re.MULTILINE)
     assert len(modules) > 3
     for name in modules:
-        assert importlib.util.find_spec(name), name  # and no import, which can need an extra
+        assert importlib.util.find_spec(name), name  # not an import, which can need an extra

@@ -158,7 +158,7 @@ def test_a_failure_shows_the_state_of_the_connection():
 
 @pytest.mark.parametrize("hub", ["None", "gevent.get_hub()"])
 def test_a_wait_ends_with_its_timeout_if_nothing_else_is_there(hub):
-    """In a program of its own, since other tests may have started threads."""
+    """In a separate program, since other tests may have started threads."""
     program = f"""
         import gevent, time
         from ngi_gevent import testing
@@ -203,7 +203,7 @@ def test_what_takes_too_long_fails(simulated):
     assert clock.now() == pytest.approx(1000, abs=0.01)
 
 
-def test_greenlets_go_on_meanwhile_in_memory_too():
+def test_greenlets_run_during_a_wait_in_memory_too():
     connection = testing.Connection(client := testing.Recorder())
     gevent.spawn(connection.write, b"later")
     client.expect(b"later")

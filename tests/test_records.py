@@ -130,7 +130,7 @@ def test_exactly_does_not_depend_on_cuts():
     testing.check_chunking(Bodies, b"3\na\nb0\n4\n\n\n\n\n400\n" + b"x" * 400)
 
 
-def test_exactly_checks_its_size_and_works_on_what_has_arrived():
+def test_exactly_checks_its_size_and_works_on_input_that_has_arrived():
     connection, lines, handler = over(adapters.Lines)
     for error, size in (ValueError, -1), (ValueError, adapters.MAX_SIZE + 1), (TypeError, "1"):
         with pytest.raises(error, match="size"):

@@ -182,7 +182,7 @@ def test_every_option_of_a_listener_is_among_the_limits():
     assert {option for option in options - {"ssl_context"} if f"`{option}`" not in text} == set()
 
 
-def test_the_command_line_is_that_of_the_echo_server():
+def test_the_command_line_matches_the_echo_server():
     (shown,) = [block.text for block in pages.blocks(REFERENCE / "echo_server.md") if block.language == "text"]
     said = subprocess.run(
         [sys.executable, "examples/echo_server.py", "--help"],

@@ -76,7 +76,7 @@ class Proxy:
         return client, self.stage.served[-1], self.relays[-1]
 
     def peer(self) -> Any:
-        """Connect a client that knows nothing of NGI."""
+        """Connect a client that does not use NGI."""
         peer = self.stage.peer(self.front)
         self.stage.until(lambda: self.relays)
         return peer
@@ -193,7 +193,7 @@ def test_an_end_by_the_program_closes_the_other_side(stage, end):
     assert relayed.wait(timeout=20) == "closed"
 
 
-def test_an_output_that_the_program_ended_is_no_way_to_lose_data(stage):
+def test_no_data_is_lost_through_an_output_that_the_program_ended(stage):
     proxy = Proxy(stage)
     client, served, relayed = proxy.talk()
     proxy.connections[0][1].write_eof()
@@ -340,7 +340,7 @@ def test_what_arrived_before_a_reset_is_passed_on(tcp, monkeypatch):
     assert (peer.size, peer.ended) == (2 * MEGABYTE, "broken")
 
 
-def test_an_http_server_behind_it_is_none_the_wiser(tcp):
+def test_an_http_server_behind_it_notices_no_difference(tcp):
     """With TLS in front, as a client of the standard library sees it: keep-alive, a large answer, a large upload."""
 
     class Handler(http.server.BaseHTTPRequestHandler):

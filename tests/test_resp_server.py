@@ -44,7 +44,7 @@ def test_it_makes_no_difference_how_commands_are_cut(serve):
 @pytest.mark.parametrize(
     "mistake", [b"hello\r\n", b"*1\r\n:1\r\n", b"*0\r\n", b"$5\r\nhello\r\n", b"*1\r\n*1\r\n$1\r\na\r\n"]
 )
-def test_what_is_no_command_ends_the_connection(serve, mistake):
+def test_an_invalid_command_ends_the_connection(serve, mistake):
     answer = testing.converse(serve, [mistake + packed(b"PING")])
     assert answer.data == b"-ERR Protocol error\r\n"
     assert answer.closed == "end of input"

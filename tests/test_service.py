@@ -28,7 +28,7 @@ def test_a_listener_uses_the_options_of_a_service(ngi_implementation):
         ngi_implementation.listener(None, ngi_gevent.Service(Echo, idle_timeout=-1))
 
 
-def test_options_of_the_call_replace_those_of_a_service(ngi_implementation):
+def test_options_of_the_call_replace_options_of_a_service(ngi_implementation):
     listener = ngi_implementation.listener(None, ngi_gevent.Service(Echo, idle_timeout=-1), idle_timeout=100)
     client = testing.Recorder()
     listener.connect(client)
@@ -47,7 +47,7 @@ def test_a_listener_on_a_faulty_network_uses_the_options_of_a_service(ngi_implem
     ("server", "options", "message"),
     [(None, {}, "must be a callable"), (Echo, {"idle_timeuot": 5, "workers": 2}, "got idle_timeuot=5")],
 )
-def test_what_is_no_service_is_refused(server, options, message):
+def test_an_object_that_is_not_a_service_is_refused(server, options, message):
     with pytest.raises(TypeError, match=message):
         ngi_gevent.Service(server, **options)
 

@@ -1,4 +1,4 @@
-"""The example server, told to stop while it is busy: nobody whom it began to answer loses anything.
+"""The example server, stopped while it is busy: no client with an answer that has begun loses anything.
 
 What holds until the close timeout: every request of which a client got a part of the answer is answered in whole, and
 every client whose connection was made before the server's socket is closed is served.  The exception is one that the

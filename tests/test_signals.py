@@ -59,7 +59,7 @@ def said(process: subprocess.Popen[str]) -> str:
 BUSY = {
     "computes": "while True: pass",
     "sleeps": "time.sleep(1000)",
-    "is in C": "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)",  # which checks for no signal
+    "is in C": "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)",  # this code checks for no signal
 }
 
 
@@ -103,7 +103,7 @@ def test_other_signals_do_not_count(started):
     )
     assert said(process) == "waiting"
     process.send_signal(signal.SIGUSR2)
-    process.send_signal(signal.SIGUSR1)  # which also wakes a wait that SIGUSR2 came too early for
+    process.send_signal(signal.SIGUSR1)  # this also wakes a wait that began after SIGUSR2
     assert {said(process), said(process)} == {"handler", "caught: True"}
     assert process.wait(PATIENCE) == 0
 

@@ -1,4 +1,4 @@
-"""The network of a simulation: it does what that of the system does."""
+"""The network of a simulation: it behaves like the kernel's."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 
 @FAMILIES
-def test_streams_do_what_those_of_the_system_do(family):
+def test_streams_behave_like_the_kernels(family):
     for seed in range(30):
         assert run(family, program(seed)) is None, seed
 
 
 @FAMILIES
 @pytest.mark.slow
-def test_streams_do_what_those_of_the_system_do_at_length(family):
+def test_streams_behave_like_the_kernels_at_length(family):
     for seed in range(1000, 2000):
         assert run(family, program(seed, 20)) is None, seed
 
@@ -268,7 +268,7 @@ def udp(kernel):
     yield result_of(sender.sendto, b"x", ("255.255.255.255", port_of(receiver)))
     yield result_of(kernel.bound, address, DATAGRAM)
     receiver.close()
-    yield sender.sendto(b"to nobody", address)
+    yield sender.sendto(b"to no host", address)
     for _ in range(1000):
         sender.sendto(b"x" * 1000, kernel.bound(kind=DATAGRAM).getsockname() if _ == 0 else address)
 
@@ -754,7 +754,7 @@ def test_a_link_refuses_what_it_cannot_be(options, error):
 
 
 @pytest.mark.parametrize("name", ["", "localhost", "server", "10.0.0.7", "a b", "::1", "ü", "x/y"])
-def test_a_host_needs_a_name_of_its_own(name):
+def test_a_host_needs_a_unique_name(name):
     with pytest.raises(ValueError, match=repr(name)):
         Pair().internet.add_host(name)
 
@@ -762,8 +762,8 @@ def test_a_host_needs_a_name_of_its_own(name):
 def test_only_hosts_that_exist_have_links():
     internet = Pair().internet
     for call in internet.link, internet.partition, internet.heal:
-        with pytest.raises(ValueError, match="'nobody'; hosts are: 'server', 'client'"):
-            call("server", "nobody")
+        with pytest.raises(ValueError, match="'other'; hosts are: 'server', 'client'"):
+            call("server", "other")
         with pytest.raises(ValueError, match="got 'server' twice"):
             call("server", "server")
 
@@ -955,7 +955,7 @@ def test_no_life_loses_bytes_or_leaves_anything(seeds):
 def left(pair: Pair) -> list[Any]:
     """Return the sockets, and the ends of connections, that the kernels of both hosts still have.
 
-    An end that has delivered everything waits for that of its peer, which never comes from a host that has lost power.
+    An end that has delivered everything waits for its peer's end, which never comes from a host that has lost power.
     """
     sites = [network._site for network in (pair.server, pair.client)]
     ends = [end for site in sites for end in site.ends]

@@ -59,7 +59,7 @@ def test_greenlets_wake_in_the_order_of_their_times(simulation):
 
 
 @pytest.mark.parametrize(("update", "seconds"), [(True, 11), (False, 10)])
-def test_a_timer_counts_from_when_the_loop_looked_at_the_clock(simulation, update, seconds):
+def test_a_timer_counts_from_when_the_loop_read_the_clock(simulation, update, seconds):
     """As with libev: in a callback that has computed for long, a timer that does not update the time begins early."""
     fired, loop = [], gevent.get_hub().loop
     timer: Any = loop.timer(1)
@@ -73,7 +73,7 @@ def test_a_timer_counts_from_when_the_loop_looked_at_the_clock(simulation, updat
     assert fired == [pytest.approx(seconds, abs=0.001)]
 
 
-def test_data_arrives_while_a_process_computes_and_before_it_looks_at_its_timers():
+def test_data_arrives_while_a_process_computes_and_before_it_checks_its_timers():
     for seed in range(20):
         with Simulation(seed) as simulation:
             happened: list[str] = []
@@ -151,7 +151,7 @@ def order_of_ten(seed: int) -> tuple[list[int], str]:
         return woken, simulation.digest
 
 
-def test_the_seed_draws_the_order_of_what_is_due_together():
+def test_the_seed_draws_the_order_of_events_that_are_due_together():
     assert order_of_ten(0)[0] == list(range(10))
     orders = [order_of_ten(seed) for seed in range(1, 6)]
     assert len({str(order) for order, _ in orders}) == 5
@@ -251,7 +251,7 @@ def test_a_seed_must_be_an_int(seed):
         Simulation(seed)
 
 
-def test_random_numbers_of_the_program_are_those_of_the_seed():
+def test_random_numbers_of_the_program_come_from_the_seed():
     assert Simulation(5).random.random() == Simulation(5).random.random() != Simulation(6).random.random()
 
 
@@ -625,7 +625,7 @@ def test_what_must_end_the_test_is_raised_where_it_waits(simulation, error):
     gevent.get_hub().loop.run_callback(interrupt)
     with pytest.raises(error):
         gevent.sleep(10)
-    gevent.sleep(1)  # the hub goes on, so that the simulation can end in order
+    gevent.sleep(1)  # the hub continues, so that the simulation can end gracefully
 
 
 def test_ctrl_c_between_two_callbacks_is_raised_where_the_test_waits(simulation, monkeypatch):
@@ -669,7 +669,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         gevent.sleep(0.001)
 
 
-def test_a_host_must_have_a_name_of_its_own(simulation):
+def test_a_host_must_have_a_unique_name(simulation):
     simulation.host("server")
     with pytest.raises(ValueError, match="server"):
         simulation.host("server")

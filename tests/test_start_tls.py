@@ -87,7 +87,7 @@ def test_plaintext_behind_the_command_is_never_delivered(tcp, caplog):
     assert "TLS handshake failed" in record.getMessage()
 
 
-def test_plaintext_that_output_meets_first_is_reported_as_what_it_is(tcp, caplog):
+def test_plaintext_that_output_meets_first_is_reported_with_its_own_error(tcp, caplog):
     """TLS was asked for on another greenlet, and waits for the callback, which goes on writing."""
 
     class Server(LineServer):
@@ -96,7 +96,7 @@ def test_plaintext_that_output_meets_first_is_reported_as_what_it_is(tcp, caplog
             starting = gevent.spawn(connection.start_tls, self.context, server_side=True)
             while connection.ssl_object is None:
                 gevent.sleep(0)
-            connection.write(b"x" * MUCH)  # so much that it is sent now
+            connection.write(b"x" * MUCH)  # enough output to be sent now
             self.starting = starting
 
     caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
@@ -218,7 +218,7 @@ def exactly(connection):
     return adapter
 
 
-#: Adapters that keep input, with what they take for a record that begins TLS, and what is behind it in the same piece.
+#: Adapters that keep input. Each has a record that begins TLS, and the data after it in the same piece.
 KEEPING = {
     "Delimited": (lambda connection: adapters.Delimited(connection, b";"), b"STARTTLS;", b"DELETE;DEL"),
     "exactly": (exactly, b"STARTTLS", b"DELETE\nDEL"),
@@ -314,7 +314,7 @@ class RawServer:
         return data
 
     def start_client(self):
-        """Let the client start TLS, on a greenlet of its own."""
+        """Let the client start TLS, on a separate greenlet."""
         starting = gevent.spawn(
             raised_by, self.client.connection.start_tls, client_context(), server_hostname="localhost"
         )
@@ -331,7 +331,7 @@ def raised_by(function, *arguments, **options):
     return None
 
 
-def test_what_another_greenlet_writes_meanwhile_is_encrypted(tcp):
+def test_output_of_another_greenlet_during_the_handshake_is_encrypted(tcp):
     """Also before the handshake can begin, since a callback runs."""
     entered, leave = Flag(), Flag()
 

@@ -96,7 +96,7 @@ def test_in_a_simulation(serve, messages):
 
 
 def test_commands_behind_starttls_are_not_obeyed(serve, messages, tcp):
-    """The attack of 2011: what the server kept of the plaintext counted as what the client said over TLS."""
+    """The attack of 2011: plaintext that the server kept counted as input of the client over TLS."""
     listener = tcp.listen(serve)
     with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address[:2]) as sock:
         sock.sendall(START + MAIL)

@@ -124,7 +124,7 @@ def test_a_stop_reaches_a_handler_that_blocks_when_it_is_back(socket_stage):
     assert served.trace == ["in", ("close", "stopped")]
 
 
-def test_a_handler_that_blocks_delays_nobody_and_uses_no_processor_time(tcp):
+def test_a_handler_that_blocks_does_not_delay_others_and_uses_no_processor_time(tcp):
     class Sleep(Witness):
         def handle_input(self, connection, data):
             if data == b"sleep":
@@ -165,7 +165,7 @@ def recorded_sends(connection):
 
     def recorded(call):
         def record(argument, *flags):
-            if not isinstance(argument, int):  # as that of recv is
+            if not isinstance(argument, int):  # as in recv
                 sends.append([len(piece) for piece in (argument if isinstance(argument, list) else [argument])])
             return call(argument, *flags)
 
@@ -230,7 +230,7 @@ def test_a_reset_in_the_middle_of_an_answer_costs_no_log_line(socket_stage, capl
 
 
 def test_a_reset_while_the_handler_writes_on(tcp):
-    """Writing to a peer that is gone is no mistake of the handler's: it learns of the end in its turn."""
+    """Writing to a peer that is gone is not a mistake of the handler. It gets the end in its turn."""
 
     class WriteOn(Witness):
         def handle_input(self, connection, data):
@@ -300,7 +300,7 @@ def test_room_for_output_is_not_watched_when_everything_is_sent(tcp):
 
 
 def test_a_peer_that_takes_nothing_and_goes_on_sending_is_gone_when_all_is_delivered(tcp, tmp_path):
-    """On a Unix socket, it can end the one direction only, so nothing tells that this is the end of both."""
+    """On a Unix socket, the peer can end only one direction, so this cannot be recognized as the end of both."""
 
     class Once(Blocking):
         def handle_input(self, connection, data):
@@ -376,7 +376,7 @@ def test_what_is_written_after_output_was_dropped_is_refused_and_nothing_else(tc
             connection.writelines(b"x" * 65536 for _ in range(10))
 
     peer = tcp.peer(tcp.listen(Answer))
-    peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # so that its last words are on their way
+    peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its last output is in transit
     peer.send(b"first")
     tcp.until(lambda: tcp.served and tcp.served[0].data)
     served = tcp.served[0]
@@ -446,7 +446,7 @@ def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp, caplog, end
     def lines():
         try:
             yield b"one "
-            Event().wait()  # for ever
+            Event().wait()  # forever
         finally:
             closed.append(True)
             tcp.happened()
@@ -507,7 +507,7 @@ def test_an_iterator_of_tiny_pieces_lets_others_have_their_turn(tcp):
         assert pulled - before < 2000
 
 
-def test_an_iterator_with_nothing_to_say_keeps_nobody_waiting(tcp):
+def test_an_iterator_without_output_does_not_keep_others_waiting(tcp):
     def silence():
         while not over:
             yield b""
@@ -649,7 +649,7 @@ def test_a_timeout_that_an_iterator_left_running_is_the_iterators_error(tcp):
     timeout.close()
 
 
-def test_an_iterators_error_is_told_before_an_end_that_came_meanwhile(tcp, caplog):
+def test_an_iterators_error_is_reported_before_an_end_that_came_later(tcp, caplog):
     peer = tcp.peer(tcp.listen(Blocking))
     peer.send(b"x")
     tcp.until(lambda: tcp.served and tcp.served[0].trace)
@@ -696,7 +696,7 @@ def test_the_end_of_a_with_statement_waits_until_closed_connections_have_deliver
 
 
 @pytest.mark.parametrize("output", ["much", "an iterator that waits"])
-def test_the_end_of_a_with_statement_does_not_wait_for_ever(simulated, output):
+def test_the_end_of_a_with_statement_does_not_wait_forever(simulated, output):
     """For a peer that takes nothing, nor for an iterator that yields nothing."""
     never = Event()
     simulated.peer(simulated.listen(lambda connection: None))
@@ -763,7 +763,7 @@ def test_the_end_of_a_with_statement_in_a_callback_does_not_wait_for_it(tcp):
     clients.wait(PATIENCE)
 
 
-def test_a_connect_that_succeeds_while_its_implementation_closes_is_given_up(tcp, tmp_path):
+def test_a_connection_attempt_that_succeeds_while_its_implementation_closes_is_given_up(tcp, tmp_path):
     for address in None, tmp_path / "socket":
         listener = tcp.implementation.listener(address, tcp.server())
         tcp.listeners.append(listener)
@@ -775,7 +775,7 @@ def test_a_connect_that_succeeds_while_its_implementation_closes_is_given_up(tcp
         assert (client.failed, client.connection) == ("stopped", None)
 
 
-def test_a_listener_made_while_its_implementation_closes_is_none(tcp):
+def test_a_listener_made_while_its_implementation_closes_is_refused(tcp):
     implementation = type(tcp.implementation)()
     making = gevent.spawn(implementation.listener, ("localhost", 0), tcp.server())
     gevent.sleep(0)  # it looks up the name
@@ -847,7 +847,7 @@ def test_waits_that_time_out_leave_nothing_behind(tcp):
     assert outstanding._wakers == []
 
 
-def test_a_connect_to_a_busy_unix_socket_waits_without_using_the_processor(tcp, tmp_path):
+def test_a_connection_attempt_to_a_busy_unix_socket_waits_without_using_the_processor(tcp, tmp_path):
     path = str(tmp_path / "busy")
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
         busy.bind(path)
@@ -920,18 +920,18 @@ def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_m
 
 
 def test_a_handler_may_write_to_many_connections(socket_stage):
-    """A chat: what one says, all of them hear."""
+    """A chat: each client receives the lines of all clients."""
 
     class Chat(Witness):
         def handle_input(self, connection, data):
             for other in connection.control.connections():
-                other.write(b"somebody said " + data)
+                other.write(b"a guest said " + data)
 
     clients = [socket_stage.client(socket_stage.listen(Chat))]
     clients += [socket_stage.client(socket_stage.listeners[0]) for _ in range(19)]
     socket_stage.until(lambda: len(socket_stage.served) == 20)
     clients[7].connection.write(b"hello")
-    socket_stage.until(lambda: all(client.data == b"somebody said hello" for client in clients))
+    socket_stage.until(lambda: all(client.data == b"a guest said hello" for client in clients))
 
 
 def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(simulated):
@@ -959,7 +959,7 @@ class SlowResolver:
 
 
 def test_no_connect_is_over_time_because_of_a_stall(tcp, monkeypatch):
-    """The whole process stands still for longer than the timeout, and the name is found meanwhile."""
+    """The whole process stands still for longer than the timeout, and the name is found in this time."""
     monkeypatch.setattr(gevent.get_hub(), "resolver", SlowResolver())
     client = Witness(tcp)
     tcp.implementation.connect(("example.org", tcp.listen().address[1]), client, timeout=0.05)
@@ -969,7 +969,7 @@ def test_no_connect_is_over_time_because_of_a_stall(tcp, monkeypatch):
     assert client.failed is None
 
 
-def test_a_connect_under_way_is_given_up_with_its_implementation(tcp):
+def test_a_pending_connection_attempt_ends_with_its_implementation(tcp):
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     sock.listen(0)
@@ -989,7 +989,7 @@ def test_a_connect_under_way_is_given_up_with_its_implementation(tcp):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_who_wants_the_program_to_end_is_heard_by_the_main_greenlet(tcp, caplog, error):
+def test_an_exception_that_ends_the_program_reaches_the_main_greenlet(tcp, caplog, error):
     class End(Witness):
         def handle_input(self, connection, data):
             raise error
@@ -1040,7 +1040,7 @@ def test_close_wait_lets_clients_finish(simulated):
     assert (len(finishing.received), finishing.ended, staying.ended) == (300_000, "end", "end")
 
 
-def test_handlers_hear_of_the_end_before_close_wait_returns(tcp):
+def test_handlers_get_the_end_before_close_wait_returns(tcp):
     client, served = tcp.talk()
     assert tcp.listeners[0].close_wait(0) == 1
     assert served.closed == "stopped"
@@ -1142,7 +1142,7 @@ def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_has_com
 
     class Compute(Witness):
         def handle_input(self, connection, data):
-            simulated.simulation.compute(10)  # no greenlet runs meanwhile, and the loop does not
+            simulated.simulation.compute(10)  # until then, no greenlet runs, and the loop does not
             connection.close()
             self.closed_at = clock.now()
 
@@ -1356,7 +1356,7 @@ def test_a_send_that_fails_when_another_thread_has_just_aborted_raises_nothing(t
 
 
 def test_a_pause_holds_back_input_of_a_peer_that_closes_its_unix_socket(simulated):
-    """Such a socket has ended in both directions then, which is no break."""
+    """Such a socket has ended in both directions then, which is not a reset."""
     served = testing.Recorder()
 
     def serve(connection):
@@ -1407,7 +1407,7 @@ def test_a_parser_that_is_dropped_may_block_while_it_cleans_up(tcp):
 
 
 def test_a_reset_is_noticed_while_iterables_that_hang_keep_the_connection_from_reading(simulated):
-    """Nothing is to be sent, so no watcher runs."""
+    """Nothing is pending, so no watcher runs."""
 
     class Hanging(Witness):
         def handle_input(self, connection, data):

@@ -1,4 +1,4 @@
-"""What systemd hands over, and what it is notified of: real sockets and descriptors, in processes of their own."""
+"""Sockets from systemd, and notifications to it: real sockets and descriptors, in separate processes."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_child_processes_do_not_inherit_them():
     assert first == f"{{'a': [{ports[0]}, {ports[2]}], 'b': [{ports[1]}]}} {{}}"
     names, descriptors = second.split("] ")
     assert names == "["
-    assert not {"3", "4", "5"} - {"3"} & set(re.findall(r"\d+", descriptors))  # 3 is that of the listing itself
+    assert not {"3", "4", "5"} - {"3"} & set(re.findall(r"\d+", descriptors))  # 3 is used for the listing itself
 
 
 # The units on the page.

@@ -96,7 +96,7 @@ def test_a_handler_can_be_called_by_hand(capsys):
     assert capsys.readouterr().out == "-> b'HELLO'\n"
 
 
-def test_a_pair_knows_its_sides():
+def test_a_pair_has_references_to_its_sides():
     recorder = testing.Recorder()
     connection = testing.Connection(recorder, address="here", peer_address="there")
     assert connection.peer.peer is connection
@@ -187,7 +187,7 @@ def test_a_printing_client_misses_nothing(capsys):
     assert capsys.readouterr().out == "-> b'welcome'\n-> CLOSE\n"
 
 
-def test_waiting_in_a_callback_for_what_comes_after_it_says_so():
+def test_waiting_in_a_callback_for_a_later_event_raises():
     class Ask(testing.Recorder):
         def handle_input(self, connection, data):
             for wait in (
@@ -262,10 +262,10 @@ def test_a_callback_that_waits_fails_at_once(wait):
     gevent.spawn(run).get(timeout=10)
     assert [type(error) for error in raised] == [WouldWait] * 10
     assert "sockets" in str(raised[0])
-    gevent.sleep(0)  # which is possible again
+    gevent.sleep(0)  # this is possible again
 
 
-def test_a_client_that_waits_before_it_connects_again_is_not_called_for_ever(caplog):
+def test_a_client_that_waits_before_it_connects_again_is_not_called_forever(caplog):
     class Again:
         def connected(self, connection):
             """Never called."""
@@ -528,7 +528,7 @@ def test_prepared_connections_are_had_in_order(capsys):
     assert capsys.readouterr().out == "-> b'hello'\n"
 
 
-def test_a_client_that_reconnects_for_ever_is_stopped():
+def test_a_client_that_reconnects_forever_is_stopped():
     class Stubborn(testing.Recorder):
         tries = 0
 
@@ -562,7 +562,7 @@ def test_a_client_that_reconnects_until_it_succeeds_does():
     assert (client.tries, bool(client.connection)) == (3, True)
 
 
-def test_what_wants_the_program_to_end_leaves_the_outermost_call(caplog):
+def test_an_exception_that_ends_the_program_leaves_the_outermost_call(caplog):
     class Interrupted(testing.Recorder):
         def handle_input(self, connection, data):
             raise KeyboardInterrupt

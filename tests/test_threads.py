@@ -1,4 +1,4 @@
-"""Native threads, the implementation with one of its own, the one for scripts, and the contexts of handlers."""
+"""Native threads, the implementations ``Threaded`` and ``Inline``, and the contexts of handlers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Echo(Witness):
 
 
 def descriptors():
-    """How many descriptors there are of each socket, and of what loops have.
+    """How many descriptors there are of each socket, and of the loops.
 
     Files do not count: a thread that has been joined may open one as it ends, when glibc gives its memory back.
     """
@@ -136,7 +136,7 @@ def test_threads_have_the_names_that_they_are_given_and_others_by_default():
         Threaded(name=True)
 
 
-def test_a_greenlet_that_wants_the_program_to_end_does_not_end_the_thread_of_a_threaded():
+def test_a_greenlet_that_raises_system_exit_does_not_end_the_thread_of_a_threaded():
     class Server(ngi_gevent.testing.Recorder):
         def handle_input(self, connection, data):
             gevent.spawn(sys.exit).join()
@@ -201,7 +201,7 @@ def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
     ids=["write", "a list of bytes", "a list of memoryviews"],
 )
 def test_output_limit_binds_other_threads_while_the_hub_is_busy(write, cost):
-    """The handler keeps the hub's thread, so nothing of what another thread writes can be sent meanwhile."""
+    """The handler keeps the hub's thread, so nothing that another thread writes can be sent until then."""
     busy, go_on = threading.Event(), threading.Event()
 
     class Busy(ngi_gevent.testing.Recorder):
@@ -280,8 +280,8 @@ def test_a_first_handler_set_by_another_thread_learns_of_the_end_that_it_missed(
     assert late.trace == [("close", "stopped")]
 
 
-def test_a_first_handler_for_a_connection_whose_hub_has_gone_is_told_nothing(caplog):
-    """There is nothing left that it could be told on."""
+def test_a_first_handler_for_a_connection_whose_hub_has_gone_gets_no_callback(caplog):
+    """There is no greenlet left on which it could be called."""
 
     def end_before_it_has_a_handler():
         with ngi_gevent.Implementation() as implementation:
@@ -359,7 +359,7 @@ class LastMoment(ngi_gevent.Implementation):
             self.listener(None, lambda connection: None)
         gone_on.set()
         self.wait(PATIENCE)
-        assert self.over.wait(PATIENCE)  # since nobody may use a hub that is destroyed
+        assert self.over.wait(PATIENCE)  # since a destroyed hub must not be used
         gevent.get_hub().destroy()
 
     def _make_registry(self):
@@ -369,7 +369,7 @@ class LastMoment(ngi_gevent.Implementation):
         return super()._make_registry()
 
 
-def test_close_ends_what_other_threads_begin_meanwhile():
+def test_close_ends_connections_that_other_threads_begin_at_the_same_time():
     """At each of its steps, another thread begins to use the implementation."""
 
     def next_goes_on(*_):
@@ -408,7 +408,7 @@ def ask(connection):
     assert (yield) == b"HELLO"
 
 
-def test_what_a_thread_wrote_goes_before_what_the_hubs_own_thread_does_next(socket_stage):
+def test_output_of_a_thread_comes_before_later_output_of_the_hubs_own_thread(socket_stage):
     if not socket_stage.has_threads:
         pytest.skip("a simulation has no native threads")
 
@@ -474,7 +474,7 @@ def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_conn
     assert sorted(served.trace for served in tcp.served) == [[], [], [b"input"]]
 
 
-def test_wait_waits_for_what_only_another_thread_will_do():
+def test_wait_waits_for_events_that_only_another_thread_causes():
     class Late(Hello):
         def connected(self, connection):
             timers.append(threading.Timer(0.05, connection.set_handler, [self]))
@@ -512,7 +512,7 @@ def test_a_listener_whose_thread_has_ended_says_so(monkeypatch):
     listeners[0]._acceptors[0].close()
 
 
-# The implementation with a thread of its own.
+# The implementation with its own thread.
 
 
 def test_two_greenlets_may_start_it():
@@ -521,7 +521,7 @@ def test_two_greenlets_may_start_it():
         assert len({greenlet.get(timeout=PATIENCE).address for greenlet in starting}) == 5
 
 
-def test_threaded_serves_a_program_that_knows_nothing_of_gevent(monkeypatch):
+def test_threaded_serves_a_program_that_does_not_use_gevent(monkeypatch):
     monkeypatch.setattr(mailbox, "CHECK_AFTER", 0.05)
     with Threaded() as implementation:
         listener = implementation.listener(("127.0.0.1", 0), lambda connection: connection.set_handler(Upper()))
@@ -696,7 +696,7 @@ def test_a_handler_may_use_its_own_threaded_implementation(caplog):
     assert not caplog.records
 
 
-def test_a_handler_that_wants_to_end_the_program_ends_only_its_connection(caplog):
+def test_a_handler_that_raises_system_exit_ends_only_its_connection(caplog):
     class Exit:
         def handle_input(self, connection, data):
             raise SystemExit
@@ -853,7 +853,7 @@ def test_a_handler_that_computes_when_the_program_ends_is_interrupted():
         [sys.executable, "-c", COMPUTES_AT_EXIT], capture_output=True, text=True, timeout=50, check=False
     )
     assert (program.returncode, program.stdout) == (0, "interrupted\n")
-    assert "SystemExit" in program.stderr  # the log tells where it was
+    assert "SystemExit" in program.stderr  # the log shows where it was
 
 
 def test_a_handler_that_connects_again_meets_the_close_in_silence(caplog):
@@ -973,7 +973,7 @@ def test_ctrl_c_in_a_handler_of_a_script_that_does_not_wait_reaches_the_main_gre
         implementation.connect(listener.address, Interrupted())
         with pytest.raises(KeyboardInterrupt):
             gevent.sleep(PATIENCE)
-        implementation.wait(PATIENCE)  # which does not raise it again
+        implementation.wait(PATIENCE)  # the callback does not raise it again
     assert [record.exc_info[0] for record in caplog.records] == [KeyboardInterrupt]
 
 
@@ -1051,7 +1051,7 @@ def test_iterators_see_the_context_that_they_were_given_in(tcp):
 # The parts.
 
 
-def test_a_flag_is_waited_for_natively_where_there_is_no_hub():
+def test_a_flag_is_waited_for_natively_without_a_hub():
     def wait():
         assert not flag.wait(0.01)
         waiting.set()
@@ -1073,7 +1073,7 @@ def test_a_wait_for_no_time_at_all_ends(seconds):
     assert in_thread(Flag().wait, seconds) is False
 
 
-def test_a_flag_is_waited_for_with_greenlets_where_there_is_a_hub():
+def test_a_flag_is_waited_for_with_greenlets_if_there_is_a_hub():
     flag, ticks = Flag(), []
     gevent.spawn(lambda: (gevent.sleep(0), ticks.append(1)))
     assert not flag.wait(0.05)
@@ -1161,7 +1161,7 @@ def test_a_flag_can_be_set_again_before_the_thread_that_waits_for_it_has_gone_on
     waiting.start()
     while not flag._wakers:
         time.sleep(0.001)
-    with flag._lock:  # which the thread needs before it can go on
+    with flag._lock:  # the thread needs it before it can continue
         flag.set()
         flag.set()
     waiting.join(PATIENCE)

@@ -1,4 +1,4 @@
-"""TLS: handshakes that fail or never end, ends that are none, and peers that are not ours."""
+"""TLS: handshakes that fail or never end, ends without close_notify, and peers with other libraries."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def info(caplog):
 
 
 def until(condition):
-    """Wait for what tells nobody."""
+    """Wait for a condition that no event reports."""
     with gevent.Timeout(PATIENCE, AssertionError("it did not happen in time")):
         while not condition():
             gevent.sleep(0.001)
 
 
 def failure_line(info):
-    """The one line in the log, about a handshake."""
+    """The only log entry about a handshake."""
     records = info.records
     assert [record.levelname for record in records] == ["INFO"]
     assert records[0].name == "ngi_gevent.connection"
@@ -125,7 +125,7 @@ def test_any_context_works(tcp, of_server, of_client):
 
 @pytest.mark.parametrize("kind", CONTEXTS)
 def test_a_context_may_choose_by_the_name_that_is_asked_for(tcp, kind):
-    """gevent's contexts look for a private attribute in what they tell the callback about: this says when that goes."""
+    """gevent's contexts use a private attribute in the arguments of the callback. This test fails when that goes."""
 
     def choose(ssl_object, name, context):
         asked.append((ssl_object, name))
@@ -189,7 +189,7 @@ def test_a_context_that_fails_to_load_a_certificate_has_lost_its_key(tcp, info, 
     assert "NO_SHARED_CIPHER" in failure_line(info)
 
 
-def test_what_is_known_of_tls_is_to_be_had_from_the_connection(tcp):
+def test_the_facts_about_tls_are_available_from_the_connection(tcp):
     for_server, for_client = new_server_context(), new_client_context()
     for_server.verify_mode = ssl.CERT_REQUIRED
     for_server.load_verify_locations(cadata=AUTHORITY.cert_pem.bytes().decode())
@@ -228,7 +228,7 @@ def test_either_version_is_spoken(tcp, version):
 
 
 @pytest.mark.parametrize("context", ["certificate.pem", ssl.SSLContext, True])
-def test_what_is_no_context_is_refused(stage, context):
+def test_an_object_that_is_not_a_context_is_refused(stage, context):
     with pytest.raises(TypeError, match="ssl_context"):
         stage.listen(ssl_context=context)
     with pytest.raises(TypeError, match="ssl_context"):
@@ -243,7 +243,7 @@ def test_a_context_of_the_other_side_is_refused(stage):
 
 
 @pytest.mark.parametrize("name", [".", "x" * 100, "a..b", "a\0b"])
-def test_what_is_no_name_is_refused(stage, name):
+def test_an_invalid_server_name_is_refused(stage, name):
     address = stage.listen().address
     with pytest.raises(ValueError, match="ssl_context"):
         stage.implementation.connect(address, Witness(stage), ssl_context=client_context(), server_hostname=name)
@@ -268,7 +268,7 @@ def test_a_name_without_a_context_is_refused(tcp):
         tcp.implementation.connect(("localhost", 1), Witness(tcp), server_hostname="localhost")
 
 
-def test_a_unix_socket_has_no_name_of_its_own(tcp, tmp_path):
+def test_a_unix_socket_has_no_server_name(tcp, tmp_path):
     listener = tcp.implementation.listener(tmp_path / "socket", tcp.server(Echo), ssl_context=server_context())
     tcp.listeners.append(listener)
     with pytest.raises(ValueError, match="check_hostname"):
@@ -283,7 +283,7 @@ def test_a_unix_socket_has_no_name_of_its_own(tcp, tmp_path):
 # Handshakes that fail, for servers.
 
 
-def test_a_context_that_fails_is_a_connect_that_fails(tcp):
+def test_a_context_that_fails_is_a_failed_connection_attempt(tcp):
     class Context(ssl.SSLContext):
         made = 0
 
@@ -304,7 +304,7 @@ def test_a_context_that_fails_is_a_connect_that_fails(tcp):
     tcp.implementation.wait(PATIENCE)
 
 
-def test_silent_strangers_delay_nobody(tls, info):
+def test_silent_clients_do_not_delay_others(tls, info):
     listener = tls.listen(Echo)
     for _ in range(50):
         plain(tls, listener)
@@ -373,7 +373,7 @@ STALL = HANDSHAKE_TIMEOUT + 1
 
 
 def test_no_handshake_is_over_time_because_of_a_stall(simulated, info):
-    """The whole process stands still for longer than the handshake timeout after the clients have begun theirs."""
+    """After the clients have begun their handshakes, the whole process stands still for longer than the timeout."""
     listener = listen_for_tls(simulated, Echo)
     clients = [stranger_of(simulated, listener) for _ in range(10)]
     until(lambda: len(listener._connections) == 10)
@@ -435,12 +435,12 @@ def test_without_a_stall_a_handshake_gets_no_more_time(simulated, info):
     assert clock.now() == pytest.approx(HANDSHAKE_TIMEOUT, abs=0.01)
 
 
-def test_a_handshake_that_is_stopped_when_its_time_is_over_is_no_error(simulated, info):
+def test_a_handshake_that_is_stopped_when_its_time_is_over_is_not_an_error(simulated, info):
     listener = listen_for_tls(simulated)
     stranger_of(simulated, listener)
     until(lambda: listener._connections)
     gevent.spawn(simulated.simulation.compute, STALL)
-    gevent.sleep(0.001)  # which ends in the same turn as the handshake's time, and before it
+    gevent.sleep(0.001)  # this ends in the same turn as the handshake's time, and before it
     listener.close()
     until(lambda: not listener._connections)
     assert info.records == []
@@ -459,7 +459,7 @@ def test_a_stall_prolongs_a_handshake_only_once(simulated, info):
     assert "seconds" in failure_line(info)
 
 
-def test_handshakes_may_take_for_ever_if_one_wants(tls):
+def test_handshakes_can_take_forever_if_configured(tls):
     listener = tls.listen(Echo, handshake_timeout=None)
     plain(tls, listener)
     until(lambda: listener._connections)
@@ -469,7 +469,7 @@ def test_handshakes_may_take_for_ever_if_one_wants(tls):
 @pytest.mark.parametrize(
     "words", [b"GET / HTTP/1.0\r\n\r\n", b"SSH-2.0-x\r\n", b"\0" * 100, b"\x16\x03\x01\xff\xff" * 50]
 )
-def test_a_stranger_who_speaks_no_tls_is_one_quiet_line(tls, info, words):
+def test_a_client_without_tls_is_one_quiet_log_entry(tls, info, words):
     listener = tls.listen(Echo)
     client = tls.client(listener)
     stranger = plain(tls, listener)
@@ -485,7 +485,7 @@ def test_a_stranger_who_speaks_no_tls_is_one_quiet_line(tls, info, words):
     tls.until(lambda: client.data == b"STILL THERE")
 
 
-def test_a_stranger_who_waits_for_an_answer_gets_the_end(tls, info):
+def test_a_client_without_tls_that_waits_for_an_answer_gets_the_end(tls, info):
     listener = tls.listen()
     stranger = plain(tls, listener)
     stranger.sendall(b"HELO there\r\n")
@@ -497,7 +497,7 @@ def test_a_stranger_who_waits_for_an_answer_gets_the_end(tls, info):
     failure_line(info)
 
 
-def test_what_strangers_are_like_does_not_end_up_in_the_log_unescaped(tls, info):
+def test_input_of_a_client_without_tls_is_escaped_in_the_log(tls, info):
     """A context may be anybody's, and so may the words with which it refuses."""
 
     class Refusing(ssl.SSLObject):
@@ -532,7 +532,7 @@ def test_a_line_that_breaks_without_a_word_ends_the_handshake(tls, info):
 
 @pytest.mark.parametrize("said", [0, 1, 50])
 @pytest.mark.parametrize("end", ["reset", "close"])
-def test_a_stranger_who_goes_in_the_handshake(tls, info, said, end):
+def test_a_client_that_disconnects_in_the_handshake(tls, info, said, end):
     listener = tls.listen()
     stranger = plain(tls, listener)
     stranger.sendall(client_hello()[:said])
@@ -546,7 +546,7 @@ def test_a_stranger_who_goes_in_the_handshake(tls, info, said, end):
 
 
 def listen_for_certificates(stage):
-    """A listener that wants a certificate of each client."""
+    """A listener that requires a certificate from each client."""
     context = new_server_context()
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=AUTHORITY.cert_pem.bytes().decode())
@@ -554,7 +554,7 @@ def listen_for_certificates(stage):
 
 
 def test_a_client_that_sends_on_after_its_handshake_has_failed_learns_why(tcp):
-    """Its input is discarded, as that of any closing connection, although nothing can decrypt it."""
+    """Its input is discarded, as for any closing connection, although nothing can decrypt it."""
     listener = listen_for_certificates(tcp)
     client = TLSSocket(plain(tcp, listener))
     for _ in range(5):
@@ -615,7 +615,7 @@ def test_close_wait_waits_for_a_handshake_as_for_any_client_and_does_not_count_i
     tls.implementation.wait(PATIENCE)
 
 
-def test_a_client_that_is_in_its_handshake_when_the_listener_is_told_to_wait_is_served(tls):
+def test_a_client_in_its_handshake_during_close_wait_is_served(tls):
     listener = tls.listen(Echo)
     sock = plain(tls, listener)
     until(lambda: listener._connections)
@@ -649,7 +649,7 @@ def failed(stage, address, **options):
     return client.failed
 
 
-def test_a_certificate_that_is_not_trusted_is_told(tls, info):
+def test_a_certificate_that_is_not_trusted_is_reported(tls, info):
     listener = tls.listen()
     reason = failed(tls, listener.address, ssl_context=ssl.create_default_context())
     assert isinstance(reason, ssl.SSLCertVerificationError)
@@ -658,7 +658,7 @@ def test_a_certificate_that_is_not_trusted_is_told(tls, info):
     assert tls.served == []
 
 
-def test_a_certificate_of_another_name_is_told(tls, info):
+def test_a_certificate_of_another_name_is_reported(tls, info):
     reason = failed(tls, tls.listen().address, server_hostname="example.org")
     assert isinstance(reason, ssl.SSLCertVerificationError)
     assert "example.org" in str(reason)
@@ -693,20 +693,20 @@ def test_a_name_has_no_trailing_dot_and_no_scope_in_tls(tls, monkeypatch, host, 
     assert client.connection.ssl_object.server_hostname == name
 
 
-def test_a_server_that_speaks_no_tls_is_told(tls):
+def test_a_server_that_speaks_no_tls_is_reported(tls):
     listener = tls.listen(Echo, ssl_context=None)
     assert isinstance(failed(tls, listener.address), ssl.SSLError)
     until(lambda: not listener._connections)
 
 
-def test_a_server_that_ends_the_handshake_is_told(tls):
+def test_a_server_that_ends_the_handshake_is_reported(tls):
     def server(connection):
         connection.close()
 
     assert isinstance(failed(tls, tls.listen(server, ssl_context=None).address), ssl.SSLEOFError)
 
 
-def test_a_server_that_resets_in_the_handshake_is_told(tls):
+def test_a_server_that_resets_in_the_handshake_is_reported(tls):
     def server(connection):
         connection.abort()
 
@@ -714,7 +714,7 @@ def test_a_server_that_resets_in_the_handshake_is_told(tls):
 
 
 @pytest.mark.parametrize("seconds", [CONNECT_TIMEOUT, 5])
-def test_a_connect_has_only_so_much_time_for_its_handshake(simulated, seconds):
+def test_a_connection_attempt_has_a_timeout_for_its_handshake(simulated, seconds):
     listener = simulated.listen()
     reason = failed(simulated, listener.address, **SECURE, **({} if seconds == CONNECT_TIMEOUT else {"timeout": 5}))
     assert clock.now() == pytest.approx(seconds, abs=0.05)
@@ -723,7 +723,7 @@ def test_a_connect_has_only_so_much_time_for_its_handshake(simulated, seconds):
     until(lambda: not listener._connections)
 
 
-def test_who_is_told_of_a_timeout_may_block(simulated, caplog):
+def test_failed_connect_can_block_after_a_timeout(simulated, caplog):
     class Patient(Witness):
         def failed_connect(self, reason):
             gevent.sleep(1000)
@@ -737,7 +737,7 @@ def test_who_is_told_of_a_timeout_may_block(simulated, caplog):
 
 
 @pytest.mark.parametrize("why", ["its queue is full", "nothing passes"])
-def test_a_connect_has_only_so_much_time_without_tls_too(simulated, why):
+def test_a_connection_attempt_has_a_timeout_without_tls_too(simulated, why):
     server = simulated.simulation.host("server")
     if why == "nothing passes":
         simulated.simulation.partition("server", simulated.implementation)
@@ -753,7 +753,7 @@ def test_a_connect_has_only_so_much_time_without_tls_too(simulated, why):
     server.close()
 
 
-def test_who_waits_for_a_connect_gets_its_timeout(simulated):
+def test_a_blocking_connect_raises_its_timeout(simulated):
     address = simulated.listen().address
     connect = functools.partial(simulated.implementation.connect, **SECURE)
     with pytest.raises(ConnectionTimeout, match="20"):
@@ -767,7 +767,7 @@ def test_who_waits_for_a_connect_gets_its_timeout(simulated):
     until(lambda: not simulated.listeners[0]._connections)
 
 
-def test_a_failed_handshake_is_a_failed_connection_to_who_waits(tls):
+def test_a_failed_handshake_is_a_failed_connection_for_a_blocking_connect(tls):
     connect = functools.partial(tls.implementation.connect, server_hostname="example.org")
     with pytest.raises(ConnectionFailed) as caught:
         blocking.connect(tls.listen().address, connect)
@@ -794,7 +794,7 @@ def test_the_defaults_are_there():
 # The end.
 
 
-def test_an_end_that_the_peer_has_not_said_is_told(tls):
+def test_an_end_without_close_notify_is_reported(tls):
     peer = tls.peer(tls.listen())
     peer.send(b"hello")
     peer._tasks.put(lambda: peer.socket._sock.shutdown(socket.SHUT_WR))
@@ -849,8 +849,8 @@ def says_hello_and_ends(peer):
     secure._flush()
 
 
-def test_input_and_the_end_in_one_piece_are_both_told(tls):
-    """The socket does not become readable for the end again, since the peer waits for ours."""
+def test_input_and_the_end_in_one_piece_are_both_reported(tls):
+    """The socket does not become readable for the end again, since the peer waits for this side's end."""
     peer = tls.peer(tls.listen(Echo))
     tls.until(lambda: tls.served)
     says_hello_and_ends(peer)
@@ -872,7 +872,7 @@ def test_input_and_the_end_in_one_piece_are_kept_for_a_handler_that_blocks(tls):
     tls.until(lambda: tls.served)
     says_hello_and_ends(peer)
     tls.until(lambda: hasattr(tls.served[0], "release"))
-    peer._tasks.put(lambda: peer.socket._sock.sendall(b"\x17\x03\x03\0\x05xxxxx"))  # nobody decrypts that any more
+    peer._tasks.put(lambda: peer.socket._sock.sendall(b"\x17\x03\x03\0\x05xxxxx"))  # this is not decrypted any more
     for _ in range(10):
         gevent.sleep(0)
     tls.served[0].release.set()
@@ -896,7 +896,7 @@ def almost_shaken_hands(sock):
             return client, incoming, outgoing
 
 
-def test_input_with_the_end_of_the_handshake_in_one_piece_is_told(tls):
+def test_input_with_the_end_of_the_handshake_in_one_piece_is_reported(tls):
     """And kept, until there is a handler: the socket does not become readable for it again."""
     connections = []
     listener = tls.listen(connections.append)
@@ -964,7 +964,7 @@ def test_messages_of_tls_itself_do_not_pile_up_either(tls):
     assert tls.served[0].data == b"x"
 
 
-# Peers that are not ours.
+# Peers with other libraries.
 
 
 def test_large_transfers_in_random_pieces_both_ways(tcp):
@@ -1066,7 +1066,7 @@ needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="open
 
 
 class Program:
-    """The openssl command, told what to do by its standard input."""
+    """The openssl command, controlled by its standard input."""
 
     def __init__(self, *arguments):
         self._process = subprocess.Popen(
@@ -1191,7 +1191,7 @@ def test_openssls_server_learns_of_the_end(tcp, tmp_path):
 
 
 @needs_openssl
-def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tmp_path):
+def test_openssls_server_renegotiates_while_the_client_writes(tcp, tmp_path):
     """In TLS 1.2 a server may ask for one at any time, and nothing can be written until it is done."""
 
     class Writer(Witness):
@@ -1202,7 +1202,7 @@ def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tm
                 finally:
                     if connection:
                         connection._output.pause_threshold = 0  # as if it had answered more than the server takes
-                        connection.write(b"written meanwhile\n")
+                        connection.write(b"written early\n")
                         connection.writelines([b"-" * 70_000, b"\n"])
 
             def send(data, flags):
@@ -1238,7 +1238,7 @@ def test_openssls_server_wants_another_handshake_while_the_client_writes(tcp, tm
     until(lambda: not client.connection._transport.waits_for_input())
     client.connection.close()
     program.until(b"CONNECTION CLOSED")
-    assert b"written meanwhile\n" in program.output
+    assert b"written early\n" in program.output
 
 
 # Everything that connects and listens.
@@ -1305,7 +1305,7 @@ def client_hello(context=None):
 
 
 def strange_words(seed):
-    """Bytes that are no handshake, or hardly one."""
+    """Bytes that are not a handshake, or hardly one."""
     chance = random.Random(seed)
     hello = bytearray(client_hello())
     kind = seed % 4
@@ -1323,7 +1323,7 @@ def strange_words(seed):
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.slow)])
-def test_strange_words_in_the_handshake_harm_nobody(tls, info, capfd, monkeypatch, count):
+def test_random_bytes_in_the_handshake_do_not_affect_others(tls, info, capfd, monkeypatch, count):
     monkeypatch.setattr(crowd, "MOST_FAILED", count + 1)
     listener = tls.listen(Echo)
     client = tls.client(listener)
@@ -1355,7 +1355,7 @@ def test_strange_words_in_the_handshake_harm_nobody(tls, info, capfd, monkeypatc
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.slow)])
-def test_strange_words_after_the_handshake_harm_nobody(tls, caplog, capfd, count):
+def test_random_bytes_after_the_handshake_do_not_affect_others(tls, caplog, capfd, count):
     """What is changed on its way, is cut short, or was never encrypted: it ends its connection, and nothing arrives."""
     listener = tls.listen()
     for seed in range(count):

@@ -1,4 +1,4 @@
-"""Typed programs, checked as their authors check them: against the installed package, and nothing else of ours."""
+"""Typed programs, checked as their authors check them: against the installed package alone."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def check(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["right.py", "mistakes.py"])
 def test_what_is_right_passes_and_each_mistake_is_found(check, name):
-    """Also that there are no more: an ``ignore`` of what is no mistake is one itself."""
+    """The test also finds superfluous marks: an ``ignore`` without a mistake is a mistake itself."""
     assert check(TYPED / name) == "Success: no issues found in 1 source file\n"
 
 
-def test_without_its_marks_each_mistake_is_told_where_it_is(check, tmp_path):
+def test_without_its_marks_each_mistake_is_reported_at_its_place(check, tmp_path):
     """That is, what is above cannot pass because nothing is checked."""
     marked = (TYPED / "mistakes.py").read_text()
     mark = re.compile(r"  # type: ignore\[[\w, -]+\]")

@@ -136,10 +136,10 @@ def test_a_phrase_is_found_across_lines(vocabulary):
 
 
 def test_only_the_words_of_a_module_are_checked(vocabulary):
-    words = ["# told", "'told'", "'''a\ntold'''", "f'{x} told'", "def test_it_is_told(): pass"]
+    words = ["# told", "'is told'", "'''a\ntold'''", "f'{x} told'", "def test_it_is_told(): pass"]
     for word in words:
         assert len(vocabulary.findings("a.py", f"told = {word}\n" if "def" not in word else word + "\n")) == 1, word
-    assert vocabulary.findings("a.py", "def told(whoever): return whoever.told\n") == []
+    assert vocabulary.findings("a.py", "def told(whoever): return whoever['told']\n") == []
 
 
 def test_the_style_page_can_quote_bad_style(vocabulary):

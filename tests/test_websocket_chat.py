@@ -101,14 +101,14 @@ def test_a_message_in_pieces_without_end_ends_the_connection(ngi, make_chat, mon
     listener.close()
 
 
-def test_what_is_no_websocket_gets_the_page(make_chat):
+def test_a_request_without_a_websocket_gets_the_page(make_chat):
     answer = testing.converse(make_chat(), [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
     assert answer.data.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.data.endswith(b"</script>\n")
     assert answer.closed == "end of input"
 
 
-def test_whoever_is_lost_in_a_crash_keeps_nobody_else_waiting(make_chat):
+def test_a_client_that_is_lost_in_a_crash_does_not_keep_others_waiting(make_chat):
     for seed in range(10):
         with Simulation(seed) as simulation:
             chat = make_chat()
@@ -148,7 +148,7 @@ def test_websockets(port):
 
 @needs_chromium
 def test_browsers_chat(port, browser):
-    """Two pages, as they are, in which somebody types; and another client."""
+    """Two pages, unchanged, with messages typed into them, and another client."""
     websockets = pytest.importorskip("websockets")
 
     tabs = [browser.tab(), browser.tab()]

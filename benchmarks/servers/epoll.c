@@ -37,7 +37,7 @@ static void send_all(int fd, const char *rest, size_t size)
             struct pollfd writable = {.fd = fd, .events = POLLOUT};
             poll(&writable, 1, -1);
         } else if (sent < 0)
-            return; /* receiving will tell */
+            return; /* receiving will report it */
         else {
             rest += sent;
             size -= (size_t)sent;

@@ -205,7 +205,7 @@ class _Chunking:
                 f"    assert converse({name}, {pieces!r}{ending}) == answer"
             )
         else:
-            shown += f"{'and then breaking off ' if reset else ''}it raises\n    {raised!r}\n"
+            shown += f"{'and then a reset ' if reset else ''}it raises\n    {raised!r}\n"
             test = f"    converse({name}, {pieces!r}{ending})"
         again = f"To see it again (seed {self._seed}):\n\n{pasted('converse', self._server, test)}"
         raise AssertionError(f"{shown}\n{again}") from raised

@@ -73,7 +73,7 @@ def _describe_greenlet(one: Any) -> str:
 
 
 class Descriptors:
-    """The descriptors that this process opens from now on, if the system lists them, except those of event loops."""
+    """The descriptors that this process opens from now on, without those for event loops, if the kernel lists them."""
 
     def __init__(self) -> None:
         self._before = _open_descriptors()

@@ -71,7 +71,7 @@ def _check_bytes(server: IServer, conversation: bytes) -> str:
         rise = windows[first : first + RISES + 1]
         if all(after - before >= WINDOW / 2 for before, after in pairwise(rise)):
             return (
-                "each byte that comes costs more than the one before it, as if all that has come is copied or looked "
+                "each byte that comes costs more than the one before it, as if all that has come is copied or searched "
                 f"through again: coming a byte at a time, those around byte {first * WINDOW} take {rise[0]:,.0f} units "
                 f"of work each, and those around byte {(first + RISES) * WINDOW} take {rise[-1]:,.0f}"
             )

@@ -1,4 +1,6 @@
-"""Mistakes that a type checker finds: each is marked with what ``mypy --strict`` says.  In the end, those it misses."""
+"""Mistakes that a type checker finds.  Each is marked with the message of ``mypy --strict``.  The last ones are not
+found.
+"""
 
 from __future__ import annotations
 
@@ -304,8 +306,8 @@ def test() -> None:
     print(printing)
 
 
-# What it misses.  Optional methods are not part of a protocol, and the addresses of listeners and peers depend on what
-# the implementation is.
+# Mistakes that it misses.  Optional methods are not part of a protocol, and the addresses of listeners and peers depend
+# on the implementation.
 
 
 class WithoutReasonAtTheEnd:

@@ -205,7 +205,7 @@ class Connection(BaseConnection):
             self._wire.popleft()
             self._output.remove_lines(lines)
             self._output.wake_drains()
-            self._queue_turn()  # so little may be pending now that the peer receives again
+            self._queue_turn()  # little enough may be pending now that the peer receives again
         else:
             self._output.size -= lines.note_pulled(len(data))
         return data

@@ -55,7 +55,7 @@ class Descriptors:
         self._changed.update(dict.fromkeys(self._watchers))
 
     def check(self, descriptor: int) -> None:
-        """Raise unless *descriptor* is one of the simulation's."""
+        """Raise unless *descriptor* belongs to the simulation."""
         if descriptor not in self._things:
             raise NotSimulated(
                 f"descriptor {descriptor} does not belong to the simulation; use connect and listener of a host"

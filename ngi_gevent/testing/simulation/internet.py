@@ -95,7 +95,7 @@ class Internet:
     # Links.
 
     def set_links(self, **values: float | None) -> None:
-        """Change all links between two hosts, including those of later hosts."""
+        """Change all links between two hosts, including links of later hosts."""
         self._default_link.set(**values)
         for (one, other), link in self._links.items():
             if one != other:

@@ -155,7 +155,7 @@ class Simulation:
         duplicates: float | None = None,
         reorder: float | None = None,
     ) -> None:
-        """Change all links between two hosts, including those of later hosts.  See ``Link.set``.  Never blocks."""
+        """Change all links between two hosts, including links of later hosts.  See ``Link.set``.  Never blocks."""
         self.check_usable()
         values = {"latency": latency, "jitter": jitter, "bandwidth": bandwidth}
         self._internet.set_links(**values, loss=loss, duplicates=duplicates, reorder=reorder)

@@ -316,7 +316,7 @@ def test_an_impossible_option_for_binding_is_refused(stage, option, value, error
             stage.listen_udp(print, **{option: value})
 
 
-def test_an_impossible_option_of_a_connect_is_refused(stage):
+def test_an_impossible_option_of_a_connection_attempt_is_refused(stage):
     listener = stage.listen()
     for connect in functools.partial(stage.implementation.connect, listener.address), listener.connect:
         with pytest.raises(ValueError, match="timeout"):
