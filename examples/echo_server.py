@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         nargs="?",
         const="",
-        help="listen on the sockets that systemd passes: those of this name, or all",
+        help="listen on the sockets that systemd passes: the ones with this name, or all",
     )
     result.add_argument(
         "--health",

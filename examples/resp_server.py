@@ -110,7 +110,7 @@ class RedisHandler:
                     yield b"".join(answers)
                     answers.clear()
         except hiredis.ProtocolError:
-            yield b"".join(answers)  # those of the commands before the mistake
+            yield b"".join(answers)  # the answers to the commands before the mistake
             raise
         if answers:
             yield b"".join(answers)

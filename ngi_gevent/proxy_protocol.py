@@ -4,7 +4,7 @@ The peer of a connection through a load balancer is the balancer.  So the balanc
 TLS.  It contains the address of the client, and the address that the client connected to.
 
 * A listener takes headers with the option ``proxy_protocol``.
-* A client, such as a proxy of your own, sends one with the option ``proxy_header`` of ``connect``, made by
+* A client, such as your own proxy, sends one with the option ``proxy_header`` of ``connect``, made by
   :func:`header`.
 
 Nothing in this module does input or output.  The specification is HAProxy's ``proxy-protocol.txt``.  Extensions of

@@ -164,7 +164,7 @@ def test_the_race_is_drawn_from_its_replay(monkeypatch):
     assert runpy.run_path(str(drawings / "race.py"))["draw"]() == (drawings / "race.svg").read_text()
 
 
-#: What is code, and is run; commands for who has time, or another machine; code of zc.ngi; and what is no code.
+#: Code that is run; commands that take long or need another machine; code of zc.ngi; and blocks that are not code.
 LANGUAGES = {"python", "console", "sh", "python2", "text"}
 
 

@@ -95,7 +95,7 @@ def test_a_failed_connect(tcp, lines):
             (
                 "attempt",
                 "DEBUG",
-                f"connection attempt to {nobody.getsockname()!r} failed: {logs.format_reason(client.failed)}",
+                f"connection attempt to {unused.getsockname()!r} failed: {logs.format_reason(client.failed)}",
             ),
         ]
 

@@ -158,7 +158,7 @@ def test_no_event_is_taken_while_much_output_is_pending(stage):
     assert len(client.data) == 300 * (100_000 + len(b"[long] "))
 
 
-def test_other_exceptions_of_the_parser_count_as_those_of_the_handler(stage, caplog):
+def test_other_exceptions_of_the_parser_count_as_the_handlers(stage, caplog):
     def raise_it(data: bytes) -> None:
         raise ZeroDivisionError
 

@@ -55,9 +55,9 @@ def test_an_object_that_is_not_a_service_is_refused(server, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"idletimeout": 4}, r"a listener's; got idletimeout=4; did you mean idle_timeout\?$"),
-        ({"max_per_host": 3}, r"a listener's; got max_per_host=3; pass limits=Limits\(max_per_host=3\)$"),
-        ({"x": 5, "idle_timeout": 1}, "a listener's; got x=5$"),
+        ({"idletimeout": 4}, r"option of listener; got idletimeout=4; did you mean idle_timeout\?$"),
+        ({"max_per_host": 3}, r"option of listener; got max_per_host=3; pass limits=Limits\(max_per_host=3\)$"),
+        ({"x": 5, "idle_timeout": 1}, "option of listener; got x=5$"),
     ],
 )
 def test_a_name_that_is_not_an_option_is_refused_with_the_probable_one(ngi_implementation, options, message):

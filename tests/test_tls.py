@@ -596,7 +596,7 @@ def test_closing_the_listener_ends_handshakes(tls, info):
     assert listener.metrics().failed_handshakes == 0
 
 
-def test_closing_the_listener_is_no_mistake_of_a_proxy_header(tcp, info):
+def test_closing_the_listener_is_not_a_mistake_of_a_proxy_header(tcp, info):
     listener = tcp.listen(proxy_protocol=["0.0.0.0/0", "::/0"], ssl_context=server_context())
     stranger = plain(tcp, listener)
     until(lambda: listener._connections)

@@ -128,7 +128,7 @@ class Base:
     def take_undelivered(self) -> bytes:
         """Remove the input that this adapter, or the handler, has and has not delivered, and return it, for TLS.
 
-        Adapters of your own that keep input override this, and add it behind that of the handler.
+        Override this in an adapter that keeps input, and add that input after the handler's.
         """
         return take_undelivered_of(self._handler)
 
@@ -244,7 +244,7 @@ class Base:
         connections run in between.  Further input, and its end, come after the last record.  When this side ends the
         connection, the rest is dropped, and *records* is closed if it has a ``close`` method.
 
-        :param records: an iterable, which can block.  Exceptions that it raises count as those of ``handle_input``.
+        :param records: an iterable, which can block.  Its exceptions count as exceptions of ``handle_input``.
         :raises TypeError: *records* is not an iterable.
         """
         self.deliver_for(self, iter(records))
@@ -318,7 +318,7 @@ class Incoming:
     """The handler that an adapter of records sets on the connection below.
 
     Input goes to ``cut``, and all else to the adapter.  So ``handle_input`` of a class that derives from the adapter
-    gets records, as those of other adapters do.
+    gets records, as with other adapters.
     """
 
     __slots__ = ("_adapter", "handle_input")
@@ -356,8 +356,8 @@ class Records(Base):
     def handle_input(self, connection: Any, data: bytes) -> None:
         """Deliver the records that *data* completes.
 
-        In a class of your own, which derives from this one, ``handle_input`` gets each record, and calls this with
-        what the handler gets.
+        In a class that derives from this one, ``handle_input`` gets each record, and calls this with
+        the record for the handler.
         """
         if self._is_derived:
             self._handler.handle_input(self, data)

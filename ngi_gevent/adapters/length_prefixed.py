@@ -31,7 +31,7 @@ class LengthPrefixed(Records):
     :param include_length: whether the length counts its own bytes, too; False by default.  A length that is then
         shorter than itself ends the connection, with a ``ValueError`` as the reason.
     :raises TypeError: an argument has the wrong type.
-    :raises ValueError: *format* is not that of one unsigned integer, or *max_size* is negative.
+    :raises ValueError: *format* does not describe one unsigned integer, or *max_size* is negative.
     """
 
     #: The length that marks a heartbeat, which no record follows.
@@ -177,7 +177,7 @@ def _length_of(format: str) -> struct.Struct:
     """Return the length of *format*.
 
     :raises TypeError: *format* is not a str.
-    :raises ValueError: *format* is not that of one unsigned integer.
+    :raises ValueError: *format* does not describe one unsigned integer.
     """
     if not isinstance(format, str):
         raise TypeError(f"format must be a str, such as '>I'; got {format!r:.100}")

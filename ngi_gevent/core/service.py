@@ -68,7 +68,7 @@ def _check_names(options: Mapping[str, Any]) -> None:
             hint = f"; pass limits=Limits({name}={options[name]!r:.100})"
         else:
             hint = "".join(f"; did you mean {close}?" for close in get_close_matches(name, known, 1))
-        raise TypeError(f"an option must be one of a listener's; got {name}={options[name]!r:.100}{hint}")
+        raise TypeError(f"an option must be an option of listener; got {name}={options[name]!r:.100}{hint}")
 
 
 def takes_service(listener: Method) -> Method:
