@@ -155,7 +155,7 @@ def test_a_read_that_is_interrupted_loses_nothing(simulated):
 
 def test_a_reset_is_reported_when_all_input_is_read(stage):
     output, input, peer = talk(stage)
-    peer.send(b"x\nbroken off")
+    peer.send(b"x\ncut short")
     assert input.readline(timeout=PATIENCE) == b"x\n"
     break_off(stage, output, peer)
     for read in input.read, input.readlines:
