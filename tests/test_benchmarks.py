@@ -175,7 +175,7 @@ def test_each_step_has_a_line_that_says_how_far_it_is(quick_run):
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["uvloop", "twisted"])
-def test_what_is_not_installed_is_left_out_with_a_note(quick_run, name):
+def test_missing_programs_are_left_out_with_a_note(quick_run, name):
     shown = {"uvloop": "uvloop", "twisted": "Twisted"}[name]
     row = json.loads((quick_run[1] / "result.json").read_text())["rows"]["echo-64x100"]
     note = f"{shown} was left out: {name} is not installed."
@@ -505,7 +505,7 @@ def test_all_servers_of_a_real_protocol_answer_alike(bench, name):
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_what_a_real_work_needs_is_named(name, monkeypatch):
+def test_missing_needs_of_a_real_work_are_named(name, monkeypatch):
     (case,) = [case for case in CASES if case.name == name]
     monkeypatch.setattr("benchmarks.cases.shutil.which", lambda program: None)
     assert case.missing == f"{'wrk' if 'http' in name else 'redis-benchmark'} is not installed"

@@ -146,7 +146,7 @@ def test_an_object_that_is_not_a_handler_is_refused(stage, handler):
 
 
 @pytest.mark.parametrize("where", ["connected", "handle_input", "handle_exception", "handle_close", "iterator"])
-def test_what_the_handler_raises_is_raised_with_its_traceback_and_not_logged(stage, caplog, where):
+def test_an_exception_in_the_handler_is_raised_with_its_traceback_and_not_logged(stage, caplog, where):
     class Error(Exception):
         pass
 

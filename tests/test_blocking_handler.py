@@ -277,7 +277,7 @@ def test_waiting_for_another_connection_in_a_callback_is_fine(tcp):
     tcp.until(lambda: client.data == b"HELLO")
 
 
-def test_what_has_come_can_be_read_in_a_callback(stage):
+def test_input_that_has_arrived_can_be_read_in_a_callback(stage):
     output, input, peer = talk(stage)
     peer.send(b"a\nb\nc")
     assert input.readline(timeout=PATIENCE) == b"a\n"

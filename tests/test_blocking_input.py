@@ -61,7 +61,7 @@ def test_reading(stage, split, read, expected):
     assert (input.read1(), input.read1(None), input.readinto(bytearray(1))) == (b"", b"", 0)
 
 
-def test_what_there_is_can_be_read(stage):
+def test_available_input_can_be_read(stage):
     output, input, peer = talk(stage)
     buffer = array("H", bytes(4))
     with pytest.raises(Timeout):

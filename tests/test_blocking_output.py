@@ -43,7 +43,7 @@ def test_data_that_is_not_bytes_is_refused(stage, wrong):
     assert output.write(b"x") == 1
 
 
-def test_what_an_iterable_raises_comes_back(stage):
+def test_an_exception_of_an_iterable_is_raised_by_the_write(stage):
     """zc.ngi hung."""
     output, input, peer = talk(stage)
     peer.read()

@@ -109,7 +109,7 @@ def test_a_function_leaves_its_files_closed(stage):
     assert [file.closed for file in files] == [True, True]
 
 
-def test_what_a_function_raises_is_logged_once(stage, caplog):
+def test_an_exception_in_a_function_is_logged_once(stage, caplog):
     @blocking.server
     def failing(input, output):
         output.write(b"before")

@@ -285,7 +285,7 @@ def blocking_lines(input, output):
         pytest.param(blocking_lines, [b"one\n", b"two\n"], marks=pytest.mark.slow),
     ],
 )
-def test_what_is_right_passes(server, conversation):
+def test_a_correct_server_passes(server, conversation):
     check_chunking(server, conversation)
 
 
@@ -315,7 +315,7 @@ def test_the_seed_is_reported_and_decides():
     assert failure(Rare, b"x" * 12, seed=7) != failure(Rare, b"x" * 12, seed=8)
 
 
-def test_what_is_raised_is_the_cause():
+def test_the_exception_of_the_server_is_the_cause():
     with pytest.raises(AssertionError) as caught:
         check_chunking(SplitsCharacters, "naïve".encode())
     assert isinstance(caught.value.__cause__, UnicodeDecodeError)

@@ -215,7 +215,7 @@ def test_no_address_by_value(tcp, address):
         tcp.implementation.udp_listener(address, DatagramWitness(tcp))
 
 
-def test_what_the_system_does_not_send_is_raised_by_name(tcp, tmp_path):
+def test_a_datagram_that_the_kernel_refuses_is_raised_by_name(tcp, tmp_path):
     listener = tcp.listen_udp(DatagramWitness(tcp))
     with pytest.raises(OSError, match="too long") as caught:
         tcp.implementation.udp(listener.address, b"x" * 65_508)
@@ -399,7 +399,7 @@ def test_an_address_of_another_family_than_the_listener_is_refused_by_name(tcp, 
     assert repr(listener.address) in str(caught.value)
 
 
-def test_what_a_listener_cannot_send_is_raised_by_name(tcp, tmp_path):
+def test_a_datagram_that_a_listener_cannot_send_is_raised_by_name(tcp, tmp_path):
     listener = tcp.listen_udp(DatagramWitness(tcp))
     with pytest.raises(OSError, match="too long") as caught:
         listener.send(("127.0.0.1", 9), b"x" * 65_508)

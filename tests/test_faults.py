@@ -405,7 +405,7 @@ def test_a_handler_that_gevent_ends(network, caplog, how):
 
 
 @pytest.mark.parametrize("where", ["the server", "connected", "a generator"])
-def test_what_gevent_ends_before_it_has_a_handler(tcp, caplog, where):
+def test_a_greenlet_that_gevent_ends_before_it_has_a_handler(tcp, caplog, where):
     """The same, in a server callable, in ``connected``, and in a generator."""
 
     def block(connection):

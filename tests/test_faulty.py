@@ -82,7 +82,7 @@ def test_input_is_cut_and_the_last_piece_is_what_is_left(faulty):
     assert chunks(served, 20)[8:] == [b"a", b"bcd", b"e"]
 
 
-def test_what_is_written_in_one_go_is_joined(faulty):
+def test_output_of_one_call_is_joined(faulty):
     class Talkative(testing.Recorder):
         def connected(self, connection):
             super().connected(connection)
@@ -94,7 +94,7 @@ def test_what_is_written_in_one_go_is_joined(faulty):
     assert chunks(client, 11) == [b"onet", b"woth", b"ree"]
 
 
-def test_what_is_written_later_is_not(faulty):
+def test_later_output_is_not_joined(faulty):
     client, served = talk(faulty((Faults(server=InputFaults(pieces=(4,))),)))
     for word in b"one", b"two", b"three":
         client.connection.write(word)
@@ -117,7 +117,7 @@ def test_an_iterable_that_raises_is_reported(faulty):
     assert chunks(served, 6) == [b"on", b"e", b"tw", b"o"]
 
 
-def test_what_waits_is_overtaken_by_others(faulty):
+def test_delayed_input_is_overtaken_by_others(faulty):
     order: list[bytes] = []
     enough = Event()
 

@@ -77,7 +77,7 @@ CALLS = [(call, leave) for call, some in LEAVING.items() for leave in some]
 
 
 @pytest.mark.parametrize(("call", "leave"), CALLS, ids=[f"{call}-{n}" for n, (call, _) in enumerate(CALLS)])
-def test_what_leaves_the_simulation_is_an_error_that_names_the_call(call, leave):
+def test_a_call_that_leaves_the_simulation_is_an_error_that_names_it(call, leave):
     with Fence(), pytest.raises(NotSimulated, match=rf"^{re.escape(call)} was called in a simulation; \w+"):
         leave()
 

@@ -510,7 +510,7 @@ def test_a_child_does_not_hide_the_end_of_a_connection():
     assert ended == {"close": "answer", "abort": "", "raise": "", "finish": "answer"}
 
 
-def test_what_a_child_does_with_its_copy_does_not_reach_the_connection():
+def test_a_childs_copy_does_not_affect_the_connection():
     """No ``shutdown``, no reset, no end of TLS: the parent's connection goes on."""
     assert run(IN_CHILD, "close", "abort", "stop") == [["from the parent, yes"] * 2] * 3
 

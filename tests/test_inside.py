@@ -169,7 +169,7 @@ def test_the_table_of_events_matches_the_lifecycle():
         ("import gevent, os", set()),
     ],
 )
-def test_what_is_imported_is_found(code, expected):
+def test_imported_modules_are_found(code, expected):
     assert imported(ast.parse(code)) == expected
 
 

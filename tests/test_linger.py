@@ -87,7 +87,7 @@ class Goodbye(Witness):
         connection.close()
 
 
-def test_what_a_closed_connection_discards_is_bounded(simulated):
+def test_the_input_that_a_closed_connection_discards_is_bounded(simulated):
     """A peer that sends forever is throttled, and reset in the end."""
     listener = simulated.listen(Goodbye)
     peer, began, sent = simulated.peer(listener).socket, simulated.simulation.now(), 0

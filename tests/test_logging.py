@@ -231,7 +231,7 @@ def test_a_debugger_shows_what_matters_of_a_connection_and_its_listener(stage):
     assert repr(listener).endswith(", closed, connections: 0>")
 
 
-def test_what_wait_waits_for_is_named(tcp):
+def test_the_pending_work_of_wait_is_named(tcp):
     listener = tcp.listen()
     with pytest.raises(ngi_gevent.Timeout) as caught:
         tcp.implementation.wait(0.01)

@@ -183,7 +183,7 @@ def test_the_dockerfile_pins_all_that_it_takes_from_elsewhere():
         assert re.fullmatch(r"(?:[\w.-]+==[\w.]+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n)+", pinned)
 
 
-def test_what_is_pinned_is_what_the_package_needs():
+def test_the_pinned_packages_are_the_ones_that_the_package_needs():
     project = (ROOT / "pyproject.toml").read_text()
     needed = re.search(r'^dependencies = \["gevent>=([\d.]+)"\]$', project, re.MULTILINE)[1]
     pinned = re.search(r"^gevent==([\d.]+)", (CONTAINER / "requirements.txt").read_text(), re.MULTILINE)[1]

@@ -95,7 +95,7 @@ def test_only_the_network_asks_the_system(file):
         ("import errno, os, socket\nOSError(errno.EBADF, os.strerror(errno.EBADF))\nsocket.SHUT_WR", set()),
     ],
 )
-def test_what_is_asked_of_the_system_is_found(code, expected):
+def test_calls_to_the_kernel_are_found(code, expected):
     assert asked_of_the_system(code) == expected
 
 

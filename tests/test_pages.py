@@ -122,7 +122,7 @@ def follow(tmp_path):
         "```console\n$ mkdir a\n$ cd a\n$ touch b\n$ ls ../a\nb\n```",
     ],
 )
-def test_what_is_so_is_followed(follow, text):
+def test_a_correct_page_passes(follow, text):
     follow(text)
 
 
@@ -146,7 +146,7 @@ def test_what_is_so_is_followed(follow, text):
         LEFT_RUNNING % "echo tired; echo > reached" + LATER % "failing",
     ],
 )
-def test_what_is_not_so_is_found(follow, text, monkeypatch):
+def test_an_incorrect_page_fails(follow, text, monkeypatch):
     monkeypatch.setattr(pages, "PATIENCE", 3)
     with pytest.raises(AssertionError):
         follow(text)

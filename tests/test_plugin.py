@@ -57,7 +57,7 @@ def test_a_test_runs_over_each(run):
     result.stdout.fnmatch_lines([f"*test_echo?{way}? PASSED*" for way in ways])
 
 
-def test_what_a_test_leaves_is_an_error_and_a_failed_test_is_only_a_failure(run, monkeypatch):
+def test_leftovers_of_a_test_are_an_error_and_a_failed_test_is_only_a_failure(run, monkeypatch):
     monkeypatch.setattr(leaks, "GRACE", 0.02)
     result = run(
         """
@@ -161,7 +161,7 @@ def test_a_failure_shows_the_plans_that_it_met_and_no_others(run):
     result.stdout.no_fnmatch_line("*refused*")
 
 
-def test_what_is_left_over_shows_the_plans_too(run):
+def test_a_report_of_leftovers_shows_the_plans_too(run):
     result = run(
         """
         from ngi_gevent import testing

@@ -211,7 +211,7 @@ def test_the_examples_are_made_to_the_byte():
         ("/" + "x" * 108, None, ValueError, "source"),
     ],
 )
-def test_what_cannot_be_written_is_refused(source, destination, error, named):
+def test_addresses_that_cannot_be_written_are_refused(source, destination, error, named):
     with pytest.raises(error, match=named):
         header(source, destination)
 

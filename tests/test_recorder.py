@@ -118,7 +118,7 @@ def test_a_recorder_waits_without_a_limit(stage, timeout):
     client.expect(b"HELLO", timeout)
 
 
-def test_what_is_expected_may_be_any_bytes():
+def test_expected_input_can_be_any_bytes():
     connection = testing.Connection(client := testing.Recorder())
     connection.write(b"abc")
     client.expect(bytearray(b"ab"))
@@ -191,7 +191,7 @@ def test_in_memory_too_a_wait_ends_with_its_timeout():
         busy.kill()
 
 
-def test_what_takes_too_long_fails(simulated):
+def test_a_wait_that_takes_too_long_fails(simulated):
     client = testing.Recorder()
     simulated.listen(Echo).connect(client)
     client.wait_connected()

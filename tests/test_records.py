@@ -219,7 +219,7 @@ class ChangesOver(testing.Recorder):
 
 
 @given(st.integers(1, 20))
-def test_what_was_not_delivered_is_returned_once(size):
+def test_undelivered_input_is_returned_once(size):
     connection = testing.Connection(testing.Recorder())
     handler = ChangesOver(None, connection)
     feed(connection, b"one\ngo\ntwo\nthree", size)

@@ -111,7 +111,7 @@ def test_the_fixtures_are_in_the_reference():
 
 
 @pytest.mark.parametrize(("name", "members"), documented().items())
-def test_what_is_documented_is_there_and_has_a_docstring(name, members):
+def test_each_documented_name_exists_and_has_a_docstring(name, members):
     skip_unless_installed(name)
     thing = thing_named(name)
     for described in [thing, *(getattr(thing, member) for member in members)]:

@@ -320,7 +320,7 @@ def test_traffic_in_one_direction_keeps_both_connections(simulated):
     assert isinstance(relayed.wait(timeout=100), Timeout)
 
 
-def test_what_arrived_before_a_reset_is_passed_on(tcp, monkeypatch):
+def test_input_that_arrived_before_a_reset_is_passed_on(tcp, monkeypatch):
     """As a server does that answers early, and does not read the rest; the client begins to read after that."""
     monkeypatch.setattr(ngi_gevent.relay, "LAST_DELIVERY", 20)
     proxy = Proxy(tcp)

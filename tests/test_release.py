@@ -74,7 +74,7 @@ def test_the_page_on_an_index_has_links_that_lead_to_files(built):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_is_built_has_the_package_and_nothing_else(built):
+def test_the_distribution_has_the_package_and_nothing_else(built):
     sdist, wheel = built
     package = {
         str(path.relative_to(ROOT)) for path in (ROOT / "ngi_gevent").rglob("*") if path.suffix in (".py", ".typed")
@@ -98,7 +98,7 @@ print(message.message(ngi_gevent.connect, listener.address, b"").decode())
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_is_built_can_be_installed_into_an_empty_environment(built, tmp_path):
+def test_the_distribution_can_be_installed_into_an_empty_environment(built, tmp_path):
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path)
     python = tmp_path / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]

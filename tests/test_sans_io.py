@@ -92,7 +92,7 @@ def test_the_parser_may_wait_until_the_handler_lets_it_go_on(stage):
     stage.until(lambda: client.data == b"[one] [wait] [two] ")
 
 
-def test_what_the_parser_has_to_send_is_sent_without_an_event_too(stage):
+def test_output_of_the_parser_is_sent_without_an_event_too(stage):
     client, served = stage.talk(Listing)
     client.connection.write(b"ping ")
     stage.until(lambda: client.data == b"pong ")

@@ -190,7 +190,7 @@ def state() -> tuple[object, ...]:
         ([signal.SIGUSR1, "TERM"], TypeError, "'str' object"),
     ],
 )
-def test_what_cannot_be_caught_is_refused_and_changes_nothing(numbers, kind, text):
+def test_a_signal_that_cannot_be_caught_is_refused_and_changes_nothing(numbers, kind, text):
     before = state()
     with pytest.raises(kind, match=text):
         signals.catch_stop(*numbers)

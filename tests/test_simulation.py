@@ -444,7 +444,7 @@ def test_a_timeout_that_leaves_a_handler_is_raised_at_the_end():
         gevent.sleep(5)
 
 
-def test_what_a_greenlet_raises_after_the_crash_of_its_host_is_not_raised(simulation):
+def test_an_exception_of_a_greenlet_after_the_crash_of_its_host_is_not_raised(simulation):
     def program(host):
         try:
             gevent.sleep(60)
@@ -501,7 +501,7 @@ def test_a_simulation_in_a_greenlet_leaves_the_others_alone():
 # Hosts.
 
 
-def test_what_a_greenlet_of_a_host_spawns_is_of_that_host(simulation):
+def test_a_greenlet_that_a_greenlet_of_a_host_spawns_belongs_to_that_host(simulation):
     host = simulation.host("server")
     host.spawn(lambda: gevent.spawn(lambda: gevent.spawn(gevent.sleep, 10)).join())
     gevent.sleep(1)
@@ -618,7 +618,7 @@ class Interrupt(BaseException):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupt])
-def test_what_must_end_the_test_is_raised_where_it_waits(simulation, error):
+def test_an_exception_that_must_end_the_test_is_raised_where_it_waits(simulation, error):
     def interrupt() -> None:
         raise error
 
