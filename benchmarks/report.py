@@ -116,11 +116,11 @@ def markdown(run: Run) -> str:
         "# How fast it is",
         f"{machine}.",
         f"Medians of interleaved rounds: {settings.rounds}, of {settings.seconds} s each after {settings.warm_up} s of "
-        "warm-up; server on one core, load on another. Figures under *×*, or behind it, are ratios to "
-        "the other server: the median of the ratios within each round, and in parentheses the least and the "
-        "most of them. *≥* marks where the load was "
-        "busier than the server, which could have done more. C epoll is not a competitor, but the floor: a loop in C "
-        "that does the same work with nothing around it.",
+        "warm-up; server on one core, load on another. A figure under *×*, or behind it, is this server's figure "
+        "divided by the other server's: the median of the ratios within each round, and in parentheses the least and "
+        "the most of them. In the first table, a ratio is bold if the other server is ahead. *≥* marks figures for "
+        "which the load was busier than the server, so the server can do more. C epoll is not a competitor, but the "
+        "floor: a loop in C that does the same work with nothing around it.",
         "*Processor time* is how long the server runs, in its own code and in the kernel, for each request, "
         "connection, MB or burst. Compare it, rather than the rate, if the load was the limit or other programs ran.",
         f"Streams are of {settings.stream >> 20:,} MiB. Memory is measured with {settings.idle:,} idle connections, "
@@ -143,10 +143,16 @@ def _summary(run: Run) -> Iterable[str]:
         ours = run.figures.spread(row.name, OURS)
         if ours and case.on_sockets:
             ratios = [run.figures.against(row.name, server) for server in others]
-            times = [f"{against.median:.2f}" if against else "" for against in ratios]
+            times = [_shown_ratio(row, against.median) if against else "" for against in ratios]
             lines.append([row.title, row.unit, shown(ours.median), *times])
     if len(lines) > 1:
         yield _table(lines)
+
+
+def _shown_ratio(row: Row, ratio: float) -> str:
+    """Return *ratio*, in bold if the other server is ahead."""
+    is_ahead = ratio > 1 if "less is better" in row.title else ratio < 1
+    return f"**{ratio:.2f}**" if is_ahead else f"{ratio:.2f}"
 
 
 def _overview(run: Run) -> Iterable[str]:

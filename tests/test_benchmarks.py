@@ -676,7 +676,7 @@ def test_processor_time_is_in_the_tables_with_its_ratios():
         figures.add("echo-64x1-cpu", server, 1, Measurement(microseconds))
     text = report.markdown(report.Run({"Python": "3"}, QUICK, CASES, figures, []))
     title = "echo 64 B × 1: processor time (less is better)"
-    assert f"| {title} | µs/request | 15 | 0.60 |  | 1.50 |  |" in text
+    assert f"| {title} | µs/request | 15 | 0.60 |  | **1.50** |  |" in text
     assert f"| {title} | ≤ 1.35 × uvloop | 1.50 (1.50-1.50) | **no** |" in text
     assert f"| {title} | ≤ 0.75 × StreamServer | 0.60 (0.60-0.60) | yes |" in text
     cells = "25<br>× 0.60 (0.60-0.60) | 10<br>× 1.50 (1.50-1.50) | 5<br>× 3.00 (3.00-3.00)"

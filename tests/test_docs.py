@@ -113,7 +113,13 @@ def test_performance_says_what_the_results_say():
         for work, *columns in re.findall(
             r"^\| (.*?) \| [^|]* \| [\d,.]+ \|(.*?)\|(.*?)\|(.*?)\|(.*?)\|$", text, re.MULTILINE
         ):
-            ratios[work] = dict(zip(("StreamServer", "asyncio", "uvloop", "Twisted"), map(float, columns), strict=True))
+            ratios[work] = dict(
+                zip(
+                    ("StreamServer", "asyncio", "uvloop", "Twisted"),
+                    (float(column.strip(" *")) for column in columns),
+                    strict=True,
+                )
+            )
     page = (pages.DOCS / "how_to" / "performance.md").read_text().partition("| faster than | slower than |")[2]
     rows = re.findall(r"^\| (\w.*?) \| (.*?)\| (.*?)\|$", page, re.MULTILINE)
     assert len(rows) > 10
