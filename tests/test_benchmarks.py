@@ -600,7 +600,7 @@ def test_a_failure_is_reported_and_does_not_end_the_run(bench, capsys):
 
 def figures_of(**values: list[float]) -> Figures:
     """With a row of one measurement a round for each server; NaN means that it is missing."""
-    servers = {"ngi": OURS, "stream_server": STREAM_SERVER, "uvloop": UVLOOP}
+    servers = {"ours": OURS, "stream_server": STREAM_SERVER, "uvloop": UVLOOP}
     figures = Figures()
     for name, of_rounds in values.items():
         for number, value in enumerate(of_rounds, 1):
