@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 
 from benchmarks import against, machine, report
 from benchmarks.cases import CASES, FULL, QUICK, Settings
-from benchmarks.processes import COMPILER, HERE, Bench, raise_limit_of_files, two_cores
+from benchmarks.processes import COMPILER, HERE, Bench, kill_children, raise_limit_of_files, two_cores
 from benchmarks.rounds import measured, planned
 
 T = TypeVar("T", int, float)
@@ -150,4 +150,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        kill_children()
         sys.exit("interrupted: nothing is written")

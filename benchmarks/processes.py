@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -168,6 +169,14 @@ class Bench:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(LAST_WORDS)
                 raise Failed(f"{error}{_tail(errors.fileno())}") from None
+
+
+def kill_children() -> None:
+    """Kill the processes that were started here, also one whose start was interrupted."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    for process in children.read_text().split() if children.exists() else []:
+        os.kill(int(process), signal.SIGKILL)
+        os.waitpid(int(process), 0)
 
 
 def two_cores() -> tuple[int, int]:
