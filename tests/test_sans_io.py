@@ -198,6 +198,30 @@ def test_the_parser_keeps_events_behind_a_detach(stage, first):
     assert list(served.words.events()) == [b"two", b"three"]
 
 
+def test_events_asked_for_before_a_detach_stay_in_the_parser(stage):
+    class Changing(Listing):
+        def connected(self, connection: Any) -> None:
+            self.meet(connection)
+            self.words = Words()
+            self.events: list[Any] = []
+            SansIO(connection, self.words.receive, self.words.events).set_handler(self)
+
+        def handle_input(self, connection: Any, event: Any) -> None:
+            super().handle_input(connection, event)  # asks for the events behind b"wait"
+            if event == b"wait":
+                below, _ = connection.detach()
+                below.set_handler(self)
+
+    client, served = stage.talk(Changing)
+    client.connection.write(b"wait two ")
+    stage.until(lambda: client.data.endswith(b"[wait] "))
+    client.connection.write(b"end")
+    stage.until(lambda: served.closed or client.data.endswith(b"[end] "))
+    assert served.closed is None
+    assert served.events == [b"wait", b"end"]
+    assert list(served.words.events()) == [b"two"]
+
+
 @pytest.mark.slow
 def test_the_answers_do_not_depend_on_how_the_input_is_cut():
     def serve(connection: Any) -> None:

@@ -124,6 +124,8 @@ class SansIO(Base):
             super().handle_eof(connection)
 
     def _events(self, data: Any) -> Iterator[Any]:
+        if self.connection is DETACHED:  # since the events were asked for
+            return
         try:
             if data is not _NONE:
                 self._receive(data)
