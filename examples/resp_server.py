@@ -27,6 +27,9 @@ JOINED, SHORT = 64, 1024
 
 OK = b"+OK\r\n"
 
+#: What the parser returns for an incomplete command.  Its default is False, which a client can send in RESP 3.
+INCOMPLETE = object()
+
 
 def bulk(data: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
@@ -77,11 +80,11 @@ class Commands:
 
     def increment(self, key: bytes) -> bytes:
         try:
-            number = int(self._store.get(key, b"0")) + 1
-        except ValueError:
+            number = b"%d" % (int(self._store.get(key, b"0")) + 1)
+        except ValueError:  # also for a number with too many digits
             raise BadCommand("value is not an integer") from None
-        self._store[key] = b"%d" % number
-        return b":%d\r\n" % number
+        self._store[key] = number
+        return b":%b\r\n" % number
 
 
 class RedisHandler:
@@ -89,7 +92,7 @@ class RedisHandler:
 
     def __init__(self, connection: Any, commands: Commands) -> None:
         self._commands = commands
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=INCOMPLETE)
         self._unread = 0  # bytes since the last complete command
         SansIO(connection, self._feed, self._answers, errors=(hiredis.ProtocolError,)).set_handler(self)
 
@@ -103,17 +106,23 @@ class RedisHandler:
         """Yield the answers to the commands that are complete.  Short ones are joined."""
         answers: list[bytes] = []
         try:
-            while (command := self._reader.gets()) is not False:
+            while (command := self._next_command()) is not INCOMPLETE:
                 self._unread = 0
                 answers.append(self._answer(command))
                 if len(answers) == JOINED or len(answers[-1]) > SHORT:
                     yield b"".join(answers)
                     answers.clear()
-        except hiredis.ProtocolError:
+        except Exception:
             yield b"".join(answers)  # the answers to the commands before the mistake
             raise
         if answers:
             yield b"".join(answers)
+
+    def _next_command(self) -> Any:
+        try:
+            return self._reader.gets()
+        except TypeError:  # a key of a map is not hashable
+            raise hiredis.ProtocolError("a command is a list of strings") from None
 
     def _answer(self, command: Any) -> bytes:
         if type(command) is not list or {*map(type, command)} != {bytes}:

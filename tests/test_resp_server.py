@@ -42,7 +42,11 @@ def test_it_makes_no_difference_how_commands_are_cut(serve):
 
 
 @pytest.mark.parametrize(
-    "mistake", [b"hello\r\n", b"*1\r\n:1\r\n", b"*0\r\n", b"$5\r\nhello\r\n", b"*1\r\n*1\r\n$1\r\na\r\n"]
+    "mistake",
+    [
+        *(b"hello\r\n", b"*1\r\n:1\r\n", b"*0\r\n", b"$5\r\nhello\r\n", b"*1\r\n*1\r\n$1\r\na\r\n"),
+        *(b"#f\r\n", b"%1\r\n*0\r\n*0\r\n"),  # values of RESP 3: false, and a map with a list as its key
+    ],
 )
 def test_an_invalid_command_ends_the_connection(serve, mistake):
     answer = testing.converse(serve, [mistake + packed(b"PING")])
@@ -53,6 +57,22 @@ def test_an_invalid_command_ends_the_connection(serve, mistake):
 def test_the_commands_before_a_mistake_are_answered(serve):
     answer = testing.converse(serve, [CONVERSATION + b"hello\r\n" + packed(b"PING")])
     assert answer.data == ANSWER + b"-ERR Protocol error\r\n"
+
+
+def test_the_commands_before_an_exception_are_answered(serve, monkeypatch):
+    import resp_server
+
+    monkeypatch.setattr(resp_server.Commands, "get", lambda *_: 1 // 0)
+    listener = testing.listener(None, serve)
+    client = testing.Recorder()
+    listener.connect(client)
+    client.connection.write(packed(b"SET", b"a", b"1") + packed(b"GET", b"a"))
+    assert (client.data, client.closed) == (b"+OK\r\n", "end of input")
+
+
+def test_a_number_with_too_many_digits_is_not_an_integer(serve):
+    conversation = packed(b"SET", b"a", b"9" * 4300) + packed(b"INCR", b"a") + packed(b"PING")
+    assert testing.converse(serve, [conversation]).data == b"+OK\r\n-ERR value is not an integer\r\n+PONG\r\n"
 
 
 def test_many_commands_are_answered_in_order(serve):
