@@ -244,8 +244,13 @@ def lines_on_the_page():
     for row in (pages.DOCS / "how_to" / "logging.md").read_text().splitlines():
         if found := re.fullmatch(r"\| (?:`(ngi_gevent\.\w+)` )?\| ([A-Z, ]+) \| (.*) \|", row):
             logger = found[1] or logger
-            shown[re.sub(r"\b(?!PROXY\b)[A-Z]{4,}\b", "…", found[3])] = logger, found[2]
+            shown[without_values(found[3])] = logger, found[2]
     return shown
+
+
+def without_values(line):
+    """A line of the page, with an ellipsis for each value."""
+    return re.sub(r"\b(?!PROXY\b)[A-Z]{4,}\b", "…", line)
 
 
 METHODS = {"debug", "info", "warning", "error", "log"}
@@ -253,6 +258,12 @@ METHODS = {"debug", "info", "warning", "error", "log"}
 
 def lines_in_the_source():
     """What loggers are called with in the package."""
+    for line, (logger, level, _) in calls_in_the_source():
+        yield line, (logger, level)
+
+
+def calls_in_the_source():
+    """The same, and whether there is a rate limit."""
     for found in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent."):
         if found.name.startswith("ngi_gevent.testing"):
             continue
@@ -262,15 +273,26 @@ def lines_in_the_source():
                 case ast.Call(func=ast.Attribute(ast.Attribute(ast.Name("logs"), name), method)) if method in METHODS:
                     (text,) = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
                     logger = f"ngi_gevent.{name.removesuffix('s')}"
-                    levels = (
-                        "DEBUG, ERROR" if "exc_info" in {keyword.arg for keyword in call.keywords} else "DEBUG, INFO"
-                    )
+                    options = {keyword.arg for keyword in call.keywords}
+                    levels = "DEBUG, ERROR" if "exc_info" in options else "DEBUG, INFO"
                     level = levels if method == "log" else method.upper()
-                    yield re.sub(r"%[.\d]*[a-z]", "…", text), (logger, level)
+                    yield re.sub(r"%[.\d]*[a-z]", "…", text), (logger, level, "limit" in options)
 
 
 def test_the_page_has_every_line_and_no_other():
     assert lines_on_the_page() == dict(lines_in_the_source())
+
+
+def test_the_page_lists_the_entries_with_a_rate_limit():
+    text = (pages.DOCS / "how_to" / "logging.md").read_text()
+    (kinds,) = re.findall(r"have a rate limit:\n\n(.*?)\n\n", text, re.S)
+    phrases = [without_values(phrase) for phrase in re.findall(r"`([^`]+)`", kinds) if "max_" not in phrase]
+    assert len(phrases) == 10
+    limited = {line for line, (_, _, is_limited) in calls_in_the_source() if is_limited}
+    for phrase in phrases:
+        assert any(phrase in line for line in limited), phrase
+    for line, _ in lines_in_the_source():
+        assert any(phrase in line for phrase in phrases) == (line in limited), line
 
 
 def test_a_reason_that_quotes_much_input_of_the_peer_is_cut(tcp, lines):
