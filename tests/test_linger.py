@@ -87,8 +87,15 @@ class Goodbye(Witness):
         connection.close()
 
 
-def test_the_input_that_a_closed_connection_discards_is_bounded(simulated):
-    """A peer that sends forever is throttled, and reset in the end."""
+def logged_resets(caplog):
+    """Return the log entries at INFO about connections that were reset."""
+    entries = [record for record in caplog.records if record.levelname == "INFO"]
+    return [record.getMessage() for record in entries if " reset: " in record.getMessage()]
+
+
+def test_the_input_that_a_closed_connection_discards_is_bounded(simulated, caplog):
+    """A peer that sends without end is throttled, and reset in the end, which is logged: it may lose the answer."""
+    caplog.set_level("INFO", logger="ngi_gevent.connection")
     listener = simulated.listen(Goodbye)
     peer, began, sent = simulated.peer(listener).socket, simulated.simulation.now(), 0
     with pytest.raises(ConnectionError):
@@ -99,6 +106,25 @@ def test_the_input_that_a_closed_connection_discards_is_bounded(simulated):
     rate = linger.DISCARD_SIZE / linger.DISCARD_PAUSE
     assert sent == pytest.approx(rate * linger.DISCARD_TIMEOUT, rel=0.05)
     simulated.until(lambda: simulated.served[0].gone)
+    gevent.idle()
+    address = simulated.served[0].connection.peer_address
+    assert logged_resets(caplog) == [
+        f"connection with {address!r} reset: still sending 30 seconds after the end of the output, which may be lost"
+    ]
+
+
+@pytest.mark.parametrize(("linger_timeout", "silent_for"), [(1, 2), (None, 29)])
+def test_a_peer_that_has_stopped_sending_is_not_reset(simulated, caplog, linger_timeout, silent_for):
+    caplog.set_level("INFO", logger="ngi_gevent.connection")
+    peer = simulated.peer(simulated.listen(Goodbye, linger_timeout=linger_timeout)).socket
+    peer.sendall(b"x")
+    gevent.sleep(0.5)
+    peer.sendall(b"more")
+    gevent.sleep(silent_for + 1)
+    simulated.until(lambda: simulated.served[0].gone)
+    gevent.idle()
+    assert simulated.served[0].connection._lifecycle.state == "closed"
+    assert logged_resets(caplog) == []
 
 
 def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(simulated):
@@ -361,6 +387,7 @@ class Clockwork:
     """A connection, its output, its loop and its transport, for a linger whose time is moved by hand."""
 
     linger_timeout = 20
+    peer_address = "the peer"
 
     def __init__(self):
         self.time = 0

@@ -1,13 +1,17 @@
 """The time between closing and closed: discarding input, ending this side, and giving up on a slow peer.
 
-Closing a socket with unread input resets the connection, and the peer may lose the answer.  So a connection that leaves
-OPEN discards its input while output is pending.  Then it ends its own side, and waits until the peer ends its side.
+Closing a socket with unread input resets the connection, and the peer may lose the answer.  So a connection in CLOSING
+discards its input while output is pending.  Then it ends its own side, and waits until the peer ends its side.
 
-All of this is bounded.  ``DISCARD_SIZE`` bytes of input are discarded every ``DISCARD_PAUSE`` seconds, so that a peer
-that keeps sending cannot keep the processor busy.  Output stays pending as long as the peer takes some of it every
-``SEND_TIMEOUT`` seconds.  An iterable can take any time, but once the owner is closed, it must yield something every
-``SEND_TIMEOUT`` seconds.  After the peer has taken all output from the kernel, the connection waits until nothing has
-arrived for ``linger_timeout`` seconds (an option), and for ``DISCARD_TIMEOUT`` seconds at most.
+All of this is bounded:
+
+* ``DISCARD_SIZE`` bytes of input are discarded every ``DISCARD_PAUSE`` seconds, so that a peer that keeps sending
+  cannot keep the processor busy.
+* Output stays pending as long as the peer takes some of it every ``SEND_TIMEOUT`` seconds.
+* An iterable can take any time.  But once the listener or the implementation of the connection is closed, the iterable
+  must yield something every ``SEND_TIMEOUT`` seconds.
+* After the peer has taken all output from the kernel, the connection waits until nothing has arrived for
+  ``linger_timeout`` seconds (an option), and for ``DISCARD_TIMEOUT`` seconds at most.
 """
 
 from __future__ import annotations
@@ -32,8 +36,8 @@ SEND_TIMEOUT = 30.0
 #: Seconds that a closed connection waits for its peer after the kernel has delivered the last output.
 DISCARD_TIMEOUT = 30.0
 
-#: Bytes to discard before each pause, and its seconds.  These 16 MiB/s are enough for a large upload that was answered
-#: early, and cost less than 1% of a processor.
+#: Bytes of input to discard before each pause, and the seconds that a pause takes.  These 16 MiB/s are enough for a
+#: large upload that was answered early, and cost less than 1% of a processor.
 DISCARD_SIZE, DISCARD_PAUSE = 1024 * 1024, 1 / 16
 
 #: Seconds between two checks for a break while a connection waits for an iterable.  Watchers do not report it then.
@@ -72,10 +76,10 @@ class LastOutput(Protocol):
 
 
 class Linger:
-    """The end of one connection, on its hub.  Made when the connection leaves OPEN."""
+    """The end of one connection, on its hub, from CLOSING to CLOSED."""
 
     __slots__ = (
-        "_arrived",
+        "_arrived_at",
         "_connection",
         "_discarded",
         "_limit",
@@ -99,9 +103,9 @@ class Linger:
         self._limit: Any = None  # the timer for iterables
         self._pulled: int | None = 0  # items from iterables when it last expired
         self._queued = 0  # bytes of output that the kernel had not delivered at the last check
-        self._arrived = False  # whether input has arrived since the last check
+        self._arrived_at = 0.0  # when input last arrived; 0 if none has arrived since the last check
         self._discarded = 0  # bytes since the last pause
-        self._until = 0.0
+        self._until = 0.0  # when waiting for the peer ends, even if it is still sending
 
     def close(self) -> None:
         """Stop all timers: the connection is closed."""
@@ -136,7 +140,7 @@ class Linger:
         if not data:
             self._input_has_ended()
             return
-        self._arrived = True
+        self._arrived_at = clock.now()
         self._discarded += len(data)
         if self._discarded >= DISCARD_SIZE:
             connection.stop_discarding()
@@ -195,7 +199,7 @@ class Linger:
     def limit_iterables(self) -> None:
         """Give up once all output is sent, and the iterable has not yielded anything for ``SEND_TIMEOUT`` seconds.
 
-        Called only after the owner is closed.  Until then, an iterable can take any time.
+        Called only after the listener or the implementation is closed.  Until then, an iterable can take any time.
         """
         if self._limit is None:
             self._pulled = self._count_pulled()
@@ -220,12 +224,12 @@ class Linger:
 
     def _wait_on(self) -> None:
         self._queued = self._transport.queued_output()
-        self._arrived = False
+        self._arrived_at = 0.0
         left, timeout = self._until - clock.now(), self._output.linger_timeout
         self._start_timer(left if timeout is None else min(timeout, left), self._check_for_end)
 
     def _check_for_end(self) -> None:
-        if not self._arrived and self._pause is None:
+        if not self._arrived_at and self._pause is None:
             self.discard_input()  # after a stall, input that arrived in time may still be in the kernel
         if self._timer is None:
             return  # discard_input has ended it
@@ -233,13 +237,21 @@ class Linger:
         is_taking = left < self._queued
         if is_taking:
             self._until = now + DISCARD_TIMEOUT
-        # After a close, the kernel goes on delivering.  But a peer that then sends something loses the output that it
-        # has not read.  So this waits as long as the kernel delivers.
+        # After a close, the kernel continues to deliver.  But if the peer then sends something, the kernel answers with
+        # a reset, and drops the output that it still has.  So this waits as long as the kernel delivers.
         is_delivering = left > 0 and (is_taking or not self._connection._lifecycle.is_stopped)
-        if now < self._until and (is_delivering or self._arrived):
+        if now < self._until and (is_delivering or self._arrived_at):
             self._wait_on()
-        else:
-            self._connection.handle(LOSE)
+            return
+        is_sending = self._arrived_at > 0 and now - self._arrived_at < CHECK_INTERVAL
+        peer = self._connection.peer_address
+        self._connection.handle(LOSE)
+        if is_sending:
+            logs.connections.info(
+                "connection with %r reset: still sending %g seconds after the end of the output, which may be lost",
+                peer,
+                DISCARD_TIMEOUT,
+            )
 
     def _start_timer(self, seconds: float, callback: Callable[[], None]) -> None:
         self._stop_timer()
