@@ -263,8 +263,8 @@ class BaseConnection(Callbacks):
     def is_full(self) -> bool:
         """Return whether more input must wait until the peer takes output.
 
-        Callers that deliver several records of one piece of input call this before each record.  Each call counts as a
-        delivery, so the same bound applies between two records as between two pieces.
+        Callers that deliver several records of one piece of input call this before each record, and not at other times.
+        So the same bound applies between two records as between two pieces.
         """
         return False
 

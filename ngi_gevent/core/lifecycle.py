@@ -158,7 +158,7 @@ ESTABLISHED: Final = (OPEN, HALF_CLOSED, BROKEN)
 END_OF_INPUT: Final = "end of input"
 STOPPED: Final = "stopped"
 
-# The reason in the log and the counters, like CLOSED, if the application ended the connection.
+# The reason for the log and the counters after ``abort``.  After ``close``, it is CLOSED.
 ABORTED: Final = "aborted"
 
 
@@ -186,9 +186,11 @@ class Lifecycle:
         self.input_is_over = False
         #: Whether this side has finished sending.
         self.output_is_over = False
-        #: The error with which sending has failed.  In OPEN, another thread has written too much, and BREAK follows.
+        #: The error with which sending has failed.  If another thread has written too much, the state is still OPEN
+        #: until the connection's own thread handles BREAK.
         self.output_error: BaseException | None = None
-        #: Whether the owner has ended the connection.  It does not wait for peers that do not take output.
+        #: Whether the listener or the implementation has ended the connection.  Then the connection does not wait for
+        #: a peer that does not take output.
         self.is_stopped = False
         #: Whether all callbacks are over: none runs, and none will.
         self.callbacks_are_over = False

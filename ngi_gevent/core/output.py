@@ -17,11 +17,11 @@ __all__ = ["HIGH_WATER", "LOW_WATER", "OUTPUT_LIMIT", "Lines", "OutputQueue", "P
 
 Piece: TypeAlias = "bytes | memoryview"
 
-#: Bytes of pending output at which limits on answers begin and end.  From the high-water mark on, input is still
-#: delivered until it has been answered with as much again.  Then reading stops until less than the low-water mark is
-#: pending.  Output that is not an answer does not stop reading; otherwise two ends that each send a lot at once would
-#: wait for each other forever.  The kernel buffers some megabytes in addition, so this bounds memory without costing
-#: throughput.
+#: Bytes of pending output that limit answers.  If input is delivered while more than the high-water mark is pending,
+#: all output from then on counts as answers.  After as many bytes of answers again, reading stops until no more than the
+#: low-water mark is pending.  Without such input, output does not stop reading.  Otherwise two ends that each send a lot
+#: at once would wait for each other forever.  The kernel buffers some megabytes in addition, so these marks bound memory
+#: without costing throughput.
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 
 #: Bytes of pending output at which one more write aborts the connection.  This is enough for any answer that is written
@@ -116,7 +116,7 @@ class OutputQueue:
         self.pieces: list[Piece] = []
         #: Bytes of pending output, iterables included.
         self.size = 0
-        #: Bytes that the network holds for a peer that does not read, if they count in ``size``.
+        #: Bytes of ``size`` that are not pending, because a kernel would hold them for a peer that does not read.
         self.room = room
         #: Iterables that are not exhausted.
         self.iterables = 0
@@ -247,7 +247,9 @@ class OutputQueue:
             self.is_watched = True
 
     def is_full(self, more: int = 0) -> bool:
-        """Return whether input must wait until the peer takes output.  Each call counts as a delivery of input.
+        """Return whether input must wait until the peer takes output.
+
+        Call this only before a delivery of input, because it begins to limit answers if much output is pending.
 
         :param more: bytes of output that are pending elsewhere.
         """

@@ -39,7 +39,7 @@ BATCH_SIZE = 32
 #: Seconds after which a turn ends although connections are ready, so that timers, accepts and signals are handled.
 TURN = 0.005
 
-#: Seconds for each connection of a batch above which the next batch has only one connection.
+#: Seconds that a connection takes in a long batch, on average.  After a long batch, the next one has one connection.
 LONG = TURN / 16
 
 #: Seconds in which every ready connection can deliver some of its records.

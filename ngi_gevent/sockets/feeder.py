@@ -164,7 +164,7 @@ class Feeder:
             self._ahead += max(len(data), LEAST_AHEAD)
 
     def _failed(self, head: bytes | Lines, error: BaseException) -> None:
-        """Handle *error*, which the iterable raised, or a timeout that it left running."""
+        """Handle *error*: the iterable raised it, or it is a ``gevent.Timeout`` that the iterable has not cancelled."""
         self.is_waiting = False
         if self._behind:
             if self._behind[0] is head and isinstance(head, Lines):

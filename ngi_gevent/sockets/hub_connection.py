@@ -28,7 +28,7 @@ __all__ = ["HubConnection"]
 
 @documented_by(IConnection)
 class HubConnection(BaseConnection):
-    """Output and calls of a connection.  If made on other native threads, they go through the hub's mailbox."""
+    """Output and calls of a connection.  Calls on other native threads go through the hub's mailbox."""
 
     __slots__ = ("_calls", "_dispatcher")
 
@@ -139,7 +139,7 @@ class HubConnection(BaseConnection):
             self._output.end_now()
 
     def limit_delivery(self) -> None:
-        # A call from another thread may have closed it since the owner checked.
+        # A call from another thread may have closed the connection since the caller checked its state.
         if self._lifecycle.state is CLOSING and self._output.linger is not None:
             self._output.linger.limit_iterables()
 

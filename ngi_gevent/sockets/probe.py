@@ -5,7 +5,7 @@ finished.  A connection is not read in four cases:
 
 * Its input has ended.
 * The application pauses it.
-* Too much output is pending.  (A watcher reports the end only while output waits for the kernel.)
+* Too much output is pending.  (The write watcher reports a break, but it runs only while output waits for the kernel.)
 * Its callback waits in ``while_open``.
 """
 

@@ -97,7 +97,8 @@ class ReceivingConnection(HubConnection):
             # There may be no further event that wakes the greenlet, so it checks again after each piece.
             self._events_pending = True
             self._receive_rest()
-            self._dispatcher.wake(self)  # not earlier, because a handler that blocks would use up this call
+            # Not before: if a handler blocks in _receive_rest, the dispatcher would drop the wake-up, and not switch.
+            self._dispatcher.wake(self)
         return lifecycle.is_established()
 
     def _run_upgrade(self) -> None:
@@ -120,7 +121,7 @@ class ReceivingConnection(HubConnection):
         """Deliver records until there are events to handle.  Return False if the time is up."""
         lifecycle, output, dispatcher = self._lifecycle, self._output, self._dispatcher
         now, until = dispatcher.time.now, dispatcher.end_of_slice()
-        # An end from this thread is an event, too.
+        # If this thread ends the connection, _events_pending is set.  If another thread does, only the flag is set.
         while self._records and not self._events_pending and not lifecycle.closing_from_other_thread:
             if now() >= until:
                 return False

@@ -267,7 +267,8 @@ class Sender(OutputQueue):
         super().drop()
         if self.feeder is not None:
             self.feeder.drop()
-            self.feeder = None  # it ends soon, and must not drop output that is written until then
+            # Its greenlet ends later.  Output that is written before then must not go to it, because it drops output.
+            self.feeder = None
 
     def finish(self) -> None:
         """Send the remaining output, then end the output for the peer."""

@@ -57,7 +57,7 @@ SENT_AT_ONCE = 16 * 1024
 
 @documented_by(IConnection)
 class StreamConnection(ReceivingConnection):
-    """A connection on a gevent socket.  All methods run on the thread of its hub."""
+    """A connection on a gevent socket: its greenlet, its handshakes, and its end."""
 
     __slots__ = ("_handshake",)
 
