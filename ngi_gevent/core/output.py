@@ -18,10 +18,10 @@ __all__ = ["HIGH_WATER", "LOW_WATER", "OUTPUT_LIMIT", "Lines", "OutputQueue", "P
 Piece: TypeAlias = "bytes | memoryview"
 
 #: Bytes of pending output that limit answers.  If input is delivered while more than the high-water mark is pending,
-#: all output from then on counts as answers.  After as many bytes of answers again, reading stops until no more than the
-#: low-water mark is pending.  Without such input, output does not stop reading.  Otherwise two ends that each send a lot
-#: at once would wait for each other forever.  The kernel buffers some megabytes in addition, so these marks bound memory
-#: without costing throughput.
+#: all output from then on counts as answers.  After as many bytes of answers again, reading stops until no more than
+#: the low-water mark is pending.  Without such input, output does not stop reading.  Otherwise two ends that each send
+#: a lot at once would wait for each other forever.  The kernel buffers some megabytes in addition, so these marks bound
+#: memory without costing throughput.
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 
 #: Bytes of pending output at which one more write aborts the connection.  This is enough for any answer that is written
