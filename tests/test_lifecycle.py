@@ -254,3 +254,16 @@ def test_the_drawing_has_the_transitions_of_the_table():
         for event in re.split(r", ", "".join(text.itertext()))
     }
     assert drawn == {(before, event, state) for (before, event), (state, _) in TRANSITIONS.items() if before != state}
+
+
+def test_the_drawing_has_the_states_that_end_once_both_sides_have_ended():
+    def ends(state):
+        life = Lifecycle()
+        life.state, life.input_is_over = state, True
+        life.handle(OUTPUT_ENDED)
+        return life.state == CLOSED
+
+    drawing = ElementTree.parse(pages.DOCS / "drawings" / "states.svg")
+    texts = drawing.iter("{http://www.w3.org/2000/svg}text")
+    drawn = [text.attrib["data-both-ended"] for text in texts if "data-both-ended" in text.attrib]
+    assert sorted(drawn) == sorted(state for state in STATES if state != CLOSED and ends(state))
