@@ -74,6 +74,7 @@ class HTTPHandler:
             connection.write(self._head(response) + b"".join(self._encoded(response.body)))
             self._go_on(connection)
         else:
+            connection.pause_reading()  # since the parser would keep all further requests
             connection.write(self._head(response))
             connection.writelines(self._stream(connection, response.body))
 
@@ -85,15 +86,15 @@ class HTTPHandler:
     def _encoded(self, body: Iterable[bytes]) -> Iterator[bytes]:
         """Yield a body as it is sent. For HEAD, yield nothing of it."""
         is_sent = self._request is None or self._request.method != b"HEAD"
-        for piece in body:
-            if is_sent:
-                yield self._http.send(h11.Data(data=piece))
+        for piece in body if is_sent else ():
+            yield self._http.send(h11.Data(data=piece))
         yield self._http.send(h11.EndOfMessage())
 
     def _stream(self, connection: Any, body: Iterable[bytes]) -> Iterator[bytes]:
         """Yield a body, only as fast as the client reads it, and then continue."""
         yield from self._encoded(body)
         self._go_on(connection)
+        connection.resume_reading()
         connection.resume()  # needed here, because the parser has paused during the body
 
     def _go_on(self, connection: Any) -> None:
@@ -102,6 +103,7 @@ class HTTPHandler:
             connection.close()
         else:
             self._http.start_next_cycle()
+            self._request = None
 
     def _refuse(self, connection: Any, response: Response) -> None:
         """Send a response, if none has begun, and close the connection without handling more requests."""

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 from typing import Any
 
+import gevent
 import programs
 import pytest
 from browser import needs_chromium
@@ -53,6 +54,25 @@ def test_an_invalid_request_is_refused(serve, mistake):
     assert answer.closed == "end of input"
 
 
+def test_an_invalid_request_after_a_head_request_is_refused(serve):
+    answer = testing.converse(serve, [GET.replace(b"GET", b"HEAD") + b"hello\r\n\r\n"])
+    assert answer.data.count(b"HTTP/1.1 200") == answer.data.count(b"HTTP/1.1 400") == 1
+    assert answer.data.endswith(b"bad request\n")
+
+
+def test_the_body_of_a_response_to_a_head_request_is_not_made(monkeypatch):
+    pytest.importorskip("h11")
+    monkeypatch.syspath_prepend(programs.EXAMPLES)
+    from http_server import Response, http_server
+
+    made = []
+    server = http_server(lambda *_: Response(200, (made.append(number) or b"x" for number in range(3)), 3))
+    answer = testing.converse(server, [GET.replace(b"GET", b"HEAD") + GET])
+    assert answer.data.count(b"Content-Length: 3\r\n") == 2
+    assert answer.data.endswith(b"\r\n\r\nxxx")
+    assert made == [0, 1, 2]
+
+
 def test_a_body_that_is_too_long_is_refused(serve):
     head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n"
     answer = testing.converse(serve, [head + b"x" * 2_000_000])
@@ -79,6 +99,23 @@ def test_a_large_download_over_a_slow_link_in_a_simulation(serve):
 
 
 # Real clients.
+
+
+def test_requests_behind_a_large_download_wait_outside_the_process(serve):
+    requests = b"GET /bytes/1000000 HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 5_000
+    with Simulation() as simulation:
+        server = simulation.host("server")
+        handlers: list[Any] = []
+        server.listener(("server", 80), lambda connection: handlers.append(serve(connection)))
+        client = testing.Recorder()
+        simulation.host("client").connect(("server", 80), client)
+        connection = client.wait_connected()
+        connection.pause_reading()
+        connection.write(requests)
+        gevent.sleep(10)
+        assert len(handlers[0]._http.trailing_data[0]) < 100_000
+        connection.resume_reading()
+        client.wait_until(lambda: client.data.count(b"hello\n") == 5_000)
 
 
 @pytest.fixture(params=["plain", "TLS"])
