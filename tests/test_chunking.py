@@ -221,12 +221,30 @@ class CopiesTheRestForEachRecord(Handler):
             connection.write(line.upper() + b"\n")
 
 
+@blocking.server
+def copies_what_it_has_read(input, output):
+    buffer = b""
+    while byte := input.read(1):
+        buffer = buffer + byte
+
+
+@blocking.server
+def looks_at_each_line_again(input, output):
+    lines = []
+    for line in input:
+        lines.append(line)
+        for _ in lines:
+            pass
+
+
 LONG = b"x" * 400 + b"\n"
 
 QUADRATIC = [
     (CopiesItsBuffer, LONG, "each byte that comes"),
     (JoinsItsPieces, LONG, "each byte that comes"),
     (LooksAtEachByteAgain, b"x" * 400, "each byte that comes"),
+    (copies_what_it_has_read, LONG, "each byte that comes"),
+    (looks_at_each_line_again, b"x" * 30 + b"\n", "each record costs more"),
     (CopiesTheRestForEachRecord, b"one\ntwo\n", "each record costs more"),
 ]
 
@@ -235,7 +253,7 @@ QUADRATIC = [
     ("server", "conversation", "message"),
     [
         pytest.param(*mistake, marks=pytest.mark.slow)
-        if mistake[0] in (JoinsItsPieces, LooksAtEachByteAgain)
+        if mistake[0] in (JoinsItsPieces, LooksAtEachByteAgain, copies_what_it_has_read)
         else mistake
         for mistake in QUADRATIC
     ]

@@ -16,7 +16,11 @@ from statistics import median
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import gevent
+import greenlet
+
 from ngi_gevent.core.checks import check_server
+from ngi_gevent.core.threads import get_hub_if_exists
 from ngi_gevent.testing.conversation import Conversation
 from ngi_gevent.testing.pasting import name_of, pasted
 
@@ -96,9 +100,9 @@ def _check_repeated(server: IServer, conversation: bytes) -> str:
 
 def _work(server: IServer, pieces: Iterable[bytes]) -> list[int]:
     """Return the units of work that each of *pieces* takes."""
-    conversation = Conversation(server)
     work = []
     with _Meter() as meter:
+        conversation = Conversation(server)  # after tracing has begun, which applies to later calls only
         for piece in pieces:
             before = meter.work
             conversation.send(piece)
@@ -108,13 +112,17 @@ def _work(server: IServer, pieces: Iterable[bytes]) -> list[int]:
 
 
 class _Meter:
-    """A tracer that counts lines of Python, and the bytes that each line allocates, even if it frees them at once."""
+    """A tracer that counts lines of Python, and the bytes that each line allocates, even if it frees them at once.
+
+    Before Python 3.12, a trace function applies to one greenlet, so it is set again in each greenlet that runs.
+    """
 
     def __init__(self) -> None:
         self.work = 0
         self._memory = 0
         self._started = False
         self._tracer: Any = None
+        self._switched: Any = None
 
     def __enter__(self) -> _Meter:
         self._started = not tracemalloc.is_tracing()
@@ -122,11 +130,16 @@ class _Meter:
             tracemalloc.start()
         self._memory = tracemalloc.get_traced_memory()[0]
         self._tracer = sys.gettrace()  # the trace function of a debugger or a coverage tool
+        self._switched = greenlet.settrace(lambda *_: sys.settrace(self._enter))
         sys.settrace(self._enter)
         return self
 
     def __exit__(self, *_: object) -> None:
+        greenlet.settrace(lambda *_: sys.settrace(self._tracer))
         sys.settrace(self._tracer)
+        if get_hub_if_exists() is not None:
+            gevent.idle()  # stops tracing in the hub, and in the greenlets that it runs
+        greenlet.settrace(self._switched)
         if self._started:
             tracemalloc.stop()
 
