@@ -270,10 +270,12 @@ def check_application(application: Any, name: str) -> None:
     :param name: the application's name on the command line.
     :raises TypeError: *application* cannot be called, or is a ``Service`` with an option that is a setting of gunicorn.
     """
-    if isinstance(application, Service):
+    is_service = isinstance(application, Service)
+    if is_service:
         for option in application.options:
             if option in SETTINGS:
                 raise TypeError(f"{option} cannot be set by the Service {name}; use gunicorn's {SETTINGS[option]}")
+        application = application.server  # The service itself takes everything.
     try:
         signature = inspect.signature(application)
     except (TypeError, ValueError):  # It is written in C.
@@ -281,7 +283,8 @@ def check_application(application: Any, name: str) -> None:
     try:
         signature.bind(object())
     except TypeError:
-        factory = "" if signature.parameters or "(" in name else f"; for a factory, write '{name}()'"
+        is_factory = not (signature.parameters or is_service or "(" in name)
+        factory = f"; for a factory, write '{name}()'" if is_factory else ""
         raise TypeError(
             f"{name} must be a callable that takes a connection; got {application!r:.100}{factory}"
         ) from None
@@ -291,12 +294,15 @@ def listen_options(cfg: Any, application: Any) -> ListenOptions:
     """Return the listener's options, from gunicorn's settings *cfg* and from *application* if it is a ``Service``.
 
     :raises OSError: a file of the certificates cannot be read, or they do not match.
+    :raises TypeError: the hook ``ssl_context`` does not return a context.  The listener would take None for no TLS.
     """
     options: ListenOptions = {"backlog": cfg.backlog, "max_connections": cfg.worker_connections or None}
     if isinstance(application, Service):
         options.update(application.options)
     if cfg.is_ssl:
-        options["ssl_context"] = ssl_context(cfg)
+        options["ssl_context"] = context = ssl_context(cfg)
+        if context is None:
+            raise TypeError("the hook ssl_context must return an SSLContext; got None")
     if cfg.proxy_protocol != "off":
         options["proxy_protocol"] = trusted_networks(cfg.proxy_allow_ips)
     return options
@@ -320,9 +326,12 @@ def graceful_seconds(graceful_timeout: float) -> float:
 
 
 def _check_kind(sock: socket.socket) -> None:
-    """Raise ``ValueError`` unless *sock* is a stream socket.  gunicorn does not check this."""
+    """Raise ``ValueError`` unless *sock* is a stream socket to listen on.  gunicorn does not check this."""
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
         raise ValueError(f"gunicorn must bind stream sockets; got one on {sock.getsockname()!r}")
+    with suppress(OSError):  # It is not connected.
+        peer = sock.getpeername()
+        raise ValueError(f"a socket to listen on must not be connected; got one to {peer!r}; remove Accept=yes")
 
 
 def _with_place(error: BaseException) -> str:

@@ -93,6 +93,7 @@ def test_a_server_is_an_application(application):
         ),
         (lambda: Echo, "app:make", "write 'app:make\\(\\)'$"),
         (lambda: Echo, "app:make()", "at .*>$"),
+        (ngi_gevent.Service(lambda: Echo), "app:service", "at .*>$"),
     ],
 )
 def test_an_application_of_another_kind_is_refused(application, name, message):
@@ -117,6 +118,12 @@ def test_settings_are_options_of_the_listener():
     service = ngi_gevent.Service(Echo, idle_timeout=5)
     assert listen_options(cfg, service) == {"backlog": 7, "max_connections": 3, "idle_timeout": 5}
     assert listen_options(settings(worker_connections=0), Echo)["max_connections"] is None
+
+
+def test_a_hook_that_does_not_return_its_context_is_refused():
+    cfg = settings(certfile="cert.pem", keyfile="key.pem", ssl_context=lambda conf, make_context: None)
+    with pytest.raises(TypeError, match="the hook ssl_context must return an SSLContext; got None"):
+        listen_options(cfg, Echo)
 
 
 @pytest.mark.parametrize(
@@ -627,6 +634,14 @@ def test_sockets_of_the_wrong_kind_are_refused(directory, kind):
         )
         assert code == 3
         assert "gunicorn must bind stream sockets" in line
+
+
+@pytest.mark.slow
+def test_a_connection_from_systemd_is_refused(directory):
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sock:
+        code, (line,) = refused(directory, **in_place_of_three(sock, "app:Server"))
+        assert code == 1
+        assert f"must not be connected; got one to {server.getsockname()!r}; remove Accept=yes" in line
 
 
 @pytest.mark.slow

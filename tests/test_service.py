@@ -37,6 +37,14 @@ def test_options_of_the_call_replace_options_of_a_service(ngi_implementation):
     listener.close()
 
 
+def test_a_service_in_a_service_keeps_its_options():
+    inner = ngi_gevent.Service(Echo, idle_timeout=100, backlog=3)
+    outer = ngi_gevent.Service(inner, idle_timeout=5)
+    assert outer.server is Echo
+    assert outer.options == {"idle_timeout": 5, "backlog": 3}
+    assert inner.options == {"idle_timeout": 100, "backlog": 3}
+
+
 def test_a_listener_on_a_faulty_network_uses_the_options_of_a_service(ngi_implementation):
     faulty = testing.Faulty(ngi_implementation, testing.Plan())
     with pytest.raises(ValueError, match=r"idle_timeout .*-1"):

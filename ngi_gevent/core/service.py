@@ -30,17 +30,16 @@ class Service:
 
     :ivar server: the server.
     :ivar options: the options, a dict.
-    :param server: a callable that takes the connection.
+    :param server: a callable that takes the connection.  In place of another service, its server and options are used.
     :param options: options of :meth:`~ngi_gevent.Implementation.listener`, such as ``idle_timeout=300``.  The listener
         checks their values.
     :raises TypeError: *server* is not callable, or an option is not one of a listener.
     """
 
     def __init__(self, server: IServer, **options: Unpack[ListenOptions]) -> None:
-        check_server(server)
         _check_names(options)
-        self.server = server
-        self.options = options
+        self.server, merged = parts(server, {**options})
+        self.options = cast(ListenOptions, merged)
 
     def __repr__(self) -> str:
         return f"<Service {self.server!r:.100}, options: {', '.join(self.options) or 'none'}>"
