@@ -146,6 +146,14 @@ def ask(front, **options):
     return connection.local_address
 
 
+class Asking(testing.Recorder):
+    """A client that asks as soon as it is connected."""
+
+    def connected(self, connection):
+        super().connected(connection)
+        connection.write(b"hello")
+
+
 OPTIONS = [
     "send-proxy",
     "send-proxy-v2",
@@ -227,6 +235,32 @@ def test_haproxy_checks_a_server_with_tls_without_a_failed_handshake(tmp_path, f
                 gevent.sleep(0.005)
         assert (listeners[0].metrics().failed_handshakes > 0) == fails
         assert client in [connection.peer_address for connection in connections]
+
+
+@pytest.mark.slow
+def test_haproxy_checks_a_server_whose_clients_wait_in_haproxy(tmp_path, front):
+    """With ``maxconn`` below ``max_connections``, a crowd does not make the checks of a server with TLS fail."""
+    listeners = []
+    options = "maxconn 1 send-proxy-v2 check check-send-proxy inter 20ms check-ssl verify none"
+    with (
+        serving(listeners=listeners, ssl_context=server_context(), max_connections=2) as ((host, port), _),
+        haproxy(tmp_path, front, f"{host}:{port} {options}"),
+    ):
+        clients = [Asking(), Asking()]
+        for client in clients:
+            ngi_gevent.connect(front.getsockname(), client, ssl_context=client_context(), server_hostname="localhost")
+        with gevent.Timeout(PATIENCE):
+            while not any(client.data for client in clients):
+                gevent.sleep(0.005)
+            accepted = listeners[0].metrics().accepted
+            while listeners[0].metrics().accepted < accepted + 5:
+                gevent.sleep(0.005)
+            first, second = sorted(clients, key=lambda client: client.data, reverse=True)
+            assert not second.data
+            first.connection.close()
+            while not second.data:
+                gevent.sleep(0.005)
+        second.connection.close()
 
 
 @pytest.mark.slow
