@@ -33,7 +33,10 @@ class Site:
 
     def __init__(self, name: str, number: int, max_descriptors: int) -> None:
         self.name = name
-        self.addresses = {socket.AF_INET: f"10.0.{number // 256}.{number % 256}", socket.AF_INET6: f"fd00::{number:x}"}
+        self.addresses = {
+            socket.AF_INET: f"10.0.{number // 256}.{number % 256}",
+            socket.AF_INET6: f"fd00:0:0:{number:x}::1",  # in its own /64, because max_per_host counts these
+        }
         self.files = Files()
         self.max_descriptors = max_descriptors
         self.generation = 0
