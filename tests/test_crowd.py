@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import ssl
@@ -17,9 +18,9 @@ from certificates import client_context
 from stages import PATIENCE, UnixStage, Witness
 
 import ngi_gevent
-from ngi_gevent import Limits, proxy_protocol
+from ngi_gevent import Limits, proxy_protocol, testing
 from ngi_gevent.core import clock
-from ngi_gevent.core.limits import HostCount, host_key
+from ngi_gevent.core.limits import HostCount, format_host, host_key
 from ngi_gevent.sockets import crowd, lifetime, linger
 from ngi_gevent.testing.contract import playing
 from ngi_gevent.testing.contract.simulated import BlockingSocket
@@ -56,6 +57,13 @@ def test_limits_are_a_value():
         Limits(3)
 
 
+@pytest.mark.parametrize(("name", "near"), [("max_per_hots", "; did you mean max_per_host?"), ("backlog", "")])
+def test_an_unknown_limit_names_the_limits_and_the_one_that_is_near(name, near):
+    with pytest.raises(TypeError) as caught:
+        Limits(**{name: 4})
+    assert str(caught.value) == f"a limit must be max_per_host, max_handshakes or max_lifetime; got {name}=4{near}"
+
+
 @pytest.mark.parametrize("name", ["max_per_host", "max_handshakes", "max_lifetime"])
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), ("3", TypeError), (True, TypeError)])
 def test_an_impossible_limit_is_refused(name, value, error):
@@ -86,6 +94,19 @@ def test_connections_count_by_host(one, other, same):
     count.remove("a connection")
     assert count.has_room(one)
     assert not count._counts  # nothing is kept of a host that has gone
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (("192.0.2.1", 5000), "192.0.2.1"),
+        (("::ffff:192.0.2.1", 1, 0, 0), "192.0.2.1"),
+        (("2001:db8:0:1::5", 1, 0, 0), "2001:db8:0:1::/64"),
+        (("fe80::1%eth0", 1, 0, 2), "fe80::1"),
+    ],
+)
+def test_a_host_in_the_log(address, shown):
+    assert format_host(address) == shown
 
 
 @pytest.mark.parametrize("address", ["", "/run/client", b"\0abstract", None])
@@ -139,7 +160,7 @@ def test_one_host_opens_33_connections_a_second(simulated, caplog, limits):
         assert {record.levelname for record in caplog.records} == {"WARNING"}
         assert 2 * crowd.MOST_REFUSED <= len(refusals(caplog)) <= 3 * crowd.MOST_REFUSED  # in 20 seconds
         assert f"{listener.address!r} refused a connection from ('10.0.0.2', " in refusals(caplog)[0]
-        assert refusals(caplog)[0].endswith("its host has 16 open (max_per_host)")
+        assert refusals(caplog)[0].endswith(": 10.0.0.2 has 16 open (max_per_host)")
         assert "more since the last such entry" in refusals(caplog)[crowd.MOST_REFUSED]
     attacking.kill()
     for each in held:
@@ -157,6 +178,42 @@ def test_a_refused_client_is_reset_and_its_server_is_not_called(tcp):
     client.connection.close()
     tcp.until(lambda: not listener._connections)
     assert tcp.client(listener).connection  # there is room once the first has gone
+
+
+def test_a_refusal_names_the_network_of_the_client_and_the_address_of_the_listener(simulation, caplog):
+    server, client = simulation.host("server"), simulation.host("client")
+    options = {"limits": Limits(max_per_host=1)}
+    server.listener([("10.0.0.1", 80), ("fd00:0:0:1::1", 80), ("0.0.0.0", 81), ("::", 81)], testing.Recorder, **options)
+    for address in ("10.0.0.1", 80), ("fd00:0:0:1::1", 80), ("10.0.0.1", 81), ("fd00:0:0:1::1", 81):
+        for _ in range(2):
+            client.connect(address, testing.Recorder())
+            gevent.sleep(1)
+    assert [re.sub(r"32\d+", "…", line) for line in refusals(caplog)] == [
+        f"listener on {address} refused a connection from {peer} (max_per_host)"
+        for address, peer in [
+            ("('10.0.0.1', 80)", "('10.0.0.2', …): 10.0.0.2 has 1 open"),
+            ("('fd00:0:0:1::1', 80, 0, 0)", "('fd00:0:0:2::1', …, 0, 0): fd00:0:0:2::/64 has 1 open"),
+            ("('0.0.0.0', 81)", "('10.0.0.2', …): 10.0.0.2 has 1 open"),
+            ("('0.0.0.0', 81)", "('10.0.0.2', …): 10.0.0.2 has 1 open"),
+            ("('::', 81, 0, 0)", "('fd00:0:0:2::1', …, 0, 0): fd00:0:0:2::/64 has 1 open"),
+            ("('::', 81, 0, 0)", "('fd00:0:0:2::1', …, 0, 0): fd00:0:0:2::/64 has 1 open"),
+        ]
+    ]
+
+
+def test_each_simulated_host_counts_separately(simulation):
+    def greet(connection):
+        testing.Recorder(connection)
+        connection.write(b"hello")
+
+    server = simulation.host("server")
+    server.listener(("::", 80), greet, dual_stack=True, limits=Limits(max_per_host=2))
+    for name in "one", "other":
+        host = simulation.host(name)
+        for address in "fd00:0:0:1::1", "10.0.0.1":
+            recorder = testing.Recorder()
+            host.connect((address, 80), recorder)
+            recorder.expect(b"hello")
 
 
 def test_connections_that_were_queued_at_the_close_count_too(tcp, caplog, sockets):

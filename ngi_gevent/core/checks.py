@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CoroutineType, GeneratorType
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "check_server",
     "close_iterator",
     "connect_delay_of",
+    "format_near",
 ]
 
 #: Seconds (three years) above which a timeout counts as no limit.  Timers of the kernel and of libev fail at some
@@ -192,3 +193,10 @@ def as_positive_timeout(value: Any, name: str) -> float | None:
     if timeout == 0:
         raise ValueError(f"{name} must be a number of seconds > 0; got 0")
     return timeout
+
+
+def format_near(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown *name*: the known one that is near, or nothing."""
+    from difflib import get_close_matches  # not before, since importing it takes time
+
+    return "".join(f"; did you mean {near}?" for near in get_close_matches(name, list(known), 1))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from ngi_gevent.core.checks import as_positive_timeout, check_count
+from ngi_gevent.core.checks import as_positive_timeout, check_count, format_near
 
-__all__ = ["NO_LIMITS", "HostCount", "Limits", "check_limits", "host_key"]
+__all__ = ["NO_LIMITS", "HostCount", "Limits", "check_limits", "format_host", "host_key"]
 
 #: The beginning of an IPv6 address that stands for an IPv4 address, whose four bytes follow.
 MAPPED = bytes(10) + b"\xff\xff"
@@ -37,7 +37,7 @@ class Limits(_Fields):
     :param max_lifetime: seconds from accepting a connection to its end, with a :class:`~ngi_gevent.Timeout` as the
         reason.  Pending output is delivered for 30 seconds more; then the connection is reset.  The time in which a
         connection is closing counts, too.
-    :raises TypeError: a limit has the wrong type.
+    :raises TypeError: a limit has the wrong type, or a name is not the name of a limit.
     :raises ValueError: a limit is less than 1, or not more than 0 seconds.
     """
 
@@ -49,7 +49,14 @@ class Limits(_Fields):
         max_per_host: int | None = None,
         max_handshakes: int | None = None,
         max_lifetime: float | None = None,
+        **others: NoReturn,
     ) -> Limits:
+        unknown: dict[str, Any] = others
+        for name, value in unknown.items():
+            raise TypeError(
+                f"a limit must be max_per_host, max_handshakes or max_lifetime; got {name}={value!r:.100}"
+                f"{format_near(name, cls._fields)}"
+            )
         if max_per_host is not None:
             check_count("max_per_host", max_per_host, least=1)
         if max_handshakes is not None:
@@ -82,6 +89,15 @@ def host_key(address: Any) -> bytes | str | None:
     if packed.startswith(MAPPED):
         return socket.inet_ntop(socket.AF_INET, packed[len(MAPPED) :])
     return packed if is_link_local(packed) else packed[:NETWORK]
+
+
+def format_host(address: Any) -> str:
+    """Return the host of *address* for a log entry: an address, or an IPv6 network."""
+    key = host_key(address)
+    if not isinstance(key, bytes):
+        return str(key)
+    text = socket.inet_ntop(socket.AF_INET6, key.ljust(16, b"\0"))
+    return f"{text}/{NETWORK * 8}" if len(key) == NETWORK else text
 
 
 def is_link_local(packed: bytes) -> bool:

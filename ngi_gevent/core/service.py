@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ngi_gevent.core.checks import check_server
+from ngi_gevent.core.checks import check_server, format_near
 from ngi_gevent.core.limits import Limits
 from ngi_gevent.interfaces import ListenOptions
 
@@ -61,12 +61,10 @@ def _check_names(options: Mapping[str, Any]) -> None:
     """Raise ``TypeError`` if *options* has a name that is not an option of a listener."""
     known = ListenOptions.__annotations__
     for name in sorted(options.keys() - known.keys()):
-        from difflib import get_close_matches  # not before, since importing it takes time
-
         if name in Limits._fields:
             hint = f"; pass limits=Limits({name}={options[name]!r:.100})"
         else:
-            hint = "".join(f"; did you mean {close}?" for close in get_close_matches(name, known, 1))
+            hint = format_near(name, known)
         raise TypeError(f"an option must be an option of listener; got {name}={options[name]!r:.100}{hint}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ngi_gevent.core import logs
 from ngi_gevent.core.counters import Counters
-from ngi_gevent.core.limits import HostCount, Limits
+from ngi_gevent.core.limits import HostCount, Limits, format_host
 from ngi_gevent.sockets.lifetime import Lifetimes, Living
 
 __all__ = ["MOST_FAILED", "MOST_REFUSED", "MOST_WITHOUT_HANDLER", "Crowd"]
@@ -38,32 +38,34 @@ class Crowd:
         #: The rate limit of log entries for connections without a handler.
         self.no_handler = logs.RateLimit(MOST_WITHOUT_HANDLER)
 
-    def admits(self, peer_address: Any, address: Any) -> bool:
-        """Return whether one more connection from *peer_address* is allowed; if not, log that *address* refused it.
+    def admits(self, peer_address: Any) -> bool:
+        """Return whether one more connection from *peer_address* is allowed.
 
         Connections from proxies are always admitted.  Their clients count when ``admits_client`` is called.
-
-        :param address: the listener's address.
         """
-        return self._is_behind_proxies or self._has_room(peer_address, address)
+        return self._is_behind_proxies or self._hosts is None or self._hosts.has_room(peer_address)
 
     def admits_client(self, connection: Any, client: Any) -> bool:
-        """Return whether *connection*, from a proxy, is allowed for the address *client*, and count it if so."""
-        has_room = self._has_room(client, connection.local_address)
-        if has_room and self._hosts is not None:
-            self._hosts.add(connection, client)
-        return has_room
+        """Return whether *connection*, from a proxy, is allowed for the address *client*.
 
-    def _has_room(self, peer_address: Any, address: Any) -> bool:
-        if self._hosts is None or self._hosts.has_room(peer_address):
+        Count it if it is allowed, otherwise note the refusal.
+        """
+        if self._hosts is None:
             return True
+        if not self._hosts.has_room(client):
+            self.note_refusal(client, connection.local_address)
+            return False
+        self._hosts.add(connection, client)
+        return True
+
+    def note_refusal(self, peer_address: Any, address: Any) -> None:
+        """Count and log that the listener on *address* refused a connection from *peer_address*."""
         self.counters.limited["max_per_host"] += 1
         logs.listeners.warning(
-            "listener on %r refused a connection from %r: its host has %d open (max_per_host)",
-            *(address, peer_address, self._limits.max_per_host),
+            "listener on %r refused a connection from %r: %s has %d open (max_per_host)",
+            *(address, peer_address, format_host(peer_address), self._limits.max_per_host),
             limit=self._refusals,
         )
-        return False
 
     def add(self, connection: Living, peer_address: Any, loop: Any) -> None:
         """Count *connection*, and begin its life.  Called on the hub that has *loop*."""

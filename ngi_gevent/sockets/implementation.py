@@ -179,7 +179,7 @@ class Implementation:
         :param backlog: connections that the kernel queues until they are accepted.
         :param max_connections: open connections at which accepting pauses.  Until a connection is gone, the kernel
             queues new ones, and the logger ``ngi_gevent.listener`` reports it.  The default is 90% of the descriptors
-            that this process can open, and at most 32 fewer than all; handlers can open the rest.
+            that this process can open, and at least 32 fewer than all; handlers can open the rest.
         :param limits: :class:`~ngi_gevent.Limits` on crowds; by default, there are none.
         :param slow_callback: seconds that a callback can keep the hub busy before the logger ``ngi_gevent.listener``
             names it.  This uses a native thread.  None, the default, disables it.

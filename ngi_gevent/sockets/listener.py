@@ -168,7 +168,8 @@ class StreamListener(BaseListener):
     def _connection(self, sock: Socket, peer_address: Any) -> StreamConnection | None:
         """Return a connection on *sock*; None if it is refused, or the peer is already gone."""
         self._counters.accepted += 1
-        if not self._crowd.admits(peer_address, self.address):
+        if not self._crowd.admits(peer_address):
+            self._crowd.note_refusal(peer_address, self._listening_address(sock.getsockname()))
             self._network.reset_on_close(sock)
             sock.close()
             return None
@@ -183,6 +184,13 @@ class StreamListener(BaseListener):
         self._connections[connection] = None
         self._crowd.add(connection, peer_address, self._hub.loop)
         return connection
+
+    def _listening_address(self, local: Any) -> Any:
+        """Return the address of the listener that accepted a connection with the local address *local*.
+
+        That is the same address, or the wildcard with the port and the family of *local*.
+        """
+        return min(self.addresses, key=lambda each: (each != local, each[1:2] != local[1:2], len(each) != len(local)))
 
     def _run(self, connection: StreamConnection) -> None:
         """Run *connection*, on the hub.  If the connection was stopped before, do not call its server."""
