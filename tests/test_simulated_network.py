@@ -1002,6 +1002,22 @@ def test_a_paused_host_does_not_notice_that_it_is_connected():
     assert 10 <= connected[0] < 10.1
 
 
+@pytest.mark.parametrize(
+    ("listens", "advice"), [(None, "let it listen on ('server', 0)"), (("", 8000), "connect to ('server', 8000)")]
+)
+def test_a_refusal_on_the_loopback_names_the_host_that_listens_on_its_own(listens, advice):
+    with Simulation() as simulation:
+        server, client = simulation.host("server"), simulation.host("client")
+        port = server.listener(listens, serve).address[1]
+        recorder = testing.Recorder()
+        for address in ("127.0.0.1", port), ("127.0.0.1", port + 1):
+            client.connect(address, recorder)
+            gevent.sleep(1)
+            cause = f": this address is 'client' itself; to reach 'server', {advice}" if address[1] == port else ""
+            assert isinstance(recorder.failed, ConnectionRefusedError)
+            assert str(recorder.failed) == f"[Errno 111] Connection refused{cause}: {address}"
+
+
 def test_a_listener_takes_a_simulated_socket():
     with Simulation() as simulation:
         server, client = simulation.host("server"), simulation.host("client")

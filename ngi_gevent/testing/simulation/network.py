@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -15,7 +16,7 @@ from ngi_gevent.testing.simulation.bound import BoundSocket, World
 from ngi_gevent.testing.simulation.datagrams import BUFFER, DatagramSocket
 from ngi_gevent.testing.simulation.errors import HostCrashed, NotSimulated
 from ngi_gevent.testing.simulation.files import Files
-from ngi_gevent.testing.simulation.sites import Site
+from ngi_gevent.testing.simulation.sites import Site, is_loopback, plain_host
 from ngi_gevent.testing.simulation.stream_sockets import StreamSocket
 from ngi_gevent.testing.simulation.streams import FINISHED, SEND_BUFFER
 
@@ -127,8 +128,21 @@ class HostNetwork(Network):
         end = sock.connect_to_port(address[0], address[1], done.set)
         done.wait()
         if end.error:
-            raise end.take_error()
+            raise self._with_cause(end.take_error(), *address[:2])
         sock.connected()
+
+    def _with_cause(self, error: OSError, host: str, port: int) -> OSError:
+        """Return *error*; with the cause if another host listens on its own loopback, at this address."""
+        if error.errno != errno.ECONNREFUSED or not is_loopback(plain_host(host)):
+            return error
+        for site in self._internet.all_sites():
+            for sock in site.receivers(socket.SOCK_STREAM, plain_host(host), port):
+                if sock.is_listening:
+                    only_there = is_loopback(sock.name[0])
+                    advice = f"let it listen on {(site.name, 0)}" if only_there else f"connect to {(site.name, port)}"
+                    cause = f"this address is {self._site.name!r} itself; to reach {site.name!r}, {advice}"
+                    return OSError(error.errno, f"{error.strerror}: {cause}")
+        return error
 
     def accept(self, sock: Any) -> tuple[Any, Any] | None:
         self._check_up()

@@ -8,7 +8,7 @@ from typing import Any
 
 from ngi_gevent.testing.simulation.files import Files, error
 
-__all__ = ["Site", "plain_host"]
+__all__ = ["Site", "is_loopback", "plain_host"]
 
 #: The range of ports from which the kernel picks, as on Linux.
 FIRST_PORT, LAST_PORT = 32768, 60999
