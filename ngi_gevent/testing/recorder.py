@@ -30,6 +30,12 @@ __all__ = ["Recorder"]
 #: Seconds in which each event that a test waits for happens, even on a busy machine.
 PATIENCE = 10.0
 
+#: The description of the event for which ``wait_closed`` waits.
+END = "the end of the connection"
+
+#: A likely cause why a connection in memory does not end.
+NO_TIME = " (in memory, idle_timeout and max_lifetime never expire; use test_close, or a simulation)"
+
 #: Bytes of the data that a failure shows.
 SHOWN = 2000
 
@@ -145,7 +151,7 @@ class Recorder:
 
     def wait_closed(self, timeout: float | None = PATIENCE) -> Reason | None:
         """Wait until the connection has ended, and return the reason; None if this side closed it."""
-        self.wait_until(self._has_ended, timeout, "the end of the connection")
+        self.wait_until(self._has_ended, timeout, END)
         return self.closed
 
     def wait_until(self, condition: Callable[[], object], timeout: float | None = PATIENCE, what: str = "") -> None:
@@ -160,13 +166,13 @@ class Recorder:
             try:
                 if condition():
                     return
-                problem = self._wait(flag, deadline, timeout)
+                problem = self._wait(flag, deadline, timeout, what)
             finally:
                 self._flags.remove(flag)
             if problem and not condition():
                 raise AssertionError(f"expected {what or condition}, but {problem}; {self._format_data()}")
 
-    def _wait(self, flag: Flag, deadline: float | None, timeout: float | None) -> str:
+    def _wait(self, flag: Flag, deadline: float | None, timeout: float | None, what: str) -> str:
         """Wait until *flag* is set.  Return the reason if it was not set, otherwise an empty string."""
         connection = bottom(self.connection)
         is_in_callback = getattr(connection, "is_in_callback", bool)
@@ -182,8 +188,10 @@ class Recorder:
             is_over = True
         else:
             is_over = deadline is not None and clock.now() < deadline
-        problem = "nothing is left that can make it happen" if is_over else f"it did not happen in {timeout} seconds"
-        return f"{self._format_cause()}{problem}"
+        if not is_over:
+            return f"{self._format_cause()}it did not happen in {timeout} seconds"
+        hint = NO_TIME if what == END and hasattr(connection, "peer") else ""
+        return f"{self._format_cause()}nothing is left that can make it happen{hint}"
 
     def _format_cause(self) -> str:
         """Return the likely cause why nothing was received, or nothing."""
