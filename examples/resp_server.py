@@ -27,7 +27,7 @@ JOINED, SHORT = 64, 1024
 
 OK = b"+OK\r\n"
 
-#: What the parser returns for an incomplete command.  Its default is False, which a client can send in RESP 3.
+#: The return value of the parser for an incomplete command.  Its default is False, which a client can send in RESP 3.
 INCOMPLETE = object()
 
 
