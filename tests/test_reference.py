@@ -164,7 +164,8 @@ def test_the_limits_are_what_they_are():
     assert logs.RATE_PERIOD == 10
     assert amount(limits["max_turns"]) == inspect.signature(Simulation).parameters["max_turns"].default
     assert amount(limits["max_descriptors"]) == inspect.signature(Simulation.host).parameters["max_descriptors"].default
-    assert amount(limits["below"]) == output.LOW_WATER
+    (below,) = re.findall(r"`below` of `drain` \((.*?)\)", (REFERENCE / "limits.md").read_text())
+    assert amount(below) == output.LOW_WATER
     assert amount(limits["first"]) == reconnecting.FIRST_PAUSE
     assert amount(limits["longest"]) == reconnecting.LONGEST_PAUSE
 
