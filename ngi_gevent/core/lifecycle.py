@@ -17,8 +17,8 @@ For each state and event, ``TRANSITIONS`` has the next state, and the effect of 
 reason for a call of ``handle_close`` that is still due.  An event without an entry changes nothing.  Two rules are not
 in the table:
 
-* Once input and output have both ended, the connection is CLOSED.  If it ends with EOF_RECEIVED, ``handle_eof`` is
-  called first, and EOF_HANDLED follows.
+* Once input and output have both ended, the connection is CLOSED.  If EOF_RECEIVED is the last of these events,
+  ``handle_eof`` is called first, and the connection is CLOSED at EOF_HANDLED.
 * If sending has failed during the handshake, HANDSHAKE_DONE leads to BROKEN.
 
 Three things are not events:

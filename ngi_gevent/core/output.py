@@ -24,8 +24,8 @@ Piece: TypeAlias = "bytes | memoryview"
 #: memory without costing throughput.
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 
-#: Bytes of pending output at which one more write aborts the connection.  This is enough for any answer that is written
-#: in one piece, and a peer that does not read cannot fill the memory.
+#: Bytes of pending output above which one more write breaks the connection.  This is enough for any answer that is
+#: written in one piece, and a peer that does not read cannot fill the memory.
 OUTPUT_LIMIT = 64 * 1024 * 1024
 
 #: Bytes up to which pieces are joined for one system call.  Larger pieces are sent together, without a copy.
@@ -110,7 +110,7 @@ class OutputQueue:
     )
 
     def __init__(self, limit: int = OUTPUT_LIMIT, room: int = 0) -> None:
-        #: Bytes at which one more write is too much.
+        #: Bytes of pending output above which one more write is too much.
         self.limit = limit
         #: Pieces to send next, in order.  Output behind an iterable is counted here, and waits elsewhere.
         self.pieces: list[Piece] = []
@@ -118,7 +118,7 @@ class OutputQueue:
         self.size = 0
         #: Bytes of ``size`` that are not pending, because a kernel would hold them for a peer that does not read.
         self.room = room
-        #: Iterables that are not exhausted.
+        #: The number of iterables that are not exhausted.
         self.iterables = 0
         #: Whether output was dropped that the application had written.
         self.is_dropped = False

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Feeder"]
 
-#: Bytes to pull before all of them are sent.  Sending some large pieces together costs a quarter less.  This is little
-#: compared with the megabytes that the kernel takes for a peer.
+#: Bytes to pull before the feeder waits until all of them are sent.  Sending some large pieces together costs a quarter
+#: less.  This is little memory, compared with the megabytes that the kernel takes for a peer.
 AHEAD = 256 * 1024
 
-#: The smallest count of bytes for an item of an iterable, so that tiny items do not delay other connections.
+#: Bytes that each item of an iterable counts as, at least, so that many tiny items do not delay other connections.
 LEAST_AHEAD = 256
 
 
@@ -73,7 +73,7 @@ class Feeder:
         self._dispatcher = dispatcher
         self._behind: deque[bytes | Lines] = deque([lines])  # the feeder pulls from the first
         self._dropped: list[bytes | Lines] = []
-        self._ahead = 0  # bytes that were pulled since everything was sent
+        self._ahead = 0  # bytes that were pulled since everything was last sent
         self._is_pulling = False  # whether it pulls now, so that drop must interrupt it
         #: How many items have come from iterables.
         self.pulled = 0

@@ -101,7 +101,7 @@ class Linger:
         self._timer: Any = None
         self._pause: Any = None
         self._limit: Any = None  # the timer for iterables
-        self._pulled: int | None = 0  # items from iterables when it last expired
+        self._pulled: int | None = 0  # items that had come from iterables when that timer last expired
         self._queued = 0  # bytes of output that the kernel had not delivered at the last check
         self._arrived_at = 0.0  # when input last arrived; 0 if none has arrived since the last check
         self._discarded = 0  # bytes since the last pause

@@ -37,7 +37,7 @@ class Probed(Protocol):
         """Whether the peer has finished sending, and all its input has been received."""
 
     def is_unread(self) -> bool:
-        """Return whether no more input will be received, or not before the application or the output allows it."""
+        """Return whether nothing is received: the input has ended, it is paused, or too much output is pending."""
 
     def has_blocks(self) -> bool:
         """Return whether there are blocks that the end of the connection interrupts."""

@@ -187,7 +187,7 @@ class ReceivingConnection(HubConnection):
             self._probe.start()
 
     def is_unread(self) -> bool:
-        """Return whether no more input will be received, or not before the application or the output allows it."""
+        """Return whether nothing is received: the input has ended, it is paused, or too much output is pending."""
         return self._is_paused or self._output.is_pausing or self._lifecycle.input_is_over
 
     def note_broken(self, error: OSError) -> None:
