@@ -365,10 +365,10 @@ class BaseConnection(Callbacks):
         raise NotImplementedError
 
     def limit_delivery(self) -> None:
-        """Limit the wait for iterables, because the owner is closed, and this connection only finishes delivering."""
+        """Limit the wait for iterables, because the listener or implementation is closed, and only output is left."""
 
     def hold(self, flag: Flag) -> bool:
-        """Wait in ``handle_input`` for *flag*, which an end of the connection sets, too.  Return whether it waited."""
+        """Wait in ``handle_input`` for *flag*, which the end of the connection also sets.  Return whether it waited."""
         raise NotImplementedError
 
     def is_in_callback(self) -> bool:

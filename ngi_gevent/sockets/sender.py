@@ -73,7 +73,8 @@ class Sender(OutputQueue):
         self._is_sending = False  # whether a greenlet is in send_now
         #: Pulls from iterables, while one is not exhausted.
         self.feeder: Feeder | None = None
-        #: Set when input is no longer held back, or the connection has an end to handle.
+        #: The flag of a callback that waits while input is held back; None if there is none.  It is set when input goes
+        #: on, or the connection has an end to handle.
         self.held: Flag | None = None
         self.linger_timeout = options.linger_timeout
         #: The end of the connection, from CLOSING on.
