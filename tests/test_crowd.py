@@ -180,6 +180,19 @@ def test_a_refused_client_is_reset_and_its_server_is_not_called(tcp):
     assert tcp.client(listener).connection  # there is room once the first has gone
 
 
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_a_refused_client_gets_a_reset_which_fails_its_handshake_if_there_is_one(request, kind):
+    stage = request.getfixturevalue(kind)
+    listener = stage.listen(Echo, limits=Limits(max_per_host=1))
+    stage.client(listener)
+    refused = Witness(stage)
+    stage.implementation.connect(listener.address, refused)
+    stage.until(lambda: refused.closed or refused.failed)
+    reason = refused.failed if kind == "tls" else refused.closed
+    assert isinstance(reason, ConnectionResetError)
+    assert (refused.connection is None) == (kind == "tls")
+
+
 def test_a_refusal_names_the_network_of_the_client_and_the_address_of_the_listener(simulation, caplog):
     server, client = simulation.host("server"), simulation.host("client")
     options = {"limits": Limits(max_per_host=1)}
