@@ -1,6 +1,6 @@
-"""A headless Chromium, driven by its DevTools protocol, for tests of examples that browsers use.
+"""A headless Chromium, controlled through its DevTools protocol, for tests of examples that browsers use.
 
-It needs Debian's ``chromium``, and ``websockets``.
+It needs Debian's ``chromium`` package, and ``websockets``.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ OPTIONS = [
     "--disable-dev-shm-usage",
     "--no-first-run",
     "--no-proxy-server",
-    "--ignore-certificate-errors",  # the authority of the tests is not installed
+    "--ignore-certificate-errors",  # the tests' certificate authority is not installed
     "--remote-debugging-port=0",
 ]
 
 
 class Tab:
-    """One page, in which scripts run."""
+    """One page, which can run scripts."""
 
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser = browser
         self._session = session
 
     def open(self, url: str) -> None:
-        """Load *url*, and wait until the page is there."""
+        """Load *url*, and wait until the page has loaded."""
         self._call("Page.enable")
         self._call("Page.navigate", url=url)
         self._browser.wait_for("Page.loadEventFired", self._session)
 
     def run(self, script: str) -> Any:
-        """Return the value of *script*, an expression; if it is a promise, wait for it."""
+        """Return the value of the expression *script*.  If the value is a promise, wait for its result."""
         answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -64,12 +64,12 @@ class Browser:
         self._events: list[dict[str, Any]] = []
 
     def tab(self) -> Tab:
-        """Open a new page."""
+        """Open a new page, and return it."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         return Tab(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
-        """Return the result of *method*."""
+        """Call *method* of the protocol, and return its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         self._socket.send(json.dumps(message if session is None else message | {"sessionId": session}))
@@ -79,7 +79,7 @@ class Browser:
         return answer["result"]
 
     def wait_for(self, event: str, session: str) -> None:
-        """Wait until *event* has happened, and forget those before it."""
+        """Wait until *event* has arrived, and discard the events before it."""
         while True:
             for number, happened in enumerate(self._events):
                 if happened.get("method") == event and happened.get("sessionId") == session:
@@ -94,7 +94,7 @@ class Browser:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Browser]:
-    """Run Chromium, with its files in *folder*."""
+    """Run Chromium, and keep its files in *folder*."""
     from websockets.sync.client import connect
 
     assert CHROMIUM is not None

@@ -1,4 +1,4 @@
-"""Fixtures, and what is checked after every test: that nothing is left over."""
+"""Fixtures, and a check after every test that no socket is left open."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from stages import SIMULATIONS, STAGES, IPv6Stage, SocketStage, Stage, TCPStage,
 
 from ngi_gevent.testing.contract import playing
 
-# Who is started in the background ignores Ctrl-C, and so would the programs of tests that are about it.
+# Shells start background processes with SIGINT ignored.  The programs of tests about Ctrl-C would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Each of the programs that tests start would compile the package again.
+# With this variable, each program that tests start would compile the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest_plugins = ["pytester"]
 
-# The same each time, so that who breaks nothing sees nothing break; ``--hypothesis-profile=more`` tries other things.
+# Each run tries the same examples, so that a failure is never by chance.  ``--hypothesis-profile=more`` tries others.
 settings.register_profile(
     "same", derandomize=True, deadline=None, database=None, max_examples=50, phases=[Phase.explicit, Phase.generate]
 )
@@ -42,13 +42,13 @@ def open_sockets(others: Set[str] = frozenset()) -> set[str]:
     """Return the sockets of this process, except those whose descriptors are among *others*."""
     links = set()
     for name in open_files() - others:
-        with contextlib.suppress(OSError):  # of the descriptor by which they were listed
+        with contextlib.suppress(OSError):  # the descriptor that listed the folder
             links.add(os.readlink(f"/proc/self/fd/{name}"))
     return {link for link in links if link.startswith("socket:")}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in one line what was skipped, and why."""
+    """Print one line with the number of skipped tests for each reason."""
     skipped = terminalreporter.getreports("skipped")
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     if reasons:
@@ -57,14 +57,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_objects() -> None:
-    """Keep what there is from the collector: many tests collect, which would look at all other tests each time."""
+    """Hide existing objects from the garbage collector: many tests call it, and it would visit the objects of all
+    others.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A browser, for all tests of a file."""
+    """A browser, shared by the tests of a file."""
     pytest.importorskip("websockets")
     with running(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
@@ -79,39 +81,39 @@ def no_socket_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For the Unix sockets of stages.  A folder for each test would take longer than many tests do."""
+    """The folder of the stages' Unix sockets.  To create a folder takes longer than many of the tests."""
     return tmp_path_factory.mktemp("stages")
 
 
-# Outside of the contract, quick tests need only one family of addresses: above the transport nothing depends on it.
+# Tests other than the contract need only one address family unless they are slow: only the transport depends on it.
 KINDS = params([*STAGES, SIMULATIONS[1]], slow=[IPv6Stage, UnixStage, SIMULATIONS[1]])
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
 def stage(request: pytest.FixtureRequest, folder: Path, no_socket_left: None) -> Iterator[Stage]:
-    """A place to play on, for each implementation."""
+    """The stage of each implementation."""
     yield from playing(request.param, folder)
 
 
 @pytest.fixture(params=[kind for kind in KINDS if issubclass(kind.values[0], SocketStage)], ids=lambda kind: kind.name)
 def socket_stage(request: pytest.FixtureRequest, folder: Path, no_socket_left: None) -> Iterator[Stage]:
-    """A place to play on, for each implementation with sockets: one where handlers may block."""
+    """The stage of each implementation with sockets.  Its handlers can block."""
     yield from playing(request.param, folder)
 
 
 @pytest.fixture
 def tcp(folder: Path, no_socket_left: None) -> Iterator[Stage]:
-    """TCP on IPv4, for rules that need not be tried on each stage."""
+    """A stage with TCP on IPv4, for rules that do not need every stage."""
     yield from playing(TCPStage, folder)
 
 
 @pytest.fixture
 def tls(folder: Path, no_socket_left: None) -> Iterator[Stage]:
-    """TLS over TCP."""
+    """A stage with TLS over TCP."""
     yield from playing(TLSStage, folder)
 
 
 @pytest.fixture
 def simulated(folder: Path) -> Iterator[Stage]:
-    """A host of a simulation, for tests about time: an hour costs nothing, and is exactly an hour."""
+    """A host in a simulation, for tests about time: an hour takes no real time, and is exact."""
     yield from playing(SIMULATIONS[0], folder)

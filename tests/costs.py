@@ -1,6 +1,6 @@
-"""A pytest plugin for CI, ``-p tests.costs``: shows the slowest tests, and fails if a test that is not marked slow is.
+"""A pytest plugin for CI, ``-p tests.costs``: shows the slowest tests, and fails if an unmarked test is slow.
 
-The processor time of a test includes its fixtures, and the programs that it started and waited for.
+The processor time of a test includes its fixtures, and the programs that the test started and waited for.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 
-#: The most that a test can take unless it is marked slow, in seconds.
+#: The processor time that a test can take unless it is marked slow, in seconds.
 MAX_TIME, MAX_PROCESSOR_TIME = 5.0, 2.0
 
-#: How many tests are shown.
+#: The number of tests that are shown.
 SHOWN = 20
 
-# A pytest that a test starts is part of that test.
+# If a test starts pytest, that run counts as a part of the test.
 os.environ.pop("PYTEST_ADDOPTS", None)
 
 
@@ -27,7 +27,7 @@ def _processor_time() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-# A shell leaves the children that it had before to what it becomes.
+# If a shell replaces itself with a program by exec, the program inherits the shell's children.
 _earlier = _processor_time() - time.process_time()
 
 costs: list[tuple[float, float, str]] = []

@@ -9,14 +9,14 @@ from ngi_gevent import blocking
 TEXT = b"one\ntwo words\n\nthe rest"
 LINES = [b"one\n", b"two words\n", b"\n", b"the rest"]
 
-#: More than the kernel buffers for a peer that does not read, and less than an output_limit.
+#: Bytes: more than the kernel buffers for a peer that does not read, and less than an output_limit.
 MUCH = 8 * 1024 * 1024
 
 PIECE = 64 * 1024
 
 
 def talk(stage, adapter=lambda connection: connection, **options):
-    """The output and input of a server connection, and its peer, which does not use NGI."""
+    """Return the output and input files of a server's connection, and its peer, which does not use NGI."""
     opened = []
 
     def serve(connection):
@@ -30,7 +30,7 @@ def talk(stage, adapter=lambda connection: connection, **options):
 
 
 def talk_openly(stage):
-    """The files of a client and of its server."""
+    """Return the pairs of files of a client and of its server."""
     opened = []
 
     def serve(connection):
@@ -44,13 +44,13 @@ def talk_openly(stage):
 
 
 def break_off(stage, output, peer):
-    """Have *peer* reset the connection."""
-    output.write(b"unread")  # without pending input, a Unix socket is not reset
+    """Make *peer* reset the connection."""
+    output.write(b"unread")  # a Unix socket is reset only if it has unread input
     if isinstance(stage, SocketStage):
         output.flush(PATIENCE)
     peer.reset()
 
 
 def read_all(read, *arguments):
-    """What *read* gives until it gives nothing."""
+    """Call *read* until it returns no data, and return the list of its results."""
     return list(iter(lambda: read(*arguments, timeout=PATIENCE), b""))

@@ -1,4 +1,4 @@
-"""The real gunicorn, started by tests: its processes, and what its log says."""
+"""The real gunicorn, started by tests: its processes and its log."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ ROOT = Path(__file__).parent.parent
 
 try:
     from gunicorn.config import KNOWN_SETTINGS
-except ImportError:  # tests of gunicorn are skipped
+except ImportError:  # without gunicorn, its tests are skipped
     KNOWN_SETTINGS = []
 
-#: gunicorn has a control socket, in the home directory, from 25.1 on.
+#: Since version 25.1, gunicorn creates a control socket in the home directory.
 NO_CONTROL_SOCKET = ["--no-control-socket"] * any(each.name == "control_socket_disable" for each in KNOWN_SETTINGS)
 
 
 def command(*arguments: object) -> list[str]:
-    """What starts gunicorn, with a worker of this package, and warnings shown once."""
+    """Return a command that starts gunicorn with this package's worker."""
     return [
         *(sys.executable, "-m", "gunicorn", *NO_CONTROL_SOCKET),
         *("-k", "ngi_gevent.gunicorn.Worker", *map(str, arguments)),
@@ -39,7 +39,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Gunicorn:
-    """A master and its workers, in a process group."""
+    """A gunicorn master and its workers, in a separate process group."""
 
     def __init__(self, directory: Path, *arguments: object, **options: object) -> None:
         self.directory = directory
@@ -68,7 +68,7 @@ class Gunicorn:
             self._changed.notify_all()
 
     def says(self, pattern: str, count: int = 1) -> re.Match[str]:
-        """Wait until *count* lines of the log have *pattern*, and return the last of these."""
+        """Wait until *count* lines of the log match *pattern*, and return the last of these matches."""
 
         def found() -> list[re.Match[str]]:
             return [match for line in self.log if (match := re.search(pattern, line))]
@@ -93,12 +93,12 @@ class Gunicorn:
         return sock
 
     def ask(self, question: str, path: str | None = None) -> str:
-        """What is answered to *question*, on a new connection."""
+        """Ask *question* on a new connection, and return the answer."""
         with self.connect(path) as client:
             return ask(client, question)
 
     def workers(self, count: int, before: set[int] = frozenset(), path: str | None = None) -> set[int]:
-        """Ask until *count* workers have answered that are not those *before*."""
+        """Ask for process ids until *count* workers have answered that are not in *before*; return the ids."""
         found: set[int] = set()
         while len(found) < count:
             found |= {int(self.ask("pid", path))} - before
@@ -108,7 +108,7 @@ class Gunicorn:
         self.process.send_signal(number)
 
     def end(self, number: int | None = signal.SIGTERM) -> int:
-        """Send a signal, and return the exit code."""
+        """Send the signal *number*, if any, wait for the end, and return the exit code."""
         if number is not None:
             self.send(number)
         code = self.process.wait(PATIENCE)
@@ -137,7 +137,7 @@ def read_line(client: socket.socket) -> str:
 
 @contextlib.contextmanager
 def running(directory: Path, *arguments: object, **options: object) -> Iterator[Gunicorn]:
-    """Run gunicorn, and kill what is left of it in the end."""
+    """Run gunicorn, and kill its remaining processes in the end."""
     gunicorn = Gunicorn(directory, *arguments, **options)
     try:
         yield gunicorn

@@ -1,10 +1,10 @@
-"""Iterables for the tests of dropped output."""
+"""Iterables for the tests of discarded output."""
 
 from __future__ import annotations
 
 
 class Unbegun:
-    """An iterator that must not begin, and that records in *closed* that it was closed."""
+    """An iterator that must never start.  If it is closed, it adds to *closed*."""
 
     def __init__(self, closed):
         self._closed = closed

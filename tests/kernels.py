@@ -1,4 +1,4 @@
-"""A pair of connected sockets of the system, and one of the simulation: the same programs run on both."""
+"""A pair of connected sockets on the kernel and a pair in the simulation, which run the same programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["World", "make_pair", "program", "run", "snapshot"]
 
 
 class World:
-    """A loop that does nothing but the events of the network, and an internet on it."""
+    """An event loop that runs only the network's events, and the internet that it runs."""
 
     def __init__(self, seed: int = 0) -> None:
         self.time = 0.0
@@ -51,7 +51,7 @@ class World:
         self.things.pop(descriptor, None)
 
     def settle(self, seconds: float = 1000.0) -> None:
-        """Let everything happen that is due in so many seconds."""
+        """Run all events of the next *seconds*."""
         until = self.time + seconds
         while self._entries and self._entries[0][0] <= until:
             self.time, _, (function, arguments) = heapq.heappop(self._entries)
@@ -60,7 +60,7 @@ class World:
         self.time = until
 
     def call(self, function, *arguments):
-        """Call a function that blocks its greenlet; let everything happen until it is back."""
+        """Call a function that blocks its greenlet, and run events until it returns."""
         results = []
 
         def run():
@@ -78,7 +78,7 @@ class World:
         return results[0]
 
     def texts(self, *kinds):
-        """The texts of all events of these kinds."""
+        """Return the texts of all log entries of these kinds."""
         return [event.text for event in self.trace.events if event.kind in kinds]
 
 
@@ -114,7 +114,7 @@ def make_pair(network, family, call, *, peer_network=None, host="127.0.0.1"):
 
 
 def result_of(function, *arguments, **options):
-    """Return what a call returns, or the name of its error."""
+    """Return the call's result, or the name of its exception."""
     try:
         return function(*arguments, **options)
     except OSError as error:
@@ -122,7 +122,7 @@ def result_of(function, *arguments, **options):
 
 
 def snapshot(network, sock):
-    """What the kernel says about a socket."""
+    """Return the socket's state, as the kernel reports it."""
     if sock.fileno() == -1:
         return "closed"
     asked = ["has_input", "is_broken", "has_error", "peer_has_finished"]
@@ -148,13 +148,13 @@ STEPS = [
 
 
 def program(seed: int, length: int = 14) -> list[tuple[int, str, int]]:
-    """Return steps: the end of the connection that makes a call, which call, and a number."""
+    """Return steps: which end of the connection makes a call, the name of the call, and a number."""
     draw = Random(seed)
     return [(draw.randrange(2), draw.choice(STEPS), draw.choice([1, 2, 5, 40, 1000])) for _ in range(length)]
 
 
 def step(network, sock, what, number):
-    """Make one call."""
+    """Make one call.  Return its result."""
     plain = network.plain(sock)
     call = {
         "send": lambda: plain.send(b"x" * number, 0),
@@ -172,7 +172,7 @@ def step(network, sock, what, number):
 
 
 def run(family, steps, patience=2.0):
-    """Run *steps* on the system and in the simulation.  Return the first difference, or None."""
+    """Run *steps* on the kernel and in the simulation.  Return the first difference, or None."""
     real, world = Network(), World()
     simulated = world.internet.add_host("host")
     pairs = [make_pair(real, family, lambda f, *a: f(*a)), make_pair(simulated, family, world.call)]

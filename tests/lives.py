@@ -1,10 +1,10 @@
-"""Lives of connections in a simulation, made from seeds, and what must be true of each, whatever happens.
+"""Random lives of connections in a simulation, generated from seeds, and rules that each life must keep.
 
-Each side has a script, and a handler that behaves in its own way: it waits, computes, answers, pauses.  Both sides send
-numbered bytes, so that each byte that is lost, doubled or out of order is found.  This file relies only on the
+Each side has a script, and a handler with its own behavior: it waits, computes, answers or pauses.  Both sides send
+numbered bytes, so that the test detects each byte that is lost, doubled or out of order.  This file relies only on the
 contract, and not on the implementation of connections.
 
-``python tests/lives.py 0 1000`` runs a thousand, and prints the first that breaks a rule.
+``python tests/lives.py 0 1000`` runs a thousand lives, and stops at the first that breaks a rule.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ngi_gevent import adapters
 from ngi_gevent.core.output import HIGH_WATER
 from ngi_gevent.testing.simulation import Host, Simulation
 
-#: Bytes that do not repeat within a piece.
+#: Test data that does not repeat within a piece.
 PATTERN = bytes(number * 7 % 251 for number in range(251 * 800))
 
-#: The longest piece that a script writes, and seconds in which everything must have ended.
+#: The longest piece that a script writes, in bytes, and seconds in which every connection must end.
 MOST, PATIENCE = 150_000, 400
 
-#: Bytes that the network takes without being read, so that one more is pending.
+#: Bytes that the network accepts for a peer that does not read.  One more byte stays pending.
 FULL = 262_144
 
 
@@ -62,18 +62,18 @@ class Side:
         self.random = random
         self.peer: Side
         self.connection: Any = None
-        self.paused = 0  # times
-        self.since = 0.0  # when it was connected
-        self.iterables = 0  # that are not exhausted
+        self.paused = 0  # how often this side paused reading
+        self.since = 0.0  # when the connection was made
+        self.iterables = 0  # iterables that are not exhausted
         self.sent = self.received = 0
-        self.own_end = ""  # how this side has ended the connection
+        self.own_end = ""  # the call by which this side ended the connection
         self.reason: Any = None
         self.inside = False  # whether a callback runs
         self.has_eof = False
         self.writes_unasked = random.random() < 0.6
         self.answers = random.choice([0, 0, 1, 3, 6])
         self.waits = random.choice([0, 0, 0, 0.01, 0.3])
-        self.computes = random.choice([0, 0, 0.001, 0.007])  # the last is longer than a turn
+        self.computes = random.choice([0, 0, 0.001, 0.007])  # 0.007 is longer than a turn of the loop
         self.pauses = random.choice([0, 0, 1, 2])
         self.keeps_half_open = random.random() < 0.3
         if self.keeps_half_open:
@@ -117,7 +117,7 @@ class Side:
                     most = 2 * (HIGH_WATER + self.answers * 65536)
                     check(connection.output_pending <= most, f"{self.name}: {connection.output_pending} bytes pend")
         except ngi_gevent.ConnectionClosed:
-            # Raised, it would end the connection, although input that arrived before is still to come.
+            # If the handler raised this, the connection would end before the rest of its input is delivered.
             check(not connection, f"{self.name}: an open connection refuses a write")
         finally:
             self.inside = False
@@ -149,7 +149,7 @@ class Side:
             self.sent += len(data)
 
     def write_slowly(self, sizes: list[int]) -> None:
-        """Write an iterable that takes its time.  Output that is written until then follows it."""
+        """Write an iterable that waits between its pieces.  Output that is written later follows it."""
         pieces = []
         for size in sizes:
             pieces.append(numbered(self.sent, size))
@@ -192,14 +192,14 @@ class Side:
 
     def drain(self) -> None:
         below, began = self.random.choice([1, 1000, 5000]), self.life.simulation.now()
-        adds = self.answers or self.iterables  # more can be pending before this greenlet runs again
+        adds = self.answers or self.iterables  # more output can become pending before this greenlet continues
         if self.random.random() < 0.5:
             self.write(FULL)
             self.write(below)
         try:
             self.connection.drain(300, below=below)
         except ngi_gevent.Timeout:
-            # The server may not have accepted it for that long.
+            # The server may not have accepted the connection in this time.
             check(self.peer.connection is None or self.peer.since > began, f"{self.name}: drain did not end")
             return
         if self.connection and not adds:
@@ -222,21 +222,21 @@ class Side:
         getattr(self.connection, how)()
 
     def finish(self) -> None:
-        """Close, since the peer has finished."""
+        """Close this side if the peer has finished."""
         if self.connection and self.own_end == "":
             self.own_end = "close"
             self.connection.close()
 
     def check_end(self) -> None:
-        """Check what has arrived, once everything is over."""
+        """Check all that has arrived, after the life is over."""
         peer, name = self.peer, self.name
         check(self.connection is not None, f"{name}: never connected")
         check(not self.connection, f"{name}: still open")
         check(not self.inside, f"{name}: still in a callback")
         check(self.received <= peer.sent, f"{name}: more than was sent")
         if self.own_end in ("", "eof") and peer.own_end in ("close", "eof"):
-            # This side has only received, and the peer has closed gracefully.  Input may be lost in two cases: if
-            # output fails while reading is paused, and if the peer has closed and could send nothing for half a minute.
+            # This side has only received, and the peer has closed gracefully.  Input can be lost in two cases: if
+            # output fails while reading is paused, or if the closed peer cannot send anything for half a minute.
             if abs(self.since - peer.since) > 20:
                 return
             if not (self.pauses and self.sent):
@@ -255,7 +255,7 @@ class Life:
         self.simulation = simulation
         self.random = random
         self.broken: list[BaseException] = []
-        self.count = 0  # sides that have a connection
+        self.count = 0  # sides that are connected
         self.sides: list[Side] = []
         self._clients: dict[Any, Side] = {}
 
@@ -273,8 +273,7 @@ class Life:
         client = Side(self, "client", Random(self.random.random()))
         server = Side(self, "server", Random(self.random.random()))
         client.peer, server.peer = server, client
-        # If both answered with more than they get, and read on only once their answers are taken, they would wait for
-        # each other.
+        # If both sides answered with more bytes than they receive, each would wait until the other reads: a deadlock.
         self.random.choice([client, server]).answers = 0
         self.sides += [client, server]
         port = 10_000 + number
@@ -297,8 +296,8 @@ class Life:
                 latency=random.choice([0.0001, 0.001, 0.05]), jitter=random.random() / 20, bandwidth=bandwidth
             )
         for number in range(1 + random.randrange(4)):
-            # Clients connect one at a time, since of two attempts both can reach the server, which identifies clients
-            # by their ports.
+            # Clients connect one at a time.  Otherwise two connection attempts of one client could both reach the
+            # server, which identifies clients by their ports.
             self.connect(random.choice(clients), (server.addresses[0], 80), number)
             if random.random() < 0.5:
                 gevent.sleep(random.random())
@@ -321,7 +320,7 @@ class Life:
 
 
 def live(seed: int) -> None:
-    """Live through the life of *seed*, or raise ``Broken``."""
+    """Run the life of *seed*.  Raise ``Broken`` if it breaks a rule."""
     with Simulation(seed) as simulation:
         Life(simulation, Random(seed)).run()
 

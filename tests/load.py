@@ -1,4 +1,4 @@
-"""Clients that keep an echo server busy: plain blocking sockets in threads, which compare every byte they get."""
+"""Clients that keep an echo server busy: plain blocking sockets in threads, which compare every byte they receive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["Load"]
 
-#: A request is a piece of this, from a random place: an answer with anything lost, doubled or moved differs from it.
+#: Each request is a piece of this from a random position.  An answer with lost, doubled or moved bytes differs from it.
 TEXT = b"".join(b"%d of the words that are sent " % number for number in range(40_000))
 ANSWER = TEXT.upper()
 
@@ -18,13 +18,13 @@ ANSWER = TEXT.upper()
 class Load:
     """Clients that make requests one after the other until the server refuses connections.
 
-    Some make a few requests on each connection, some one large request which they read slowly, and, where *stay* is
-    true, some stay on one connection for as long as the server lets them.
+    Some make a few requests on each connection; others make one large request, and read slowly.  If *stay* is true,
+    some stay on one connection for as long as the server allows.
 
     :ivar answered: requests that were answered, byte for byte.
-    :ivar refused: connections that were reset before a byte was answered, as if they had been refused. This can happen
-        to a client that connects at the moment when the server's socket is closed.
-    :ivar wrong: what went wrong: an answer that was not the right one, not all of it, or none though it had to come.
+    :ivar refused: connections that were reset before the first byte of an answer, as if they had been refused.  This
+        can happen to a client that connects at the moment when the server's socket is closed.
+    :ivar wrong: errors: answers that were wrong, incomplete or missing.
     :ivar ended: when the clients that stay were disconnected, as ``time.monotonic`` returns it.
     """
 
@@ -45,7 +45,7 @@ class Load:
             thread.start()
 
     def wait_for(self, answered: int) -> None:
-        """Wait until so many requests were answered, or something went wrong."""
+        """Wait until *answered* requests have been answered, or an error has occurred."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.answered >= answered or self.wrong, 60)
 
@@ -109,7 +109,7 @@ class Load:
         start = chance.randrange(len(TEXT) - size)
         expected = ANSWER[start : start + size]
         received = bytearray()
-        errors: list[OSError] = []  # one of them sees it if the connection is broken
+        errors: list[OSError] = []  # one of the two threads raises if the connection ends
 
         def send() -> None:
             try:
@@ -125,7 +125,7 @@ class Load:
             except OSError as error:
                 errors.append(error)
 
-        if size > 100_000:  # more than is taken before some of it is read
+        if size > 100_000:  # more than the kernels accept before the client reads
             sending = threading.Thread(target=send, daemon=True)
             sending.start()
             receive()

@@ -1,6 +1,6 @@
 """Mistakes that are planted in a copy of the package, one at a time, for the random lives to find.
 
-``python tests/planted.py`` says for each of them under how many seeds it was found, and by which broken rule.
+``python tests/planted.py`` prints, for each mistake, the first seed that finds it, and the broken rule.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import NamedTuple
 
 import ngi_gevent
 
-#: The package that is tested, which is not beside the tests where it is installed.
+#: The tested package.  If it is installed, it is not next to the tests.
 PACKAGE = Path(ngi_gevent.__file__).parent
 
-#: Seeds that are tried for each mistake.
+#: The number of seeds tried for each mistake.
 MOST = 10_000
 
 
 class Mistake(NamedTuple):
-    """A piece of code of a module, and what takes its place."""
+    """A mistake: a piece of a module's code, and its replacement."""
 
     module: str
     right: str
@@ -98,7 +98,7 @@ MISTAKES = {
 
 @contextmanager
 def planted(mistake: Mistake | None) -> Iterator[dict[str, str]]:
-    """Copy the package with a mistake in it, and yield the environment in which it is imported."""
+    """Copy the package with one mistake, and yield an environment in which the copy is imported."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(PACKAGE, Path(folder) / "ngi_gevent", ignore=shutil.ignore_patterns("__pycache__"))
         if mistake is not None:
@@ -106,13 +106,15 @@ def planted(mistake: Mistake | None) -> Iterator[dict[str, str]]:
             code = path.read_text()
             assert code.count(mistake.right) == 1, f"{mistake.module} has changed"
             path.write_text(code.replace(mistake.right, mistake.wrong))
-        # Where the package is measured, the copy is not: the report would miss its files.
+        # Coverage must not measure the copy: its report would not find the copy's files.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         yield environment | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def search(mistake: Mistake | None, most: int = MOST) -> str:
-    """Return the first seed that finds the mistake, and the rule that is broken; nothing if none of *most* does."""
+    """Return the first seed that finds the mistake, and the broken rule, or "" if the first *most* seeds do not find
+    it.
+    """
     with planted(mistake) as environment:
         command = [sys.executable, str(Path(__file__).with_name("lives.py")), "0", str(most)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=environment["PYTHONPATH"])

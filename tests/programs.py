@@ -1,4 +1,4 @@
-"""The example programs, run as users run them: each in its own process, with clients, until a signal stops it."""
+"""The example programs, run as users run them: each in a separate process, with clients, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def command(name: str, *arguments: object) -> list[str]:
-    """What runs an example, with warnings as errors."""
+    """Return a command that runs an example with warnings as errors."""
     return [sys.executable, "-X", "dev", "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
 
 
 def run(
     name: str, *arguments: object, before: Sequence[str] = (), **options: object
 ) -> subprocess.CompletedProcess[str]:
-    """Run an example that ends by itself, with *before* in front of its command."""
+    """Run an example that ends by itself.  Its command starts with *before*."""
     line = [*before, *command(name, *arguments)]
     return subprocess.run(line, capture_output=True, text=True, timeout=30, **options)
 
 
 class Server:
-    """An example that serves, and says in its first line where it listens."""
+    """An example server, whose first line of output names its address."""
 
     def __init__(self, name: str, *arguments: object, before: Sequence[str] = (), **options: object) -> None:
         line = [*before, *command(name, *arguments)]
@@ -47,14 +47,14 @@ class Server:
         self.process.send_signal(signal_number)
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for the end: exit code, standard output and standard error."""
+        """Wait until the process ends; return exit code, standard output and standard error."""
         out, err = self.process.communicate(timeout=30)
         return self.process.returncode, out.decode(), err.decode()
 
 
 @contextlib.contextmanager
 def running(name: str, *arguments: object, **options: object) -> Iterator[Server]:
-    """Run an example that serves, and kill it if it still runs in the end."""
+    """Run an example server, and kill it in the end if it still runs."""
     server = Server(name, *arguments, **options)
     try:
         yield server

@@ -1,4 +1,4 @@
-"""The application of the tests of gunicorn's workers: a server that does what its clients ask for."""
+"""The application for the tests of gunicorn's workers: a server with a command for each test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ngi_gevent
 VERSION = 1
 LOADED_BY = os.getpid()
 PATCHED = monkey.is_module_patched("socket")
-# The process that imports this has a hub, with threads.
+# The process that imports this module has a hub with a thread pool.
 gevent.get_hub().threadpool.apply(os.getpid)
 
 
@@ -58,7 +58,7 @@ class Server:
 
 
 class Echo:
-    """What ``load.Load`` needs."""
+    """Echoes its input, for the clients of ``load.Load``."""
 
     def __init__(self, connection):
         connection.set_handler(self)
@@ -68,7 +68,7 @@ class Echo:
 
 
 def make(word):
-    """A factory: a server that says *word*."""
+    """Return a server that answers *word*."""
 
     def server(connection):
         connection.write(f"{word}\n".encode())
@@ -78,11 +78,11 @@ def make(word):
 
 
 def wsgi(environ, start_response):
-    """An application of another kind."""
+    """Answer as a WSGI application, which is the wrong kind here."""
 
 
 def no_server():
-    """A factory whose parentheses are missing."""
+    """Stand for a factory that a user named without its parentheses."""
 
 
 impatient = ngi_gevent.Service(Server, idle_timeout=0.1)

@@ -1,6 +1,6 @@
-"""Programs in simulations, made from seeds: hosts whose greenlets do all kinds of things while the network fails.
+"""Random programs in simulations, generated from seeds: their greenlets use the network in many ways while it fails.
 
-``python tests/simulated_programs.py 0 20`` prints the digests of the first twenty.
+``python tests/simulated_programs.py 0 20`` prints the digests of the first twenty programs.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ngi_gevent.testing.simulation import Host, Simulation
 
 ECHO, FILES, TLS, GENERATOR, PROXY, DATAGRAMS = 80, 81, 443, 82, 83, 90
 
-#: Names that each handshake sends in as many bytes, unlike keys on elliptic curves.
+#: Names of key exchanges whose messages have a constant size, unlike those on elliptic curves.
 AUTHORITY = trustme.CA(key_type=trustme.KeyType.RSA)
 SERVER_CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 AUTHORITY.issue_cert("localhost", key_type=trustme.KeyType.RSA).configure_cert(SERVER_CONTEXT)
 CLIENT_CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 AUTHORITY.configure_trust(CLIENT_CONTEXT)
 
-#: What can go wrong for a program while hosts crash and links are cut.
+#: Errors that programs can get while hosts crash and links are cut.
 EXPECTED = (ngi_gevent.NGIError, AssertionError, OSError)
 
 
 class Echo:
-    """Sends lines back, some of them late, or as an iterable."""
+    """Sends lines back, some of them late, or in an iterable."""
 
     def __init__(self, connection: Any) -> None:
         adapters.Lines(connection).set_handler(self)
@@ -60,7 +60,7 @@ class Echo:
 
 
 def slowly() -> Iterator[bytes]:
-    """Yield a few lines, with pauses."""
+    """Yield a few lines, with pauses between them."""
     for number in range(5):
         gevent.sleep(0.1)
         yield b"%d\n" % number
@@ -80,7 +80,7 @@ def sized(connection: Any) -> Any:
 
 
 def start(host: Host) -> None:
-    """Listen: the start function of each host."""
+    """Start the listeners of a host: the host's start function."""
     host.listener((host.name, ECHO), Echo)
     host.listener((host.name, FILES), files, max_connections=3)
     host.listener((host.name, GENERATOR), sized)
@@ -91,7 +91,7 @@ def start(host: Host) -> None:
 
 
 def forward(host: Host, client: Any) -> None:
-    """Be a proxy for the echo server of this host."""
+    """Connect a client to the echo server of this host, as a proxy does."""
     try:
         relay(client, blocking.connect((host.name, ECHO), host.connect, timeout=1)).wait(3)
     except EXPECTED:
@@ -99,7 +99,7 @@ def forward(host: Host, client: Any) -> None:
 
 
 def act(host: Host, names: list[str], random: Random) -> None:
-    """Use other hosts, until this one crashes or the simulation ends: the body of a greenlet."""
+    """Use other hosts until this one crashes or the simulation ends: the body of a greenlet."""
     while True:
         try:
             random.choice([talk, ask, send, pause, work])(host, random.choice(names), random)
@@ -108,7 +108,7 @@ def act(host: Host, names: list[str], random: Random) -> None:
 
 
 def talk(host: Host, name: str, random: Random) -> None:
-    """Have a conversation, and end it in one of several ways."""
+    """Exchange lines with a server, and end the connection in one of several ways."""
     recorder = testing.Recorder()
     port = random.choice([ECHO, FILES, TLS, PROXY])
     options: dict[str, Any] = {"timeout": 3, "idle_timeout": random.choice([None, 2])}
@@ -127,7 +127,7 @@ def talk(host: Host, name: str, random: Random) -> None:
 
 
 def ask(host: Host, name: str, random: Random) -> None:
-    """Ask for an answer, and wait for it."""
+    """Make a request, and wait for the answer."""
     sized_message = (5).to_bytes(4, "big") + b"hello"
     message(host.connect, (name, GENERATOR), sized_message, lambda data: len(data) >= 9, timeout=2)
 
@@ -139,7 +139,7 @@ def send(host: Host, name: str, random: Random) -> None:
 
 
 def pause(host: Host, name: str, random: Random) -> None:
-    """Do nothing for a while."""
+    """Sleep for a while."""
     with gevent.Timeout(random.random(), False):
         gevent.sleep(random.random() * 3)
 
@@ -165,7 +165,7 @@ def work(host: Host, name: str, random: Random) -> None:
 
 
 def disturb(simulation: Simulation, hosts: list[Host], random: Random) -> None:
-    """Change something about the hosts, or the links between them."""
+    """Change hosts or links at random."""
     one, other = random.sample(hosts, 2)
     choice = random.randrange(8)
     if choice == 0:
@@ -187,7 +187,7 @@ def disturb(simulation: Simulation, hosts: list[Host], random: Random) -> None:
 
 
 def run_program(seed: int, steps: int = 12) -> str:
-    """Run the program of *seed*, in which something about the network changes so many times.  Return the digest."""
+    """Run the program of *seed*, with so many changes to the network.  Return the digest."""
     random = Random(seed)
     with Simulation(seed) as simulation:
         hosts = [simulation.host(f"host{number}", start) for number in range(3)]

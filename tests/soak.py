@@ -1,12 +1,12 @@
-"""A soak: a server that is talked to, and badly treated, for as long as one likes, and must be as it was afterwards.
+"""A soak: clients use and misuse a server for minutes or hours; afterwards the server must be in its initial state.
 
     python tests/soak.py --minutes 10 [--tls]
 
-The server is a separate process, with a listener of each kind.  In rounds, a process with clients is started.  The
-clients talk, compare every byte, and commit every fault that peers commit.  At the end of every other round, that
-process is killed.  Between rounds, with no connection left, the server reports its memory, its descriptors and its
-greenlets.  At the end, these must be as they were after the first round, no error may have happened, and the server
-must end gracefully, with nothing on its standard error.  Under ``python -X dev``, all processes run in that mode.
+The server is a separate process, with a listener of each kind.  Each round starts a process with clients.  The clients
+exchange data, compare every byte, and cause every fault that peers can cause.  At the end of every other round, that
+process is killed.  Between rounds, when no connection is left, the server reports its memory, descriptors and
+greenlets.  At the end, these numbers must be those after the first round, and no errors must have occurred.  The server
+must end gracefully, without output on its standard error.  Under ``python -X dev``, all processes run in that mode.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ import trustme
 
 __all__ = ["SoakFailed", "soak"]
 
-#: Seconds after which the server ends a silent connection: at the listener for silent clients, and at the others, where
-#: a client that talks may have to wait for the processor.
+#: Idle timeouts in seconds: of the listener for silent clients, and of all others, whose clients may have to wait for
+#: the processor.
 SILENT_TIMEOUT, IDLE_TIMEOUT = 0.5, 30.0
 
-#: Connections that each listener takes at a time: fewer than there are clients, so that some have to wait.
+#: The max_connections of each listener: fewer than there are clients, so that some clients must wait.
 MAX_CONNECTIONS = 8
 
-#: Connections of a host to the listener that refuses further ones.
+#: The limit of connections per host at the listener that refuses more.
 MAX_PER_HOST = 1
 
 CLIENTS = 32
 
-#: Growth of the server's memory that does not count: memory that allocators keep.  Most of it is output that is pulled
-#: ahead for each of the clients.
+#: Bytes by which the server's memory can grow: allocators keep memory, mostly for output that was pulled ahead for each
+#: client.
 TOLERANCE = CLIENTS * 256 << 10
 
 
-#: What there must be no more of at the end than after the first round.
+#: Counts that must not be higher at the end than after the first round.
 COUNTED = "descriptors", "greenlets"
 
 
 class SoakFailed(AssertionError):
-    """The server is not in its earlier state, or a client did not get its answer."""
+    """The server is not in its initial state, or a client did not get its answer."""
 
 
 # The server.
 
 
 class Refusal(Exception):
-    """What the server raises where it is asked to."""
+    """An exception that the server raises on request."""
 
 
 def new_server_context() -> ssl.SSLContext:
@@ -73,7 +73,7 @@ def new_server_context() -> ssl.SSLContext:
 
 
 def serve(unix_path: str, *, tls: bool) -> None:
-    """Serve until SIGTERM.  On SIGUSR1, print the figures."""
+    """Serve until SIGTERM.  On SIGUSR1, print the current figures."""
     import gevent
     from gevent.event import Event
     from greenlet import greenlet
@@ -108,7 +108,7 @@ def serve(unix_path: str, *, tls: bool) -> None:
     def echo_generator(connection: Any) -> Any:
         while True:
             data = yield
-            gevent.sleep(0)  # handlers block, too
+            gevent.sleep(0)  # handlers can block, too
             connection.write(data.upper())
             if data.endswith(b"raise\n"):
                 raise Refusal
@@ -166,7 +166,7 @@ def serve(unix_path: str, *, tls: bool) -> None:
 
 
 def client_context() -> ssl.SSLContext:
-    """A context that accepts each certificate: a soak is about the server."""
+    """Return a context that accepts all certificates: the soak tests only the server."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -174,7 +174,7 @@ def client_context() -> ssl.SSLContext:
 
 
 class Clients:
-    """Clients on threads that talk and misbehave, at random, for some time."""
+    """Clients on threads that exchange data and misbehave, at random, for *seconds*."""
 
     def __init__(self, addresses: list[Any], seconds: float, seed: int, *, tls: bool) -> None:
         *self.addresses, self.address_of_the_crowd, self.address_of_the_silent = addresses
@@ -186,7 +186,7 @@ class Clients:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Run, and report at intervals, and each error at once."""
+        """Run the clients.  Report at intervals, and report each error at once."""
         threads = [threading.Thread(target=self._client, args=[number], daemon=True) for number in range(CLIENTS)]
         for thread in threads:
             thread.start()
@@ -241,7 +241,7 @@ class Clients:
 
     @staticmethod
     def _request(chance: random.Random) -> bytes:
-        """Lines of random lengths, up to 100 kB in all."""
+        """Return lines of random lengths, up to 100 kB in all."""
         size = chance.choice([1, 20, 1000, 20_000, 100_000])
         data = bytearray(chance.randbytes(size).hex().encode()[:size])
         for _ in range(size // 1000):
@@ -273,7 +273,7 @@ class Clients:
     def says_all_and_listens(self, sock: socket.socket, chance: random.Random) -> None:
         request = self._request(chance)
         sock.sendall(request)
-        if not isinstance(sock, ssl.SSLSocket):  # TLS there cannot finish in only one direction
+        if not isinstance(sock, ssl.SSLSocket):  # the ssl module cannot finish only one direction
             sock.shutdown(socket.SHUT_WR)
         self._receive(sock, request.upper())
         if not isinstance(sock, ssl.SSLSocket):
@@ -306,7 +306,7 @@ class Clients:
             sock.settimeout(0.1)
             sock.recv(1000)
         except OSError:
-            pass  # it need not be liked
+            pass  # the server can refuse this request
 
     def never_reads(self, sock: socket.socket, chance: random.Random) -> None:
         sock.settimeout(0.2)
@@ -329,11 +329,11 @@ class Clients:
         pass
 
 
-# Both.
+# Server and clients.
 
 
 def soak(seconds: float, rounds: int, *, dev: bool = False, tls: bool = False) -> dict[str, Any]:
-    """Soak a server for so long, in so many rounds.  Return the report, or raise :class:`SoakFailed`."""
+    """Soak a server for *seconds*, in *rounds* rounds.  Return the report, or raise :class:`SoakFailed`."""
     flags = ["-X", "dev", "-W", "error"] if dev else ["-W", "error"]
     script = [sys.executable, *flags, __file__, *(["--tls"] if tls else [])]
     told: list[dict[str, Any]] = []
@@ -384,7 +384,9 @@ def _run_clients(command: list[str], seconds: float, number: int, tally: Counter
 
 
 def _told_by(server: subprocess.Popen[str]) -> dict[str, Any]:
-    """How things stand with the server once the last connection is gone, and what it leaves to be cleared up, too."""
+    """Return the server's figures after its last connection is gone, and its descriptors and greenlets no longer
+    change.
+    """
     assert server.stdout is not None
     deadline = time.monotonic() + 60
     before: dict[str, Any] = {}

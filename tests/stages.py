@@ -1,6 +1,6 @@
-"""The stages of this project's tests: each implementation that must keep the contract.
+"""The stages of this project's tests, one for each implementation that must keep the contract.
 
-``STAGES`` lists them.  Adding one is one line there.
+``STAGES`` lists them.  A new stage is one line there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ __all__ = [
 
 
 def in_thread(function, *arguments):
-    """Call *function* on another native thread, while the greenlets of this one run; return or raise what it does."""
+    """Call *function* on another native thread, while this thread's greenlets run.  Return its result, or raise its
+    exception.
+    """
     results = []
     done = Flag()
 
@@ -80,7 +82,7 @@ def in_thread(function, *arguments):
 
 
 def end_by(end: str, stage: Stage, connection: Any, peer: Any) -> None:
-    """End *connection*, which has *peer*, by "abort", "stop" or "reset"."""
+    """End *connection*, whose other end is *peer*, by "abort", "stop" or "reset"."""
     if end == "abort":
         connection.abort()
     elif end == "stop":
@@ -91,7 +93,9 @@ def end_by(end: str, stage: Stage, connection: Any, peer: Any) -> None:
 
 
 class Steps:
-    """Runs *function* in another thread, and *each* in this one between any two lines of the functions *named*."""
+    """Runs *function* in another thread.  Between any two lines of the functions *named*, calls *each* in this
+    thread.
+    """
 
     def __init__(self, function: Callable[[], object], each: Callable[[], object], named: set[str]) -> None:
         self._named = named
@@ -105,7 +109,7 @@ class Steps:
                 step.set()
 
     def join(self) -> None:
-        """Wait until *function* has returned."""
+        """Wait until *function* has returned, and stop tracing."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 
@@ -122,12 +126,12 @@ class Steps:
             return None
         step = threading.Event()
         self._steps.put(step)
-        step.wait(0.05)  # no longer, since this thread may hold a lock that *each* waits for
+        step.wait(0.05)  # not longer, since this thread may hold a lock that *each* needs
         return self._trace
 
 
 class ThreadedStage(SocketStage):
-    """A hub in its own thread, called from the test's thread."""
+    """A hub in a separate thread, called from the test's thread."""
 
     name = "threaded"
 
@@ -148,7 +152,7 @@ class ThreadedStage(SocketStage):
             if condition():
                 return
             assert time.monotonic() < deadline, "it did not happen in time"
-            # Another thread reports events while it runs, so the effects may come a moment later.
+            # The other thread may report an event before its effects, which can come a moment later.
             self._something.wait(0.05)
 
 
@@ -157,7 +161,7 @@ class TCPStage(SocketStage):
 
 
 class TLSImplementation(ngi_gevent.Implementation):
-    """A peer that uses TLS, unless an option says otherwise."""
+    """A peer that uses TLS unless an option turns it off."""
 
     def connect(self, address: Any, handler: Any, **options: Any) -> None:
         options = {"ssl_context": client_context(), "server_hostname": "localhost"} | options
@@ -168,9 +172,9 @@ class TLSImplementation(ngi_gevent.Implementation):
 
 
 class TLSSocket:
-    """The standard library's TLS on a plain gevent socket, as far as a peer needs it.
+    """The standard library's TLS on a plain gevent socket, with the methods that a peer needs.
 
-    ``ssl.SSLSocket`` cannot end its own side and go on reading.
+    ``ssl.SSLSocket`` cannot end its output and continue to read.
     """
 
     def __init__(self, sock: Any, *, handshake: bool = True) -> None:
@@ -209,7 +213,7 @@ class TLSSocket:
 
     def recv(self, size: int) -> bytes:
         pieces = []
-        with contextlib.suppress(ssl.SSLZeroReturnError):  # the error that is raised if both sides have ended
+        with contextlib.suppress(ssl.SSLZeroReturnError):  # raised if both sides have ended
             pieces.append(self._do(self._ssl.read, size))
             while self._incoming.pending and pieces[-1]:
                 with contextlib.suppress(ssl.SSLWantReadError):
@@ -252,14 +256,14 @@ class IPv6Stage(SocketStage):
 
 class UnixStage(SocketStage):
     name = "unix"
-    _numbers = itertools.count()  # of all stages, since they share a folder
+    _numbers = itertools.count()  # shared by all stages, since their Unix sockets are in one folder
 
     def address(self) -> Any:
         return f"{self.tmp_path}/socket{next(self._numbers)}"
 
 
 class WrappedMemoryStage(MemoryStage):
-    """An implementation around the one in memory, which changes nothing."""
+    """A wrapper around the implementation in memory, which changes nothing."""
 
     name = "wrapped-memory"
 
@@ -268,7 +272,7 @@ class WrappedMemoryStage(MemoryStage):
 
 
 class WrappedTCPStage(TCPStage):
-    """An implementation around one on sockets, which changes nothing."""
+    """A wrapper around an implementation on sockets, which changes nothing."""
 
     name = "wrapped-tcp"
 
@@ -295,7 +299,7 @@ class AdaptedTCPStage(TCPStage):
 
 
 class FaultlessMemoryStage(MemoryStage):
-    """The implementation in memory, with a network for which nothing is planned."""
+    """The implementation in memory, with a faulty network that has no faults planned."""
 
     name = "faultless-memory"
 
@@ -304,7 +308,7 @@ class FaultlessMemoryStage(MemoryStage):
 
 
 class FaultlessTCPStage(TCPStage):
-    """An implementation on sockets, with a network for which nothing is planned."""
+    """An implementation on sockets, with a faulty network that has no faults planned."""
 
     name = "faultless-tcp"
 
@@ -335,7 +339,7 @@ SIMULATIONS: list[type[Stage]] = [simulation_stage(seed) for seed in range(4)]
 
 STAGES: list[type[Stage]] = [MemoryStage, TCPStage, IPv6Stage, UnixStage, TLSStage, ThreadedStage]
 
-#: Stages that are made of others, of which only the contract need be tried.
+#: Stages that wrap others.  They need only the tests of the contract.
 WRAPPED_STAGES: list[type[Stage]] = [
     WrappedMemoryStage,
     WrappedTCPStage,
@@ -347,5 +351,5 @@ WRAPPED_STAGES: list[type[Stage]] = [
 
 
 def params(kinds: Iterable[type[Stage]], slow: Collection[type[Stage]]) -> list[Any]:
-    """The *kinds* as parameters of a fixture, those in *slow* with that mark."""
+    """Return the *kinds* as parameters of a fixture.  The kinds in *slow* are marked slow."""
     return [pytest.param(kind, marks=pytest.mark.slow if kind in slow else ()) for kind in kinds]

@@ -1,4 +1,4 @@
-"""Adapters: the one that passes everything through, and those that cut the stream into records."""
+"""Adapters: the base class, which passes everything through, and the two that cut the stream into records."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def adapted():
     return adapters.Base(connection), connection
 
 
-def test_everything_passes_in_both_directions():
+def test_input_and_output_pass_through_the_base_adapter():
     adapter, connection = adapted()
     handler = Handler()
     adapter.set_handler(handler)
@@ -52,7 +52,7 @@ def test_everything_passes_in_both_directions():
     assert handler.connections == {adapter}
 
 
-def test_it_has_all_that_a_connection_has():
+def test_the_base_adapter_has_all_attributes_of_a_connection():
     implementation = testing.Implementation()
     listener = implementation.listener("address", testing.Recorder)
     client = testing.Recorder()
@@ -70,7 +70,7 @@ def test_it_has_all_that_a_connection_has():
     assert isinstance(client.closed, ConnectionResetError)
 
 
-def test_close_closes():
+def test_an_adapters_close_closes_its_connection():
     adapter, connection = adapted()
     adapter.write(b"bye")
     adapter.close()
@@ -78,7 +78,7 @@ def test_close_closes():
     assert (connection.peer._handler.data, connection.peer._handler.closed) == (b"bye", "end of input")
 
 
-def test_its_handler_needs_no_optional_method(caplog):
+def test_an_adapters_handler_needs_no_optional_method(caplog):
     class Minimal:
         def handle_input(self, connection, data):
             pass
@@ -94,7 +94,7 @@ def test_its_handler_needs_no_optional_method(caplog):
     assert [record.exc_info[0] for record in caplog.records] == [TypeError]
 
 
-def test_a_later_handler_takes_over():
+def test_a_later_handler_replaces_the_first():
     adapter, connection = adapted()
     first, second = Handler(), Handler()
     adapter.set_handler(first)
@@ -108,7 +108,7 @@ def test_a_later_handler_takes_over():
 
 
 class Old:
-    """A connection as programs for NGI 1 have them: with ``setHandler``, and without ``set_handler``."""
+    """A connection as programs for NGI 1 implement it: with ``setHandler``, and without ``set_handler``."""
 
     def __init__(self, connection):
         self.connection = connection
@@ -126,7 +126,7 @@ class Old:
         self.handler.handle_input(self, data.upper())
 
 
-def test_connections_that_have_only_the_method_of_ngi_1_work_and_warn():
+def test_connections_with_only_ngi_1s_set_handler_work_and_warn():
     @generator.handler(connection_adapter=Old)
     def answer(connection):
         connection.write((yield))
@@ -150,7 +150,7 @@ def test_connections_that_have_only_the_method_of_ngi_1_work_and_warn():
 
 
 def over(adapter_class, **limits):
-    """A connection with a recorder behind an adapter; the adapter, and what the peer records."""
+    """Return an adapter over a connection, with a recorder as its handler, and the recorder of the peer."""
     connection = testing.Connection(testing.Recorder())
     adapter = adapter_class(connection, **limits)
     handler = Handler()
@@ -168,7 +168,7 @@ def feed(connection, data, size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_lines_are_delivered_without_their_ends_however_they_are_cut(size):
+def test_lines_are_delivered_without_their_ends_however_input_is_cut(size):
     connection, adapter, handler = over(adapters.Lines)
     feed(connection, b"one\n\ntwo\r\nthree\n\n\nunfinished", size)
     assert handler.chunks == [b"one", b"", b"two\r", b"three", b"", b""]
@@ -178,7 +178,7 @@ def test_lines_are_delivered_without_their_ends_however_they_are_cut(size):
     assert handler.connections == {adapter}
 
 
-def test_lines_leaves_writing_alone():
+def test_lines_writes_output_unchanged():
     connection, adapter, handler = over(adapters.Lines)
     adapter.write(b"as it is")
     adapter.writelines([b" and", b" this\n"])
@@ -223,7 +223,7 @@ def test_a_line_that_is_too_long_ends_the_connection(size, caplog):
     assert not caplog.records
 
 
-def test_a_peer_that_never_sends_a_newline_costs_no_memory():
+def test_a_peer_that_never_sends_a_newline_uses_no_memory():
     connection, adapter, handler = over(adapters.Lines)
     for _ in range(100):
         connection.test_input(b"x" * 65536)
@@ -232,7 +232,7 @@ def test_a_peer_that_never_sends_a_newline_costs_no_memory():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 1000])
-def test_records_are_delivered_however_they_are_cut(size):
+def test_records_are_delivered_however_input_is_cut(size):
     connection, adapter, handler = over(adapters.Sized)
     feed(connection, sized(b"one", None, b"", b"x", None, None, b"four" * 100) + sized(b"unfinished")[:-1], size)
     assert handler.chunks == [b"one", b"", b"x", b"four" * 100]
@@ -242,7 +242,7 @@ def test_records_are_delivered_however_they_are_cut(size):
 
 
 @pytest.mark.parametrize("cut", range(12))
-def test_a_record_cut_in_two_anywhere(cut):
+def test_a_record_can_be_cut_at_any_byte(cut):
     connection, adapter, handler = over(adapters.Sized)
     data = sized(b"12345678")
     connection.test_input(data[:cut])
@@ -268,7 +268,7 @@ def test_sized_records_are_written_with_their_size():
 
 
 @pytest.mark.parametrize("extra", [0, 1])
-def test_a_record_may_be_as_long_as_max_size_and_no_longer(extra, caplog):
+def test_a_record_can_be_as_long_as_max_size_but_not_longer(extra, caplog):
     connection, adapter, handler = over(adapters.Sized, max_size=10)
     connection.test_input(sized(b"ok") + sized(b"x" * (10 + extra)) + sized(b"after"))
     if extra:
@@ -281,7 +281,7 @@ def test_a_record_may_be_as_long_as_max_size_and_no_longer(extra, caplog):
     assert not caplog.records
 
 
-def test_a_record_of_4_gigabytes_is_refused_when_it_is_announced():
+def test_a_record_of_4_gigabytes_is_refused_at_its_header():
     connection, adapter, handler = over(adapters.Sized)
     connection.test_input(struct.pack(">I", 2**32 - 2))
     assert isinstance(handler.closed, LimitExceeded)
@@ -291,7 +291,7 @@ def test_a_record_of_4_gigabytes_is_refused_when_it_is_announced():
     ("kind", "data"), [(adapters.Lines, b"one\ntwo\nthree\n"), (adapters.Sized, sized(b"one", b"two", b"three"))]
 )
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_no_record_comes_after_the_handler_ended_the_connection(kind, data, end):
+def test_no_record_is_delivered_after_the_handler_ends_the_connection(kind, data, end):
     class Leave(Handler):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -308,7 +308,7 @@ def test_no_record_comes_after_the_handler_ended_the_connection(kind, data, end)
 @pytest.mark.parametrize(
     ("kind", "data"), [(adapters.Lines, b"one\ntwo\nthree\n"), (adapters.Sized, sized(b"one", b"two", b"three"))]
 )
-def test_after_set_handler_the_rest_goes_to_the_new_one(kind, data):
+def test_a_new_handler_gets_the_remaining_records(kind, data):
     class Change(Handler):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -321,8 +321,8 @@ def test_after_set_handler_the_rest_goes_to_the_new_one(kind, data):
     assert (first.chunks, second.chunks) == ([b"one"], [b"two", b"three"])
 
 
-def test_adapters_go_over_adapters():
-    """Lines in records: a line may go over several of them."""
+def test_an_adapter_can_wrap_another():
+    """The test has lines within records: a line may span several records."""
     connection = testing.Connection(testing.Recorder())
     records = adapters.Sized(connection)
     lines = adapters.Lines(records)
@@ -337,22 +337,22 @@ def test_adapters_go_over_adapters():
     assert not connection
 
 
-def test_a_record_that_is_too_long_for_its_length_is_refused_at_the_call():
+def test_a_record_too_long_for_its_length_field_is_refused_at_the_call():
     connection = testing.Connection(testing.Recorder())
     with pytest.raises(ValueError, match="4294967295"):
-        adapters.Sized(connection).write(bytes(0xFFFFFFFF))  # the kernel provides its memory only on access
+        adapters.Sized(connection).write(bytes(0xFFFFFFFF))  # the kernel allocates these pages only on access
     assert connection.peer._handler.data == b""
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(adapters.Lines, "max_line"), (adapters.Sized, "max_size")])
-def test_a_limit_is_a_number(kind, limit):
+def test_a_limit_must_be_a_number(kind, limit):
     with pytest.raises(ValueError, match=limit):
         kind(testing.Connection(testing.Recorder()), **{limit: -1})
     with pytest.raises(TypeError, match=limit):
         kind(testing.Connection(testing.Recorder()), **{limit: "10"})
 
 
-def test_a_generator_can_be_written_over_an_adapter():
+def test_a_generator_can_write_through_an_adapter():
     @adapters.Lines.handler
     def greet(connection):
         connection.write(b"name?\n")
@@ -367,7 +367,7 @@ def test_a_generator_can_be_written_over_an_adapter():
 
 
 class Answer(Witness):
-    """Answers each record with 2,000 bytes, and notes how much output was pending."""
+    """Answers each record with 2,000 bytes, and stores how much output was pending."""
 
     most_pending = 0
 
@@ -394,15 +394,15 @@ def over_sized(witness, connection):
 
 
 def over_sized_lines(witness, connection):
-    """Records of many lines each: there is an adapter below the one that the handler sees."""
+    """Wrap a connection in two adapters.  The handler sees only the upper one, for the lines within records."""
     adapters.Lines(adapters.Base(connection)).set_handler(witness)
 
 
 @pytest.mark.parametrize(
     ("adapt", "record"), [(over_lines, b"\n"), (over_sized, bytes(4)), (over_sized_lines, b"a line\n")]
 )
-def test_records_that_come_together_are_answered_as_the_peer_takes_the_answers(socket_stage, adapt, record):
-    """Twelve thousand requests in one go are answered with 24 MB, of which little is pending at a time."""
+def test_the_answers_to_many_records_wait_until_the_peer_reads(socket_stage, adapt, record):
+    """The answers to 12,000 requests in one write are 24 MB, of which little is pending at a time."""
 
     class Server(Answer):
         def connected(self, connection):
@@ -416,12 +416,12 @@ def test_records_that_come_together_are_answered_as_the_peer_takes_the_answers(s
     socket_stage.until(lambda: peer.size == count * 2000 or peer.ended)
     assert peer.ended is None
     served = socket_stage.served[0]
-    socket_stage.until(lambda: served.answered == count)  # of another thread, the last callback may not have returned
+    socket_stage.until(lambda: served.answered == count)  # a callback may not have returned
     assert served.most_pending < 200_000
 
 
-def test_a_peer_that_takes_no_answers_gets_no_more_of_its_records_answered(tcp):
-    """Until it is gone: then what it sent is still delivered, as all that arrives before the end."""
+def test_records_of_a_peer_that_does_not_read_wait_for_it(tcp):
+    """When the peer has gone, its remaining records are delivered, like all input that arrives before the end."""
 
     class Server(Answer):
         def connected(self, connection):
@@ -446,8 +446,10 @@ def test_a_peer_that_takes_no_answers_gets_no_more_of_its_records_answered(tcp):
 
 
 @pytest.mark.parametrize(("adapt", "record"), [(over_lines, b"hello\n"), (over_sized, sized(b"hello"))])
-def test_nothing_is_taken_for_a_record_behind_one_that_was_cut_short(tcp, adapt, record):
-    """The handler writes in vain to a peer that has gone, in the middle of a piece; what follows begins anywhere."""
+def test_input_after_a_cut_record_is_not_delivered_as_records(tcp, adapt, record):
+    """A write fails in the middle of a record, because the peer has gone.  The rest of the input has no record
+    boundary.
+    """
 
     class Server(Witness):
         def connected(self, connection):
@@ -473,8 +475,8 @@ def test_nothing_is_taken_for_a_record_behind_one_that_was_cut_short(tcp, adapt,
     assert isinstance(tcp.served[0].closed, OSError)
 
 
-def test_the_pieces_of_an_unfinished_record_cost_no_more_than_their_bytes():
-    """Forty thousand bytes, two at a time: a list of them would take seventeen times as much."""
+def test_pieces_of_an_unfinished_record_use_no_more_memory_than_their_bytes():
+    """The record arrives as 40,000 bytes, two at a time.  A list of them would take seventeen times as much memory."""
     for make, begin in (adapters.Lines, b""), (adapters.Sized, struct.pack(">I", 2_000_000)):
         connection, adapter, handler = over(make)
         connection.test_input(begin + b"x")
@@ -489,8 +491,8 @@ def test_the_pieces_of_an_unfinished_record_cost_no_more_than_their_bytes():
 
 
 @pytest.mark.slow
-def test_splitting_is_linear():
-    """Twenty times the data in small pieces must not take four hundred times as long."""
+def test_splitting_takes_linear_time():
+    """For 20 times the data in small pieces, splitting must not take 400 times as long."""
 
     def seconds(work, *arguments):
         began = time.process_time()
@@ -521,7 +523,7 @@ def test_splitting_is_linear():
     assert seconds(one_record, 10 * 1024 * 1024) < 2
 
 
-def test_word_count_over_every_implementation(stage):
+def test_word_count_runs_on_every_implementation(stage):
     @adapters.Sized.handler
     def word_count(connection):
         while True:
@@ -542,7 +544,7 @@ def test_word_count_over_every_implementation(stage):
     assert client.chunks == [b"2 3", b"0 0"]
 
 
-def test_an_iterable_of_sized_records_that_is_dropped_is_closed_although_it_never_began():
+def test_a_discarded_iterable_of_sized_records_is_closed_even_if_it_never_started():
     closed = []
     connection = testing.Connection(testing.Recorder())
     connection.peer.pause_reading()

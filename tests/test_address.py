@@ -1,4 +1,4 @@
-"""Addresses: what can be none is refused at the call, by name, on every implementation with sockets."""
+"""Addresses: each implementation with sockets refuses an invalid address at the call, and names it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WRONG_VALUE = [
 
 
 @pytest.mark.parametrize("address", WRONG_TYPE)
-def test_no_address_by_type(tcp, address):
+def test_an_address_of_the_wrong_type_is_refused(tcp, address):
     with pytest.raises(TypeError, match="address"):
         tcp.implementation.listener(address, tcp.server())
     with pytest.raises(TypeError, match="address"):
@@ -53,7 +53,7 @@ def test_no_address_by_type(tcp, address):
 
 
 @pytest.mark.parametrize("address", WRONG_VALUE)
-def test_no_address_by_value(tcp, address):
+def test_an_invalid_address_is_refused(tcp, address):
     with pytest.raises(ValueError, match=r"address|Unix|host") as caught:
         tcp.implementation.listener(address, tcp.server())
     assert repr(address) in str(caught.value)
@@ -67,20 +67,20 @@ def test_a_path_in_bytes_is_not_an_address(tcp):
         tcp.implementation.listener(entry, tcp.server())
 
 
-def test_none_is_an_address_only_to_listen_on(tcp):
+def test_none_is_an_address_only_for_listeners(tcp):
     assert tcp.listen().address[0] == "127.0.0.1"
     with pytest.raises(TypeError, match="address"):
         tcp.implementation.connect(None, Witness(tcp))
 
 
-def test_port_0_picks_a_port(tcp):
+def test_port_0_picks_a_free_port(tcp):
     listener = tcp.implementation.listener(("127.0.0.1", 0), tcp.server())
     tcp.listeners.append(listener)
     assert listener.address[1] > 0
     assert tcp.client(listener).connection
 
 
-def test_a_name_is_looked_up(tcp):
+def test_a_host_name_is_looked_up(tcp):
     listener = tcp.implementation.listener(("localhost", 0), tcp.server())
     tcp.listeners.append(listener)
     assert listener.address[0] == "127.0.0.1"
@@ -89,7 +89,7 @@ def test_a_name_is_looked_up(tcp):
     tcp.until(lambda: client.connection)
 
 
-def test_a_host_that_does_not_resolve(tcp):
+def test_a_host_that_does_not_resolve_is_reported(tcp):
     host = "no-such-host.invalid"
     with pytest.raises(OSError, match=host):
         tcp.implementation.listener((host, 0), tcp.server())
@@ -105,7 +105,7 @@ def test_an_address_of_another_host_is_refused(tcp):
         tcp.implementation.listener(("192.0.2.1", 0), tcp.server())
 
 
-def test_the_name_of_a_unix_socket_may_be_a_path(tcp, tmp_path):
+def test_the_path_of_a_unix_socket_can_be_a_path_object(tcp, tmp_path):
     path = tmp_path / "socket"
     listener = tcp.implementation.listener(path, tcp.server())
     tcp.listeners.append(listener)
@@ -117,7 +117,7 @@ def test_the_name_of_a_unix_socket_may_be_a_path(tcp, tmp_path):
     assert not path.exists()
 
 
-def test_the_file_is_removed_from_where_it_was_made(tcp, tmp_path, monkeypatch):
+def test_the_file_of_a_unix_socket_is_removed_although_the_directory_changed(tcp, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     listener = tcp.implementation.listener("socket", tcp.server())
     assert os.path.exists("socket")
@@ -126,7 +126,7 @@ def test_the_file_is_removed_from_where_it_was_made(tcp, tmp_path, monkeypatch):
     assert not (tmp_path / "socket").exists()
 
 
-def test_the_file_of_a_dead_server_is_replaced(tcp, tmp_path):
+def test_the_socket_file_of_a_dead_server_is_replaced(tcp, tmp_path):
     path = str(tmp_path / "socket")
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(path)
@@ -137,7 +137,7 @@ def test_the_file_of_a_dead_server_is_replaced(tcp, tmp_path):
     assert tcp.client(listener).connection
 
 
-def test_the_file_of_a_live_server_is_not(tcp, tmp_path):
+def test_the_socket_file_of_a_live_server_is_kept(tcp, tmp_path):
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as alive:
         alive.bind(path)
@@ -156,7 +156,7 @@ def test_a_file_that_is_not_a_socket_is_kept(tcp, tmp_path):
     assert path.read_text() == "data"
 
 
-def test_a_file_from_another_program_is_kept(tcp, tmp_path):
+def test_a_file_that_replaced_the_socket_is_kept(tcp, tmp_path):
     path = tmp_path / "socket"
     listener = tcp.implementation.listener(path, tcp.server())
     path.unlink()
@@ -166,7 +166,7 @@ def test_a_file_from_another_program_is_kept(tcp, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["x" * 200, "/no/such/directory/socket"])
-def test_an_impossible_path(tcp, path):
+def test_an_impossible_path_is_refused(tcp, path):
     with pytest.raises(OSError, match=path):
         tcp.implementation.listener(Path(path), tcp.server())
     client = Witness(tcp)
@@ -191,7 +191,7 @@ def bound(name):
 
 @needs_abstract_names
 @pytest.mark.parametrize("address", [text, binary, bound])
-def test_an_abstract_name_is_an_address(tcp, tmp_path, monkeypatch, address):
+def test_an_abstract_name_is_a_valid_address(tcp, tmp_path, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
     listener = tcp.implementation.listener(address(tmp_path), tcp.server())
     tcp.listeners.append(listener)
@@ -218,7 +218,7 @@ def test_an_abstract_name_is_an_address(tcp, tmp_path, monkeypatch, address):
 
 
 @needs_abstract_names
-def test_an_abstract_name_may_contain_anything(tcp, tmp_path):
+def test_an_abstract_name_can_contain_any_bytes(tcp, tmp_path):
     name = f"\0{tmp_path}\0x:1"
     listener = tcp.implementation.listener(name, tcp.server())
     tcp.listeners.append(listener)
@@ -229,7 +229,7 @@ def test_an_abstract_name_may_contain_anything(tcp, tmp_path):
 
 
 @pytest.mark.parametrize("make", [socket.socket, gevent.socket.socket])
-def test_a_bound_socket_is_used_as_it_is(tcp, make):
+def test_a_bound_socket_is_used_unchanged(tcp, make):
     sock = make()
     sock.bind(("127.0.0.1", 0))
     address = sock.getsockname()
@@ -242,7 +242,7 @@ def test_a_bound_socket_is_used_as_it_is(tcp, make):
     tcp.until(lambda: tcp.served[0].data == b"hello")
 
 
-def test_a_bound_unix_socket_is_not_unlinked(tcp, tmp_path):
+def test_the_file_of_a_bound_unix_socket_is_not_removed(tcp, tmp_path):
     path = tmp_path / "socket"
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
@@ -250,19 +250,19 @@ def test_a_bound_unix_socket_is_not_unlinked(tcp, tmp_path):
     assert path.exists()
 
 
-def test_a_socket_must_be_bound_and_of_streams(tcp):
+def test_a_socket_must_be_bound_and_a_stream_socket(tcp):
     for sock in socket.socket(), socket.socket(socket.AF_UNIX), socket.socket(type=socket.SOCK_DGRAM):
         with sock, pytest.raises(ValueError, match="socket"):
             tcp.implementation.listener(sock, tcp.server())
 
 
-def test_the_four_part_form_is_taken_for_every_family(tcp):
+def test_the_four_part_form_is_accepted_for_every_family(tcp):
     listener = tcp.implementation.listener(("127.0.0.1", 0, 0, 0), tcp.server())
     tcp.listeners.append(listener)
     assert tcp.client(listener).connection
 
 
-def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
+def test_a_failed_listener_leaves_nothing_open(tcp, tmp_path):
     taken = tcp.listen()
     for address in taken.address, ("no-such-host.invalid", 0), tmp_path:
         with pytest.raises(OSError, match=r"use|known|resolution"):
@@ -271,7 +271,7 @@ def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
     tcp.implementation.wait(10)
 
 
-def test_reuse_port_lets_two_listen(tcp):
+def test_with_reuse_port_two_listeners_share_a_port(tcp):
     one = tcp.listen(reuse_port=True)
     two = tcp.implementation.listener(one.address, tcp.server(), reuse_port=True)
     tcp.listeners.append(two)
@@ -286,8 +286,8 @@ def test_a_listener_whose_file_was_removed_still_closes(tcp, tmp_path):
 
 
 @needs_ipv6
-def test_the_scope_of_an_ipv6_address_is_part_of_it(tcp):
-    """Without one, the system does not know which network an address is meant to be on, and says so."""
+def test_the_scope_of_an_ipv6_address_is_kept(tcp):
+    """Without a scope, the kernel does not know the network of a link-local address, and the call fails."""
     witnesses = [Witness(tcp), Witness(tcp)]
     for scope, witness in enumerate(witnesses):
         tcp.implementation.connect(("fe80::1", 9, 0, scope), witness, timeout=1)
@@ -309,7 +309,7 @@ def test_a_pending_connection_attempt_shows_its_target(tcp, tmp_path):
 
 
 class Resolver:
-    """Stands for gevent's, and counts and fails."""
+    """Replaces gevent's resolver: counts the look-ups, and raises."""
 
     def __init__(self, error):
         self.error = error
@@ -322,7 +322,9 @@ class Resolver:
 
 @pytest.fixture
 def resolver(monkeypatch):
-    """A resolver that raises what is no ``OSError``, as gevent's does where its threads cannot be started."""
+    """A resolver whose exception is not an ``OSError``.  gevent's resolver raises such a one if it cannot start
+    threads.
+    """
     resolver = Resolver(RuntimeError("can't start new thread"))
     monkeypatch.setattr(gevent.get_hub(), "resolver", resolver)
     return resolver
@@ -334,7 +336,7 @@ NUMERIC += [pytest.param(address, marks=needs_ipv6) for address in (("::1", 0), 
 
 @pytest.mark.parametrize("address", NUMERIC)
 def test_a_numeric_host_is_not_looked_up(tcp, resolver, address):
-    """A look-up waits for a thread of gevent's pool, in which other work may take long."""
+    """A look-up waits for a thread of gevent's pool, which other work can occupy for long."""
     listener = tcp.implementation.listener(address, tcp.server())
     tcp.listeners.append(listener)
     client = Witness(tcp)
@@ -371,8 +373,10 @@ def test_numeric_hosts_do_not_wait_for_other_work_in_gevents_thread_pool(tcp):
 
 
 @pytest.mark.parametrize("address", [("localhost", 1), ("x" * 62, 1, 0, 1), "/tmp/\ud800"])
-def test_a_connection_attempt_that_fails_outside_the_network_reports_the_reason(tcp, resolver, address):
-    """A resolver without threads, a name that becomes too long with its scope, and one that cannot be encoded."""
+def test_a_connection_attempt_that_fails_before_the_network_reports_the_reason(tcp, resolver, address):
+    """The reasons: a resolver without threads, a name that its scope makes too long, and a name that cannot be
+    encoded.
+    """
     client = Witness(tcp)
     tcp.implementation.connect(address, client)
     tcp.until(lambda: client.failed)
@@ -383,7 +387,7 @@ def test_a_connection_attempt_that_fails_outside_the_network_reports_the_reason(
 
 
 @pytest.mark.parametrize("address", [("localhost", 0), ("x" * 64, 0), "/tmp/\ud800", ("::1", 0, 0, "lo")])
-def test_a_listener_that_fails_for_another_reason_than_the_network_leaves_nothing(tcp, resolver, address):
+def test_a_listener_that_fails_before_the_network_leaves_nothing_open(tcp, resolver, address):
     before = open_sockets()
     for listen in tcp.implementation.listener, tcp.implementation.udp_listener:
         with pytest.raises((RuntimeError, ValueError, TypeError)) as kept:

@@ -38,12 +38,12 @@ def v6(number):
         ([v4(2), v4(1), v4(2), v4(1)], [v4(2), v4(1)]),
     ],
 )
-def test_families_take_turns_and_keep_their_order(found, expected):
+def test_address_families_alternate_and_keep_their_order(found, expected):
     assert in_turns(found) == expected
 
 
 class Sock:
-    """A socket that notes whether it is closed."""
+    """A socket that records whether it is closed."""
 
     closed = False
 
@@ -52,7 +52,7 @@ class Sock:
 
 
 class Peers:
-    """Stand for the peers at several addresses: each answers when the test says so."""
+    """Replaces the peers at several addresses.  Each answers when the test calls."""
 
     def __init__(self):
         self.begun = []
@@ -80,10 +80,10 @@ class Peers:
 
 @pytest.fixture
 def peers():
-    """Peers in a simulation, in which the pauses between two attempts take no time."""
+    """Peers in a simulation, in which the pauses between attempts take no real time."""
     with Simulation() as simulation:
         yield Peers()
-        simulation.raised.clear()  # the greenlets of races that fail
+        simulation.raised.clear()  # the greenlets of failed races
 
 
 def racing(peers, *candidates):
@@ -110,7 +110,7 @@ def test_a_peer_that_does_not_answer_delays_the_next_attempt_only_a_little(peers
     assert not peers.socks[v4(1)].closed
 
 
-def test_a_peer_that_answers_late_is_not_given_up_for_a_later_attempt(peers):
+def test_a_late_answer_is_accepted_while_a_later_attempt_waits(peers):
     race = racing(peers, v6(1), v4(1))
     until(lambda: len(peers.begun) == 2)
     peers.answer(v6(1))
@@ -118,7 +118,7 @@ def test_a_peer_that_answers_late_is_not_given_up_for_a_later_attempt(peers):
     until(lambda: peers.cancelled == [v4(1)])
 
 
-def test_a_failure_lets_the_next_attempt_begin_at_once(peers):
+def test_a_failure_starts_the_next_attempt_at_once(peers):
     peers.answer(v6(1), refused())
     peers.answer(v4(1), refused())
     peers.answer(v6(2))
@@ -127,7 +127,7 @@ def test_a_failure_lets_the_next_attempt_begin_at_once(peers):
     assert clock.now() < 0.01
 
 
-def test_of_two_that_connect_in_the_same_turn_one_is_closed(peers):
+def test_if_two_attempts_connect_in_the_same_turn_one_is_closed(peers):
     race = racing(peers, v6(1), v4(1))
     until(lambda: len(peers.begun) == 2)
     peers.answer(v6(1))
@@ -154,14 +154,14 @@ def test_if_all_fail_the_error_lists_each_address_with_its_reason(peers, numbers
     assert ", ".join(listed) in str(caught.value)
 
 
-def test_a_host_without_addresses_cannot_be_reached(peers):
+def test_a_host_without_addresses_is_unreachable(peers):
     with pytest.raises(OSError, match="Cannot assign"):
         Attempts([], peers.connect).first()
 
 
 @pytest.mark.parametrize("connects", [False, True])
-def test_all_attempts_end_if_they_are_interrupted(peers, connects):
-    """One of them may be connected in the same turn."""
+def test_an_interrupt_ends_all_attempts(peers, connects):
+    """One attempt may have connected in the same turn."""
     race = racing(peers, v6(1), v4(1))
     until(lambda: len(peers.begun) == 2)
     if connects:
@@ -173,7 +173,7 @@ def test_all_attempts_end_if_they_are_interrupted(peers, connects):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_another_error_than_of_the_network_ends_all_attempts(peers, error):
+def test_an_unexpected_error_ends_all_attempts(peers, error):
     peers.answer(v6(1), error())
     with pytest.raises(error):
         Attempts([v6(1), v4(1)], peers.connect).first()
@@ -181,7 +181,7 @@ def test_another_error_than_of_the_network_ends_all_attempts(peers, error):
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
-def test_attempts_that_failed_do_not_need_the_garbage_collector(error):
+def test_failed_attempts_do_not_need_the_garbage_collector(error):
     def connect(candidate):
         raise error("refused")
 
@@ -198,8 +198,8 @@ def test_attempts_that_failed_do_not_need_the_garbage_collector(error):
         gc.enable()
 
 
-def test_attempts_that_were_cancelled_do_not_need_the_garbage_collector(peers):
-    """It does not run in a simulation."""
+def test_cancelled_attempts_do_not_need_the_garbage_collector(peers):
+    """In a simulation, the garbage collector does not run."""
     race = Attempts([v6(1), v4(1)], peers.connect)
     first, gone = gevent.spawn(race.first), weakref.ref(race)
     until(lambda: len(peers.begun) == 2)
@@ -211,7 +211,7 @@ def test_attempts_that_were_cancelled_do_not_need_the_garbage_collector(peers):
     assert gone() is None
 
 
-# On sockets.
+# Attempts on sockets.
 
 
 class Resolver:
@@ -234,7 +234,7 @@ def connect(tcp, monkeypatch, port, *hosts):
 
 @pytest.fixture
 def half(simulated):
-    """The address of a host that its first address, of IPv6, does not lead to: the queue of its listener is full."""
+    """The address of a server whose first address, with IPv6, does not answer: the queue of its listener is full."""
     server = simulated.simulation.host("server")
     network = server._network
     for family, host in (socket.AF_INET6, network.addresses[1]), (socket.AF_INET, network.addresses[0]):
@@ -245,7 +245,7 @@ def half(simulated):
     return "server", 80
 
 
-def test_a_host_whose_first_address_does_not_answer_is_reached(simulated, half):
+def test_a_host_is_reached_although_its_first_address_does_not_answer(simulated, half):
     client = Witness(simulated)
     simulated.implementation.connect(half, client)
     began = clock.now()
@@ -262,11 +262,11 @@ def test_pending_attempts_end_with_their_implementation(simulated, half):
         gevent.sleep(10)
     simulated.until(lambda: client.failed)
     assert client.failed == "stopped"
-    gevent.sleep(0)  # the turn in which their sockets are closed
+    gevent.sleep(0)  # their sockets are closed in this turn
     assert implementation._network._site.sockets() == []
 
 
-def test_the_reason_of_a_failed_connect_lists_the_addresses(tcp, monkeypatch):
+def test_the_reason_of_a_failed_connection_lists_the_addresses(tcp, monkeypatch):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         client = connect(tcp, monkeypatch, bound.getsockname()[1], "127.0.0.1", "127.0.0.3")

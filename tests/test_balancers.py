@@ -1,4 +1,4 @@
-"""PROXY headers from and to the balancers that people use: haproxy, and nginx with its module ``stream``."""
+"""PROXY headers from and to widely used balancers: haproxy, and nginx with its module ``stream``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRUSTED = ["127.0.0.0/8", "unix"]
 
 
 class Served(testing.Recorder):
-    """Answers in upper case, and is remembered by its listener's list."""
+    """Answers in upper case, and adds itself to its listener's list."""
 
     def __init__(self, connections, connection):
         connections.append(connection)
@@ -66,11 +66,11 @@ def running(command, sock, environment=()):
             yield
         finally:
             process.terminate()  # nginx then ends its worker, too
-            print(process.communicate(timeout=PATIENCE)[0].decode(errors="replace"))  # for a test that fails
+            print(process.communicate(timeout=PATIENCE)[0].decode(errors="replace"))  # a failing test shows this
 
 
 def haproxy(folder, sock, server, bind=""):
-    """Run haproxy in front of *server*, its options included."""
+    """Run haproxy in front of *server*, which can include options."""
     if not shutil.which("haproxy"):
         pytest.skip("haproxy is not installed")
     config = folder / "haproxy.cfg"
@@ -123,20 +123,20 @@ stream {{
 }}
 """
     )
-    # The way in which nginx gives its sockets to a new version of itself.
+    # The variable by which nginx passes its sockets to a new version of itself.
     environment = {"NGINX": f"{sock.fileno()};"}
     return running(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], sock, environment)
 
 
 @pytest.fixture
 def front():
-    """A socket that listens, for a balancer."""
+    """A listening socket, for a balancer."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
 
 
 def ask(front, **options):
-    """Return the address of a client that was answered through the balancer."""
+    """Make a request through the balancer; return the client's address."""
     client = testing.Recorder()
     ngi_gevent.connect(front.getsockname(), client, **options)
     connection = client.wait_connected(PATIENCE)
@@ -192,8 +192,8 @@ def test_haproxy_names_the_client_on_a_unix_socket(tmp_path, front):
 
 
 @pytest.mark.slow
-def test_haproxy_says_more_about_a_client_with_tls(tmp_path, front):
-    """Its header has the name that the client asked for, the cipher, and so on, which are skipped."""
+def test_haproxy_passes_more_about_a_client_with_tls(tmp_path, front):
+    """Its header includes the requested host name, the cipher and more, all of which are skipped."""
     pem = tmp_path / "front.pem"
     pem.write_bytes(certificate("localhost", "127.0.0.1", "::1").private_key_and_cert_chain_pem.bytes())
     options = OPTIONS[-1].replace("ssl,", "ssl,ssl-cipher,cert-sig,cert-key,")
@@ -208,7 +208,7 @@ def test_haproxy_says_more_about_a_client_with_tls(tmp_path, front):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", ["send-proxy-v2", "send-proxy"])
 def test_haproxy_checks_whether_the_server_is_alive(tmp_path, front, options):
-    """Version 2 has LOCAL for that.  In version 1, the header has the addresses of the check itself."""
+    """Version 2 of the header has the command LOCAL for checks.  Version 1 has the addresses of the check itself."""
     check = f"{options} check check-send-proxy inter 20ms"
     with serving() as ((host, port), connections), haproxy(tmp_path, front, f"{host}:{port} {check}"):
         with gevent.Timeout(PATIENCE):
@@ -222,7 +222,9 @@ def test_haproxy_checks_whether_the_server_is_alive(tmp_path, front, options):
 @pytest.mark.slow
 @pytest.mark.parametrize(("more", "fails"), [("", True), ("check-ssl verify none", False)])
 def test_haproxy_checks_a_server_with_tls_without_a_failed_handshake(tmp_path, front, more, fails):
-    """haproxy passes the clients' TLS on.  Without ``check-ssl``, each check leaves in the middle of the handshake."""
+    """haproxy passes the clients' TLS on.  Without ``check-ssl``, each check disconnects in the middle of the
+    handshake.
+    """
     listeners = []
     check = f"send-proxy-v2 check check-send-proxy inter 20ms {more}"
     with (
@@ -267,7 +269,7 @@ def test_haproxy_checks_a_server_whose_clients_wait_in_haproxy(tmp_path, front):
 @pytest.mark.parametrize("options", ["send-proxy", "send-proxy-v2"])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("named", [(CLIENT, FRONT), (CLIENT6, FRONT6), (CLIENT, FRONT6)], ids=["4", "6", "both"])
-def test_haproxy_takes_our_headers(tmp_path, front, options, version, named):
+def test_haproxy_accepts_our_headers(tmp_path, front, options, version, named):
     with (
         serving() as ((host, port), connections),
         haproxy(tmp_path, front, f"{host}:{port} {options}", bind="accept-proxy"),
@@ -299,10 +301,11 @@ def test_nginx_names_the_client_before_tls_and_on_a_unix_socket(tmp_path, front)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
-def test_nginx_takes_our_headers(tmp_path, front, version):
-    """It passes on the address that the header has if its module ``realip`` trusts this host.
+def test_nginx_accepts_our_headers(tmp_path, front, version):
+    """nginx uses the address in the header if its module ``realip`` trusts this host.
 
-    Not for a client with IPv6 that nginx receives on IPv4: its header has an address of each, which is not valid.
+    This fails for an IPv6 client that nginx receives on IPv4: its header has one address of each family, which is
+    invalid.
     """
     with (
         serving() as ((host, port), connections),
