@@ -1,4 +1,4 @@
-"""The benchmarks: that they run and find what is wrong, not how fast anything is."""
+"""Tests that the benchmarks run and detect errors.  None of them measures how fast anything is."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ ROOT = Path(__file__).parent.parent
 
 EVERYTHING = re.compile("")
 
-#: The works that real clients ask for.
+#: The kinds of work for which real clients exist.
 REAL = ["resp-x50", "resp-x50-pipelined", "resp-x1", "http-x50", "http-x1"]
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="cc is not installed")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the benchmarks are for Linux"),
-    pytest.mark.timeout(300),  # of processes that may have to share their core
+    pytest.mark.timeout(300),  # the processes may share one core
 ]
 
 
@@ -67,12 +67,14 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=250, **options)
 
 
-# The whole.
+# The whole program.
 
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The output and the files of a run: all works of this package, some of the floor, and one of each other server."""
+    """The output and files of one run: all work of this package, some of the floor, and one row of each other
+    server.
+    """
     output = tmp_path_factory.mktemp("results")
     only = "ngi_gevent|bytes.split|^echo-64x100 |(stream|burst).* C epoll"
     done = run("--quick", "--seconds", "0.05", "--only", only, "--output", str(output))
@@ -83,7 +85,7 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A git repository with a copy of the files that the benchmarks need, committed."""
+    """A git repository with a copy of the files that the benchmarks need."""
     for name in ("benchmarks", "ngi_gevent", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "benchmarks" / "results" / "result.json").write_text('{"machine": {"revision": "HEAD"}}')
@@ -95,7 +97,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def compare(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Compare the copy with a revision of it."""
+    """A function that compares the working copy with a revision."""
 
     def compare(*revision: str) -> subprocess.CompletedProcess[str]:
         short = ["--quick", "--rounds", "1", "--seconds", "0.1"]
@@ -107,7 +109,7 @@ def compare(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-def test_a_revision_that_is_slower_than_another_one_is_found(repository, compare):
+def test_a_slower_revision_is_found(repository, compare):
     server = repository / "benchmarks" / "servers" / "ngi.py"
     server.write_text(
         server.read_text().replace("connection.write(data)", "sum(range(9_999)) and connection.write(data)")
@@ -120,13 +122,13 @@ def test_a_revision_that_is_slower_than_another_one_is_found(repository, compare
 
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-def test_a_revision_that_does_not_exist_is_named(compare):
+def test_an_unknown_revision_is_named(compare):
     done = compare("nowhere")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("git rev-parse: ")
 
 
-def test_each_work_gives_its_figures(quick_run):
+def test_each_kind_of_work_has_its_figures(quick_run):
     result = json.loads((quick_run[1] / "result.json").read_text())
     assert result["failures"] == []
     assert set(result["rows"]) == {row.name for case in CASES if not case.missing for row in case.rows}
@@ -134,7 +136,7 @@ def test_each_work_gives_its_figures(quick_run):
         for server in row["servers"].values():
             (measurement,) = server["rounds"]
             assert server["median"]["median"] == measurement["value"] >= 0, name
-            if name != "idle" and not name.endswith("-cpu"):  # it can be 0 in so short a time
+            if name != "idle" and not name.endswith("-cpu"):  # these can be 0 in so short a run
                 assert measurement["value"] > 0, name
             if name.endswith("-cpu"):
                 assert server["median"]["median"] < 1e6  # microseconds
@@ -165,7 +167,7 @@ def test_the_chart_names_each_server(quick_run):
 
 
 @needs_compiler
-def test_each_step_has_a_line_that_says_how_far_it_is(quick_run):
+def test_each_step_prints_the_progress(quick_run):
     lines = [line for line in quick_run[0].splitlines() if line.startswith("[")]
     assert [int(line[1:].split("/")[0]) for line in lines] == list(range(1, len(lines) + 1))
     assert "echo-64x100" in lines[0]
@@ -175,7 +177,7 @@ def test_each_step_has_a_line_that_says_how_far_it_is(quick_run):
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["uvloop", "twisted"])
-def test_missing_programs_are_left_out_with_a_note(quick_run, name):
+def test_missing_programs_are_skipped_with_a_note(quick_run, name):
     shown = {"uvloop": "uvloop", "twisted": "Twisted"}[name]
     row = json.loads((quick_run[1] / "result.json").read_text())["rows"]["echo-64x100"]
     note = f"{shown} was left out: {name} is not installed."
@@ -189,7 +191,7 @@ def test_a_server_without_its_library_reports_what_is_missing():
     assert OURS.missing is None
 
 
-def test_without_a_compiler_only_sockets_are_left_out(tmp_path):
+def test_without_a_compiler_only_socket_benchmarks_are_skipped(tmp_path):
     done = run("--quick", "--seconds", "0.05", "--output", str(tmp_path), env={**os.environ, "PATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert "There is no C compiler (cc)" in done.stdout
@@ -199,7 +201,7 @@ def test_without_a_compiler_only_sockets_are_left_out(tmp_path):
 
 
 @needs_compiler
-def test_fewer_connections_are_idle_where_files_are_limited():
+def test_a_low_descriptor_limit_reduces_the_idle_connections():
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (560, 560))
 
@@ -209,7 +211,7 @@ def test_fewer_connections_are_idle_where_files_are_limited():
     assert "Memory is measured with 60 idle connections" in done.stdout
 
 
-def test_nothing_to_measure_is_said():
+def test_a_run_without_matching_benchmarks_is_an_error():
     done = run("--only", "no such thing")
     assert (done.returncode, done.stderr) == (2, "nothing to measure is called like 'no such thing'\n")
 
@@ -223,7 +225,7 @@ def test_nothing_to_measure_is_said():
         ("--only", "(", "'(' is not a regular expression"),
     ],
 )
-def test_a_wrong_option_is_named(option, value, error, capsys):
+def test_an_invalid_option_is_named(option, value, error, capsys):
     with pytest.raises(SystemExit, match="2"):
         parser().parse_args([f"{option}={value}"])
     assert error in capsys.readouterr().err
@@ -231,7 +233,7 @@ def test_a_wrong_option_is_named(option, value, error, capsys):
 
 @needs_compiler
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_leaves_no_process(signal_number, tmp_path):
+def test_an_interrupted_run_leaves_no_process(signal_number, tmp_path):
     process = subprocess.Popen(
         command("--only", "echo-64x100 (C|ngi)", "--seconds", "30", "--output", str(tmp_path)),
         cwd=ROOT,
@@ -253,13 +255,13 @@ def test_interrupted_it_leaves_no_process(signal_number, tmp_path):
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Look again and again; the timeout of the test ends it."""
+    """Poll until the condition is true.  The timeout of the test limits this."""
     while not condition():
         time.sleep(0.01)
 
 
 def running_loads(session: int) -> list[str]:
-    """The processes of *session* that are loads."""
+    """Return the names of the load processes in *session*."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -269,7 +271,7 @@ def running_loads(session: int) -> list[str]:
     return found
 
 
-# The load.
+# The load generator.
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +281,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @contextlib.contextmanager
 def peer(talk: Callable[[socket.socket], None]) -> Iterator[Running]:
-    """A server in threads of this process; *talk* is called with each connection."""
+    """Run a server in threads of this process.  *talk* is called with each connection."""
 
     def serve() -> None:
         while True:
@@ -306,7 +308,9 @@ def peer(talk: Callable[[socket.socket], None]) -> Iterator[Running]:
 
 
 def echo(change: Callable[[int, bytes], bytes]) -> Callable[[socket.socket], None]:
-    """Send back what *change* makes of the number of a message and the message."""
+    """Return a server's function: it sends back the result of *change*, which gets each message's number and
+    content.
+    """
 
     def talk(sock: socket.socket) -> None:
         count = 0
@@ -323,7 +327,7 @@ def wrong_from(first: int, change: Callable[[bytes], bytes]) -> Callable[[socket
 
 @needs_compiler
 @pytest.mark.parametrize("connections", [1, 5])
-def test_a_right_echo_is_counted(bench, connections):
+def test_a_correct_echo_is_counted(bench, connections):
     received = []
 
     def keep(count: int, data: bytes) -> bytes:
@@ -332,7 +336,7 @@ def test_a_right_echo_is_counted(bench, connections):
 
     with peer(echo(keep)) as running:
         result = bench.load("echo", running, connections=connections, seconds=0.1)
-    assert 0 < result["operations"] <= len(received) - 2 * connections  # without what was not measured
+    assert 0 < result["operations"] <= len(received) - 2 * connections  # some were not measured
     assert result["bytes"] == result["operations"] * 64
     assert 0.1 <= result["seconds"] < 10
     assert all(data in work.PATTERN + work.PATTERN[:64] for data in received[:100])
@@ -350,13 +354,13 @@ def test_a_right_echo_is_counted(bench, connections):
     ],
     ids=["changed", "misordered", "more"],
 )
-def test_a_wrong_echo_is_noticed(bench, first, change, error):
+def test_a_wrong_echo_is_detected(bench, first, change, error):
     with peer(wrong_from(first, change)) as running, pytest.raises(Failed, match=error):
         bench.load("echo", running, connections=3, seconds=3)
 
 
 @needs_compiler
-def test_an_older_message_again_is_noticed(bench):
+def test_a_repeated_older_message_is_detected(bench):
     messages = []
 
     def again(count: int, data: bytes) -> bytes:
@@ -369,7 +373,7 @@ def test_an_older_message_again_is_noticed(bench):
 
 @needs_compiler
 @pytest.mark.parametrize("mode", ["echo", "connect", "burst", "stream-out", "stream-in"])
-def test_a_lost_connection_is_noticed(bench, mode):
+def test_a_lost_connection_is_detected(bench, mode):
     with peer(lambda sock: None) as running, pytest.raises(Failed, match=r"bytes|receipt|reset|Broken pipe"):
         bench.load(mode, running, answer=64, stream=1 << 26, seconds=30)
 
@@ -382,8 +386,8 @@ def compute(seconds: float) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(("work_on", "least", "most"), [(compute, 9_900, 20_000), (time.sleep, 1, 9_000)])
-def test_processor_time_is_the_servers_for_each_message(bench, work_on, least, most):
-    """Computing for 10 ms counts, and sleeping for as long does not."""
+def test_processor_time_includes_computing_but_not_sleeping(bench, work_on, least, most):
+    """For each message, the server computes or sleeps for 10 ms."""
 
     def slowly(count: int, data: bytes) -> bytes:
         work_on(0.01)
@@ -391,7 +395,7 @@ def test_processor_time_is_the_servers_for_each_message(bench, work_on, least, m
 
     with peer(echo(slowly)) as running:
         rate, cpu = rate_and_cpu(bench.load("echo", running, seconds=0.1))
-    assert 0 < rate.value < 101  # messages a second
+    assert 0 < rate.value < 101  # messages per second
     assert least <= cpu.value <= most
 
 
@@ -432,11 +436,11 @@ def test_streams_are_checked(bench, mode, talk, error):
             assert bench.load(mode, running, stream=1 << 22)["bytes"] == 1 << 22
         else:
             with pytest.raises(Failed, match=error):
-                bench.load(mode, running, stream=1 << 22)  # whose warm-up is a 16th of that
+                bench.load(mode, running, stream=1 << 22)  # its warm-up is a 16th of that
 
 
 @needs_compiler
-def test_latencies_are_the_servers(bench):
+def test_latencies_include_the_servers_delay(bench):
     def slowly(count: int, data: bytes) -> bytes:
         time.sleep(0.02)
         return data
@@ -447,8 +451,8 @@ def test_latencies_are_the_servers(bench):
 
 
 @needs_compiler
-def test_percentiles(tmp_path):
-    """Those of the load's histogram are within its promise of the exact ones."""
+def test_percentiles_are_close_to_the_exact_ones(tmp_path):
+    """The load generator's histogram has a known error, and its percentiles are within that."""
     program = tmp_path / "percentiles.c"
     program.write_text(f"""
         #define main load_main
@@ -487,7 +491,7 @@ CONVERSATIONS = {
 
 @needs_compiler
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_all_servers_of_a_real_protocol_answer_alike(bench, name):
+def test_all_servers_of_a_real_protocol_give_the_same_answers(bench, name):
     pytest.importorskip({"resp": "hiredis", "http": "h11"}[name])
 
     def answer(server: Server) -> bytes:
@@ -505,7 +509,7 @@ def test_all_servers_of_a_real_protocol_answer_alike(bench, name):
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_missing_needs_of_a_real_work_are_named(name, monkeypatch):
+def test_missing_requirements_of_a_real_protocol_are_named(name, monkeypatch):
     (case,) = [case for case in CASES if case.name == name]
     monkeypatch.setattr("benchmarks.cases.shutil.which", lambda program: None)
     assert case.missing == f"{'wrk' if 'http' in name else 'redis-benchmark'} is not installed"
@@ -525,7 +529,7 @@ WRK = """\
 """
 
 
-def test_the_figures_of_real_clients_are_read():
+def test_the_figures_that_real_clients_print_are_parsed():
     output = '"test","rps","p50_latency_ms","p99_latency_ms"\n"GET","5000.00","6.695","36.799"\n'
     figures = clients.figures_of_redis_benchmark(output, 10_000)
     assert figures == pytest.approx({"operations": 10_000, "seconds": 2, "median_us": 6695, "p99_us": 36799})
@@ -534,7 +538,7 @@ def test_the_figures_of_real_clients_are_read():
 
 
 @pytest.mark.parametrize("output", ["", WRK.format(p50="1m", p99="1s"), WRK + "  Socket errors: connect 0, read 1"])
-def test_clients_that_print_something_else_have_failed(output):
+def test_a_client_with_unexpected_output_has_failed(output):
     with pytest.raises(Failed, match="wrk printed"):
         clients.figures_of_wrk(output)
     with pytest.raises(Failed, match="redis-benchmark printed"):
@@ -542,7 +546,7 @@ def test_clients_that_print_something_else_have_failed(output):
 
 
 @needs_compiler
-def test_processor_time_with_a_real_client_is_the_servers(bench):
+def test_processor_time_with_a_real_client_excludes_the_client(bench):
     def compute_for(data: bytes) -> bytes:
         compute(0.2)
         return data
@@ -562,7 +566,7 @@ BROKEN = Server("broken", "no_such_module", "gevent")
 
 
 @needs_compiler
-def test_a_server_that_does_not_start_is_reported_with_its_last_words(bench):
+def test_a_server_that_does_not_start_is_reported_with_its_last_output(bench):
     with pytest.raises(Failed, match=r"did not become ready\n(?s:.*)no_such_module"), bench.serving(BROKEN, "echo"):
         pass
 
@@ -595,11 +599,13 @@ def test_a_failure_is_reported_and_does_not_end_the_run(bench, capsys):
     assert "echo-64x100, echo-64x100-cpu, broken, round 1:" in text
 
 
-# The arithmetic.
+# Arithmetic.
 
 
 def figures_of(**values: list[float]) -> Figures:
-    """With a row of one measurement a round for each server; NaN means that it is missing."""
+    """Return figures with one row, and one measurement per round for each server.  NaN stands for a missing
+    measurement.
+    """
     servers = {"ours": OURS, "stream_server": STREAM_SERVER, "uvloop": UVLOOP}
     figures = Figures()
     for name, of_rounds in values.items():
@@ -609,19 +615,19 @@ def figures_of(**values: list[float]) -> Figures:
     return figures
 
 
-def test_a_ratio_is_the_median_of_those_within_the_rounds():
+def test_a_ratio_is_the_median_of_the_ratios_in_each_round():
     figures = figures_of(ours=[100, 10, 50], stream_server=[50, 4, 50])
     assert figures.against("row", STREAM_SERVER) == Spread(2, 1, 2.5)
     assert figures.spread("row", OURS) == Spread(50, 10, 100)
 
 
-def test_a_round_that_one_of_them_missed_has_no_ratio():
+def test_a_round_with_a_missing_measurement_has_no_ratio():
     figures = figures_of(ours=[100, float("nan"), 30], stream_server=[float("nan"), 1, 10])
     assert figures.against("row", STREAM_SERVER) == Spread(3, 3, 3)
     assert figures.against("row", UVLOOP) is None
 
 
-def test_the_best_is_chosen_from_the_others_in_python():
+def test_the_best_server_is_chosen_from_the_others_in_python():
     figures = figures_of(ours=[9], stream_server=[2], uvloop=[3])
     figures.add("row", FLOOR, 1, Measurement(10))
     assert best_of(figures, "row") is UVLOOP
@@ -631,7 +637,7 @@ def test_the_best_is_chosen_from_the_others_in_python():
     assert best_of(Figures(), "row") is None
 
 
-def test_at_least_and_at_most():
+def test_targets_are_lower_or_upper_bounds():
     (memory,) = [target for target in TARGETS if target.row == "idle"]
     (lines,) = [target for target in TARGETS if target.row == "lines"]
     assert [memory.reached(Spread(ratio, 0, 9)) for ratio in (0.5, 1, 1.01)] == [True, True, False]
@@ -654,7 +660,7 @@ def test_targets_for_processor_time_are_upper_bounds():
         assert [target.reached(Spread(ratio, 0, 9)) for ratio in (bound, bound + 0.01)] == [True, False]
 
 
-def test_every_rate_on_sockets_has_the_processor_time_beside_it():
+def test_every_rate_on_sockets_is_shown_with_its_processor_time():
     for case in CASES:
         rows = list(case.rows)
         for rate in rows:
@@ -664,7 +670,7 @@ def test_every_rate_on_sockets_has_the_processor_time_beside_it():
     assert [row.unit for row in with_cpu("stream-in", "stream in", "MB")] == ["MB/s", "µs/MB"]
 
 
-def test_processor_time_is_for_each_unit_of_the_rate():
+def test_processor_time_is_per_unit_of_the_rate():
     result = {"operations": 300.0, "bytes": 6e6, "seconds": 2.0, "server_cpu": 0.75}
     assert [measurement.value for measurement in rate_and_cpu(result)] == [150, 5_000]
     assert [measurement.value for measurement in rate_and_cpu(result, "bytes", 1e6)] == [3, 250_000]
@@ -683,7 +689,7 @@ def test_processor_time_is_in_the_tables_with_its_ratios():
     assert f"| {title} | µs/request | 15 | {cells} |" in text
 
 
-def test_the_chart_has_its_panels_in_their_order():
+def test_the_chart_shows_its_panels_in_order():
     figures = Figures()
     for row in (row for case in CASES for row in case.rows):
         figures.add(row.name, OURS, 1, Measurement(1))
@@ -692,11 +698,11 @@ def test_the_chart_has_its_panels_in_their_order():
     assert heads[1:] == ["echo 64 B × 1", "echo 64 B × 100", "RESP × 50, redis-benchmark", "HTTP × 50, wrk"]
 
 
-# Growth.
+# Growth of costs.
 
 
 @needs_compiler
-def test_the_cost_of_each_work_is_measured_at_each_amount(bench):
+def test_the_cost_of_each_kind_of_work_is_measured_for_each_amount(bench):
     few = [
         replace(series, amounts=series.amounts[:2]) for series in growth.SERIES if series.measure != growth.of_workers
     ]
@@ -720,11 +726,11 @@ def test_a_cost_that_grows_faster_than_its_work_is_found(power, is_bounded):
     assert ("more than the limit" in growth.markdown([found], {}, 1)) is not is_bounded
 
 
-def test_every_target_is_about_a_row():
+def test_every_target_names_an_existing_row():
     assert {target.row for target in TARGETS} <= {row.name for case in CASES for row in case.rows}
 
 
-def test_a_figure_that_the_load_limited_is_marked():
+def test_a_figure_that_the_load_generator_limited_is_marked():
     figures = Figures()
     figures.add("row", OURS, 1, Measurement(1234, load_cpu=0.99, server_cpu=0.5))
     figures.add("row", STREAM_SERVER, 1, Measurement(617, load_cpu=0.99, server_cpu=0.99))
@@ -735,7 +741,7 @@ def test_a_figure_that_the_load_limited_is_marked():
     assert "| the row | StreamServer | 617 | 617 | 617 |  |  | 99% | 99% |" in text
 
 
-def test_a_disturbed_run_says_so():
+def test_a_disturbed_run_is_reported():
     figures = Figures()
     for number, share in enumerate((0.01, 0.2, 0.4), 1):
         figures.add("echo-64x100", OURS, number, Measurement(1, disturbed=share))
@@ -743,7 +749,7 @@ def test_a_disturbed_run_says_so():
     assert "In 2 of 3 measurements another process" in text
 
 
-def test_rounds_are_interleaved_and_begin_with_another_server_each():
+def test_rounds_are_interleaved_and_each_starts_with_another_server():
     steps = planned(CASES[:2], 2, re.compile("x100 [^C]"))
     assert [step.round for step in steps] == [1] * 10 + [2] * 10
     assert [step.case for step in steps] == ([CASES[0]] * 5 + [CASES[1]] * 5) * 2
@@ -751,10 +757,10 @@ def test_rounds_are_interleaved_and_begin_with_another_server_each():
     assert [step.server for step in steps[10:15]] == [*PYTHON_SERVERS[1:], PYTHON_SERVERS[0]]
 
 
-# In memory.
+# Work in memory.
 
 
-def test_works_in_memory_count_what_was_delivered():
+def test_work_in_memory_counts_the_delivered_items():
     chunk = in_memory.chunk_of_lines()
     assert len(chunk) == 65536
     assert [next(in_memory.lines()), next(in_memory.split())] == [chunk.count(b"\n")] * 2
@@ -762,14 +768,14 @@ def test_works_in_memory_count_what_was_delivered():
     assert [next(trips), next(trips)] == [1000, 2000]
 
 
-def test_works_in_a_simulation_check_what_happened():
+def test_work_in_a_simulation_checks_its_results():
     assert [next(simulated.resets()), next(simulated.races())] == [10, 1]
     seconds = simulated.seconds()
     assert [next(seconds), next(seconds)] == [10, 20]
     seconds.close()
 
 
-def test_a_rate_in_memory_uses_its_own_seconds():
+def test_a_rate_in_memory_uses_its_own_duration():
     def counts() -> Iterator[int]:
         count = 0
         while True:
@@ -782,16 +788,16 @@ def test_a_rate_in_memory_uses_its_own_seconds():
     assert 0 < result["operations"] <= result["seconds"] * 1000
 
 
-# What the servers send.
+# The servers' output.
 
 
-def test_a_stream_is_the_pattern_again_and_again():
+def test_a_stream_repeats_the_pattern():
     for size in 0, 1, 65536, 65537, 3 * len(work.PATTERN) + 5:
         data = b"".join(work.stream(work.SIZE.pack(size)))
         assert data == (4 * work.PATTERN)[:size]
 
 
-def test_a_receipt_comes_with_the_last_byte():
+def test_a_receipt_is_sent_with_the_last_byte():
     receipt = work.Receipt()
     assert receipt.count(work.SIZE.pack(5) + b"ab") is None
     assert receipt.count(b"cd") is None

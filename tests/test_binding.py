@@ -1,4 +1,6 @@
-"""Where listeners are bound: several addresses, Unix sockets and their files, and sockets that processes share."""
+"""The addresses of listeners: several for one listener, Unix sockets and their files, and sockets that processes
+share.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +50,10 @@ def connects(stage, address):
     return client.connection is not None
 
 
-# Several addresses.
+# Several addresses for one listener.
 
 
-def test_one_listener_on_several_addresses(tcp, tmp_path, caplog):
+def test_one_listener_accepts_on_several_addresses(tcp, tmp_path, caplog):
     caplog.set_level("INFO", "ngi_gevent.listener")
     first, second, path = ("127.0.0.1", 0), ("127.0.0.2", 0), str(tmp_path / "socket")
     listener = listen(tcp, [first, second, path], max_connections=3)
@@ -63,7 +65,7 @@ def test_one_listener_on_several_addresses(tcp, tmp_path, caplog):
         assert connects(tcp, address)
     tcp.until(lambda: len(tcp.served) == 3)
     assert [connection.control for connection in listener.connections()] == [listener] * 3
-    waiting = [Witness(tcp) for _ in listener.addresses]  # max_connections counts connections to all addresses
+    waiting = [Witness(tcp) for _ in listener.addresses]  # max_connections counts the connections to all addresses
     for address, client in zip(listener.addresses, waiting, strict=True):
         tcp.implementation.connect(address, client)
     tcp.until(lambda: all(client.connection for client in waiting))
@@ -86,7 +88,7 @@ def test_close_wait_serves_the_queue_of_every_address(tcp):
     assert len(tcp.served) == 2
 
 
-def test_a_listener_that_cannot_have_one_of_its_addresses_has_none(tcp, tmp_path):
+def test_if_one_address_is_unavailable_the_listener_binds_none(tcp, tmp_path):
     taken = tcp.listen()
     path = str(tmp_path / "socket")
     with pytest.raises(OSError, match="in use") as caught:
@@ -101,7 +103,7 @@ def test_a_listener_that_cannot_have_one_of_its_addresses_has_none(tcp, tmp_path
         listen(tcp, [None, None])
 
 
-def test_a_name_that_stands_for_several_addresses_is_listened_to_on_all_that_are_here(tcp):
+def test_a_listener_binds_every_local_address_of_a_host_name(tcp):
     tcp.implementation._network = SeveralAddresses("127.0.0.2", "192.0.2.1", "127.0.0.1", "127.0.0.2")
     listener = listen(tcp, ("both", 0))
     assert [address[0] for address in listener.addresses] == ["127.0.0.2", "127.0.0.1"]
@@ -114,7 +116,7 @@ def test_a_name_that_stands_for_several_addresses_is_listened_to_on_all_that_are
 
 
 class TakesPorts(Network):
-    """A network in which another program takes the picked port of the next address, so many times."""
+    """A network in which another program takes the picked port at the next address, *times* times."""
 
     def __init__(self, times):
         self.times = times
@@ -130,7 +132,7 @@ class TakesPorts(Network):
         return sock
 
 
-def test_another_port_is_tried_if_one_address_does_not_have_the_picked_one(tcp):
+def test_if_the_picked_port_is_taken_at_one_address_another_is_tried(tcp):
     network = tcp.implementation._network = TakesPorts(3)
     addresses = [("127.0.0.1", 0), ("127.0.0.2", 0)]
     assert len({address[1] for address in listen(tcp, addresses).addresses}) == 1
@@ -142,7 +144,7 @@ def test_another_port_is_tried_if_one_address_does_not_have_the_picked_one(tcp):
 
 @needs_ipv6
 @pytest.mark.parametrize("dual_stack", [False, True])
-def test_all_addresses_of_ipv6_include_ipv4_only_on_request(tcp, dual_stack):
+def test_the_ipv6_wildcard_includes_ipv4_only_on_request(tcp, dual_stack):
     listener = listen(tcp, ("::", 0), dual_stack=dual_stack)
     port = listener.address[1]
     assert connects(tcp, ("::1", port))
@@ -155,7 +157,7 @@ def test_all_addresses_of_ipv6_include_ipv4_only_on_request(tcp, dual_stack):
 
 
 @pytest.mark.parametrize("address", [("", 0), ("127.0.0.1", 0), ("::1", 0), "/tmp/path", None])
-def test_dual_stack_is_for_all_addresses_of_ipv6(tcp, address):
+def test_dual_stack_is_only_for_the_ipv6_wildcard(tcp, address):
     with pytest.raises(ValueError, match="dual_stack is for") as caught:
         listen(tcp, address, dual_stack=True)
     assert repr(address) in str(caught.value)
@@ -187,12 +189,12 @@ def test_mode_and_owner_of_a_unix_socket_are_set_before_a_client_can_connect(tcp
     status = path.stat()
     assert stat.S_IMODE(status.st_mode) == 0o620
     assert status.st_gid == (owner[1] if owner[0] != -1 else os.getgid())
-    if sys.platform == "linux":  # others could not even try
+    if sys.platform == "linux":  # on other systems, the test's clients cannot even try
         assert seen == [(0, errno.ECONNREFUSED if kind == "listener" else errno.EPROTOTYPE)]
 
 
 class Refusing(Network):
-    """A network in which no file can change its owner."""
+    """A network in which setting the owner of a file fails."""
 
     def change_file(self, path, mode, owner):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -208,14 +210,14 @@ def test_an_owner_that_cannot_be_set_leaves_no_file(tcp, tmp_path):
 
 @pytest.mark.parametrize("options", [{"mode": 0o600}, {"owner": (-1, -1)}])
 @pytest.mark.parametrize("address", [None, ("127.0.0.1", 0), "\0name"])
-def test_mode_and_owner_are_for_the_file_of_a_unix_socket(tcp, address, options):
+def test_mode_and_owner_are_only_for_unix_sockets_with_a_file(tcp, address, options):
     for each in tcp.implementation.listener, tcp.implementation.udp_listener:
         with pytest.raises(ValueError, match=rf"^{next(iter(options))} is for the path of a Unix socket"):
             each(address, print, **options)
 
 
 class ClosesMeanwhile(Network):
-    """A network in which a listener closes right before *method*, which the bind of the next one calls."""
+    """A network in which a listener closes right before the next listener's bind calls *method*."""
 
     def __init__(self, method, close):
         def closing(*arguments):
@@ -228,7 +230,7 @@ class ClosesMeanwhile(Network):
 
 @pytest.mark.parametrize("method", ["stat", "connect"])
 def test_a_listener_that_closes_at_the_same_moment_frees_its_path(tcp, tmp_path, method):
-    """As one server does that another one replaces: there was an error that the file does not exist."""
+    """This happens when one server replaces another.  It must not fail with "no such file"."""
     path = str(tmp_path / "socket")
     with ngi_gevent.Implementation() as closing:
         first = closing.listener(path, print)
@@ -237,7 +239,7 @@ def test_a_listener_that_closes_at_the_same_moment_frees_its_path(tcp, tmp_path,
     assert connects(tcp, path)
 
 
-def test_a_link_to_nothing_is_not_the_file_of_a_dead_server(tcp, tmp_path):
+def test_a_dangling_link_is_not_replaced_like_the_file_of_a_dead_server(tcp, tmp_path):
     link = tmp_path / "socket"
     link.symlink_to("nothing")
     with pytest.raises(OSError, match="in use"):
@@ -246,7 +248,7 @@ def test_a_link_to_nothing_is_not_the_file_of_a_dead_server(tcp, tmp_path):
 
 
 class Pausing(Network):
-    """A network in which a Unix socket that is bound waits before it listens."""
+    """A network in which a bound Unix socket waits before it listens."""
 
     def __init__(self):
         self.is_bound, self.go_on = threading.Event(), threading.Event()
@@ -256,8 +258,8 @@ class Pausing(Network):
         assert self.go_on.wait(PATIENCE)
 
 
-def test_a_socket_that_does_not_listen_yet_is_not_taken_for_a_dead_one(tcp, tmp_path, monkeypatch):
-    """Another thread stands for another process: the lock is of neither."""
+def test_a_socket_that_does_not_listen_yet_is_not_considered_dead(tcp, tmp_path, monkeypatch):
+    """Another thread stands for another process: the lock works between both."""
     monkeypatch.setattr(binding, "LOCK_TIMEOUT", PATIENCE)
     path = str(tmp_path / "socket")
     network = Pausing()
@@ -268,7 +270,7 @@ def test_a_socket_that_does_not_listen_yet_is_not_taken_for_a_dead_one(tcp, tmp_
         assert network.is_bound.wait(PATIENCE)
         second = gevent.spawn(tcp.implementation.listener, path, print)
         gevent.sleep(0.01)
-        assert not second.ready()  # it waits for the other one
+        assert not second.ready()  # it waits for the first one
         network.go_on.set()
         with pytest.raises(OSError, match="in use"):
             second.get(timeout=PATIENCE)
@@ -276,7 +278,7 @@ def test_a_socket_that_does_not_listen_yet_is_not_taken_for_a_dead_one(tcp, tmp_
         assert connects(tcp, path)
 
 
-def test_a_lock_that_is_never_released_is_waited_for_only_so_long(simulated):
+def test_waiting_for_a_lock_that_is_never_released_has_a_limit(simulated):
     network = simulated.implementation._network
     lock = network.lock("/folder")
     assert connects(simulated, listen(simulated, "/folder/socket").address)
@@ -300,7 +302,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.slow
-def test_of_servers_that_replace_the_file_of_a_dead_one_at_the_same_moment_one_wins(tmp_path):
+def test_if_servers_replace_the_file_of_a_dead_one_at_the_same_moment_only_one_succeeds(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     servers = [subprocess.Popen([sys.executable, "-c", STARTING], **pipes) for _ in range(2)]
     try:
@@ -318,8 +320,8 @@ def test_of_servers_that_replace_the_file_of_a_dead_one_at_the_same_moment_one_w
 
 
 @pytest.mark.parametrize("busy", [0, 1])
-def test_at_max_connections_addresses_take_turns(tcp, busy):
-    """The clients of one do not wait until there are no others at the other."""
+def test_at_max_connections_addresses_are_served_in_turn(tcp, busy):
+    """The clients of one address do not wait until the other has no clients."""
     served = [0, 0]
 
     def serve(connection):
@@ -329,7 +331,7 @@ def test_at_max_connections_addresses_take_turns(tcp, busy):
 
     def clients(address):
         while served[1 - busy] < 10 and served[busy] < 200:
-            # Not create_connection, which waits for a thread to look the address up.
+            # create_connection would wait for a thread that looks up the address.
             with gevent.socket.socket() as client:
                 client.connect(address)
                 client.recv(1)
@@ -341,11 +343,11 @@ def test_at_max_connections_addresses_take_turns(tcp, busy):
     assert served[busy] < 30
 
 
-# Sockets that processes share.
+# Sockets that several processes share.
 
 
 class Polite(Network):
-    """A network that counts how often it let other processes run."""
+    """A network that counts how often it lets other processes run."""
 
     times = 0
 
@@ -355,7 +357,7 @@ class Polite(Network):
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_one_connection_is_accepted_in_a_turn_and_others_may_have_the_next(tcp, is_shared):
+def test_each_turn_accepts_one_connection_and_lets_other_processes_accept_the_next(tcp, is_shared):
     network = tcp.implementation._network = Polite()
     turns = []
 

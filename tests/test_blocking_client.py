@@ -1,4 +1,4 @@
-"""Requests, connections and opened files, on every implementation."""
+"""Requests, connections and connections opened as files, on every implementation."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ class HangUp(Witness):
         connection.close()
 
 
-def test_the_documented_session(stage):
-    """NGI's own documentation, with a class as the client connect handler and NGI 1's spelling."""
+def test_the_documented_session_works(stage):
+    """The session is from NGI's own documentation, with a class as the client connect handler and NGI 1's method
+    names.
+    """
     printed = []
 
     class EC:
@@ -90,13 +92,13 @@ def ask_by_function(connection):
 
 
 @pytest.mark.parametrize("handler", [ask, Ask, ask_by_function])
-def test_every_kind_of_handler_can_make_a_request(stage, handler):
+def test_a_request_accepts_every_kind_of_handler(stage, handler):
     listener = stage.listen(Echo)
     assert blocking.request(stage.implementation.connect, listener.address, handler) is None
     assert list(listener.connections()) == []
 
 
-def test_a_connection_handler_can_make_a_request(stage):
+def test_a_request_accepts_a_connection_handler(stage):
     class Greet(Witness):
         def connected(self, connection):
             super().connected(connection)
@@ -114,14 +116,14 @@ def test_a_connection_handler_can_make_a_request(stage):
     assert (handler.data, reason) == (b"welcome", "end of input")
 
 
-def test_the_reason_is_returned_when_the_peer_ends_it(stage):
+def test_a_request_returns_the_reason_if_the_peer_ends_the_connection(stage):
     client = Witness(stage)
     client.connected = lambda connection: (connection.set_handler(client), connection.write(b"x"))
     assert blocking.request(stage.implementation.connect, stage.listen(HangUp).address, client) == "end of input"
     assert client.closed == "end of input"
 
 
-def test_the_reason_is_returned_when_the_limit_of_an_adapter_ends_it(stage):
+def test_a_request_returns_the_reason_if_the_limit_of_an_adapter_ends_the_connection(stage):
     class TooLong(Witness):
         def connected(self, connection):
             super().connected(connection)
@@ -139,7 +141,7 @@ def test_the_reason_is_returned_when_the_limit_of_an_adapter_ends_it(stage):
 
 
 @pytest.mark.parametrize("handler", [None, 7, object(), "handler"])
-def test_an_object_that_is_not_a_handler_is_refused(stage, handler):
+def test_a_request_refuses_an_object_that_is_not_a_handler(stage, handler):
     listener = stage.listen()
     with pytest.raises(TypeError, match="handler must be"):
         blocking.request(stage.implementation.connect, listener.address, handler)
@@ -190,8 +192,8 @@ def test_an_exception_in_the_handler_is_raised_with_its_traceback_and_not_logged
     assert not caplog.records
 
 
-def test_a_handler_that_writes_after_the_end_makes_no_mistake(stage, caplog):
-    """Which is as it is without a request; the result is the reason of that end."""
+def test_a_write_in_the_handler_after_the_end_is_not_an_error(stage, caplog):
+    """This is the same without a request.  The result is the reason for the end."""
 
     class Client:
         def connected(self, connection):
@@ -207,7 +209,7 @@ def test_a_handler_that_writes_after_the_end_makes_no_mistake(stage, caplog):
     assert caplog.records == []
 
 
-def test_a_request_that_takes_too_long_leaves_no_connection(stage):
+def test_a_request_that_times_out_leaves_no_connection(stage):
     client = Witness(stage)
     listener = stage.listen(Silent)
     began = clock.now()
@@ -219,7 +221,7 @@ def test_a_request_that_takes_too_long_leaves_no_connection(stage):
     stage.until(lambda: list(listener.connections()) == [])
 
 
-def test_a_connection_that_takes_too_long_is_aborted_when_it_comes():
+def test_a_connection_that_is_made_after_the_timeout_is_aborted():
     class Connect:
         def __call__(self, address, handler):
             self.handler = handler
@@ -238,8 +240,8 @@ def test_a_connection_that_takes_too_long_is_aborted_when_it_comes():
         assert not connection
 
 
-def test_a_connection_attempt_that_takes_too_long_is_given_up(simulated):
-    """A retry loop against a host that does not answer must not run out of descriptors."""
+def test_a_connection_attempt_is_cancelled_at_the_timeout(simulated):
+    """If a program retries a host that does not answer, it must not run out of descriptors."""
     server = simulated.simulation.host("server")
     server.listener(("server", 80), Echo)
     address, connect = ("server", 80), simulated.implementation.connect
@@ -262,7 +264,7 @@ def test_arguments_in_the_wrong_order_are_refused():
         blocking.connect(ngi_gevent.connect, ("127.0.0.1", 1))
 
 
-def test_a_forgotten_decorator_is_said(stage, caplog):
+def test_the_error_names_a_forgotten_decorator(stage, caplog):
     def forgotten(connection):
         yield
 
@@ -277,7 +279,7 @@ def test_a_forgotten_decorator_is_said(stage, caplog):
     assert [record.exc_info[0] for record in caplog.records] == [TypeError] * 2
 
 
-def test_a_wait_that_nothing_could_end_says_so():
+def test_a_wait_that_nothing_can_end_is_an_error():
     with pytest.raises(Deadlock):
         blocking.request(lambda address, handler: None, "address", ask)
     with pytest.raises(Deadlock):
@@ -285,7 +287,7 @@ def test_a_wait_that_nothing_could_end_says_so():
 
 
 @pytest.mark.parametrize("timeout", [-1, "1"])
-def test_a_wrong_timeout_is_refused(stage, timeout):
+def test_an_invalid_timeout_is_refused(stage, timeout):
     listener = stage.listen()
     with pytest.raises((TypeError, ValueError), match="timeout"):
         blocking.request(stage.implementation.connect, listener.address, ask, timeout)
@@ -303,7 +305,7 @@ def test_connect_returns_a_connection(stage):
     stage.until(lambda: witness.data == b"HELLO")
 
 
-def test_connect_says_why_there_is_none(stage):
+def test_connect_raises_the_reason_if_it_fails(stage):
     listener = stage.listen()
     listener.close()
     with pytest.raises(ConnectionFailed) as caught:
@@ -311,7 +313,7 @@ def test_connect_says_why_there_is_none(stage):
     assert caught.value.reason
 
 
-def test_connect_connects_by_default_as_the_package_does():
+def test_connect_uses_the_packages_connect_by_default():
     listener = ngi_gevent.listener(None, lambda connection: connection.close())
     connection = blocking.connect(listener.address)
     assert connection.peer_address == listener.address
@@ -320,7 +322,7 @@ def test_connect_connects_by_default_as_the_package_does():
     ngi_gevent.wait(10)
 
 
-def test_greenlets_go_on_while_a_request_waits(simulated):
+def test_other_greenlets_run_while_a_request_waits(simulated):
     class Later(Witness):
         def handle_input(self, connection, data):
             gevent.spawn_later(1000, connection.write, data.upper())
@@ -333,7 +335,7 @@ def test_greenlets_go_on_while_a_request_waits(simulated):
     assert clock.now() == pytest.approx(1000, abs=0.1)
 
 
-def test_a_request_can_be_made_in_a_handler(tcp):
+def test_a_handler_can_make_a_request(tcp):
     class Proxy(Witness):
         def handle_input(self, connection, data):
             blocking.request(tcp.implementation.connect, echo.address, ask)
@@ -345,7 +347,7 @@ def test_a_request_can_be_made_in_a_handler(tcp):
     tcp.until(lambda: client.data == b"asked")
 
 
-def test_opening_an_address(stage):
+def test_open_accepts_an_address(stage):
     listener = stage.listen(Echo)
     output, input = blocking.open(listener.address, stage.implementation.connect, timeout=PATIENCE)
     with output, input:
@@ -358,7 +360,7 @@ def test_opening_an_address(stage):
         blocking.open(listener.address, "connect")
 
 
-def test_opening_a_connection_gives_what_it_held(stage):
+def test_open_reads_input_that_arrived_before(stage):
     def serve(connection):
         connection.write(b"welcome")
         connection.close()
@@ -372,8 +374,8 @@ def test_opening_a_connection_gives_what_it_held(stage):
 
 
 @pytest.mark.parametrize("first", ["drop", "end"])
-def test_files_that_are_dropped_close_a_connection_whose_input_has_ended(stage, first):
-    """As a socket does that is dropped.  Before the end of input, it may still be used in another way."""
+def test_discarding_both_files_closes_a_connection_whose_input_has_ended(stage, first):
+    """A discarded socket also closes.  Before the end of input, the connection may still be used in another way."""
     client, served = stage.talk()
     files = blocking.open(client.connection)
     if first == "end":

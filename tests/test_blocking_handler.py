@@ -43,19 +43,19 @@ def test_a_fast_sender_waits_for_a_slow_reader(socket_stage):
         read += len(data)
         most = max(most, came - read)
         if read < 1000 * 1000:
-            gevent.idle()  # let come what may
+            gevent.idle()  # run everything that is ready
             assert peer.sent < MUCH
     assert read == came == MUCH
     assert PIECE - 1000 <= most <= 2 * PIECE
 
 
-def test_a_caller_that_asked_for_output_gets_it_at_once(stage):
+def test_a_read_of_many_bytes_returns_them_together(stage):
     output, input, peer = talk(stage)
     peer.send(bytes(5 * 1024 * 1024))
     assert input.read(5 * 1024 * 1024, PATIENCE) == bytes(5 * 1024 * 1024)
 
 
-def test_an_input_that_is_closed_takes_what_comes(socket_stage):
+def test_a_closed_input_discards_what_arrives(socket_stage):
     output, input, peer = talk(socket_stage)
     peer.send(b"x")
     assert input.read(1, PATIENCE) == b"x"
@@ -72,7 +72,7 @@ def test_an_input_that_is_closed_takes_what_comes(socket_stage):
 
 
 @pytest.mark.parametrize("end", ["abort", "close", "stop"])
-def test_unread_input_keeps_no_connection(socket_stage, end):
+def test_unread_input_does_not_keep_a_connection_open(socket_stage, end):
     output, input, peer = talk(socket_stage)
     peer.send(b"x\nunread\n")
     assert input.readline(timeout=PATIENCE) == b"x\n"
@@ -85,7 +85,7 @@ def test_unread_input_keeps_no_connection(socket_stage, end):
     assert input.readline(timeout=PATIENCE) == b"unread\n"
 
 
-def test_unread_input_does_not_hide_that_a_peer_is_gone(socket_stage):
+def test_unread_input_does_not_hide_that_the_peer_has_gone(socket_stage):
     output, input, peer = talk(socket_stage)
     peer.send(b"x\nunread\n")
     assert input.readline(timeout=PATIENCE) == b"x\n"
@@ -102,8 +102,8 @@ def test_unread_input_does_not_hide_that_a_peer_is_gone(socket_stage):
         input.readline()
 
 
-def test_lines_that_come_together_are_answered_as_the_peer_takes_the_answers(socket_stage):
-    """Twelve thousand requests in one go are answered with 24 MB, of which little is pending at a time."""
+def test_the_answers_to_many_lines_wait_until_the_peer_reads(socket_stage):
+    """The answers to 12,000 requests in one write are 24 MB, of which little is pending at a time."""
     count, most_pending = 12_000, 0
 
     @blocking.server
@@ -122,7 +122,7 @@ def test_lines_that_come_together_are_answered_as_the_peer_takes_the_answers(soc
     assert most_pending < 200_000
 
 
-def test_reading_waits_for_a_peer_that_takes_no_output_no_longer_than_its_timeout(simulated):
+def test_a_read_waits_for_output_that_the_peer_does_not_read_no_longer_than_its_timeout(simulated):
     output, input, peer = talk(simulated)
     peer.send(b"\n" * 20_000)
     with pytest.raises(Timeout, match="output"):
@@ -133,7 +133,7 @@ def test_reading_waits_for_a_peer_that_takes_no_output_no_longer_than_its_timeou
 
 
 @pytest.mark.parametrize("timeout", [-1, "1"])
-def test_a_wrong_timeout_is_refused(stage, timeout):
+def test_an_invalid_timeout_is_refused(stage, timeout):
     output, input, peer = talk(stage)
     for call in (
         lambda: input.read(1, timeout),
@@ -149,7 +149,7 @@ def test_a_wrong_timeout_is_refused(stage, timeout):
 
 
 @pytest.mark.parametrize("order", ["output", "input", "output input", "input output", "output output input input"])
-def test_closing_in_any_order(stage, order):
+def test_files_can_be_closed_in_any_order(stage, order):
     output, input, peer = talk(stage)
     peer.send(b"asked\nmore")
     assert input.readline(timeout=PATIENCE) == b"asked\n"
@@ -168,7 +168,7 @@ def test_closing_in_any_order(stage, order):
     stage.until(lambda: peer.ended == "end")
 
 
-def test_reading_does_not_wait_for_the_close(stage):
+def test_reading_does_not_wait_until_the_connection_is_closed(stage):
     output, input, peer = talk(stage)
     peer.send(b"asked\nmore")
     assert input.readline(timeout=PATIENCE) == b"asked\n"
@@ -187,7 +187,7 @@ def test_files_are_context_managers(stage):
     stage.until(lambda: (peer.received, peer.ended) == (b"x", "end"))
 
 
-def test_what_files_are(stage):
+def test_files_report_their_direction_and_state(stage):
     output, input, peer = talk(stage)
     assert (output.readable(), output.writable()) == (False, True)
     assert (input.readable(), input.writable()) == (True, False)
@@ -216,7 +216,7 @@ def test_what_files_are(stage):
         lambda output, input: output.__enter__(),
     ],
 )
-def test_use_after_close(stage, use):
+def test_use_after_close_is_an_error(stage, use):
     output, input, peer = talk(stage)
     peer.send(b"unread")
     output.close()
@@ -262,7 +262,7 @@ def test_waiting_in_a_callback_of_the_connection_is_refused(stage, adapter, wait
         stage.until(lambda: caught)
 
 
-def test_waiting_for_another_connection_in_a_callback_is_fine(tcp):
+def test_waiting_for_another_connection_in_a_callback_is_allowed(tcp):
     class Proxy(Witness):
         def handle_input(self, connection, data):
             output, input = blocking.open(echo.address, tcp.implementation.connect)
@@ -293,8 +293,8 @@ def test_input_that_has_arrived_can_be_read_in_a_callback(stage):
 
 
 @pytest.mark.parametrize("writes", [True, False])
-def test_a_read_without_a_timeout_waits_in_memory_for_other_threads(monkeypatch, writes):
-    """Until the last one has ended.  Not everything that a read waits for comes from its own thread."""
+def test_in_memory_a_read_without_a_timeout_waits_while_other_threads_run(monkeypatch, writes):
+    """The read fails when the last other thread has ended: any of them could have sent the input."""
     monkeypatch.setattr(threads, "CHECK_INTERVAL", 0.001)
     connection, begins = testing.Connection(testing.Recorder()), threading.Event()
     _, input = blocking.open(connection)
@@ -304,10 +304,10 @@ def test_a_read_without_a_timeout_waits_in_memory_for_other_threads(monkeypatch,
         if writes:
             connection.peer.write(b"from a thread")
 
-    gevent.sleep(0)  # there is a hub
+    gevent.sleep(0)  # this creates the hub
     thread = threading.Thread(target=run)
     thread.start()
-    gevent.spawn(begins.set)  # it runs once the read waits
+    gevent.spawn(begins.set)  # this runs once the read waits
     if writes:
         assert input.read(4) == b"from"
     else:
@@ -316,7 +316,7 @@ def test_a_read_without_a_timeout_waits_in_memory_for_other_threads(monkeypatch,
     thread.join(PATIENCE)
 
 
-def test_a_read_that_nothing_could_end_says_so():
+def test_a_read_that_nothing_can_end_is_an_error():
     output, input = blocking.open(testing.Connection(testing.Recorder()))
     with pytest.raises(Deadlock):
         input.read()

@@ -50,7 +50,7 @@ from ngi_gevent.blocking import input as input_module
         ),
     ],
 )
-def test_reading(stage, split, read, expected):
+def test_each_method_of_reading_returns_its_part(stage, split, read, expected):
     output, input, peer = talk(stage)
     for start in range(0, len(TEXT), split):
         peer.send(TEXT[start : start + split])
@@ -73,7 +73,7 @@ def test_available_input_can_be_read(stage):
     assert input.readinto(buffer, PATIENCE) == 2
     assert buffer.tobytes() == b"cd\0\0"
     assert input.readinto(bytearray()) == 0
-    buffer.append(1)  # raises if other code still uses it
+    buffer.append(1)  # raises BufferError if other code still uses the buffer
 
 
 def test_the_io_module_reads_and_writes_text(stage):
@@ -109,7 +109,7 @@ def test_the_io_module_buffers_files(stage):
     assert reader.read() == TEXT[7:]
 
 
-def test_lines_end_in_newlines_only(stage):
+def test_lines_end_only_at_newlines(stage):
     output, input, peer = talk(stage)
     peer.send(b"a\rb\x0bc\r\nd\n")
     peer.finish()
@@ -127,7 +127,7 @@ def test_lines_end_in_newlines_only(stage):
         lambda input: input.readlines(6, timeout=0.001),
     ],
 )
-def test_a_read_that_takes_too_long_loses_nothing(stage, read):
+def test_a_read_that_times_out_loses_nothing(stage, read):
     output, input, peer = talk(stage)
     with pytest.raises(Timeout):
         read(input)
@@ -153,14 +153,14 @@ def test_a_read_that_is_interrupted_loses_nothing(simulated):
     assert input.read() == b"bc"
 
 
-def test_a_reset_is_reported_when_all_input_is_read(stage):
+def test_a_reset_is_reported_after_all_input_has_been_read(stage):
     output, input, peer = talk(stage)
     peer.send(b"x\ncut short")
     assert input.readline(timeout=PATIENCE) == b"x\n"
     break_off(stage, output, peer)
     for read in input.read, input.readlines:
         with pytest.raises(ConnectionResetError):
-            read(timeout=PATIENCE)  # it must not look like all there was
+            read(timeout=PATIENCE)  # the error must not look like the end of input
     assert input.read(100, PATIENCE) == b"cut short"
     for read in input.read, input.readline, input.readlines, lambda: input.read(1), lambda: next(input):
         with pytest.raises(ConnectionResetError):
@@ -179,7 +179,7 @@ def test_iterating_stops_at_a_reset(stage):
 
 
 @pytest.mark.parametrize("end", ["stopped", "closed", "aborted"])
-def test_half_an_upload_is_not_taken_for_a_whole_one_when_this_side_ends_it(stage, end):
+def test_if_this_side_ends_an_upload_it_does_not_look_complete(stage, end):
     output, input, peer = talk(stage, linger_timeout=0.01)  # the peer does not close its side
     peer.send(b"xhalf of it")
     assert input.read(1, PATIENCE) == b"x"
@@ -189,11 +189,11 @@ def test_half_an_upload_is_not_taken_for_a_whole_one_when_this_side_ends_it(stag
         with pytest.raises(ConnectionClosed, match="stopped" if end == "stopped" else "closed"):
             read(timeout=PATIENCE)
     assert input.reason == ("stopped" if end == "stopped" else None)
-    with contextlib.suppress(ConnectionClosed):  # what had come before can be read; how much of it did is up to chance
+    with contextlib.suppress(ConnectionClosed):  # any part of the earlier input can have arrived
         assert b"half of it".startswith(input.read(100, PATIENCE))
 
 
-def test_one_greenlet_reads_at_a_time(tcp):
+def test_only_one_greenlet_can_read_at_a_time(tcp):
     output, input, peer = talk(tcp)
     reader = gevent.spawn(input.readline)
     gevent.idle()
@@ -203,7 +203,7 @@ def test_one_greenlet_reads_at_a_time(tcp):
     assert reader.get(timeout=PATIENCE) == b"line\n"
 
 
-def test_closing_an_input_wakes_who_reads(tcp):
+def test_closing_an_input_wakes_the_greenlet_that_reads(tcp):
     output, input, peer = talk(tcp)
     reader = gevent.spawn(input.readline)
     gevent.idle()
@@ -215,13 +215,13 @@ def test_closing_an_input_wakes_who_reads(tcp):
 @pytest.mark.parametrize(
     "read", [lambda input: input.readline(timeout=PATIENCE), next, list, lambda input: input.readlines(1, PATIENCE)]
 )
-def test_a_line_without_end_fills_no_memory(stage, monkeypatch, read):
+def test_an_endless_line_does_not_fill_the_memory(stage, monkeypatch, read):
     monkeypatch.setattr(input_module, "MAX_LINE", 10)
     output, input, peer = talk(stage)
     peer.send(b"x" * 11)
     with pytest.raises(LimitExceeded, match="more than 10 bytes"):
         read(input)
-    assert input.readline(5, PATIENCE) == b"x" * 5  # reads with a size still get it
+    assert input.readline(5, PATIENCE) == b"x" * 5  # reads with a size still return it
     assert input.read(6, PATIENCE) == b"x" * 6
     peer.send(b"y" * 10 + b"\n" + b"z" * 11 + b"\n")
     assert input.readline(timeout=PATIENCE) == b"y" * 10 + b"\n"
@@ -230,8 +230,8 @@ def test_a_line_without_end_fills_no_memory(stage, monkeypatch, read):
     output.close()
 
 
-def test_an_iterable_given_to_writelines_may_read_the_input_of_its_connection(tcp):
-    """It is pulled from on its own greenlet, and not in a callback that input would have to wait for."""
+def test_an_iterable_given_to_writelines_can_read_the_input_of_its_connection(tcp):
+    """The iterable runs on its own greenlet.  In a callback, the input would have to wait for it."""
 
     def shout(connection):
         output, input = blocking.open(connection)
@@ -243,7 +243,7 @@ def test_an_iterable_given_to_writelines_may_read_the_input_of_its_connection(tc
     tcp.until(lambda: peer.received == b"ONE\nTWO\n")
 
 
-def test_an_iterable_that_reads_the_input_of_its_connection_ends_with_it(tcp):
+def test_an_iterable_that_reads_the_input_of_its_connection_ends_with_the_connection(tcp):
     ended = []
 
     def shout(connection):

@@ -16,7 +16,7 @@ from ngi_gevent import (
 )
 
 
-def test_writing(stage):
+def test_all_that_is_written_is_delivered(stage):
     output, input, peer = talk(stage)
     peer.read()
     assert output.write(b"bytes ") == 6
@@ -43,8 +43,8 @@ def test_data_that_is_not_bytes_is_refused(stage, wrong):
     assert output.write(b"x") == 1
 
 
-def test_an_exception_of_an_iterable_is_raised_by_the_write(stage):
-    """zc.ngi hung."""
+def test_an_exception_in_an_iterable_is_raised_by_the_write(stage):
+    """In zc.ngi, the write never returned."""
     output, input, peer = talk(stage)
     peer.read()
 
@@ -60,7 +60,7 @@ def test_an_exception_of_an_iterable_is_raised_by_the_write(stage):
     stage.until(lambda: peer.received == b"before more after")
 
 
-def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
+def test_an_iterable_is_consumed_only_as_fast_as_the_peer_reads(stage):
     output, input, peer = talk(stage)
     pulled = []
 
@@ -71,7 +71,7 @@ def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
 
     pieces = pieces()
     before = -2
-    while len(pulled) > before + 1:  # while there is room for more than the piece that each call pulls
+    while len(pulled) > before + 1:  # the buffer has room for more than the piece that each call pulls
         before = len(pulled)
         with pytest.raises(Timeout):
             output.writelines(pieces, timeout=0.02)
@@ -86,7 +86,7 @@ def test_an_iterable_is_pulled_only_as_the_peer_takes_it(stage):
     assert peer.received == b"".join(b"%05d" % number * 8_000 for number in range(400))
 
 
-def test_flush_waits_for_all_that_was_written(stage):
+def test_flush_waits_until_all_output_is_sent(stage):
     output, input, peer = talk(stage)
     output.write(bytes(MUCH))
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_flush_waits_for_all_that_was_written(stage):
 
 @pytest.mark.parametrize("unread", [b"", b"unread\n"])
 @pytest.mark.parametrize("wait", [lambda output: output.flush(), lambda output: output.writelines([bytes(PIECE)] * 2)])
-def test_a_wait_for_a_peer_that_resets_ends(stage, unread, wait):
+def test_a_wait_ends_if_the_peer_resets(stage, unread, wait):
     output, input, peer = talk(stage)
     peer.send(b"begin\n" + unread)
     assert input.readline(timeout=PATIENCE) == b"begin\n"
@@ -126,7 +126,7 @@ def test_a_wait_for_a_peer_that_resets_ends(stage, unread, wait):
         output.flush()
 
 
-def test_a_peer_that_has_finished_is_still_written_to(stage):
+def test_output_is_delivered_to_a_peer_that_has_finished_sending(stage):
     output, input, peer = talk(stage)
     peer.finish()
     peer.read()
@@ -139,17 +139,17 @@ def test_a_peer_that_has_finished_is_still_written_to(stage):
     assert peer.received == b"late answer"
 
 
-def test_writing_to_an_ended_connection(stage):
+def test_writing_to_an_ended_connection_is_an_error(stage):
     output, input, peer = talk(stage)
     stage.connections[0].close()
     for write in lambda: output.write(b"x"), lambda: output.writelines([b"x"]):
         with pytest.raises(ConnectionClosed):
             write()
-    output.flush()  # everything that was written, which is nothing
+    output.flush()  # nothing is pending
     assert not output.closed
 
 
-def test_the_end_of_the_output_leaves_the_input_open(stage):
+def test_ending_the_output_leaves_the_input_open(stage):
     output, input, peer = talk(stage)
     output.write(b"all")
     output.write_eof()
@@ -166,7 +166,7 @@ def test_the_end_of_the_output_leaves_the_input_open(stage):
         output.write_eof()
 
 
-def test_flush_goes_on_while_the_peer_finishes(simulated):
+def test_flush_continues_if_the_peer_finishes_sending(simulated):
     output, input, peer = talk(simulated)
     output.write(bytes(MUCH))
     with pytest.raises(Timeout):

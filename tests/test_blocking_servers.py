@@ -30,7 +30,7 @@ def echo(input, output):
         output.writelines([data])
 
 
-def test_a_server_of_a_function_serves_many_at_once(stage):
+def test_a_function_serves_several_clients_at_once(stage):
     listener = stage.listen(count_words)
 
     def client(number):
@@ -47,7 +47,7 @@ def test_a_server_of_a_function_serves_many_at_once(stage):
     assert listener.close_wait(PATIENCE) == 0
 
 
-def test_much_goes_both_ways(stage):
+def test_much_data_is_sent_in_both_directions(stage):
     size = 160 * PIECE  # 10 MB
     pieces = [bytes([number]) * PIECE for number in range(160)]
     listener = stage.listen(echo)
@@ -69,7 +69,7 @@ def test_a_peer_that_has_finished_sending_gets_its_answer(socket_stage):
         assert (peer.received, peer.ended) == (b"2\n1\n0\n1\n", "end")
 
 
-def test_methods_and_more_than_one_way_to_be_a_server(stage):
+def test_a_method_or_a_lambda_can_be_a_server(stage):
     class Application:
         greeting = b"hello"
 
@@ -100,7 +100,7 @@ def test_a_function_sees_the_context_of_its_listener(stage):
     output.close()
 
 
-def test_a_function_leaves_its_files_closed(stage):
+def test_files_are_closed_when_the_function_returns(stage):
     files = []
     listener = stage.listen(blocking.server(lambda *arguments: files.extend(arguments)))
     output, input = blocking.open(listener.address, stage.implementation.connect, PATIENCE)
@@ -124,7 +124,7 @@ def test_an_exception_in_a_function_is_logged_once(stage, caplog):
     assert "blocking.server" in record.getMessage()
 
 
-def test_a_function_that_does_not_run_is_said(stage, caplog):
+def test_a_function_that_is_not_run_is_reported(stage, caplog):
     @blocking.server
     def generator(input, output):
         yield
@@ -143,7 +143,7 @@ def test_a_function_that_does_not_run_is_said(stage, caplog):
         lambda input, output: [list(input) if input.readline() else None],
     ],
 )
-def test_the_end_of_the_connection_is_not_an_error_of_the_function(stage, caplog, use):
+def test_the_end_of_its_connection_is_not_an_error_of_the_function(stage, caplog, use):
     caplog.set_level("INFO", logger="ngi_gevent.connection")
     began, ended = Flag(), Flag()
 
@@ -175,7 +175,7 @@ def test_the_end_of_another_connection_is_an_error_of_the_function(stage, caplog
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-def test_a_function_may_leave_its_input_unread(socket_stage, monkeypatch):
+def test_a_function_can_leave_its_input_unread(socket_stage, monkeypatch):
     monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
     listener = socket_stage.listen(blocking.server(lambda input, output: output.write(b"no, thanks")))
     peer = socket_stage.peer(listener)
@@ -187,7 +187,7 @@ def test_a_function_may_leave_its_input_unread(socket_stage, monkeypatch):
     assert listener.close_wait(PATIENCE) == 0
 
 
-def test_a_listener_that_stops_ends_its_functions(socket_stage):
+def test_a_listener_that_closes_ends_its_functions(socket_stage):
     began, over = [], []
 
     @blocking.server
@@ -211,7 +211,7 @@ def test_a_listener_that_stops_ends_its_functions(socket_stage):
     socket_stage.implementation.wait(PATIENCE)
 
 
-def test_a_line_that_is_too_long_costs_the_log_one_line(tcp, caplog, monkeypatch):
+def test_a_line_that_is_too_long_is_one_log_entry(tcp, caplog, monkeypatch):
     monkeypatch.setattr(input_module, "MAX_LINE", 10)
     caplog.set_level("INFO", logger="ngi_gevent.connection")
     peer = tcp.peer(tcp.listen(blocking.server(lambda input, output: list(input))))

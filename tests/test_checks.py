@@ -1,4 +1,4 @@
-"""Checks of arguments that no other test tries: handlers without their own code, and coroutines that never run."""
+"""Checks of arguments that no other test covers: handlers that are not Python functions, and coroutines."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ngi_gevent.core.checks import DOES_NOT_RUN, LONGEST_TIMEOUT, as_timeout, ch
 
 
 class Handler:
-    """Its ``handle_input`` is not a function."""
+    """A handler whose ``handle_input`` is not a function."""
 
     handle_input = staticmethod(functools.partial(print))
 
 
-def test_a_handler_can_have_any_callable():
+def test_a_handlers_method_can_be_any_callable():
     check_handler(Handler())
 
 
-def test_the_flags_match_inspect():
+def test_the_code_flags_equal_those_in_inspect():
     assert DOES_NOT_RUN == inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def test_a_coroutine_that_a_server_returns_is_closed():
-    """Otherwise Python warns that it was never awaited, which is not the mistake."""
+    """Otherwise Python would warn that it was never awaited, which is not the user's mistake."""
 
     async def serve(connection):
         raise AssertionError("it must not run")
@@ -38,7 +38,7 @@ def test_a_coroutine_that_a_server_returns_is_closed():
 
 
 @pytest.mark.parametrize("value", [None, math.inf, 10**400, LONGEST_TIMEOUT + 1])
-def test_infinity_and_years_mean_no_timeout(value):
-    """Timers of the system and of libev would raise OverflowError for some of them, on some threads."""
+def test_infinite_and_very_long_timeouts_mean_no_timeout(value):
+    """For some of these, timers of the system and of libev would raise OverflowError, depending on the thread."""
     assert as_timeout(value) is None
     assert as_timeout(LONGEST_TIMEOUT) == LONGEST_TIMEOUT == 10**8

@@ -1,4 +1,4 @@
-"""The classic mistakes with input that comes in pieces, each made on purpose, and each found."""
+"""Common mistakes with input that arrives in pieces: each is made on purpose, and each is found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ngi_gevent.testing import check_chunking, check_work, converse, work
 
 @pytest.fixture(autouse=True)
 def little_work(request, monkeypatch):
-    """Repeat conversations over fewer bytes, which find the same mistakes, except in slow tests."""
+    """Repeat conversations with fewer bytes, except in slow tests.  This finds the same mistakes."""
     if not request.node.get_closest_marker("slow"):
         monkeypatch.setattr(work, "REPEATED", 4 * 1024)
 
@@ -33,7 +33,7 @@ class Echo(Handler):
 
 
 class Lines(Handler):
-    """Answers each line; as it should be."""
+    """Answers each line, without a mistake."""
 
     def __init__(self, connection):
         adapters.Lines(connection).set_handler(self)
@@ -81,7 +81,7 @@ class ReplacesSplitCharacters(Handler):
 
 
 class SplitsLineEnds(Handler):
-    r"""Looks for ``\r\n`` in each piece."""
+    r"""Searches each piece for ``\r\n``."""
 
     def handle_input(self, connection, data):
         connection.write(data.replace(b"\r\n", b"|"))
@@ -108,7 +108,7 @@ class RaisesWhenReset(Handler):
 
 
 class NeedsThreePieces(Handler):
-    """Makes its mistake only where the input is cut at two certain places at least."""
+    """Makes its mistake only if the input is cut at no fewer than two certain places."""
 
     def __init__(self, connection):
         super().__init__(connection)
@@ -128,7 +128,7 @@ class ClosesEarly(Handler):
 
 
 class CountsPieces(Handler):
-    """Has its mistake in its last answer, and not in that to the whole conversation."""
+    """Has a mistake only in its last answer, but not for the whole conversation in one piece."""
 
     def __init__(self, connection):
         super().__init__(connection)
@@ -257,7 +257,7 @@ QUADRATIC = [
         else mistake
         for mistake in QUADRATIC
     ]
-    # Once more, over as many bytes as outside of tests.
+    # The check runs again with the number of bytes that is used outside of these tests.
     + [pytest.param(*QUADRATIC[-1], marks=pytest.mark.slow)],
 )
 def test_quadratic_buffering_is_found_by_counting_work(server, conversation, message):
@@ -308,15 +308,15 @@ def test_a_correct_server_passes(server, conversation):
 
 
 @pytest.mark.slow
-def test_the_work_of_buffers_that_are_right_is_right():
+def test_correct_buffers_pass_the_check_of_work():
     check_work(Lines, b"x" * 2000 + b"\n")
     check_work(Sized, b"\0\0\x08\0" + b"x" * 2048)
     check_work(Lines, b"some line of text\n")
 
 
-def test_the_seed_is_reported_and_decides():
+def test_the_seed_is_reported_and_determines_the_cuts():
     class Rare(Handler):
-        """Makes its mistake for one of the random cuts of a seed."""
+        """Makes its mistake for only one of a seed's random cuts."""
 
         def __init__(self, connection):
             super().__init__(connection)
@@ -333,7 +333,7 @@ def test_the_seed_is_reported_and_decides():
     assert failure(Rare, b"x" * 12, seed=7) != failure(Rare, b"x" * 12, seed=8)
 
 
-def test_the_exception_of_the_server_is_the_cause():
+def test_an_exception_in_the_server_is_the_cause_of_the_failure():
     with pytest.raises(AssertionError) as caught:
         check_chunking(SplitsCharacters, "naïve".encode())
     assert isinstance(caught.value.__cause__, UnicodeDecodeError)
@@ -354,7 +354,7 @@ def test_a_server_that_keeps_state_fails_the_check():
 
 
 class SharesItsBuffer(Handler):
-    """Keeps in the class what is of one connection."""
+    """Keeps a connection's data in the class."""
 
     buffer = bytearray()
 
@@ -367,7 +367,7 @@ class SharesItsBuffer(Handler):
 
 
 @pytest.mark.parametrize("conversation", [b"world\n", b"world\nall\n", [b"world\n", b"all\n"], b"w\n"])
-def test_leftovers_of_a_connection_that_was_cut_short_do_not_depend_on_cutting(conversation):
+def test_data_left_by_an_earlier_connection_is_reported_for_every_conversation(conversation):
     SharesItsBuffer.buffer.clear()
     assert failure(SharesItsBuffer, conversation).startswith("the server gives different answers to the same input")
 
@@ -385,7 +385,7 @@ def test_a_server_that_raises_once_fails_the_check():
 
 
 class Forgot:
-    """Sets no handler."""
+    """A server that sets no handler."""
 
     def __init__(self, connection):
         pass
@@ -395,30 +395,30 @@ class Forgot:
 
 
 @pytest.mark.parametrize("check", [check_chunking, check_work, lambda server, data: converse(server, [data])])
-def test_a_server_that_sets_no_handler_reads_nothing(check):
+def test_a_server_that_sets_no_handler_fails_the_check(check):
     with pytest.raises(AssertionError, match=r"^the server set no handler"):
         check(Forgot, b"hello")
 
 
-def test_who_sends_nothing_or_is_turned_away_needs_no_handler():
+def test_a_server_that_only_greets_or_closes_needs_no_handler():
     assert converse(lambda connection: connection.write(b"welcome"), []) == (b"welcome", None)
     assert converse(lambda connection: connection.close(), [b"x"]) == (b"", "end of input")
 
 
 @pytest.mark.parametrize("check", [check_chunking, check_work])
 @pytest.mark.parametrize("conversation", [b"", [], [b""]])
-def test_an_empty_conversation_checks_nothing(check, conversation):
+def test_an_empty_conversation_is_refused(check, conversation):
     with pytest.raises(ValueError, match="conversation must not be empty"):
         check(Echo, b"".join(conversation) if check is check_work else conversation)
 
 
 @pytest.mark.parametrize("conversation", ["text", [b"x", "text"], 5])
-def test_a_conversation_is_bytes(conversation):
+def test_a_conversation_must_be_bytes(conversation):
     with pytest.raises(TypeError):
         check_chunking(Echo, conversation)
 
 
-# Tests to paste.
+# Generated tests.
 
 
 def pasted(message):
@@ -432,7 +432,7 @@ def pasted(message):
         *(pytest.param(*mistake[:2], marks=pytest.mark.slow) for mistake in QUADRATIC),
     ],
 )
-def test_the_test_to_paste_fails_and_passes_once_the_mistake_is_mended(server, conversation):
+def test_the_generated_test_fails_and_then_passes_with_a_correct_server(server, conversation):
     test = pasted(failure(server, conversation))
     names: dict = {}
     exec(test, names)
@@ -443,7 +443,7 @@ def test_the_test_to_paste_fails_and_passes_once_the_mistake_is_mended(server, c
 
 
 @pytest.mark.slow
-def test_the_test_to_paste_runs_where_it_is_pasted(tmp_path):
+def test_the_generated_test_runs_where_it_is_pasted(tmp_path):
     message = failure(LosesTheRest, b"one\ntwo\n")
     (tmp_path / "test_pasted.py").write_text(pasted(message))
     here = Path(__file__)
@@ -459,7 +459,7 @@ def test_the_test_to_paste_runs_where_it_is_pasted(tmp_path):
     assert "assert Answer(d" in result.stdout
 
 
-def test_a_server_that_has_no_place_is_called_by_a_name():
+def test_a_server_that_cannot_be_imported_has_a_placeholder_in_the_generated_test():
     def local(connection):
         OneInputOneMessage(connection)
 
@@ -479,7 +479,7 @@ def run_pasted(test):
     names["test_input_in_pieces"]()
 
 
-def test_a_check_of_work_shows_how_to_see_it_again():
+def test_a_failed_check_of_work_generates_a_test():
     with pytest.raises(AssertionError) as caught:
         check_work(CopiesItsBuffer, LONG)
     with pytest.raises(AssertionError, match="each byte that comes"):
@@ -501,10 +501,10 @@ def test_an_invalid_server_or_conversation_is_refused_at_the_call(call, message)
         call()
 
 
-# Conversing.
+# Conversations.
 
 
-def test_converse_gives_the_answer_and_why_it_ended():
+def test_converse_returns_the_answer_and_the_reason_for_the_end():
     class Closes(Handler):
         def handle_input(self, connection, data):
             connection.write(data)
@@ -516,7 +516,7 @@ def test_converse_gives_the_answer_and_why_it_ended():
 
 
 class AnswersAtTheEnd(Handler):
-    """Writes its answer once the client has finished: the number of its bytes."""
+    """Answers once the client has finished, with the number of received bytes."""
 
     size = 0
 
@@ -529,12 +529,12 @@ class AnswersAtTheEnd(Handler):
         connection.close()
 
 
-def test_converse_returns_the_last_answer():
+def test_converse_returns_the_answer_to_the_end_of_input():
     assert converse(AnswersAtTheEnd, [b"one", b"two"]) == (b"..6", None)
     assert converse(AnswersAtTheEnd, [b"one", b"two"], reset=True) == (b"..", None)
 
 
-def test_a_last_answer_must_be_the_same_each_time():
+def test_the_answer_to_the_end_of_input_must_be_the_same_each_time():
     numbers = itertools.count()
 
     class Random(AnswersAtTheEnd):
@@ -548,7 +548,7 @@ def test_a_last_answer_must_be_the_same_each_time():
     assert "different answers to the same input" in failure(Random, b"one\n")
 
 
-def test_a_server_that_stays_open_behind_the_end_of_input_is_stopped():
+def test_a_server_that_stays_open_after_the_end_of_input_is_stopped():
     reasons = []
 
     class Waits(Handler):
@@ -565,7 +565,7 @@ def test_a_server_that_stays_open_behind_the_end_of_input_is_stopped():
     assert reasons == ["stopped"]
 
 
-def test_converse_lets_greenlets_run_and_raises_what_they_raise():
+def test_converse_runs_greenlets_and_raises_their_exceptions():
     @blocking.server
     def fails(input, output):
         output.write(input.readline())
@@ -576,6 +576,6 @@ def test_converse_lets_greenlets_run_and_raises_what_they_raise():
         converse(fails, [b"one", b"\n"])
 
 
-def test_conversing_leaves_nothing():
+def test_converse_leaves_nothing_open():
     with testing.nothing_left(testing.Implementation()):
         converse(blocking_lines, [b"one\n"])

@@ -1,4 +1,4 @@
-"""Coming from zc.ngi: no name of the original is missing from the page, and what it says to use instead is there."""
+"""Coming from zc.ngi: the page lists every public name of the original, and each replacement that it names exists."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 PAGE = (pages.DOCS / "zc_ngi" / "names.md").read_text()
 
-#: All pages that name successors.
+#: The pages that name replacements.
 PAGES = [pages.DOCS / "coming_from_zc_ngi.md", *(pages.DOCS / "zc_ngi").glob("*.md")]
 
-#: The public names of zc.ngi 2.1.0: all names without an underscore that its modules define, except for its tests.
+#: The public names of zc.ngi 2.1.0: names without an underscore that its modules define, except its tests.
 NAMES = {
     "zc.ngi": "END_OF_DATA",
     "zc.ngi.interfaces": """
@@ -52,7 +52,7 @@ NAMES = {
 
 
 def rows(module):
-    """The cells of the table of *module*."""
+    """Return the cells of each row in the table of *module*."""
     section = re.search(rf"^## {re.escape(module)}(?:,[^\n]*)?\n(.*?)(?=^##|\Z)", PAGE, re.DOTALL | re.MULTILINE)
     assert section, module
     table = [line.split(" | ") for line in section[1].splitlines() if line.startswith("| ")]
@@ -60,18 +60,18 @@ def rows(module):
 
 
 @pytest.mark.parametrize("module", NAMES)
-def test_no_name_is_missing(module):
+def test_every_name_is_listed(module):
     named = {name for row in rows(module) for name in re.findall(r"`([\w.]+)[^`]*`", row[0])}
     assert set(NAMES[module].split()) - named == set()
 
 
 @pytest.mark.parametrize("module", NAMES)
-def test_every_name_has_an_answer(module):
+def test_every_name_has_a_replacement_or_a_reason(module):
     assert [row for row in rows(module) if len(row) != 3 or not row[1].strip()] == []
 
 
 def found(name):
-    """What *name* stands for: a logger, a module, or something in one."""
+    """Return the object called *name*: a logger, a module, or a member of one."""
     if name in logging.root.manager.loggerDict:
         return logging.getLogger(name)
     parts = name.split(".")
@@ -84,13 +84,13 @@ def found(name):
     raise AssertionError(name)
 
 
-def test_what_it_says_to_use_is_there():
+def test_every_replacement_exists():
     named = {name for page in PAGES for name in re.findall(r"`(ngi_gevent[\w.]*\w)", page.read_text())}
     assert len(named) > 50
     for name in named:
         found(name)
 
 
-def test_what_is_not_there_is_found():
+def test_a_replacement_that_does_not_exist_is_detected():
     with pytest.raises(AttributeError):
         found("ngi_gevent.adapters.Nothing")

@@ -1,6 +1,6 @@
-"""The container, built and run for real with the engine that ``CONTAINER_ENGINE`` names (``docker``, ``podman``, …).
+"""The container image, built and run with the engine that ``CONTAINER_ENGINE`` names (``docker``, ``podman``, …).
 
-``CONTAINER_BASE_IMAGE`` names an image to build on, in place of the one in the Dockerfile.
+``CONTAINER_BASE_IMAGE`` names a base image to use instead of the one in the Dockerfile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENGINE = os.environ.get("CONTAINER_ENGINE")
 BASE_IMAGE = os.environ.get("CONTAINER_BASE_IMAGE")
 ROOT = Path(__file__).parent.parent
 
-#: The options that take rights away, as the page has them.
+#: The options that remove privileges, as on the page.
 PAGE = (pages.DOCS / "how_to" / "containers.md").read_text()
 RIGHTS = re.search(r"^docker run --rm (--.*) --name", PAGE, re.MULTILINE)[1]
 
@@ -38,7 +38,7 @@ pytestmark = [
 
 
 def engine(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    # Podman keeps health checks only in images of Docker's format.
+    # Podman stores health checks only in images with Docker's format.
     environment = {**os.environ, "BUILDAH_FORMAT": "docker"}
     answer = subprocess.run([str(ENGINE), *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert not check or answer.returncode == 0, answer.stdout + answer.stderr
@@ -65,7 +65,7 @@ def start(image: str) -> Iterator[Callable[..., str]]:
 
     yield run
     for name in names:
-        engine("kill", name, check=False)  # without the time to stop that rm would give it
+        engine("kill", name, check=False)  # without the time to stop that rm would allow
         engine("rm", "-f", name)
 
 
@@ -87,7 +87,7 @@ def wait_until_it_listens(name: str) -> None:
 
 
 def wait_until_it_says(name: str, *lines: str) -> None:
-    """Wait until the container has printed these lines, and no others before."""
+    """Wait until the container has printed these lines, and none before them."""
     logs = subprocess.Popen([str(ENGINE), "logs", "-f", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         for line in lines:
@@ -98,12 +98,12 @@ def wait_until_it_says(name: str, *lines: str) -> None:
 
 
 def exit_code(name: str) -> int:
-    """Wait until the container has stopped."""
+    """Wait until the container has stopped; return its exit code."""
     return int(engine("wait", name).stdout)
 
 
 def stop_while_it_serves(name: str, client: socket.socket) -> None:
-    """Stop the container.  *client* gets one more answer, and then the container ends with 0."""
+    """Stop the container.  *client* must get one more answer, and then the container must end with exit code 0."""
     stopping = threading.Thread(target=engine, args=["stop", "-t", "30", name])
     stopping.start()
     client.sendall(b"one more")
@@ -120,7 +120,7 @@ def healthy(name: str) -> bool:
     return engine("exec", name, *command, check=False).returncode == 0
 
 
-def test_it_answers_is_healthy_and_stops_when_its_clients_have_finished(start):
+def test_the_container_answers_is_healthy_and_stops_after_its_clients_have_finished(start):
     name = start()
     wait_until_it_listens(name)
     with connect(name) as client:
@@ -131,20 +131,20 @@ def test_it_answers_is_healthy_and_stops_when_its_clients_have_finished(start):
     assert engine("logs", name).stdout.splitlines()[-1] == "stopped, ending 0 connections"
 
 
-def test_a_client_that_stays_does_not_keep_it(start):
+def test_a_client_that_stays_does_not_keep_the_container_running(start):
     name = start()
     wait_until_it_listens(name)
     with connect(name) as client:
         client.sendall(b"hello")
         assert client.recv(100) == b"HELLO"
-        engine("stop", name)  # in the time that engines give by default
+        engine("stop", name)  # with the engine's default time to stop
         assert client.recv(100) == b""
     assert inspected(name, ".State.ExitCode") == 0
     assert engine("logs", name).stdout.splitlines()[-1] == "stopped, ending 1 connection"
 
 
-def test_stopped_under_load_it_finishes_what_it_began(start):
-    """Where the engine forwards the port, it resets who is late, so that these are not counted here."""
+def test_a_container_stopped_under_load_finishes_its_requests(start):
+    """If the engine forwards the port, it resets clients that connect late.  The test ignores these."""
     name = start()
     wait_until_it_listens(name)
     load = Load(published(name))
@@ -158,19 +158,19 @@ def test_stopped_under_load_it_finishes_what_it_began(start):
     assert engine("logs", name).stdout.splitlines()[-1] == "stopped, ending 0 connections"
 
 
-def test_a_server_that_does_not_answer_is_not_healthy(start):
+def test_a_server_that_does_not_answer_is_unhealthy(start):
     assert not healthy(start("python", "-c", "import time; time.sleep(600)"))
 
 
 @pytest.fixture
 def slow(tmp_path) -> list[str]:
-    """The options with which Python takes a second to start, and says so."""
+    """Options that make Python take a second to start, and print when it does."""
     (tmp_path / "sitecustomize.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(1)\n")
     tmp_path.chmod(0o755)
     return ["-e", "PYTHONPATH=/slow", "-v", f"{tmp_path}:/slow:ro"]
 
 
-def test_a_signal_is_not_lost_while_process_1_imports(start, slow):
+def test_a_signal_during_the_imports_of_process_1_is_not_lost(start, slow):
     name = start(options=slow)
     wait_until_it_says(name, "importing")
     engine("kill", "-s", "TERM", name)
@@ -189,7 +189,7 @@ print("busy", flush=True)
 
 
 @pytest.mark.parametrize("handler", ["while True: pass", "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)"])
-def test_a_second_signal_ends_process_1_though_a_handler_never_yields(start, handler):
+def test_a_second_signal_ends_process_1_although_a_handler_never_yields(start, handler):
     name = start("python", "-c", BUSY.format(handler))
     wait_until_it_says(name, "busy")
     engine("kill", "-s", "TERM", name)
@@ -198,7 +198,7 @@ def test_a_second_signal_ends_process_1_though_a_handler_never_yields(start, han
     assert exit_code(name) == 143
 
 
-def test_a_server_that_has_all_the_connections_that_it_may_have_is_healthy(start):
+def test_a_server_with_max_connections_open_is_healthy(start):
     command = ["python", "echo_server.py", "--bind=0.0.0.0:8000", "--health=127.0.0.1:8001", "--max-connections=1"]
     name = start(*command)
     wait_until_it_listens(name)
@@ -208,12 +208,12 @@ def test_a_server_that_has_all_the_connections_that_it_may_have_is_healthy(start
         assert healthy(name)
 
 
-def test_it_is_small(image):
+def test_the_image_is_small(image):
     base = BASE_IMAGE or re.search(r"^ARG BASE_IMAGE=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
     assert inspected(image, ".Size") - inspected(base, ".Size") < 60_000_000
 
 
-def test_it_lists_what_is_in_it(start):
+def test_the_image_lists_its_packages(start):
     name = start()
     listed = engine("exec", name, "cat", "/opt/ngi/packages.txt").stdout.split()
     pinned = re.findall(r"^([\w.-]+==[\w.]+)", (ROOT / "examples/container/requirements.txt").read_text(), re.MULTILINE)
@@ -222,7 +222,7 @@ def test_it_lists_what_is_in_it(start):
     assert [line for line in listed if line.startswith("ngi_gevent==")]
 
 
-def test_it_has_few_rights_and_no_tools(start):
+def test_the_container_has_few_privileges_and_no_tools(start):
     name = start()
     assert int(engine("exec", name, "id", "-u").stdout) != 0
     status = dict(re.findall(r"^(\w+):\t(.*)$", engine("exec", name, "cat", "/proc/1/status").stdout, re.MULTILINE))
@@ -234,7 +234,7 @@ def test_it_has_few_rights_and_no_tools(start):
     assert engine("exec", name, "ls", "/src", check=False).returncode != 0
 
 
-def test_gunicorn_serves_on_all_its_cores_is_healthy_and_stops(start):
+def test_gunicorn_uses_all_its_cores_is_healthy_and_stops(start):
     name = start("gunicorn")
     deadline = time.monotonic() + PATIENCE
     while not healthy(name):

@@ -1,4 +1,4 @@
-"""The contract, over every implementation in this project, and over implementations that wrap another."""
+"""The contract, tested on every implementation in this project, and on implementations that wrap others."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ngi_gevent.testing.contract.rules import *  # noqa: F403
 
 @pytest.fixture(scope="module")
 def tmp_path(folder):
-    """The folder that other stages have, too."""
+    """The folder that the other stages use, too."""
     return folder
 
 
-#: Quick tests try each way of wrapping over one implementation.  Faulty is a WrappingImplementation.
+#: Tests that are not slow try each kind of wrapper over one implementation.  Faulty is a WrappingImplementation.
 SLOW_STAGES = [WrappedMemoryStage, WrappedTCPStage, AdaptedMemoryStage, FaultlessTCPStage, *SIMULATIONS]
 
 stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES, *SIMULATIONS], slow=SLOW_STAGES))
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 @pytest.fixture(autouse=True)
 def short_pauses(no_socket_left, stage, monkeypatch):
-    """The rules say what happens after the pauses of the library, not how long these are."""
-    if not isinstance(stage, contract.SimulationStage):  # where they take no time
+    """Shorten the library's pauses.  The rules test what happens after a pause, not how long it is."""
+    if not isinstance(stage, contract.SimulationStage):  # in a simulation, pauses take no real time
         monkeypatch.setattr(linger, "DISCARD_PAUSE", 0.001)
         monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.02)

@@ -1,4 +1,4 @@
-"""Crowds at a listener: the attacks that its limits are for, each with and without the limit."""
+"""Crowds at a listener: the attacks that its limits prevent, each with and without the limit."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Echo(Witness):
 
 @pytest.fixture
 def sockets() -> Iterator[ExitStack]:
-    """Closes at the end of the test the sockets that were entered."""
+    """A stack that closes its sockets at the end of the test."""
     with ExitStack() as stack:
         yield stack
 
 
-# The value.
+# Limits as values.
 
 
-def test_limits_are_a_value():
+def test_limits_have_equality_and_a_repr():
     limits = Limits(max_per_host=3, max_lifetime=60)
     assert limits == Limits(max_lifetime=60.0, max_per_host=3, max_handshakes=None)
     assert limits != Limits()
@@ -71,7 +71,7 @@ def test_an_impossible_limit_is_refused(name, value, error):
         Limits(**{name: value})
 
 
-# What counts as a host.
+# How hosts are distinguished.
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,14 @@ def test_an_impossible_limit_is_refused(name, value, error):
         (("192.0.2.1", 5000), ("192.0.2.2", 5000), False),
         (("2001:db8::1", 1, 0, 0), ("2001:db8::ffff:2", 1, 0, 0), True),  # in the same /64 network
         (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
-        (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 2), True),  # of a listener with dual_stack
+        (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 2), True),  # a client of a listener with dual_stack
         (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
         (("fe80::1%eth0", 1, 0, 2), ("fe80::1%eth0", 2, 0, 2), True),
-        (("fe80::1%eth0", 1, 0, 2), ("fe80::2%eth0", 1, 0, 2), False),  # all of these are in one /64 network
+        (
+            ("fe80::1%eth0", 1, 0, 2),
+            ("fe80::2%eth0", 1, 0, 2),
+            False,
+        ),  # link-local addresses share one network
     ],
 )
 def test_connections_count_by_host(one, other, same):
@@ -93,7 +97,7 @@ def test_connections_count_by_host(one, other, same):
     assert count.has_room(other) is not same
     count.remove("a connection")
     assert count.has_room(one)
-    assert not count._counts  # nothing is kept of a host that has gone
+    assert not count._counts  # no data is kept for a host that has gone
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_a_client_on_a_unix_socket_has_no_host(address):
     assert host_key(address) is None
 
 
-def test_clients_on_a_unix_socket_do_not_count(folder):
+def test_the_limit_per_host_ignores_clients_on_a_unix_socket(folder):
     for stage in playing(UnixStage, folder):
         listener = stage.listen(Echo, limits=Limits(max_per_host=1))
         for _ in range(3):
@@ -136,7 +140,7 @@ def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(max_per_host=16)], ids=["without", "with"])
 def test_one_host_opens_33_connections_a_second(simulated, caplog, limits):
-    """Without the limit, 96 connections are accepted after three seconds, and no other client is served."""
+    """Without the limit, there are 96 connections after three seconds, and no other client is served."""
 
     def attack():
         while True:
@@ -167,7 +171,7 @@ def test_one_host_opens_33_connections_a_second(simulated, caplog, limits):
         each.close()
 
 
-def test_a_refused_client_is_reset_and_its_server_is_not_called(tcp):
+def test_a_refused_client_is_reset_and_the_server_is_not_called(tcp):
     listener = tcp.listen(Echo, limits=Limits(max_per_host=1))
     client = tcp.client(listener)
     peer = tcp.peer(listener)
@@ -177,7 +181,7 @@ def test_a_refused_client_is_reset_and_its_server_is_not_called(tcp):
     assert len(tcp.served) == 1
     client.connection.close()
     tcp.until(lambda: not listener._connections)
-    assert tcp.client(listener).connection  # there is room once the first has gone
+    assert tcp.client(listener).connection  # the first client has left room
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
@@ -229,10 +233,10 @@ def test_each_simulated_host_counts_separately(simulation):
             recorder.expect(b"hello")
 
 
-def test_connections_that_were_queued_at_the_close_count_too(tcp, caplog, sockets):
+def test_connections_queued_when_the_listener_closes_also_count(tcp, caplog, sockets):
     listener = tcp.listen(Echo, limits=Limits(max_per_host=2))
     for _ in range(5):
-        sockets.enter_context(socket.create_connection(listener.address))  # the server blocks, so nothing is accepted
+        sockets.enter_context(socket.create_connection(listener.address))  # the server blocks, so none is accepted
     listener.close(lambda listener: None)
     assert len(listener._connections) == 2
     gevent.sleep(0)
@@ -240,7 +244,7 @@ def test_connections_that_were_queued_at_the_close_count_too(tcp, caplog, socket
 
 
 @pytest.mark.parametrize("kind", ["simulated", "tls"])
-def test_behind_a_proxy_the_hosts_of_its_clients_count(request, kind, caplog):
+def test_behind_a_proxy_the_limit_is_per_host_of_its_clients(request, kind, caplog):
     stage = request.getfixturevalue(kind)
     networks = ["10.0.0.0/8", "127.0.0.0/8"]
     listener = stage.listen(Echo, proxy_protocol=networks, limits=Limits(max_per_host=2))
@@ -251,11 +255,11 @@ def test_behind_a_proxy_the_hosts_of_its_clients_count(request, kind, caplog):
         stage.implementation.connect(listener.address, witness, proxy_header=header)
         return witness
 
-    proxy = listener.address[0]  # whose own clients count as such, too
+    proxy = listener.address[0]  # clients on the proxy's own host also count
     many = [comes((proxy, 50_000 + number)) for number in range(5)]
     stage.until(lambda: sum(bool(each.closed or each.failed) for each in many) == 3)
     others = [comes(("198.51.100.8", 50_000)), comes(("2001:db8::1", 50_000))]
-    others += [comes(None) for _ in range(3)]  # health checks of the proxy itself, which is not limited
+    others += [comes(None) for _ in range(3)]  # health checks of the proxy itself are not limited
     for each in [*others, *(each for each in many if not (each.closed or each.failed))]:
         stage.until(lambda each=each: each.connection)
         each.connection.write(b"?")
@@ -271,7 +275,7 @@ def test_behind_a_proxy_the_hosts_of_its_clients_count(request, kind, caplog):
 
 
 class Large(Witness):
-    """Answers with more than a slow peer takes in hours, and perhaps closes then."""
+    """Answers with more than a slow peer can read in hours.  Then closes if the client has sent ``close``."""
 
     def handle_input(self, connection, data):
         connection.write(bytes(20_000_000))
@@ -281,7 +285,7 @@ class Large(Witness):
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(max_lifetime=60)], ids=["without", "with"])
 @pytest.mark.parametrize("says", [b"close", b"keep open"])
-def test_a_reader_of_2_kb_a_second_holds_a_connection(simulated, caplog, limits, says):
+def test_only_max_lifetime_ends_the_connection_of_a_slow_reader(simulated, caplog, limits, says):
     def read():
         while peer.socket.recv(2048):
             gevent.sleep(1)
@@ -315,7 +319,7 @@ def test_a_reader_of_2_kb_a_second_holds_a_connection(simulated, caplog, limits,
 
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(max_lifetime=60)], ids=["without", "with"])
-def test_a_peer_that_is_never_idle_holds_a_connection(simulated, limits):
+def test_only_max_lifetime_ends_the_connection_of_a_peer_that_is_never_idle(simulated, limits):
     def chat():
         while True:
             peer.socket.sendall(b"?")
@@ -338,8 +342,10 @@ def test_a_peer_that_is_never_idle_holds_a_connection(simulated, limits):
             chatting.get()
 
 
-def test_a_life_that_ends_in_a_handshake_after_a_stall_is_reported(tcp, monkeypatch):
-    """The handshake continues with the input that had arrived in time, so the connection is open when its life ends."""
+def test_a_connection_whose_lifetime_ends_in_a_stalled_handshake_is_reported(tcp, monkeypatch):
+    """The handshake's input had arrived in time, so the handshake still continues, and the connection is open at the
+    limit.
+    """
 
     def add(*arguments):
         original(*arguments)
@@ -356,7 +362,7 @@ def test_a_life_that_ends_in_a_handshake_after_a_stall_is_reported(tcp, monkeypa
     assert listener.metrics().limited["max_lifetime"] == 1
 
 
-def test_a_handshake_that_is_not_done_in_time_counts_once(tcp):
+def test_a_handshake_that_times_out_counts_once(tcp):
     listener = tcp.listen(Echo, proxy_protocol=["127.0.0.0/8"], limits=Limits(max_lifetime=0.05))
     client = tcp.client(listener)
     tcp.until(lambda: client.closed)
@@ -364,7 +370,7 @@ def test_a_handshake_that_is_not_done_in_time_counts_once(tcp):
     assert (counted.open, counted.failed_handshakes, counted.limited["max_lifetime"]) == (0, 1, 0)
 
 
-def test_a_peer_that_reads_gets_all_output_at_the_end_of_its_life(simulated):
+def test_a_peer_that_reads_gets_all_output_when_the_lifetime_ends(simulated):
     class Answer(Witness):
         def connected(self, connection):
             super().connected(connection)
@@ -382,14 +388,14 @@ def test_a_peer_that_reads_gets_all_output_at_the_end_of_its_life(simulated):
 
 
 @pytest.mark.parametrize("end", ["by the peer", "by the handler"])
-def test_the_end_of_a_connection_ends_its_life(simulated, end):
+def test_the_timer_of_the_lifetime_ends_with_the_connection(simulated, end):
     listener = simulated.listen(Echo, limits=Limits(max_lifetime=60))
     client = simulated.client(listener)
     simulated.until(lambda: simulated.served)
     (client if end == "by the peer" else simulated.served[0]).connection.close()
     simulated.until(lambda: not listener._connections)
     began = clock.now()
-    with pytest.raises(gevent.exceptions.LoopExit):  # nothing is left that would keep the loop running
+    with pytest.raises(gevent.exceptions.LoopExit):  # with no timer left, the loop has nothing to run
         listener.close()
         gevent.get_hub().join()
         gevent.event.Event().wait()
@@ -400,7 +406,7 @@ def test_the_end_of_a_connection_ends_its_life(simulated, end):
 
 
 def client_hello() -> bytes:
-    """The first message of a client that speaks TLS."""
+    """Return the first message of a TLS client."""
     outgoing = ssl.MemoryBIO()
     tls = client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
     with pytest.raises(ssl.SSLWantReadError):
@@ -409,12 +415,12 @@ def client_hello() -> bytes:
 
 
 def answered(sockets: list[Any]) -> int:
-    """How many of *sockets* have received something."""
+    """Return how many of *sockets* have received data."""
     return len(select.select(sockets, [], [], 0)[0])
 
 
 def echo(stage: Any, client: Any) -> None:
-    """Exchange messages with *client*, so that all that was sent before has been handled."""
+    """Exchange messages with *client*, so that all earlier input has been handled."""
     for _ in range(30):
         size = client.size
         client.connection.write(b"?")
@@ -422,8 +428,10 @@ def echo(stage: Any, client: Any) -> None:
 
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(max_handshakes=3)], ids=["without", "with"])
-def test_a_crowd_of_hellos_costs_no_more_than_the_handshakes_allowed(tls, caplog, sockets, limits):
-    """A hello costs the server a signature, as much time as 40 messages; the client does nothing for it."""
+def test_a_crowd_of_hellos_uses_no_more_time_than_the_allowed_handshakes(tls, caplog, sockets, limits):
+    """A hello makes the server compute a signature, which takes as long as 40 messages.  The client computes
+    nothing.
+    """
     listener = tls.listen(Echo, limits=limits)
     client = tls.client(listener)
     hello, attackers = client_hello(), []
@@ -439,7 +447,7 @@ def test_a_crowd_of_hellos_costs_no_more_than_the_handshakes_allowed(tls, caplog
         (line,) = caplog.messages
         assert line == (f"listener on {listener.address!r} paused, and new clients wait: max_handshakes=3 reached")
         for count in range(1, 18):
-            attackers.pop(0).close()  # then the next one has its turn
+            attackers.pop(0).close()  # the next handshake then starts
             with gevent.Timeout(PATIENCE):
                 while answered(attackers) < 3:
                     gevent.sleep(0.001)
@@ -453,22 +461,22 @@ def test_a_crowd_of_hellos_costs_no_more_than_the_handshakes_allowed(tls, caplog
         tls.until(lambda: waiting.connection)
 
 
-def test_the_end_of_a_handshake_makes_room_for_another(tls):
+def test_the_end_of_a_handshake_starts_the_next_one(tls):
     listener = tls.listen(Echo, limits=Limits(max_handshakes=1))
     clients = [Witness(tls) for _ in range(5)]
     for client in clients:
         tls.implementation.connect(listener.address, client)
-    tls.until(lambda: all(client.connection for client in clients))  # while all of them stay
+    tls.until(lambda: all(client.connection for client in clients))  # all of them stay
 
 
-def test_silent_clients_make_room_for_handshakes_after_the_handshake_timeout(tls, sockets):
+def test_silent_clients_make_room_for_others_after_the_handshake_timeout(tls, sockets):
     listener = tls.listen(Echo, handshake_timeout=0.1, limits=Limits(max_handshakes=2))
     for _ in range(4):
         sockets.enter_context(gevent.socket.create_connection(listener.address))
     assert tls.client(listener).connection
 
 
-def test_a_life_limits_the_handshake_too(tls, caplog):
+def test_the_lifetime_limits_the_handshake_too(tls, caplog):
     caplog.set_level("INFO")
     listener = tls.listen(Echo, handshake_timeout=None, limits=Limits(max_lifetime=0.05))
     with gevent.socket.create_connection(listener.address) as silent:
@@ -477,7 +485,7 @@ def test_a_life_limits_the_handshake_too(tls, caplog):
     assert line.endswith("the TLS handshake failed: the client did not finish it within 0.05 seconds; does it use TLS?")
 
 
-# A polite program.
+# Well-behaved clients.
 
 
 def test_limits_that_are_not_reached_change_nothing(socket_stage, caplog):
