@@ -1,4 +1,4 @@
-"""Datagrams, as far as the contract does not cover them: in memory, and on sockets."""
+"""Datagrams beyond the contract: in memory, and on sockets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ngi_gevent.sockets.network import Network
 
 
 class Failure(Exception):
-    """What handlers in these tests raise."""
+    """An exception that handlers in these tests raise."""
 
 
 def warnings(caplog):
@@ -43,7 +43,7 @@ def inet_socket():
     return sock
 
 
-def test_broadcasts_are_sent_only_by_a_listener_that_is_allowed_to(tcp):
+def test_only_a_listener_with_broadcast_sends_broadcasts(tcp):
     witness = DatagramWitness(tcp)
     receiver = tcp.implementation.udp_listener(("127.255.255.255", 0), witness)
     tcp.listeners.append(receiver)
@@ -57,7 +57,7 @@ def test_broadcasts_are_sent_only_by_a_listener_that_is_allowed_to(tcp):
     assert (witness.senders, witness.datagrams) == ([allowed.address], [b"hello"])
 
 
-def test_reuse_port_lets_two_receive_on_one_port_and_each_sender_has_its_own(tcp):
+def test_with_reuse_port_two_listeners_share_a_port_and_each_sender_stays_with_one(tcp):
     witnesses = [DatagramWitness(tcp), DatagramWitness(tcp)]
     first = tcp.listen_udp(witnesses[0], reuse_port=True)
     with pytest.raises(OSError, match="in use"):
@@ -74,7 +74,7 @@ def test_reuse_port_lets_two_receive_on_one_port_and_each_sender_has_its_own(tcp
 # Errors.
 
 
-def test_errors_that_are_not_logged_are_raised_by_the_wait_of_inline(caplog, monkeypatch):
+def test_the_wait_of_inline_raises_errors_that_are_not_logged(caplog, monkeypatch):
     monkeypatch.setattr("ngi_gevent.core.datagram.MOST_RAISED", 0)
 
     def raise_it(address, data):
@@ -93,7 +93,7 @@ def test_errors_that_are_not_logged_are_raised_by_the_wait_of_inline(caplog, mon
 # In memory.
 
 
-def test_in_memory_any_hashable_is_an_address_and_connections_have_their_own():
+def test_in_memory_any_hashable_is_an_address_separate_from_connections():
     implementation = testing.Implementation()
     received = []
     implementation.listener("here", testing.Recorder)
@@ -106,7 +106,7 @@ def test_in_memory_any_hashable_is_an_address_and_connections_have_their_own():
     assert received == [b"x"]
 
 
-def test_in_memory_a_datagram_is_for_the_listener_at_the_time_of_sending():
+def test_in_memory_a_datagram_goes_to_the_listener_at_the_time_of_sending():
     implementation = testing.Implementation()
     early, late = [], []
 
@@ -121,14 +121,14 @@ def test_in_memory_a_datagram_is_for_the_listener_at_the_time_of_sending():
     assert (early, late) == ([], [])
 
 
-def test_in_memory_what_ends_the_program_leaves_the_call():
+def test_in_memory_the_call_raises_system_exit():
     implementation = testing.Implementation()
     implementation.udp_listener("here", lambda address, data: sys.exit(3))
     with pytest.raises(SystemExit):
         implementation.udp("here", b"x")
 
 
-def test_the_default_implementation_in_memory():
+def test_the_default_implementation_works_in_memory():
     received = []
     listener = testing.udp_listener(None, lambda address, data: received.append(data))
     testing.udp(listener.address, b"x")
@@ -139,7 +139,7 @@ def test_the_default_implementation_in_memory():
 # On sockets: addresses.
 
 
-def test_the_default_implementation(no_socket_left):
+def test_the_default_implementation_works_on_sockets(no_socket_left):
     received = []
     arrived = Event()
 
@@ -157,7 +157,7 @@ def test_the_default_implementation(no_socket_left):
     assert received == [b"x"]
 
 
-def test_the_address_has_the_picked_port(tcp):
+def test_the_listeners_address_has_the_picked_port(tcp):
     for address in None, ("127.0.0.1", 0), ("127.0.0.1", 0, 0, 0):
         listener = tcp.implementation.udp_listener(address, DatagramWitness(tcp))
         tcp.listeners.append(listener)
@@ -178,7 +178,7 @@ def test_the_sender_can_be_answered(tcp, host):
         assert client.recv(100) == b"HELLO"
 
 
-def test_a_name_is_looked_up_without_blocking_the_hub(tcp):
+def test_a_host_name_is_looked_up_without_blocking_the_hub(tcp):
     witness = DatagramWitness(tcp)
     listener = tcp.implementation.udp_listener(("localhost", 0), witness)
     tcp.listeners.append(listener)
@@ -192,7 +192,7 @@ def test_a_name_is_looked_up_without_blocking_the_hub(tcp):
     assert len(set(witness.senders)) == 1
 
 
-def test_a_host_that_does_not_resolve(tcp):
+def test_a_host_that_does_not_resolve_is_reported(tcp):
     with pytest.raises(OSError, match=r"no-such-host\.invalid"):
         tcp.implementation.udp(("no-such-host.invalid", 80), b"x")
     with pytest.raises(OSError, match=r"no-such-host\.invalid"):
@@ -200,7 +200,7 @@ def test_a_host_that_does_not_resolve(tcp):
 
 
 @pytest.mark.parametrize("address", [8000, b"bytes", ["127.0.0.1", 8000], ("127.0.0.1", "8000"), (None, 8000)])
-def test_no_address_by_type(tcp, address):
+def test_an_address_of_the_wrong_type_is_refused(tcp, address):
     with pytest.raises(TypeError, match="address"):
         tcp.implementation.udp(address, b"x")
     with pytest.raises(TypeError, match="address"):
@@ -208,14 +208,14 @@ def test_no_address_by_type(tcp, address):
 
 
 @pytest.mark.parametrize("address", [("127.0.0.1", 65536), ("127.0.0.1",), "", "a\0b", "localhost:8000", ("a..b", 1)])
-def test_no_address_by_value(tcp, address):
+def test_an_invalid_address_is_refused(tcp, address):
     with pytest.raises(ValueError, match=r"address|Unix|host"):
         tcp.implementation.udp(address, b"x")
     with pytest.raises(ValueError, match=r"address|Unix|host"):
         tcp.implementation.udp_listener(address, DatagramWitness(tcp))
 
 
-def test_a_datagram_that_the_kernel_refuses_is_raised_by_name(tcp, tmp_path):
+def test_an_error_of_the_kernel_names_the_address(tcp, tmp_path):
     listener = tcp.listen_udp(DatagramWitness(tcp))
     with pytest.raises(OSError, match="too long") as caught:
         tcp.implementation.udp(listener.address, b"x" * 65_508)
@@ -226,7 +226,7 @@ def test_a_datagram_that_the_kernel_refuses_is_raised_by_name(tcp, tmp_path):
             tcp.implementation.udp(address, b"x")
 
 
-def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
+def test_a_failed_listener_leaves_nothing_open(tcp, tmp_path):
     taken = tcp.listen_udp(DatagramWitness(tcp))
     for address in taken.address, ("192.0.2.1", 0), tmp_path, "/no/such/directory/socket":
         with pytest.raises(OSError, match=r"use|assign|directory"):
@@ -242,7 +242,7 @@ def test_nothing_is_left_of_a_listener_that_could_not_be(tcp, tmp_path):
 
 
 def upper(stage, address, **options):
-    """A listener that answers in capitals."""
+    """Return a listener that answers in upper case."""
 
     def answer(sender, data):
         listener.send(sender, data.upper())
@@ -253,7 +253,9 @@ def upper(stage, address, **options):
 
 
 def asks(sock, listener, data=b"hello"):
-    """The answers of *listener* to *sock*, a connected socket of the standard library that accepts no other sender."""
+    """Return *listener*'s answers to *sock*, a connected standard socket, which accepts datagrams from no other
+    address.
+    """
 
     def ask():
         with sock:
@@ -268,7 +270,7 @@ def asks(sock, listener, data=b"hello"):
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "0.0.0.0", *(pytest.param(host, marks=needs_ipv6) for host in ("::1", "::"))]
 )
-def test_a_connected_socket_takes_the_answer_of_a_listener(tcp, host):
+def test_a_connected_socket_receives_the_answer_of_a_listener(tcp, host):
     listener = upper(tcp, (host, 0))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     assert asks(socket.socket(family, socket.SOCK_DGRAM), listener) == b"HELLO"
@@ -284,7 +286,7 @@ def test_a_listener_on_both_families_answers_both(tcp):
         assert client.recv(100) == b"HELLO"
 
 
-def test_a_connected_socket_takes_the_answer_of_a_threaded_listener():
+def test_a_connected_socket_receives_the_answer_of_a_threaded_listener():
     with ngi_gevent.Threaded() as implementation, inet_socket() as sock:
         listener = implementation.udp_listener(None, lambda address, data: listener.send(address, data.upper()))
         sock.settimeout(PATIENCE)
@@ -302,7 +304,7 @@ def test_a_listener_sends_from_the_socket_that_it_was_given(tcp, make):
     assert asks(socket.socket(type=socket.SOCK_DGRAM), upper(tcp, sock)) == b"HELLO"
 
 
-def test_a_unix_socket_with_a_name_is_answered(tcp, tmp_path):
+def test_a_bound_unix_socket_gets_its_answer(tcp, tmp_path):
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.bind(str(tmp_path / "client"))
     assert asks(sock, upper(tcp, tmp_path / "server")) == b"HELLO"
@@ -310,7 +312,7 @@ def test_a_unix_socket_with_a_name_is_answered(tcp, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract Unix sockets")
 @pytest.mark.parametrize("kind", [str, bytes])
-def test_an_abstract_name_is_an_address(tcp, tmp_path, kind):
+def test_an_abstract_name_is_a_valid_address(tcp, tmp_path, kind):
     def answer(sender, data):
         listener.send(sender, data.upper())
 
@@ -332,12 +334,12 @@ def test_an_abstract_name_is_an_address(tcp, tmp_path, kind):
 
 @pytest.fixture
 def wakes_after_log(tcp, caplog, monkeypatch):
-    """Let ``tcp.until`` look again when something was logged."""
+    """Make ``tcp.until`` check its condition again after each log entry."""
     monkeypatch.setattr(caplog.handler, "filters", [lambda record: bool(gevent.spawn(tcp.happened))])
 
 
 @pytest.mark.usefixtures("wakes_after_log")
-def test_a_unix_socket_without_a_name_cannot_be_answered(tcp, tmp_path, caplog):
+def test_a_unix_socket_without_a_path_cannot_be_answered(tcp, tmp_path, caplog):
     tcp.implementation.udp(upper(tcp, tmp_path / "server").address, b"hello")
     tcp.until(lambda: [record for record in caplog.records if record.exc_info])
     (record,) = [record for record in caplog.records if record.exc_info]
@@ -348,11 +350,11 @@ def test_a_unix_socket_without_a_name_cannot_be_answered(tcp, tmp_path, caplog):
 
 @pytest.mark.skipif(shutil.which("nc") is None, reason="nc is not installed")
 @pytest.mark.parametrize("address", [("127.0.0.1", 0), pytest.param(("::1", 0), marks=[needs_ipv6, pytest.mark.slow])])
-def test_netcat_takes_the_answer_of_a_listener(tcp, address):
+def test_netcat_receives_the_answer_of_a_listener(tcp, address):
     host, port = upper(tcp, address).address[:2]
 
     def run_netcat():
-        """Return what nc prints until it is killed; it would end by itself a second later at the earliest."""
+        """Return the output of nc until it is killed.  It would not end by itself for another second."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(["nc", "-u", host, str(port)], **pipes) as nc:
             nc.stdin.write(b"hello")
@@ -364,7 +366,7 @@ def test_netcat_takes_the_answer_of_a_listener(tcp, address):
     assert gevent.get_hub().threadpool.apply(run_netcat) == (b"HELLO", b"")
 
 
-def test_a_listener_looks_up_a_name_without_blocking_the_hub(tcp):
+def test_a_listener_looks_up_a_host_name_without_blocking_the_hub(tcp):
     witness = DatagramWitness(tcp)
     listener, sending = tcp.listen_udp(witness), tcp.listen_udp(DatagramWitness(tcp))
     ran = Event()
@@ -378,8 +380,8 @@ def test_a_listener_looks_up_a_name_without_blocking_the_hub(tcp):
 
 
 @needs_ipv6
-def test_of_the_addresses_of_a_name_a_listener_takes_one_of_its_family(tcp, monkeypatch):
-    """The machine of a test may know one of them only for each name that it has."""
+def test_if_a_host_has_several_addresses_a_listener_uses_one_in_its_family(tcp, monkeypatch):
+    """The look-up is replaced: a test machine may have only one address for each of its names."""
     witness = DatagramWitness(tcp)
     listener = tcp.implementation.udp_listener(("::1", 0), witness)
     tcp.listeners.append(listener)
@@ -390,7 +392,7 @@ def test_of_the_addresses_of_a_name_a_listener_takes_one_of_its_family(tcp, monk
 
 
 @pytest.mark.parametrize("address", [("::1", 9), "/tmp/socket", ("2001:db8::1", 9, 0, 0)])
-def test_an_address_of_another_family_than_the_listener_is_refused_by_name(tcp, address):
+def test_an_address_of_another_family_is_refused_with_its_name(tcp, address):
     listener = tcp.listen_udp(DatagramWitness(tcp))
     with pytest.raises(OSError, match="only to its own address family") as caught:
         listener.send(address, b"x")
@@ -399,7 +401,7 @@ def test_an_address_of_another_family_than_the_listener_is_refused_by_name(tcp, 
     assert repr(listener.address) in str(caught.value)
 
 
-def test_a_datagram_that_a_listener_cannot_send_is_raised_by_name(tcp, tmp_path):
+def test_if_a_listener_cannot_send_the_error_names_the_address(tcp, tmp_path):
     listener = tcp.listen_udp(DatagramWitness(tcp))
     with pytest.raises(OSError, match="too long") as caught:
         listener.send(("127.0.0.1", 9), b"x" * 65_508)
@@ -414,19 +416,19 @@ def test_a_datagram_that_a_listener_cannot_send_is_raised_by_name(tcp, tmp_path)
 
 
 @pytest.mark.parametrize("address", [8000, b"bytes", ["127.0.0.1", 8000], ("127.0.0.1", "8000"), (None, 8000)])
-def test_no_address_for_a_listener_to_send_to_by_type(tcp, address):
+def test_a_listener_refuses_to_send_to_an_address_of_the_wrong_type(tcp, address):
     with pytest.raises(TypeError, match="address"):
         tcp.listen_udp(DatagramWitness(tcp)).send(address, b"x")
 
 
 @pytest.mark.parametrize("address", [("127.0.0.1", 65536), ("127.0.0.1",), "", "a\0b", "localhost:8000", ("a..b", 1)])
-def test_no_address_for_a_listener_to_send_to_by_value(tcp, address):
+def test_a_listener_refuses_to_send_to_an_invalid_address(tcp, address):
     with pytest.raises(ValueError, match=r"address|Unix|host"):
         tcp.listen_udp(DatagramWitness(tcp)).send(address, b"x")
 
 
-def test_a_listener_waits_for_a_unix_socket_that_is_full(tcp, tmp_path):
-    """Linux keeps ten datagrams that were not received, or as many bytes as a buffer of the sender has."""
+def test_a_listener_waits_for_a_full_unix_socket(tcp, tmp_path):
+    """Linux queues ten unread datagrams, and as many bytes as the sender's buffer has."""
     sending = tcp.implementation.udp_listener(tmp_path / "sending", DatagramWitness(tcp))
     tcp.listeners.append(sending)
     for name, data in ("small", b"%d"), ("large", b"%d" + b"x" * 50_000):
@@ -440,7 +442,7 @@ def test_a_listener_waits_for_a_unix_socket_that_is_full(tcp, tmp_path):
 
 
 def test_a_listener_that_waits_to_send_does_not_hold_up_others(tcp, tmp_path, monkeypatch):
-    """Two greenlets wait for a socket that no process reads, and the listener sends and receives for others."""
+    """Two greenlets wait for a socket that no process reads.  The listener still sends and receives for others."""
     monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", PATIENCE)
     witness, own = DatagramWitness(tcp), DatagramWitness(tcp)
     tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / "free", witness))
@@ -460,13 +462,13 @@ def test_a_listener_that_waits_to_send_does_not_hold_up_others(tcp, tmp_path, mo
             tcp.implementation.udp(tmp_path / "sending", b"y")
         tcp.until(lambda: len(witness.datagrams) == len(own.datagrams) == 20)
         assert not any(sender.ready() for sender in senders)
-    for sender in senders:  # the receiver is gone
+    for sender in senders:  # the receiver has gone
         with pytest.raises(OSError, match="stuck"):
             sender.get(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("spawn", [gevent.spawn, lambda send: gevent.get_hub().threadpool.spawn(send)])
-def test_closing_a_listener_ends_the_sending_that_waits(tcp, tmp_path, spawn, monkeypatch):
+def test_closing_a_listener_ends_sends_that_wait(tcp, tmp_path, spawn, monkeypatch):
     monkeypatch.setattr(datagram_socket, "SEND_TIMEOUT", PATIENCE)
     sending = tcp.implementation.udp_listener(tmp_path / "sending", DatagramWitness(tcp))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stuck:
@@ -502,7 +504,7 @@ def test_a_listener_that_is_closed_during_a_look_up_sends_nothing(tcp):
 
 
 class Clients:
-    """Sockets of clients in *directory*; each asks the listener there and is answered."""
+    """Sockets of clients in *directory*.  Each asks the listener there, and gets an answer."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -519,7 +521,7 @@ class Clients:
         return sock
 
     def ask(self, sock, data=b"hello"):
-        while not sock.sendto(data, self.address):  # gevent returns 0 if there is no room the second time
+        while not sock.sendto(data, self.address):  # gevent returns 0 if the second attempt has no room
             gevent.sleep(0)
 
     def answered(self, sock):
@@ -541,7 +543,9 @@ def dropped(caplog):
 
 @pytest.mark.parametrize("answer_with", ["send", "udp"])
 @pytest.mark.parametrize("size", [5, 20_000])
-def test_a_unix_client_that_never_receives_costs_others_no_answer(tcp, tmp_path, clients, caplog, size, answer_with):
+def test_a_unix_client_that_never_receives_does_not_delay_answers_to_others(
+    tcp, tmp_path, clients, caplog, size, answer_with
+):
     if answer_with == "send":
 
         def answer(sender, data):
@@ -566,7 +570,7 @@ def test_a_unix_client_that_never_receives_costs_others_no_answer(tcp, tmp_path,
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps what was not received with its sender")
 @pytest.mark.parametrize(("size", "times"), [(1, 400), (20_000, 30)])
 def test_a_connected_unix_client_does_not_fill_the_send_buffer(tcp, tmp_path, clients, caplog, size, times):
-    """The system has no limit of datagrams for it, but the buffer of the listener's socket."""
+    """For this client, the kernel limits only the bytes in the buffer of the listener's socket, not the datagrams."""
     listener = tcp.implementation.udp_listener(
         tmp_path / "server", lambda sender, data: listener.send(sender, data * size)
     )
@@ -588,10 +592,8 @@ def test_a_connected_unix_client_does_not_fill_the_send_buffer(tcp, tmp_path, cl
 
 
 @pytest.mark.parametrize("answer_with", ["send", "udp"])
-def test_a_unix_client_that_is_connected_to_another_address_is_not_answered(
-    tcp, tmp_path, clients, caplog, answer_with
-):
-    """As over UDP, where its system drops the answer: nothing is raised."""
+def test_a_unix_client_connected_to_another_address_gets_no_answer(tcp, tmp_path, clients, caplog, answer_with):
+    """The send does not raise.  Over UDP, the client's kernel would also discard the answer."""
 
     def answer(sender, data):
         send = listener.send if answer_with == "send" else tcp.implementation.udp
@@ -610,7 +612,7 @@ def test_a_unix_client_that_is_connected_to_another_address_is_not_answered(
 
 
 @pytest.mark.parametrize("send_with", ["send", "udp"])
-def test_outside_of_handlers_a_unix_receiver_is_waited_for_only_so_long(simulated, caplog, send_with):
+def test_outside_of_handlers_the_wait_for_a_unix_receiver_has_a_limit(simulated, caplog, send_with):
     listener = simulated.implementation.udp_listener("/server", DatagramWitness(simulated))
     simulated.listeners.append(listener)
     send = listener.send if send_with == "send" else simulated.implementation.udp
@@ -623,8 +625,8 @@ def test_outside_of_handlers_a_unix_receiver_is_waited_for_only_so_long(simulate
     assert clock.now() == pytest.approx(4 * datagram_socket.SEND_TIMEOUT, rel=0.05)
 
 
-def test_records_of_receivers_are_forgotten(tcp, tmp_path, clients, monkeypatch):
-    """There may be any number of them while the send buffer is half full."""
+def test_the_number_of_remembered_receivers_is_limited(tcp, tmp_path, clients, monkeypatch):
+    """There can be any number of receivers while the send buffer is half full."""
     monkeypatch.setattr(datagram_socket, "MOST_RECEIVERS", 3)
     listener = tcp.implementation.udp_listener(tmp_path / "server", DatagramWitness(tcp))
     tcp.listeners.append(listener)
@@ -637,11 +639,11 @@ def test_records_of_receivers_are_forgotten(tcp, tmp_path, clients, monkeypatch)
         assert len(sender._used_before) <= 3
 
 
-# The caller's socket, and the files of Unix sockets.
+# The caller's sockets, and the files of Unix sockets.
 
 
 @pytest.mark.parametrize("make", [socket.socket, gevent.socket.socket])
-def test_a_bound_socket_is_used_as_it_is(tcp, make):
+def test_a_bound_socket_is_used_unchanged(tcp, make):
     sock = make(type=socket.SOCK_DGRAM)
     sock.bind(("127.0.0.1", 0))
     address = sock.getsockname()
@@ -653,7 +655,7 @@ def test_a_bound_socket_is_used_as_it_is(tcp, make):
     tcp.until(lambda: witness.datagrams == [b"x"])
 
 
-def test_a_socket_must_be_bound_and_of_datagrams(tcp, tmp_path):
+def test_a_socket_must_be_bound_and_a_datagram_socket(tcp, tmp_path):
     with socket.socket(type=socket.SOCK_DGRAM) as unbound, socket.socket() as stream:
         stream.bind(("127.0.0.1", 0))
         for sock, match in (unbound, "bound"), (stream, "datagram socket"):
@@ -669,7 +671,7 @@ def test_the_file_of_a_bound_socket_is_not_removed(tcp, tmp_path):
     assert path.exists()
 
 
-def test_a_unix_socket_may_be_a_path_and_its_file_is_removed(tcp, tmp_path):
+def test_a_unix_socket_can_have_a_path_object_and_its_file_is_removed(tcp, tmp_path):
     path = tmp_path / "socket"
     witness = DatagramWitness(tcp)
     listener = tcp.implementation.udp_listener(path, witness)
@@ -680,7 +682,7 @@ def test_a_unix_socket_may_be_a_path_and_its_file_is_removed(tcp, tmp_path):
     assert not path.exists()
 
 
-def test_the_file_of_a_dead_socket_is_replaced(tcp, tmp_path):
+def test_the_socket_file_of_a_dead_process_is_replaced(tcp, tmp_path):
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
         dead.bind(path)
@@ -691,7 +693,7 @@ def test_the_file_of_a_dead_socket_is_replaced(tcp, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
-def test_the_file_of_a_live_socket_is_not(tcp, tmp_path, kind):
+def test_the_socket_file_of_a_live_process_is_kept(tcp, tmp_path, kind):
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX, kind) as alive:
         alive.bind(path)
@@ -703,14 +705,14 @@ def test_the_file_of_a_live_socket_is_not(tcp, tmp_path, kind):
         assert os.path.exists(path)
 
 
-def test_the_file_of_a_live_datagram_socket_is_not_replaced_by_a_listener_for_connections(tcp, tmp_path):
+def test_a_listener_for_connections_keeps_the_socket_file_of_a_live_datagram_socket(tcp, tmp_path):
     path = tmp_path / "socket"
     tcp.listeners.append(tcp.implementation.udp_listener(path, DatagramWitness(tcp)))
     with pytest.raises(OSError, match="in use"):
         tcp.implementation.listener(path, tcp.server())
 
 
-def test_a_file_from_another_program_is_kept(tcp, tmp_path):
+def test_a_file_that_replaced_the_socket_is_kept(tcp, tmp_path):
     path = tmp_path / "socket"
     listener = tcp.implementation.udp_listener(path, DatagramWitness(tcp))
     path.unlink()
@@ -726,7 +728,7 @@ def test_a_file_from_another_program_is_kept(tcp, tmp_path):
 
 
 @pytest.mark.parametrize("size", [20_000, 65_507])
-def test_long_datagrams_arrive_whole(socket_stage, size):
+def test_long_datagrams_arrive_complete(socket_stage, size):
     witness = DatagramWitness(socket_stage)
     listener = socket_stage.listen_udp(witness)
     data = os.urandom(size)
@@ -748,7 +750,7 @@ def test_unix_datagrams_can_be_longer_than_udp_datagrams(tcp, tmp_path, caplog):
     assert "100000 bytes" in warnings(caplog)[0].getMessage()
 
 
-def test_a_handler_that_blocks_keeps_the_order_and_lets_others_be_served(socket_stage):
+def test_a_handler_that_blocks_keeps_the_order_and_does_not_delay_others(socket_stage):
     slow, quick = DatagramWitness(socket_stage), DatagramWitness(socket_stage)
     go_on = Event()
 
@@ -767,7 +769,7 @@ def test_a_handler_that_blocks_keeps_the_order_and_lets_others_be_served(socket_
     socket_stage.until(lambda: slow.datagrams == [b"one", b"two", b"three"])
 
 
-def test_a_flood_of_datagrams_lets_others_be_served(tcp):
+def test_a_flood_of_datagrams_does_not_stop_other_greenlets(tcp):
     witness = DatagramWitness(tcp)
     turns = []
 
@@ -783,8 +785,10 @@ def test_a_flood_of_datagrams_lets_others_be_served(tcp):
     assert turns == [MOST_AT_ONCE]
 
 
-def test_an_error_of_receiving_does_not_end_the_listener(tcp, caplog):
-    """A socket of the caller that is connected to a socket that is gone: the kernel reports it on receiving."""
+def test_an_error_on_receiving_does_not_end_the_listener(tcp, caplog):
+    """The caller's socket is connected to a socket that has gone.  The kernel reports this when the listener
+    receives.
+    """
     witness = DatagramWitness(tcp)
     sock, gone = inet_socket(), inet_socket()
     peer_address = gone.getsockname()
@@ -803,7 +807,7 @@ def test_an_error_of_receiving_does_not_end_the_listener(tcp, caplog):
 
 
 @pytest.mark.usefixtures("wakes_after_log")
-def test_a_timeout_left_behind_does_not_end_the_listener(tcp, caplog):
+def test_a_timeout_that_was_not_cancelled_does_not_end_the_listener(tcp, caplog):
     witness = DatagramWitness(tcp)
 
     def handle(address, data):
@@ -821,7 +825,7 @@ def test_a_timeout_left_behind_does_not_end_the_listener(tcp, caplog):
     timeouts[0].close()
 
 
-def test_killing_the_greenlet_where_it_waits_closes_the_listener(tcp):
+def test_killing_the_greenlet_while_it_waits_closes_the_listener(tcp):
     greenlets = []
 
     def handle(address, data):
@@ -839,7 +843,7 @@ def test_killing_the_greenlet_where_it_waits_closes_the_listener(tcp):
 # Closing.
 
 
-def test_a_listener_whose_handler_blocks_is_outstanding_until_it_has_finished(socket_stage):
+def test_a_listener_whose_handler_blocks_is_pending_until_the_handler_returns(socket_stage):
     witness = DatagramWitness(socket_stage)
     go_on = Event()
 
@@ -861,19 +865,19 @@ def test_a_listener_whose_handler_blocks_is_outstanding_until_it_has_finished(so
     assert witness.datagrams == [b"one", b"finished"]
 
 
-def test_a_listener_that_never_began_can_be_closed(tcp):
+def test_a_listener_that_never_started_can_be_closed(tcp):
     listener = tcp.implementation.udp_listener(None, DatagramWitness(tcp))
     listener.close()
     tcp.implementation.wait(PATIENCE)
 
 
 def test_a_listener_can_be_closed_by_another_native_thread(tcp):
-    """It is closed on its own thread, since what belongs to a hub is not to be touched by another one."""
+    """The listener closes on its own thread, because another thread must not touch the objects of its hub."""
     listener = tcp.listen_udp(DatagramWitness(tcp))
     gevent.sleep(0)
     thread = threading.Thread(target=listener.close)
     thread.start()
-    thread.join(0.05)  # while this thread, whose hub it is, has no time for it
+    thread.join(0.05)  # this thread's hub cannot run during the join
     assert thread.is_alive()
     assert "open" in repr(listener)
     tcp.implementation.wait(PATIENCE)
@@ -895,8 +899,8 @@ def test_the_greenlet_of_a_closed_listener_ends(tcp):
 # Sending.
 
 
-def test_a_full_unix_socket_is_waited_for(tcp, tmp_path):
-    """Linux keeps ten datagrams that were not received, or as many bytes as a buffer has."""
+def test_a_sender_waits_for_a_full_unix_socket(tcp, tmp_path):
+    """Linux queues ten unread datagrams, and as many bytes as the sender's buffer has."""
     small, large = DatagramWitness(tcp), DatagramWitness(tcp)
     for witness, name, data in (small, "small", b"x"), (large, "large", b"x" * 50_000):
         tcp.listeners.append(tcp.implementation.udp_listener(tmp_path / name, witness))
@@ -924,7 +928,7 @@ def test_a_full_unix_socket_does_not_hold_up_others(tcp, tmp_path, monkeypatch):
             tcp.implementation.udp(tmp_path / "free", b"x")
         tcp.until(lambda: len(witness.datagrams) == 20)
         assert not any(sender.ready() for sender in senders)
-    for sender in senders:  # the receiver is gone
+    for sender in senders:  # the receiver has gone
         with pytest.raises(OSError, match="stuck"):
             sender.get(timeout=PATIENCE)
 
@@ -939,7 +943,7 @@ def test_a_sender_that_was_closed_during_a_look_up_opens_no_socket(tcp):
         sending.get(timeout=PATIENCE)
 
 
-def test_a_sender_that_is_forgotten_closes_its_sockets(no_socket_left):
+def test_a_freed_sender_closes_its_sockets(no_socket_left):
     with inet_socket() as sock:
         sender = DatagramSender(Network())
         sender.send(sock.getsockname(), b"x")

@@ -1,4 +1,4 @@
-"""Destinations: the options of a connection attempt, the address of this side, and connections to oneself."""
+"""Destinations: the options of a connection attempt, the local address, and connections to oneself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ngi_gevent.testing.contract.rules.common import Echo
 
 
 def connected(stage, address, **options):
-    """Return a witness that has been connected, or has failed."""
+    """Connect to *address*.  Return a witness that is connected or has failed."""
     client = Witness(stage)
     stage.implementation.connect(address, client, **options)
     stage.until(lambda: client.connection or client.failed)
@@ -26,7 +26,7 @@ def connected(stage, address, **options):
 
 @pytest.fixture
 def port():
-    """A port that the kernel gives to no other socket."""
+    """A port that the kernel does not give to any other socket."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("0.0.0.0", 0))
@@ -52,8 +52,8 @@ def test_the_kernel_probes_silent_peers_as_configured(tcp, keep_alive):
         assert (times == (61, 11, 4)) is (keep_alive == (61, 11, 4))
 
 
-def test_a_listener_on_a_socket_of_another_family_sets_no_options_of_tcp(tcp):
-    """Such a socket refuses them."""
+def test_a_listener_on_a_unix_socket_sets_no_tcp_options(tcp):
+    """The kernel would refuse them on such a socket."""
     try:
         sock = socket.socket(socket.AF_VSOCK)
         sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
@@ -73,8 +73,8 @@ def test_an_idle_client_is_closed(simulated):
     assert simulated.served[0].closed == "end of input"
 
 
-def test_a_closed_client_waits_for_its_peer_as_long_as_configured(simulated):
-    """The servers have no handler, and do not notice the end."""
+def test_a_closed_client_waits_for_its_peer_for_the_linger_timeout(simulated):
+    """The servers have no handler, so they do not detect the end."""
     listener = simulated.listen(lambda connection: None)
     brief, long = (connected(simulated, listener.address, linger_timeout=timeout) for timeout in (5, None))
     for client in brief, long:
@@ -88,13 +88,13 @@ def test_a_closed_client_waits_for_its_peer_as_long_as_configured(simulated):
     listener.close()
 
 
-# The address of this side.
+# The local address.
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
-def test_a_connection_can_come_from_an_address_of_choice(tcp, port, host):
+def test_a_connection_can_come_from_a_given_address(tcp, port, host):
     listener = tcp.listen(Echo)
-    for _ in range(2):  # again, although the kernel remembers the connection
+    for _ in range(2):  # the second time, the kernel still remembers the first connection
         client = connected(tcp, listener.address, local_address=(host, port))
         assert client.connection.local_address == ("127.0.0.1" if host == "localhost" else host, port)
         client.connection.close()
@@ -103,8 +103,8 @@ def test_a_connection_can_come_from_an_address_of_choice(tcp, port, host):
 
 
 @needs_ipv6
-def test_an_empty_host_to_connect_from_is_the_wildcard_of_either_family(tcp):
-    """As for ``socket.create_connection``."""
+def test_an_empty_local_host_is_the_wildcard_of_either_family(tcp):
+    """``socket.create_connection`` has the same rule."""
     listener = tcp.implementation.listener([("127.0.0.1", 0), ("::1", 0)], Echo)
     tcp.listeners.append(listener)
     for address in listener.addresses:
@@ -117,7 +117,7 @@ def test_an_empty_host_to_connect_from_is_the_wildcard_of_either_family(tcp):
     ("local", "number"),
     [(("192.0.2.1", 0), errno.EADDRNOTAVAIL), (("::1", 0), errno.EAFNOSUPPORT), (("no-such-host.invalid", 0), None)],
 )
-def test_an_address_that_a_connection_cannot_come_from_is_reported(tcp, local, number):
+def test_an_unusable_local_address_is_reported(tcp, local, number):
     address = tcp.listen().address
     client = connected(tcp, address, local_address=local)
     assert isinstance(client.failed, OSError)
@@ -133,35 +133,35 @@ def test_an_address_that_a_connection_cannot_come_from_is_reported(tcp, local, n
         *((local, ValueError) for local in [("127.0.0.1",), ("127.0.0.1", -1), ("a..b", 0)]),
     ],
 )
-def test_a_wrong_local_address_is_refused(tcp, local, error):
+def test_an_invalid_local_address_is_refused(tcp, local, error):
     with pytest.raises(error, match="local_address") as caught:
         tcp.implementation.connect(("127.0.0.1", 9), Witness(tcp), local_address=local)
     assert repr(local) in str(caught.value)
 
 
-def test_a_unix_socket_is_not_connected_to_from_a_port(tcp, tmp_path):
+def test_a_local_address_is_refused_for_a_unix_socket(tcp, tmp_path):
     with pytest.raises(ValueError, match="local_address must be None for a Unix socket"):
         tcp.implementation.connect(tmp_path / "socket", Witness(tcp), local_address=("127.0.0.1", 0))
 
 
-# Itself.
+# Connections to oneself.
 
 
 def test_a_connection_to_itself_is_refused(tcp, port):
-    """The kernel makes one if nothing listens on a port, and it picks that port for the client."""
+    """The kernel makes such a connection if nothing listens on a port, and it picks that port for the client."""
     address = "127.0.0.1", port
     client = connected(tcp, address, local_address=address)
     assert isinstance(client.failed, ConnectionRefusedError)
     assert "itself" in str(client.failed)
     assert str(address) in str(client.failed)
-    listener = tcp.implementation.listener(address, tcp.server())  # at once
+    listener = tcp.implementation.listener(address, tcp.server())  # at once, on the same port
     tcp.listeners.append(listener)
     with gevent.Timeout(PATIENCE):
         assert connected(tcp, address).connection
 
 
 class ResetsAtOnce(Network):
-    """A network whose peers reset each connection before its client receives anything."""
+    """A network in which peers reset each connection before the client receives anything."""
 
     def __init__(self, listening):
         self.listening = listening
@@ -176,7 +176,7 @@ class ResetsAtOnce(Network):
                 gevent.sleep(0.001)
 
 
-def test_a_peer_that_has_reset_the_connection_already_is_not_taken_for_itself(tcp):
+def test_a_connection_that_its_peer_has_already_reset_is_not_considered_its_own_peer(tcp):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         tcp.implementation._network = ResetsAtOnce(listening)
         client = connected(tcp, listening.getsockname())

@@ -1,4 +1,4 @@
-"""The same seed makes the same happen, in the same order: in each process, and beside everything else."""
+"""The same seed causes the same events in the same order, in every process, whatever else the process does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import simulated_programs
 from greenlet import greenlet
 from simulated_programs import run_program
 
-#: Programs that the slow part runs.
+#: The number of programs that the slow test runs.
 PROGRAMS = 40
 
 
@@ -33,7 +33,7 @@ def digests_in_another_process(seeds: range, hash_seed: int) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_program_repeats():
+def test_a_program_repeats_with_its_seed():
     assert run_program(0, 8) == run_program(0, 8) != run_program(1, 8)
 
 
@@ -42,7 +42,7 @@ def test_a_program_repeats_in_another_process():
     assert digests_in_another_process(seeds, 1) == [run_program(seed) for seed in seeds]
 
 
-def test_a_program_repeats_whatever_is_logged(caplog):
+def test_a_program_repeats_at_every_log_level(caplog):
     def run(level: int) -> str:
         with caplog.at_level(level, "ngi_gevent"):
             return run_program(0, 8)
@@ -53,13 +53,13 @@ def test_a_program_repeats_whatever_is_logged(caplog):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", range(0, PROGRAMS, 40))
-def test_programs_repeat(first):
+def test_many_programs_repeat_with_their_seeds(first):
     before = count_greenlets()
     seeds = range(first, first + 40)
     digests = []
     for seed in seeds:
         digests.append(run_program(seed))
-        # What else happens in the process must not matter.
+        # Other activity in the process must not matter.
         garbage = [[number] for number in range(1000)]
         garbage.append(garbage)
         gevent.sleep(0)

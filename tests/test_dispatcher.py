@@ -1,4 +1,4 @@
-"""The dispatcher: a cheap turn of the loop, which must be of one kind."""
+"""The dispatcher: the cost and the length of a turn of the loop."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ for implementation in ngi_gevent, ngi_gevent.Threaded():
 """
 
 
-def test_on_libuv_the_first_use_says_which_loop_to_use():
-    pytest.importorskip("cffi")  # gevent's loop on libuv needs it
+def test_on_libuv_the_first_use_names_the_loop_to_use():
+    pytest.importorskip("cffi")  # gevent needs it for libuv
     program = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env={**os.environ, "GEVENT_LOOP": "libuv"},
@@ -50,7 +50,9 @@ def test_on_libuv_the_first_use_says_which_loop_to_use():
 
 
 def test_a_turn_with_one_ready_connection_makes_three_calls(tcp):
-    """Besides the handler's own.  Real servers mostly have such turns, and each call costs."""
+    """These do not include the handler's own calls.  Most turns of a real server are like this, and each call costs
+    time.
+    """
     peer = tcp.peer(tcp.listen(Echo))
     peer.read()
     peer.send(b"warm up\n")
@@ -68,11 +70,11 @@ def test_a_turn_with_one_ready_connection_makes_three_calls(tcp):
         tcp.until(lambda: peer.size == 16)
     finally:
         sys.setprofile(None)
-    # The turns in which other greenlets of the test run have a call too, and nothing to dispatch.
+    # In some turns, other greenlets of the test run call this, with nothing to dispatch.
     assert [name for name in calls if name != "_dispatch"] == ["write", "send_pending"]
 
 
-def test_a_turn_ends_soon_also_if_every_handler_takes_long(tcp, monkeypatch):
+def test_a_turn_is_short_even_if_every_handler_takes_long(tcp, monkeypatch):
     class Long(Witness):
         def handle_input(self, connection, data):
             now[0] += 0.01
@@ -100,7 +102,8 @@ def test_records_of_connections_that_a_short_turn_leaves_over_are_delivered(tcp,
 
     class Long(Witness):
         def handle_input(self, connection, data):
-            # Three connections share the first turn, and two the next.  The third has records, and no more input.
+            # The first turn serves three connections, the next one two.  The third connection has records, but no more
+            # input.
             now[0] += 0.001 if sum(handled.values()) < 6 else 0.004
             super().handle_input(connection, data)
             handled[connection.peer_address] += 1

@@ -18,7 +18,7 @@ from ngi_gevent import adapters, testing
 
 ROOT = Path(__file__).parent.parent
 
-#: Its pages.
+#: The code of pages.
 PAGES = [page for page in sorted(pages.DOCS.rglob("*.md")) if "_build" not in page.parts]
 
 
@@ -43,35 +43,35 @@ def needs(page, *programs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if pages.module(page)], ids=named)
-def test_its_module_runs(page, run):
+def test_the_module_of_a_page_runs(page, run):
     needs(page)
     code = pages.module(page)
     tests = len(re.findall(r"^def test_", code, re.MULTILINE))
     result = run(test_page=code if tests else f"{code}\n\ndef test_it_is_imported():\n    pass\n")
     outcomes = result.parseoutcomes()
     assert set(outcomes) == {"passed"}
-    assert outcomes["passed"] >= (tests or 1)  # one that is run on each implementation is several
+    assert outcomes["passed"] >= (tests or 1)  # a test that runs on each implementation counts several times
 
 
-@pytest.mark.timeout(180)  # a page is a quarter of an hour's typing
+@pytest.mark.timeout(180)  # a page can take a reader a quarter of an hour to type
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(block.language == "console" for block in pages.blocks(page))], ids=named
 )
-def test_its_commands_say_what_it_shows(page, tmp_path, monkeypatch):
+def test_the_commands_of_a_page_print_what_it_shows(page, tmp_path, monkeypatch):
     needs(page, "nc", "openssl", "pgrep", "systemd-socket-activate", "haproxy")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    # As where only pytest and this package are installed.
+    # This simulates an environment in which only pytest and this package are installed.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "pytest_ngi_gevent")
-    if page.name == "tutorial.md":  # a page that readers follow in a checkout
+    if page.name == "tutorial.md":  # readers follow this page in a checkout
         shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with pages.Reader(tmp_path) as reader:
         reader.follow(page)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "examples" / "README.md"], ids=lambda page: page.name)
-def test_its_ports_are_those_that_are_replaced(page):
+def test_the_ports_of_a_page_are_all_replaced(page):
     code = [block.text for block in pages.blocks(page) if block.language == "console" or "caption" in block.options]
     assert pages.strange_ports("\n".join(code)) == []
 
@@ -85,7 +85,9 @@ SUMS = [
 
 @pytest.mark.parametrize("line", [b"one", b"\xff", b"9" * 900 + b" -", b"9" * 4300 + b" 1", b"9" * 5000])
 def test_no_line_makes_the_tutorials_server_raise(line):
-    """Inputs for which ``converse`` would raise, too: invalid numbers, and numbers or lines that are too long."""
+    """These include inputs for which ``converse`` would raise: invalid numbers, and numbers or lines that are too
+    long.
+    """
     assert len(SUMS) >= 4
     for server in SUMS:
         names = {"__name__": "server"}
@@ -95,7 +97,7 @@ def test_no_line_makes_the_tutorials_server_raise(line):
         assert answer.data == (b"" if too_long else b"error: numbers only\n3\n")
 
 
-def test_installing_has_each_extra_and_each_version():
+def test_installing_lists_each_extra_and_each_version():
     page = (pages.DOCS / "how_to" / "installing.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
     extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
@@ -106,7 +108,7 @@ def test_installing_has_each_extra_and_each_version():
     assert re.search(r"gevent must be ([\d.]+\d) or later", page)[1] == re.search(r"gevent>=([\d.]+)", project)[1]
 
 
-def test_performance_says_what_the_results_say():
+def test_performance_agrees_with_the_results():
     ratios = {}
     for name in "protocols.md", "results.md":
         text = (ROOT / "benchmarks" / "results" / name).read_text().partition("## Targets")[0]
@@ -131,8 +133,8 @@ def test_performance_says_what_the_results_say():
         assert (work, set(re.findall(r"\w+", faster)), set(re.findall(r"\w+", slower))) == (work, more, less)
 
 
-def test_the_drawing_of_calls_has_the_calls_of_a_conversation():
-    """A client that connects, sends and closes: each call between the library and the tutorial's first server."""
+def test_the_drawing_of_calls_shows_the_calls_of_a_conversation():
+    """The drawing shows a client that connects, sends and closes, and each call between library and server."""
     drawing = ElementTree.parse(pages.DOCS / "drawings" / "calls.svg")
     drawn = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text") if text.get("class") == "call"]
     calls = []
@@ -162,10 +164,10 @@ def test_the_drawing_of_calls_has_the_calls_of_a_conversation():
     assert drawn == calls
 
 
-def test_the_race_is_drawn_from_its_replay(monkeypatch):
+def test_the_drawing_of_the_race_equals_its_replay(monkeypatch):
     """If this fails because the simulation has changed, check the replay on the page, and run the script."""
     for name in "office", "others", "test_office":
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # the script makes them of the page's blocks
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # the script creates them from the page's code blocks
     drawings = pages.DOCS / "drawings"
     assert runpy.run_path(str(drawings / "race.py"))["draw"]() == (drawings / "race.svg").read_text()
 
@@ -175,14 +177,14 @@ LANGUAGES = {"python", "console", "sh", "python2", "text"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_each_block_is_of_a_kind_that_is_run(page):
+def test_each_block_has_a_known_language(page):
     kinds = {block.language for block in pages.blocks(page) if "caption" not in block.options}
     assert {kind for kind in kinds if not kind.startswith("{")} <= LANGUAGES
 
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """Run pytest on files, in a separate process."""
+    """A function that runs pytest on files, in a separate process."""
 
     def run(**files):
         pytester.makepyfile(**files)
@@ -198,7 +200,7 @@ def test_the_first_test_can_be_copied(run):
     run(test_greeter="\n".join(blocks("testing.md")[:2])).assert_outcomes(passed=1)
 
 
-def test_the_files_that_pages_name_are_there():
+def test_the_files_that_pages_name_exist():
     names = {
         (named(page), name)
         for page in sorted(pages.DOCS.rglob("*.md"))
@@ -208,7 +210,7 @@ def test_the_files_that_pages_name_are_there():
     assert [(page, name) for page, name in names if not (ROOT / name).exists()] == []
 
 
-def test_every_test_that_under_fire_names_is_there():
+def test_every_test_that_under_fire_names_exists():
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "under_fire.md").read_text())
     assert len(named) > 40
     missing = [(file, name) for file, name in named if not hasattr(importlib.import_module(file[:-3]), name)]

@@ -1,4 +1,4 @@
-"""The contract catches implementations that have drifted from it: each of these has, in one thing."""
+"""The contract detects implementations that do not keep it: each one here breaks it in one place."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ DRIFTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRIFTS)
-def test_a_drift_is_caught(pytester, monkeypatch, name):
+def test_the_contract_detects_a_drift(pytester, monkeypatch, name):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     drift, caught_by = DRIFTS[name]
     pytester.makeconftest(CONFTEST.format(drift=drift.strip()))

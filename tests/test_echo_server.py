@@ -35,7 +35,7 @@ def running(*arguments: str) -> AbstractContextManager[Server]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server for the tests that leave it running."""
+    """A server for the tests that do not stop it."""
     with running() as server:
         yield server
 
@@ -43,12 +43,12 @@ def server() -> Iterator[Server]:
 def refused(server: Server) -> bool:
     try:
         server.connect().close()
-    except (ConnectionRefusedError, ConnectionResetError):  # reset: it came in the moment of closing
+    except (ConnectionRefusedError, ConnectionResetError):  # reset if it was connected while the listener closed
         return True
     return False
 
 
-def test_it_says_where_it_listens_and_answers(server):
+def test_the_server_prints_its_address_and_answers(server):
     assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", server.first_line)
     with server.connect() as client:
         client.sendall(b"hello out there")
@@ -65,13 +65,13 @@ def test_nc_gets_its_answer(server):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it(signal_number):
+def test_a_signal_ends_the_server(signal_number):
     with running() as server:
         server.stop(signal_number)
         assert server.end() == (0, "stopped, ending 0 connections\n", "")
 
 
-def test_clients_may_finish():
+def test_clients_can_finish_before_the_server_ends():
     with running() as server, server.connect() as client:
         client.sendall(b"one")
         assert client.recv(100) == b"ONE"
@@ -84,7 +84,7 @@ def test_clients_may_finish():
         assert server.end() == (0, "stopped, ending 0 connections\n", "")
 
 
-def test_clients_that_do_not_finish_are_ended():
+def test_clients_that_do_not_finish_in_time_are_disconnected():
     with running("--close-timeout", "0.1") as server, server.connect() as client:
         client.sendall(b"one")
         assert client.recv(100) == b"ONE"
@@ -95,7 +95,7 @@ def test_clients_that_do_not_finish_are_ended():
         assert server.end() == (0, "stopped, ending 1 connection\n", "")
 
 
-def test_a_second_signal_ends_it_at_once():
+def test_a_second_signal_ends_the_server_at_once():
     with running("--close-timeout", "1000") as server, server.connect() as client:
         client.sendall(b"one")
         assert client.recv(100) == b"ONE"
@@ -106,7 +106,7 @@ def test_a_second_signal_ends_it_at_once():
         assert server.end() == (128 + signal.SIGTERM, "", "")
 
 
-def test_more_clients_than_there_may_be_wait():
+def test_clients_beyond_max_connections_wait():
     with running("--max-connections", "1") as server, server.connect() as first, server.connect() as second:
         second.sendall(b"second")
         for _ in range(10):
@@ -128,7 +128,7 @@ def health_of(port: int, path: str) -> bytes:
         return read_all(client).partition(b"\r\n")[0]
 
 
-def test_health_checks_are_answered_also_when_all_connections_are_taken_and_while_it_stops():
+def test_health_checks_are_answered_at_max_connections_and_during_shutdown():
     with running("--health", "127.0.0.1:0", "--max-connections", "1") as server, server.connect() as client:
         line = server.process.stdout.readline().decode()
         port = int(re.fullmatch(r"health checks on 127\.0\.0\.1:(\d+)\n", line)[1])
@@ -144,20 +144,20 @@ def test_health_checks_are_answered_also_when_all_connections_are_taken_and_whil
         assert server.end()[:2] == (0, "stopped, ending 0 connections\n")
 
 
-def test_a_health_address_in_use_gives_one_clear_line(server):
+def test_a_health_address_in_use_is_one_clear_error_line(server):
     answer = run("--bind", "127.0.0.1:0", "--health", server.address)
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1
 
 
-def test_health_checks_may_come_in_any_pieces():
+def test_a_health_check_can_arrive_in_pieces():
     health = runpy.run_path(str(EXAMPLES / "echo_server.py"))["Health"]
     for stopping in False, True:
         server = functools.partial(health, lambda now=stopping: now)
         testing.check_chunking(server, b"GET /ready HTTP/1.1\r\na: b\r\n\r\n")
 
 
-def test_a_client_that_is_idle_is_ended():
+def test_an_idle_client_is_disconnected():
     with running("--idle-timeout", "0.1", "--verbose") as server, server.connect() as client:
         client.sendall(b"one")
         assert client.recv(100) == b"ONE"
@@ -167,7 +167,7 @@ def test_a_client_that_is_idle_is_ended():
         assert "idle_timeout" in server.end()[2]
 
 
-def test_a_unix_socket(tmp_path):
+def test_the_server_listens_on_a_unix_socket(tmp_path):
     path = str(tmp_path / "echo")
     with programs.running("echo_server.py", "--bind", path) as server:
         assert server.first_line == f"listening on {path}\n"
@@ -181,7 +181,7 @@ def test_a_unix_socket(tmp_path):
 
 
 @needs_ipv6
-def test_ipv6():
+def test_the_server_listens_on_ipv6():
     with programs.running("echo_server.py", "--bind", "[::1]:0") as server:
         assert re.fullmatch(r"listening on \[::1\]:\d+\n", server.first_line)
         with server.connect() as client:
@@ -203,18 +203,18 @@ def test_verbose_logs_connections():
 
 @pytest.fixture
 def pem(tmp_path):
-    """A file with a certificate and its key."""
+    """The path of a file with a certificate and its key."""
     path = tmp_path / "server.pem"
     certificate("localhost").private_key_and_cert_chain_pem.write_to_path(path)
     return path
 
 
 def secured(server: Server) -> ssl.SSLSocket:
-    """A client over TLS."""
+    """Return a client's connection over TLS."""
     return client_context().wrap_socket(server.connect(), server_hostname="localhost")
 
 
-def test_on_hangup_it_loads_its_certificate_again(pem):
+def test_on_sighup_the_server_loads_its_certificate_again(pem):
     with running("--certificate", str(pem)) as server, secured(server) as first:
         renewed = AUTHORITY.issue_cert("localhost")
         renewed.private_key_and_cert_chain_pem.write_to_path(pem)
@@ -230,7 +230,7 @@ def test_on_hangup_it_loads_its_certificate_again(pem):
         assert first.recv(100) == b"HELLO"
 
 
-def test_a_certificate_that_does_not_match_its_key_replaces_none(pem):
+def test_a_certificate_that_does_not_match_its_key_is_not_loaded(pem):
     mixed = certificate("localhost").private_key_pem.bytes() + AUTHORITY.issue_cert("x").cert_chain_pems[0].bytes()
     with running("--certificate", str(pem)) as server:
         pem.write_bytes(mixed)
@@ -259,7 +259,7 @@ def encrypted_key() -> bytes:
     ],
     ids=["missing", "empty", "does not match", "encrypted"],
 )
-def test_a_wrong_certificate_gives_one_clear_line(content, words, tmp_path):
+def test_an_invalid_certificate_is_one_clear_error_line(content, words, tmp_path):
     path = tmp_path / "server.pem"
     if content is not None:
         path.write_bytes(content)
@@ -281,7 +281,7 @@ def parser():
 
 @pytest.fixture
 def refusal(parser, capsys):
-    """The one line in which it refuses a command."""
+    """A function that runs the server with an invalid command, and returns its one error line."""
 
     def refusal(argument: str) -> str:
         with pytest.raises(SystemExit, match="2"):
@@ -298,30 +298,30 @@ def refusal(parser, capsys):
     "address",
     ["8000", "localhost", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", ":8000", "::1:8000", ""],
 )
-def test_a_wrong_address_gives_one_clear_line(address, refusal):
+def test_an_invalid_address_is_one_clear_error_line(address, refusal):
     assert address in refusal(f"--bind={address}")
 
 
 @pytest.mark.parametrize("option", ["--close-timeout", "--idle-timeout"])
 @pytest.mark.parametrize("timeout", ["-1", "soon", "nan"])
-def test_a_wrong_timeout_gives_one_clear_line(option, timeout, refusal):
+def test_an_invalid_timeout_is_one_clear_error_line(option, timeout, refusal):
     assert f"seconds must be a number >= 0; got {timeout!r}" in refusal(f"{option}={timeout}")
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "many", "1.5", "²"])
-def test_a_wrong_number_of_connections_gives_one_clear_line(number, refusal):
+def test_an_invalid_number_of_connections_is_one_clear_error_line(number, refusal):
     assert f"connections must be an int >= 1; got {number!r}" in refusal(f"--max-connections={number}")
 
 
-@pytest.mark.parametrize("address", ["8000", "..:80"])  # what is wrong with the second is noticed when it listens
-def test_a_mistake_in_the_command_ends_it(address):
+@pytest.mark.parametrize("address", ["8000", "..:80"])  # the second is found invalid only when the server listens
+def test_an_invalid_command_ends_the_server(address):
     answer = run(f"--bind={address}")
     assert (answer.returncode, answer.stdout) == (2, "")
     assert len(answer.stderr.splitlines()) == 1
     assert address in answer.stderr
 
 
-def test_an_address_in_use_gives_one_clear_line(server):
+def test_an_address_in_use_is_one_clear_error_line(server):
     answer = run("--bind", server.address)
     port = server.address.split(":")[1]
     assert answer.returncode == 1
@@ -329,14 +329,14 @@ def test_an_address_in_use_gives_one_clear_line(server):
     assert re.fullmatch(rf"[^\n]*WARNING[^\n]*unable to listen on [^\n]*{port}[^\n]*in use[^\n]*\n", answer.stderr)
 
 
-def test_a_host_that_does_not_resolve_gives_one_clear_line():
+def test_a_host_that_does_not_resolve_is_one_clear_error_line():
     answer = run("--bind", "no-such-host.invalid:8000")
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1
     assert "no-such-host.invalid" in answer.stderr
 
 
-def test_help_is_worth_reading(parser, capsys):
+def test_help_shows_each_option(parser, capsys):
     with pytest.raises(SystemExit, match="0"):
         parser.parse_args(["--help"])
     out, err = capsys.readouterr()
@@ -348,8 +348,8 @@ def test_help_is_worth_reading(parser, capsys):
 
 
 @pytest.mark.slow
-def test_a_client_that_sends_much_before_it_reads_costs_the_server_no_memory():
-    """It gets all of it back or stalls, like with any echo server; here it reads when it stalls, and gets all."""
+def test_a_client_that_sends_much_before_it_reads_uses_no_memory_of_the_server():
+    """With any echo server, such a client gets everything back or stalls.  This client reads when it stalls."""
     data = os.urandom(1 << 20).upper() * 10
     with running() as server, server.connect() as client:
         before = resident_bytes(server.process.pid)
@@ -357,7 +357,7 @@ def test_a_client_that_sends_much_before_it_reads_costs_the_server_no_memory():
         sent = 0
         while sent < len(data):
             if not select.select([], [client], [], 1)[1]:
-                break  # nothing was taken for a second: it waits for us to read
+                break  # nothing was accepted for a second: the server waits until this client reads
             sent += client.send(data[sent : sent + 65536])
         assert resident_bytes(server.process.pid) - before < 8 << 20
         client.setblocking(True)
@@ -376,8 +376,8 @@ def resident_bytes(pid: int) -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_many_plain_clients_at_once():
-    """Blocking sockets in threads, which do not use greenlets: each gets its own answers."""
+def test_many_plain_clients_are_served_at_once():
+    """The clients are blocking sockets in threads, without greenlets.  Each gets its own answers."""
 
     def talk(number: int) -> None:
         with server.connect() as client, client.makefile("rwb") as file:

@@ -1,4 +1,4 @@
-"""The examples, each run as a process and talked to.
+"""The examples, each run as a process and used by clients.
 
 The echo server and the key-value server also have separate tests.
 """
@@ -22,7 +22,7 @@ import trustme
 from certificates import AUTHORITY, certificate, new_client_context
 from programs import EXAMPLES, read_all
 
-#: The servers, and what they are started with.
+#: The servers and their arguments.
 SERVERS = {
     "chat.py": [],
     "echo_server.py": ["--bind", "127.0.0.1:0"],
@@ -42,7 +42,7 @@ SERVERS = {
 
 @pytest.fixture(autouse=True)
 def in_its_own_directory(tmp_path, monkeypatch):
-    """A file with a certificate for the servers that need one."""
+    """Run each test in a directory with a certificate, for the servers that need one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     (tmp_path / "server.pem").write_bytes(certificate("localhost").private_key_and_cert_chain_pem.bytes())
@@ -61,7 +61,7 @@ def say(sock, text):
     sock.sendall(text.encode())
 
 
-# What they have in common.
+# Common behavior.
 
 
 def test_every_example_is_tested_here():
@@ -71,25 +71,25 @@ def test_every_example_is_tested_here():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_says_where_it_listens(name):
+def test_a_server_prints_its_address(name):
     with running(name) as server:
         assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", server.first_line)
 
 
-# But for the echo server, which lets clients finish; TLS, which logs a handshake that this cuts short; and the proxy,
-# which logs that its upstream cannot be reached.
+# These servers do log at the end: the echo server, which lets clients finish; TLS, where this test cuts a handshake
+# short; and the proxy, which cannot reach its upstream.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SERVERS.keys() - {"echo_server.py", "proxy.py", "tls_echo.py"}))
-def test_ctrl_c_ends_a_server_and_its_clients_in_silence(name):
+def test_ctrl_c_ends_a_server_and_its_clients_without_output(name):
     with running(name) as server:
         with server.connect() as client:
             server.stop(signal.SIGINT)
-            with contextlib.suppress(ConnectionResetError):  # if it was not accepted yet
+            with contextlib.suppress(ConnectionResetError):  # the server may not have accepted it
                 read_all(client)
         assert server.end() == (0, "", "")
 
 
-def test_the_table_has_every_example():
+def test_the_table_lists_every_example():
     readme = (EXAMPLES / "README.md").read_text()
     assert set(re.findall(r"^\| \[(\w+\.py)\]\(\1\) \|", readme, re.MULTILINE)) == {
         path.name for path in EXAMPLES.glob("*.py")
@@ -98,14 +98,14 @@ def test_the_table_has_every_example():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("nc") and shutil.which("openssl")), reason="nc or openssl is not installed")
-def test_each_documented_command_says_what_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTEST_PLUGINS", "pytest_ngi_gevent")  # as if it were installed
+def test_each_documented_command_prints_what_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTEST_PLUGINS", "pytest_ngi_gevent")  # as if the plugin were installed
     (tmp_path / "examples").symlink_to(EXAMPLES)
     with pages.Reader(tmp_path) as reader:
         reader.follow(EXAMPLES / "README.md")
     ignored = (EXAMPLES.parent / ".gitignore").read_text().split()
     made = {f"/{path.name}" for path in tmp_path.iterdir()} - {"/examples", "/server.pem", "/authority.pem"}
-    assert made  # in a checkout, its files do not interfere
+    assert made  # git must ignore these files in a checkout
     assert [name for name in made if not any(fnmatch(name, pattern) for pattern in ignored)] == []
 
 
@@ -113,14 +113,14 @@ PORT = re.compile(r"\b80\d\d\b")
 
 
 def typed(commands):
-    """*commands* as one may type them on one line each, with the ports called by the order in which they come."""
+    """Return *commands* in a comparable form: each on one line, with ports numbered in the order of their first use."""
     ports = {}
     lines = [re.sub(r"\\\n\s*|\s{2,}\(.*", " ", command).strip() for command in commands]
     return [PORT.sub(lambda match: f"port {ports.setdefault(match[0], len(ports))}", line) for line in lines]
 
 
 def commands_of(path):
-    """The commands in the texts that an example begins with: what is indented, but for literal blocks."""
+    """Return the commands in an example's texts: all indented lines, except literal blocks."""
     constants = [node.value for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Expr, ast.Assign))]
     texts = [constant.value for constant in constants if isinstance(getattr(constant, "value", None), str)]
     text = re.sub(r"::\n(\n|    .*\n)+", "", "\n".join(texts))
@@ -128,21 +128,21 @@ def commands_of(path):
 
 
 def sections():
-    """The commands of each section of the README, those in its prose last; on the port that is the default."""
+    """Yield the commands of each section of the README for the default port.  The commands in its prose come last."""
     readme = re.sub(r" --(?:port \d+|bind \S+:\d+)", "", (EXAMPLES / "README.md").read_text())
     for section in readme.split("\n## ")[1:]:
         yield typed([*re.findall(r"^\$ ((?:.*\\\n)*.*)", section, re.MULTILINE), *re.findall(r"`(nc [^`]+)`", section)])
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_an_example_says_to_type_what_the_readme_does(path):
-    """Whose commands are typed by the test above."""
+def test_an_examples_commands_are_those_in_the_readme(path):
+    """The test above runs the commands of the README."""
     commands = typed(commands_of(path))
     assert commands or path.name.startswith("test_")
     assert any(set(commands) <= set(section) for section in sections()), commands
 
 
-# Each of them.
+# Single examples.
 
 
 def test_the_echo_client_prints_the_answer():
@@ -152,14 +152,14 @@ def test_the_echo_client_prints_the_answer():
 
 
 @pytest.mark.slow
-def test_the_echo_client_gets_a_long_answer_that_comes_in_pieces():
+def test_the_echo_client_gets_a_long_answer_that_arrives_in_pieces():
     with running("echo_server.py") as server:
         client = programs.run("echo_client.py", "--port", server.port, "x" * 100_000)
     assert client.stdout == "X" * 100_000 + "\n"
 
 
 @pytest.mark.slow
-def test_the_echo_client_says_why_there_is_no_connection():
+def test_the_echo_client_reports_why_it_cannot_connect():
     with socket.create_server(("127.0.0.1", 0)) as bound:
         port = bound.getsockname()[1]
     client = programs.run("echo_client.py", "--port", port, "hello")
@@ -168,7 +168,7 @@ def test_the_echo_client_says_why_there_is_no_connection():
 
 
 @pytest.mark.slow
-def test_the_echo_client_says_that_the_answer_is_not_complete():
+def test_the_echo_client_reports_an_incomplete_answer():
     def answer_half():
         with bound.accept()[0] as connection:
             connection.recv(100)
@@ -183,7 +183,7 @@ def test_the_echo_client_says_that_the_answer_is_not_complete():
     assert client.stderr.endswith("echo_client.py: the connection ended (end of input) after b'HEL'\n")
 
 
-def test_echo_over_tls():
+def test_the_echo_client_uses_tls():
     with running("tls_echo.py") as server:
         client = programs.run("echo_client.py", "--port", server.port, "--certificate", "authority.pem", "hello")
         assert (client.returncode, client.stdout, client.stderr) == (0, "HELLO\n", "")
@@ -201,7 +201,7 @@ def test_a_client_without_tls_gets_a_hint():
 
 
 @pytest.mark.slow
-def test_a_client_that_does_not_trust_the_certificate_says_so():
+def test_a_client_that_does_not_trust_the_certificate_reports_it():
     trustme.CA().cert_pem.write_to_path("other.pem")
     with running("tls_echo.py") as server:
         client = programs.run("echo_client.py", "--port", server.port, "--certificate", "other.pem", "hello")
@@ -224,7 +224,7 @@ def test_words_are_counted(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_document_that_is_not_there_is_named():
+def test_a_document_that_does_not_exist_is_named():
     with running("word_count.py") as server:
         client = programs.run("word_count.py", "--port", server.port, "client", "missing")
     assert client.returncode == 1
@@ -247,7 +247,7 @@ def test_each_guest_in_the_room_receives_each_line():
 
 
 @pytest.mark.slow
-def test_who_does_not_read_is_ended_and_the_others_talk_on():
+def test_a_guest_that_does_not_read_is_disconnected_and_the_others_continue():
     with running("chat.py") as server, server.connect() as talker, lines_of(talker) as heard:
         name = f"guest {talker.getsockname()[1]}"
         with server.connect() as slow, server.connect() as friend, lines_of(friend) as heard_by_friend:
@@ -257,7 +257,7 @@ def test_who_does_not_read_is_ended_and_the_others_talk_on():
                     pass
             text = "x" * 900
             ended = False
-            for _ in range(20_000):  # some megabytes are in the system's hands before the server has to keep any
+            for _ in range(20_000):  # the kernel buffers some megabytes before the server must buffer any
                 say(talker, f"{text}\n")
                 line = heard.readline()
                 if line.startswith(f"{slow_name} is gone: "):
@@ -277,7 +277,7 @@ def test_who_does_not_read_is_ended_and_the_others_talk_on():
 
 
 class _Page(BaseHTTPRequestHandler):
-    """A web server with a page that takes its time."""
+    """A web server whose page takes long."""
 
     asked = threading.Event()
     go_on = threading.Event()
@@ -291,10 +291,10 @@ class _Page(BaseHTTPRequestHandler):
         self.wfile.write(self.path.encode())
 
     def log_message(self, *arguments):
-        """Say nothing."""
+        """Log nothing."""
 
 
-def test_a_client_that_waits_for_a_slow_page_does_not_keep_others_waiting():
+def test_a_client_that_waits_for_a_slow_page_does_not_delay_others():
     web = ThreadingHTTPServer(("127.0.0.1", 0), _Page)
     serving = threading.Thread(target=web.serve_forever, args=[0.01])
     serving.start()
@@ -322,7 +322,7 @@ def test_a_client_that_waits_for_a_slow_page_does_not_keep_others_waiting():
 
 
 @pytest.mark.slow
-def test_a_gateway_says_that_there_is_no_web_server():
+def test_a_gateway_reports_that_it_cannot_reach_the_web_server():
     with socket.create_server(("127.0.0.1", 0)) as bound:
         port = bound.getsockname()[1]
     with running("monkey_patched.py", f"http://127.0.0.1:{port}") as server, server.connect() as client:
@@ -331,7 +331,7 @@ def test_a_gateway_says_that_there_is_no_web_server():
         assert b"refused" in read_all(client)
 
 
-def test_plain_threads_do_the_work():
+def test_the_work_is_done_in_plain_threads():
     with running("threaded.py") as server, server.connect() as one, server.connect() as other:
         with lines_of(one) as answers:
             say(one, "1001\n1\n0\n-7\n999999999989\n")
@@ -347,14 +347,14 @@ def test_plain_threads_do_the_work():
             assert answers.readline() == "not a number\n"
 
 
-def test_threads_answer_in_order_also_a_client_that_has_finished_sending():
+def test_threads_answer_in_order_even_if_the_client_has_finished_sending():
     with running("threaded.py") as server, server.connect() as client, lines_of(client) as answers:
         say(client, "1001\n7\nmany\n" * 300)
         client.shutdown(socket.SHUT_WR)
         assert answers.readlines() == ["1001 = 7 * 11 * 13\n", "7 = 7\n", "not a number\n"] * 300
 
 
-def test_a_conversation():
+def test_a_generator_holds_a_conversation():
     with running("imperative.py") as server, server.connect() as client:
         assert client.recv(100) == b"What is your name? "
         client.sendall(b"Ann\n")
@@ -380,7 +380,7 @@ def test_a_conversation_ends_with_its_client():
         assert server.end() == (0, "", "")
 
 
-def test_values_are_kept():
+def test_values_are_stored():
     with running("key_value_server.py") as server:
         with server.connect() as client:
             client.sendall(b"set colour 4\nblue\nquit\n")

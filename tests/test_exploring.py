@@ -1,4 +1,4 @@
-"""Many seeds for one test, and the fewest draws with which it fails."""
+"""Running a test under many seeds, and finding the fewest random draws that make it fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ngi_gevent.testing.simulation.exploring import MOST_RUNS, FailedSeed, explo
 
 
 def race(simulation):
-    """Fail if the first of two greenlets, which are due together, is overtaken the second time."""
+    """Fail if the second of two greenlets, which wake at the same time, runs first in the second round."""
     order = []
 
     def work(number):
@@ -26,7 +26,7 @@ def race(simulation):
     assert order[2:4] != [1, 0], "overtaken"
 
 
-def test_the_first_seed_that_fails_is_reported_with_the_draws_that_are_needed():
+def test_the_first_failing_seed_is_reported_with_the_draws_that_are_needed():
     with pytest.raises(FailedSeed) as failure:
         explore(race)
     lines = str(failure.value).splitlines()
@@ -59,7 +59,7 @@ def test_a_failure_under_every_seed_needs_no_draws():
     assert "crash" not in str(failure.value)
 
 
-def test_exceptions_of_greenlets_and_of_pytest_count():
+def test_exceptions_of_greenlets_and_of_pytest_are_failures():
     with pytest.raises(FailedSeed) as failure:
         explore(lambda simulation: gevent.spawn(int, "x").join(), [1])
     assert isinstance(failure.value.__cause__, ValueError)
@@ -69,7 +69,7 @@ def test_exceptions_of_greenlets_and_of_pytest_count():
         explore(lambda simulation: pytest.skip("so"), [1])
 
 
-def test_a_test_that_depends_on_something_else_is_said_to():
+def test_a_test_that_depends_on_more_than_its_seed_is_reported():
     runs = itertools.count()
 
     def test(simulation):
@@ -92,7 +92,7 @@ def test_few_runs_find_the_draws_that_are_needed(needed):
     assert len(runs) <= 130
 
 
-def test_runs_are_bounded():
+def test_the_number_of_runs_is_limited():
     runs = []
 
     def run(kept):
@@ -103,7 +103,7 @@ def test_runs_are_bounded():
     assert len(runs) == MOST_RUNS
 
 
-def test_bad_input_is_an_error_at_the_call():
+def test_an_invalid_argument_is_refused_at_the_call():
     with pytest.raises(TypeError, match="test must be a callable that takes a simulation; got 5"):
         explore(5)
     with pytest.raises(TypeError, match="test must be"):

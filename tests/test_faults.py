@@ -1,6 +1,7 @@
-"""Peers that reset, do not read, are slow or come in crowds, and handlers that gevent or the user ends: for real.
+"""Faults on real sockets: peers that reset, do not read, are slow or come in crowds; handlers that gevent or the user
+ends.
 
-What one connection goes through must cost no other anything: in most tests there is a bystander who is answered.
+A fault on one connection must not affect others: in most tests, a bystander on the same listener must be answered.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ngi_gevent.sockets.network import Network
 
 @pytest.fixture(params=["tcp", "tls"])
 def network(request):
-    """TCP, plain and with TLS."""
+    """A stage with TCP, without and with TLS."""
     return request.getfixturevalue(request.param)
 
 
@@ -40,7 +41,7 @@ class Echo(Witness):
 
 
 class Bystander:
-    """A client of the same listener, who is answered, whatever happens to others."""
+    """A client of the same listener, which must be answered whatever happens to others."""
 
     def __init__(self, stage, listener):
         self.stage = stage
@@ -62,7 +63,7 @@ def until(condition):
 
 
 def settled(listener, bystander):
-    """Wait until only the bystander is left."""
+    """Wait until only the bystander's connection is left."""
     until(lambda: len(listener._connections) == 1)
     bystander.is_answered()
 
@@ -126,7 +127,9 @@ def does_nothing(served, connection):
     ],
 )
 def test_a_reset_while_the_server(network, caplog, moment):
-    """The reset is reported once, after all input, unless the server had closed.  Pending work is dropped silently."""
+    """The reset is reported once, after all input, unless the server had closed.  Pending work is discarded
+    silently.
+    """
 
     class Served(Witness):
         dropped = 0
@@ -163,8 +166,8 @@ def test_a_reset_while_the_server(network, caplog, moment):
     assert caplog.records == []
 
 
-def test_a_reset_before_there_is_a_handler(network, caplog):
-    """It is held, with the input before it."""
+def test_a_reset_before_a_handler_is_set(network, caplog):
+    """The connection keeps the reset, and the input before it, for the handler."""
     held = []
     peer = network.peer(network.listen(lambda connection: (held.append(connection), network.happened())))
     bystander = Bystander(network, network.listen(Echo))
@@ -182,12 +185,12 @@ def test_a_reset_before_there_is_a_handler(network, caplog):
     assert caplog.records == []
 
 
-def test_a_reset_before_it_was_accepted(tcp, caplog):
-    """The server may receive it or not.  No other client is affected, and nothing is left."""
+def test_a_reset_before_the_connection_is_accepted(tcp, caplog):
+    """The server may or may not get the connection.  No other client is affected, and nothing is left open."""
     listener = tcp.listen(Echo)
     bystander = Bystander(tcp, listener)
     for _ in range(100):
-        sock = socket.create_connection(listener.address)  # to keep the hub from accepting until then
+        sock = socket.create_connection(listener.address)  # it does not let the hub accept before that
         sock.send(b"go")
         Network().reset_on_close(sock)
         sock.close()
@@ -201,7 +204,7 @@ def test_a_reset_before_it_was_accepted(tcp, caplog):
 
 @pytest.mark.parametrize("flight", [1, 2])
 def test_a_reset_at_a_random_byte_of_a_handshake(tls, caplog, flight):
-    """The fault is in the first or the last message of a client, or right after it."""
+    """The reset is sent within the client's first or last message, or right after it."""
     listener = tls.listen(Echo)
     bystander = Bystander(tls, listener)
     for seed in range(60):
@@ -222,14 +225,14 @@ def test_a_reset_at_a_random_byte_of_a_handshake(tls, caplog, flight):
             Network().reset_on_close(sock)
     settled(listener, bystander)
     assert all(isinstance(served.closed, OSError) and served.data == b"" for served in tls.served[1:])
-    assert caplog.records == []  # of level WARNING, or above
+    assert caplog.records == []  # at level WARNING or above
 
 
-# Peers that dawdle.
+# Slow peers.
 
 
-def test_peers_that_never_read_cost_others_nothing(network):
-    """They fill what the kernel has for them; then they are not read from, and others are answered as ever."""
+def test_peers_that_never_read_do_not_affect_others(network):
+    """Their output fills the kernel's buffers.  Then the server stops reading from them, and still answers others."""
 
     class Count(Witness):
         read = 0
@@ -249,7 +252,7 @@ def test_peers_that_never_read_cost_others_nothing(network):
             peer.send(b"x" * 1_000_000)
     network.until(lambda: len(read()) == 5 and all(read()))
     before = None
-    while before != read():  # as long as they are read from
+    while before != read():  # as long as the server reads from them
         before = read()
         for _ in range(20):
             bystander.is_answered()
@@ -259,8 +262,8 @@ def test_peers_that_never_read_cost_others_nothing(network):
     network.until(lambda: all(served.closed == "stopped" for served in network.served))
 
 
-def test_peers_that_send_and_take_a_byte_at_a_time_cost_others_nothing(network):
-    """A byte a second, but for the waiting: after each byte, all others are served, and it costs one callback."""
+def test_peers_that_send_and_read_one_byte_at_a_time_do_not_affect_others(network):
+    """The test does not wait a second for each byte: after each, all others are served, and it costs one callback."""
 
     class Count(Witness):
         def handle_input(self, connection, data):
@@ -292,8 +295,8 @@ def test_peers_that_send_and_take_a_byte_at_a_time_cost_others_nothing(network):
 
 
 @pytest.mark.slow
-def test_a_thousand_connections_come_and_go_and_not_a_byte_is_lost(tcp, caplog):
-    """A hundred at a time: some finish, some wait, some reset.  Each received its own data, and no other client's."""
+def test_of_a_thousand_connections_not_a_byte_is_lost(tcp, caplog):
+    """A hundred run at a time: some finish, some wait, some reset.  Each must receive its own data only."""
 
     class Checked(Witness):
         def connected(self, connection):
@@ -343,7 +346,7 @@ def test_a_thousand_connections_come_and_go_and_not_a_byte_is_lost(tcp, caplog):
 
     everybody, fates = {}, Counter()
     bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the kernel takes little: answers go in many parts
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # answers are sent in many parts
     bound.bind(("127.0.0.1", 0))
     listener = tcp.implementation.listener(bound, tcp.server(Checked))
     tcp.listeners.append(listener)
@@ -383,7 +386,7 @@ def test_a_handler_that_gevent_ends(network, caplog, how):
             Event().wait()
 
         def handle_close(self, connection, reason):
-            gevent.sleep(0)  # it may block again
+            gevent.sleep(0)  # blocking is allowed again
             super().handle_close(connection, reason)
 
     listener = network.listen(Ended)
@@ -405,8 +408,8 @@ def test_a_handler_that_gevent_ends(network, caplog, how):
 
 
 @pytest.mark.parametrize("where", ["the server", "connected", "a generator"])
-def test_a_greenlet_that_gevent_ends_before_it_has_a_handler(tcp, caplog, where):
-    """The same, in a server callable, in ``connected``, and in a generator."""
+def test_a_greenlet_that_gevent_ends_before_a_handler_is_set(tcp, caplog, where):
+    """The rules are the same in a server callable, in ``connected``, and in a generator."""
 
     def block(connection):
         with gevent.Timeout(0.01):
@@ -472,7 +475,7 @@ SERVE = {
 
 
 def interrupted(serve, message, first="", linger=LINGER_TIMEOUT):
-    """What a program prints that is sent SIGINT while it has one client, which does not close its side."""
+    """Return the output of a program that gets SIGINT while it has one client, which keeps its side open."""
     program = subprocess.Popen(
         [sys.executable, "-X", "dev", "-W", "error", "-c", first + PROGRAM.format(serve=serve, linger=linger)],
         stdout=subprocess.PIPE,
@@ -497,15 +500,15 @@ def interrupted(serve, message, first="", linger=LINGER_TIMEOUT):
 
 @pytest.mark.parametrize("kind", SERVE)
 def test_ctrl_c_ends_a_program_that_serves(kind):
-    """The main thread gets its KeyboardInterrupt where it waits, and the program can end as it likes."""
+    """The main thread gets KeyboardInterrupt at its wait, and the program can then end itself."""
     code, out, err = interrupted(SERVE[kind], b"hello", linger=0.05)
     assert code == 0
     assert out.startswith("interrupted\n")
-    # Where it comes while the hub itself runs, gevent prints where that was.
+    # If the signal arrives while the hub itself runs, gevent prints a traceback.
     assert err == "" or "KeyboardInterrupt\n" in err
 
 
-# Forks a program that waits, many times, and sends it SIGINT at the moment at which it begins to wait.
+# Forks a program that waits, many times, and sends SIGINT at the moment when the wait begins.
 INTERRUPTED_EARLY = """
 import os, random, signal, socket, time
 import ngi_gevent
@@ -539,16 +542,16 @@ for _ in range(400):
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_the_moment_at_which_the_wait_begins_is_not_lost():
-    """Without a check each second, one or two of the 400 are lost."""
+def test_ctrl_c_at_the_moment_when_the_wait_begins_is_not_lost():
+    """Without a check each second, one or two of the 400 signals are lost."""
     program = subprocess.run([sys.executable, "-c", INTERRUPTED_EARLY], capture_output=True, text=True)
     assert program.returncode == 0, program.stderr
 
 
-@pytest.mark.slow  # it is about the seconds that the package waits
-def test_a_thread_has_ended_when_the_interpreter_does_though_a_peer_keeps_its_side_open():
-    """Or both would end in the same moment, and the interpreter crash."""
-    # What is registered first is called last.
+@pytest.mark.slow  # it takes as many seconds as the package waits
+def test_the_thread_of_threaded_ends_before_the_interpreter_although_a_peer_keeps_its_side_open():
+    """Otherwise both would end at the same moment, and the interpreter would crash."""
+    # The function that is registered first is called last.
     first = "import atexit; atexit.register(lambda: print('ended', implementation._ended.is_set(), flush=True))"
     code, out, err = interrupted(SERVE["Threaded's wait"], b"hello", first)
     assert (code, err) == (0, "")
@@ -557,18 +560,18 @@ def test_a_thread_has_ended_when_the_interpreter_does_though_a_peer_keeps_its_si
 
 @pytest.mark.parametrize("kind", ["the default", "Inline"])
 def test_ctrl_c_reaches_the_program_through_a_handler_that_never_returns(kind):
-    """It is raised in the handler, whose connection ends; the program gets it, too."""
+    """The handler raises KeyboardInterrupt, and its connection ends.  The program gets the exception, too."""
     code, out, err = interrupted(SERVE[kind], b"never return")
     assert code == 0
     assert "interrupted" in out
     if kind == "the default":
         assert "handle_input raised an exception" in err
-    else:  # Inline gives it to wait instead of the log
+    else:  # Inline passes the exception to wait, and does not log it
         assert err == ""
 
 
-def test_ctrl_c_while_output_is_sent_breaks_that_connection_off(tcp, capfd):
-    """It is unknown how much of the output was sent, and the rest would wait forever.  All others continue."""
+def test_ctrl_c_while_output_is_sent_resets_only_that_connection(tcp, capfd):
+    """How much of the output was sent is unknown, and the rest would wait forever.  All other connections continue."""
 
     def send(data, flags):
         raise KeyboardInterrupt
@@ -591,8 +594,8 @@ def test_ctrl_c_while_output_is_sent_breaks_that_connection_off(tcp, capfd):
     assert "KeyboardInterrupt" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("size", [1, 20_000])  # sent at the end of the turn, and when the callback returns
-def test_no_output_is_sent_twice_after_ctrl_c_while_it_was_sent(tcp, capfd, size):
+@pytest.mark.parametrize("size", [1, 20_000])  # one is sent at the end of the turn, the other when the callback returns
+def test_no_output_is_sent_twice_after_ctrl_c_during_a_send(tcp, capfd, size):
     class Server(Witness):
         def handle_input(self, connection, data):
             transport = connection._transport
@@ -618,7 +621,9 @@ def test_no_output_is_sent_twice_after_ctrl_c_while_it_was_sent(tcp, capfd, size
 
 
 def test_an_interrupt_of_a_script_is_raised_by_its_wait(tcp):
-    """``KeyboardInterrupt`` in a handler of ``Inline``: ``wait`` raises it, and the handler gets the end once."""
+    """If a handler of ``Inline`` raises ``KeyboardInterrupt``, ``wait`` raises it, and the handler gets the end
+    once.
+    """
 
     class Interrupt(Witness):
         def handle_input(self, connection, data):

@@ -1,4 +1,4 @@
-"""A network that does what is planned: the same in memory and on sockets, and nothing that TCP never does."""
+"""A network with planned faults: they are the same in memory and on sockets, and are only those that TCP allows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = [testing.Implementation, ngi_gevent.Implementation]
 
 @pytest.fixture(params=KINDS, ids=["memory", "network"])
 def faulty(request):
-    """Faulty, around an implementation of either kind."""
+    """A function that wraps Faulty with a plan around an implementation of either kind."""
     made = []
 
     def make(*arguments, **options):
@@ -36,7 +36,7 @@ class Echo(testing.Recorder):
 
 
 def talk(implementation, server=Echo):
-    """A client, and the server's recorder."""
+    """Connect a client to a server; return the client and the server's recorder."""
     served = server()
     client = testing.Recorder()
     implementation.listener(None, served.connected).connect(client)
@@ -50,10 +50,10 @@ def chunks(recorder, count):
     return recorder.chunks
 
 
-# Each fault.
+# The single faults.
 
 
-def test_nothing_happens_where_nothing_is_planned(faulty):
+def test_without_planned_faults_nothing_changes(faulty):
     client, served = talk(faulty())
     client.connection.write(b"hello")
     client.expect(b"HELLO")
@@ -62,7 +62,7 @@ def test_nothing_happens_where_nothing_is_planned(faulty):
     assert served.wait_closed() == "end of input"
 
 
-def test_a_connection_attempt_fails(faulty):
+def test_a_connection_attempt_can_fail(faulty):
     implementation = faulty((Faults(refused=True), Faults()))
     served = testing.Recorder()
     listener = implementation.listener(None, served.connected)
@@ -73,7 +73,7 @@ def test_a_connection_attempt_fails(faulty):
         assert isinstance(client.failed, ConnectionRefusedError) == fails
 
 
-def test_input_is_cut_and_the_last_piece_is_what_is_left(faulty):
+def test_input_is_cut_into_pieces_and_the_last_one_is_the_rest(faulty):
     client, served = talk(faulty((Faults(server=InputFaults(pieces=(1, 3))),)))
     client.connection.write(b"hello out there")
     assert chunks(served, 15) == [b"h", b"ell", b"o", b" ou", b"t", b" th", b"e", b"re"]
@@ -82,7 +82,7 @@ def test_input_is_cut_and_the_last_piece_is_what_is_left(faulty):
     assert chunks(served, 20)[8:] == [b"a", b"bcd", b"e"]
 
 
-def test_output_of_one_call_is_joined(faulty):
+def test_output_of_one_callback_is_joined(faulty):
     class Talkative(testing.Recorder):
         def connected(self, connection):
             super().connected(connection)
@@ -101,7 +101,7 @@ def test_later_output_is_not_joined(faulty):
     assert chunks(served, 11) == [b"one", b"two", b"thre", b"e"]
 
 
-def test_iterables_keep_their_place(faulty):
+def test_iterables_keep_their_position_in_the_output(faulty):
     client, served = talk(faulty((Faults(server=InputFaults(pieces=(2,))),)))
     client.connection.write(b"one")
     client.connection.writelines([b"two", bytearray(b"three")])
@@ -117,7 +117,7 @@ def test_an_iterable_that_raises_is_reported(faulty):
     assert chunks(served, 6) == [b"on", b"e", b"tw", b"o"]
 
 
-def test_delayed_input_is_overtaken_by_others(faulty):
+def test_other_connections_overtake_delayed_input(faulty):
     order: list[bytes] = []
     enough = Event()
 
@@ -144,7 +144,7 @@ def test_delayed_input_is_overtaken_by_others(faulty):
     assert order == [b"4", b"5", b"6", b"1", b"2", b"3"]
 
 
-def test_a_waiting_caller_also_gets_the_end(faulty):
+def test_a_caller_that_waits_also_gets_the_end(faulty):
     class Server(testing.Recorder):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -169,7 +169,7 @@ def test_a_waiting_caller_also_gets_the_end(faulty):
     assert (served[0].chunks, served[0].closed) == ([], "stopped")
 
 
-def test_a_waiting_caller_also_gets_exceptions(faulty):
+def test_a_caller_that_waits_also_gets_exceptions(faulty):
     class Server(testing.Recorder):
         def connected(self, connection):
             super().connected(connection)
@@ -190,7 +190,7 @@ def test_a_waiting_caller_also_gets_exceptions(faulty):
 
 
 @pytest.mark.parametrize("how", ["resets", "ends"])
-def test_a_connection_breaks_after_so_many_bytes(faulty, how):
+def test_a_connection_is_reset_after_so_many_bytes(faulty, how):
     client, served = talk(faulty((Faults(server=InputFaults(**{how: 7})),)))
     client.connection.write(b"hello out there")
     client.expect(b"HELLO O")
@@ -201,7 +201,7 @@ def test_a_connection_breaks_after_so_many_bytes(faulty, how):
     assert served.chunks == [b"hello o"]
 
 
-def test_a_client_from_elsewhere_gets_the_end_too(faulty):
+def test_a_client_without_faulty_gets_the_end_too(faulty):
     implementation = faulty((Faults(server=InputFaults(resets=2)),))
     served = testing.Recorder()
     listener = implementation.listener(None, served.connected)
@@ -213,7 +213,7 @@ def test_a_client_from_elsewhere_gets_the_end_too(faulty):
     assert served.chunks == [b"he"]
 
 
-def test_a_side_stops_reading(faulty):
+def test_a_side_can_stop_reading(faulty):
     client, served = talk(faulty((Faults(client=InputFaults(stops=3)),)), testing.Recorder)
     served.connection.write(b"hello")
     assert chunks(client, 3) == [b"hel"]
@@ -240,7 +240,7 @@ def test_a_handler_that_has_closed_gets_no_more_callbacks(faulty):
     assert (served.chunks, served.closed) == ([b"he"], None)
 
 
-def test_datagrams_may_be_lost_doubled_and_late(faulty):
+def test_datagrams_can_be_lost_doubled_and_late(faulty):
     implementation = faulty(datagrams=("sent", "lost", "doubled", "late", "sent"))
     received = testing.Recorder()
     listener = implementation.udp_listener(None, lambda address, data: received.handle_datagram(data))
@@ -251,8 +251,8 @@ def test_datagrams_may_be_lost_doubled_and_late(faulty):
     assert received.chunks == [b"0", b"2", b"2", b"4", b"3", b"5", b"7", b"7", b"9", b"8"]
 
 
-def test_datagrams_of_a_listener_may_be_lost_doubled_and_late(faulty):
-    """The datagrams count together with the datagrams of ``udp``."""
+def test_datagrams_of_a_listener_can_be_lost_doubled_and_late(faulty):
+    """These datagrams count together with those that ``udp`` sends."""
     implementation = faulty(datagrams=("sent", "lost", "doubled", "late", "sent"))
     received = testing.Recorder()
     listener = implementation.udp_listener(None, lambda address, data: received.handle_datagram(address, data))
@@ -293,7 +293,7 @@ def test_a_plan_is_data():
     assert repr(Plan()) == "Plan()"
 
 
-def test_a_seed_stands_for_a_plan():
+def test_a_seed_determines_a_plan():
     plans = [Plan.from_seed(seed) for seed in range(200)]
     assert plans == [eval(repr(plan)) for plan in plans]
     assert plans == [Plan.from_seed(seed) for seed in range(200)]
@@ -341,27 +341,27 @@ def test_an_impossible_plan_is_refused(make):
         (lambda: Faulty(testing.Implementation(), 5), "plan must be a Plan; got 5"),
     ],
 )
-def test_a_plan_of_something_else_is_refused(make, message):
+def test_a_plan_with_objects_of_other_types_is_refused(make, message):
     with pytest.raises(TypeError, match=message):
         make()
 
 
-def test_input_is_over_in_one_way():
+def test_input_can_have_only_one_end():
     with pytest.raises(ValueError, match=r"can be set; got InputFaults\(resets=3, ends=4\)"):
         InputFaults(resets=3, ends=4)
 
 
-def test_lists_are_taken_as_tuples():
+def test_lists_become_tuples():
     plan = Plan([Faults(server=InputFaults(pieces=[1, 2], delays=[3]))], ["lost"])
     assert plan == Plan((Faults(server=InputFaults(pieces=(1, 2), delays=(3,))),), ("lost",))
     assert hash(plan) == hash(eval(repr(plan)))
 
 
-def test_faulty_shows_its_plan():
+def test_the_repr_of_faulty_shows_its_plan():
     assert repr(Faulty(testing.Implementation(), Plan.from_seed(3))).endswith(f"{Plan.from_seed(3)!r})")
 
 
-# The same plan has the same trace.
+# A plan has the same trace each time.
 
 
 class Trace:
@@ -393,7 +393,7 @@ class Traced:
 
 
 class LineServer(Traced):
-    """Greets, answers lines, one in many pieces, and leaves on request."""
+    """A server: it greets, answers lines, answers one line in many pieces, and closes on request."""
 
     def __init__(self, trace, connection):
         super().__init__(trace)
@@ -458,7 +458,7 @@ class LineClient(Traced):
 
 
 class Meeting:
-    """Four clients with a server, all at the same time."""
+    """Four clients that are connected to a server at the same time."""
 
     def __init__(self, implementation):
         self.implementation = implementation
@@ -480,7 +480,7 @@ class Meeting:
             self.enough.set()
 
     def wait(self, expected):
-        """Wait until so many events have happened, and for possible further ones."""
+        """Wait for so many events, and then for unexpected ones."""
         self.expected = expected
         if self.count < expected:
             self.enough.wait(5)
@@ -488,7 +488,7 @@ class Meeting:
             gevent.idle()
 
     def traces(self):
-        """The callbacks of all handlers."""
+        """Return the callbacks of all handlers."""
         servers = [self.served.get(client.address) for client in self.clients]
         return [list(one.trace.events) if one else None for one in (*self.clients, *servers)]
 
@@ -510,7 +510,7 @@ def traces_on_sockets(plan, expected):
 
 @pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(10, 400, 10))])
 def test_the_same_plan_has_the_same_traces_in_memory_and_on_sockets(first, caplog):
-    caplog.set_level("CRITICAL")  # handlers that raise are part of it
+    caplog.set_level("CRITICAL")  # it includes handlers that raise
     for seed in range(first, first + 10):
         plan = Plan.from_seed(seed)
         expected = traces_in_memory(plan)
@@ -518,7 +518,7 @@ def test_the_same_plan_has_the_same_traces_in_memory_and_on_sockets(first, caplo
         assert traces_on_sockets(plan, expected) == expected, plan
 
 
-def test_plans_make_a_difference(caplog):
+def test_different_plans_have_different_traces(caplog):
     caplog.set_level("CRITICAL")
     traces = [repr(traces_in_memory(Plan.from_seed(seed))) for seed in range(25)]
     assert len(set(traces)) > 22
@@ -526,7 +526,9 @@ def test_plans_make_a_difference(caplog):
 
 @pytest.mark.parametrize("plans", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_bytes_of_a_stream_are_never_lost_nor_out_of_order(caplog, plans):
-    """The input of a side begins like its input without faults. It is all of that, if nothing ends it early."""
+    """With faults, a side gets a prefix of the input that it gets without them.  It gets all of it if nothing ends
+    early.
+    """
     caplog.set_level("CRITICAL")
 
     def streams(plan):
@@ -541,13 +543,13 @@ def test_the_bytes_of_a_stream_are_never_lost_nor_out_of_order(caplog, plans):
             assert without.startswith(stream), plan
             faults = plan.connection(number % 4)
             ends = faults.refused or faults.client.over_at() or faults.server.over_at()
-            if not ends and number in (0, 3):  # who do not end it themselves before they have everything
+            if not ends and number in (0, 3):  # these two never close before they have received everything
                 assert stream == without, plan
                 cut += 1
     assert cut > plans / 2
 
 
-def test_output_ends_behind_an_iterable_that_is_cut_and_nothing_is_taken_after_it():
+def test_output_ends_at_a_cut_iterable_and_refuses_more():
     def lines():
         yield b"one"
         raise ValueError
@@ -573,7 +575,7 @@ def test_output_ends_behind_an_iterable_that_is_cut_and_nothing_is_taken_after_i
     listener.close()
 
 
-def test_an_iterable_that_is_cut_and_dropped_is_closed_although_it_never_began():
+def test_an_iterable_that_is_cut_and_discarded_is_closed_even_if_it_never_started():
     closed = []
     ngi = Faulty(testing.Implementation(), Plan((Faults(server=InputFaults(pieces=(2,))),)))
     server, client = testing.Recorder(), testing.Recorder()

@@ -1,6 +1,6 @@
-"""The feeder closes each iterable that it does not exhaust, once, where it can block.
+"""The feeder closes each iterable that it does not exhaust, once, on a greenlet that can block.
 
-Iterators of a class are not closed by the interpreter when they are freed, as generators are.
+The interpreter closes freed generators, but not other iterators.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from stages import Witness, end_by
 
 
 class Closable:
-    """Yields *items*, then waits forever.  Blocks for a moment when it is closed, and then raises *error*, if any."""
+    """An iterator that yields *items*, then waits forever.  Its ``close`` blocks for a moment, and then raises *error*,
+    if any.
+    """
 
     def __init__(self, stage, closed, *items, error=None):
         self.stage, self.closed, self.items, self.error = stage, closed, list(items), error
@@ -34,8 +36,10 @@ class Closable:
 
 
 @pytest.mark.parametrize("end", ["abort", "stop", "reset"])
-def test_iterables_that_are_dropped_are_closed(tcp, end, caplog):
-    """One that the feeder waits for, and others that have not begun; one that raises does not hold back the rest."""
+def test_discarded_iterables_are_closed(tcp, end, caplog):
+    """The feeder waits for the first, and has not started the others.  One ``close`` raises; the rest are closed as
+    well.
+    """
     peer = tcp.peer(tcp.listen())
     peer.read()
     tcp.until(lambda: tcp.served)
@@ -55,7 +59,7 @@ def test_iterables_that_are_dropped_are_closed(tcp, end, caplog):
     assert [record.exc_info[1] for record in caplog.records] == [iterables[1].error]
 
 
-def test_an_iterable_that_yields_no_bytes_is_closed(tcp):
+def test_an_iterable_that_yields_other_objects_than_bytes_is_closed(tcp):
     class Server(Witness):
         def handle_exception(self, connection, exception):
             super().handle_exception(connection, exception)

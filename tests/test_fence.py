@@ -1,4 +1,4 @@
-"""The fence around a simulation, and the time and random numbers inside of it."""
+"""The fence around a simulation, and the time and random numbers inside it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ LEAVING = {
     "select.select": [lambda: select.select([], [], [], 0)],
     "select.poll": [lambda: select.poll(), lambda: get_original("select", "poll")()],
 }
-# Some start methods of threads have another name from Python 3.13 on.
+# Since Python 3.13, some start methods of threads have another name.
 THREADS = [
     lambda: threading.Thread(target=int).start(),
     lambda: ThreadPoolExecutor().submit(int),
@@ -83,19 +83,19 @@ def test_a_call_that_leaves_the_simulation_is_an_error_that_names_it(call, leave
 
 
 @pytest.mark.parametrize("start", THREADS)
-def test_a_native_thread_is_an_error_that_names_the_call(start):
+def test_starting_a_native_thread_is_an_error_that_names_the_call(start):
     with Fence(), pytest.raises(NotSimulated, match=r"(?i)thread(\.start)? was called in .*; use gevent.spawn"):
         start()
 
 
-def test_sockets_that_were_there_before_are_errors_where_they_begin_to_talk():
+def test_an_earlier_socket_is_an_error_at_its_first_use():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for call in (sock.bind, sock.connect, lambda address: sock.sendto(b"x", address)):
             with Fence(), pytest.raises(NotSimulated, match="socket"):
                 call(("127.0.0.1", 1))
 
 
-def test_harmless_calls_pass(tmp_path, caplog):
+def test_harmless_calls_are_allowed(tmp_path, caplog):
     alarms = []
     before = signal.signal(signal.SIGALRM, lambda *_: alarms.append(1))  # as pytest-timeout does
     with Fence():
@@ -114,7 +114,7 @@ def test_harmless_calls_pass(tmp_path, caplog):
     assert "hello" in caplog.text
 
 
-def test_other_threads_are_not_inside():
+def test_the_fence_does_not_affect_other_threads():
     done = threading.Event()
     begin = threading.Event()
     results = []
@@ -137,7 +137,7 @@ def test_other_threads_are_not_inside():
     assert results == [False]
 
 
-def test_afterwards_everything_is_as_before():
+def test_after_the_fence_everything_is_restored():
     before = select.select, select.poll, time.sleep, _thread.start_new_thread
     with pytest.raises(ZeroDivisionError), Fence():
         raise ZeroDivisionError
@@ -147,7 +147,7 @@ def test_afterwards_everything_is_as_before():
     time.sleep(0)
 
 
-def test_fences_of_two_threads_are_not_in_each_others_way():
+def test_fences_of_two_threads_do_not_affect_each_other():
     entered, left = threading.Event(), threading.Event()
 
     def work():
@@ -183,11 +183,11 @@ def test_time_follows_the_simulation_on_its_thread():
     assert real <= time.time() < real + 60
 
     with patched_time(lambda: now, Random(0)):
-        assert real <= time.time() < real + 60  # outside of the fence, as another thread is
+        assert real <= time.time() < real + 60  # another thread is outside the fence
         assert abs(time.time_ns() / 1e9 - time.time()) < 60
 
 
-def test_random_numbers_follow_the_seed_and_leave_no_trace():
+def test_random_numbers_follow_the_seed_and_are_restored():
     state = random.getstate()
     drawn = []
     for seed in 1, 1, 2:

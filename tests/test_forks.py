@@ -1,4 +1,4 @@
-"""A forked child that holds the descriptors of its parent: it hides no end, and ends nothing."""
+"""A forked child that has its parent's descriptors: it does not hide the end of a connection, and does not end any."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ print(json.dumps([
 """
 
 
-#: Has clients of all kinds, all of whom want something in the moment of a fork, and a child that waits through gevent.
+#: A server with clients of all kinds.  Each of them needs it at the moment of the fork, after which the child waits
+#: through gevent.
 SERVING = """
 import sys
 
@@ -361,7 +362,7 @@ os.close(answer)
 print(json.dumps([status, json.loads(os.read(ready, 10000) or "null")]))
 """
 
-#: Forks children that end by ``sys.exit``, and lets one of its clients find out that it goes on.
+#: A server that forks children, which end by ``sys.exit``.  One of its clients checks that it continues.
 EXITING = """
 import json, os, sys, tempfile
 
@@ -505,20 +506,20 @@ def run(program, *arguments):
 
 
 def test_a_child_does_not_hide_the_end_of_a_connection():
-    """It lives on, and has a copy of the descriptor."""
+    """The child continues to run, with a copy of the descriptor."""
     ended = run(PROGRAM, "close", "abort", "raise", "finish")
     assert ended == {"close": "answer", "abort": "", "raise": "", "finish": "answer"}
 
 
 def test_a_childs_copy_does_not_affect_the_connection():
-    """No ``shutdown``, no reset, no end of TLS: the parent's connection goes on."""
+    """The child sends no ``shutdown``, no reset and no end of TLS.  The parent's connection continues."""
     assert run(IN_CHILD, "close", "abort", "stop") == [["from the parent, yes"] * 2] * 3
 
 
-def test_a_child_of_a_threaded_waits_for_no_thread_that_it_does_not_have():
-    """Neither at its end, nor in a call: that raises, or closes what counts as closed.
+def test_a_child_of_a_threaded_does_not_wait_for_the_parents_thread():
+    """The child's exit does not wait.  Its calls raise, or close objects that are already considered closed.
 
-    One that was not used before the fork can be used.
+    A ``Threaded`` that was not used before the fork can be used.
     """
     status, told = run(THREADED)
     assert status == 0
@@ -533,7 +534,7 @@ def test_a_child_of_a_threaded_waits_for_no_thread_that_it_does_not_have():
 
 @pytest.mark.parametrize("kind", ["os", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gevent", "monkey"))])
 def test_a_child_that_waits_through_gevent_does_not_serve_its_parents_peers(kind):
-    """Neither clients nor servers, whatever they were about to do.  In the parent, nothing changes."""
+    """The child affects neither clients nor servers, whatever they were doing.  Nothing changes in the parent."""
     seen, results, fresh, *in_parent, served, seen_in_parent = run(SERVING, kind)
     assert seen == []
     errors, others = results[:16], results[16:]
@@ -550,29 +551,31 @@ def test_a_child_that_waits_through_gevent_does_not_serve_its_parents_peers(kind
 
 @pytest.mark.parametrize("where", ["main", "handler", "thread"])
 def test_a_child_that_exits_leaves_the_implementation_to_its_parent(where):
-    """By ``sys.exit``, through the end of a ``with`` statement, in the main program or in a handler.
+    """The child leaves a ``with`` statement by ``sys.exit``, in the main program or in a handler.
 
-    In the thread of a ``Threaded``, there is no main program left to go on.
+    A child that was forked in the thread of a ``Threaded`` has no main program to return to.
     """
     assert run(EXITING, where) == [0, "yes", True]
 
 
-def test_a_listening_socket_is_shut_down_by_the_process_that_bound_it():
-    """A child that holds the descriptor does not keep it listening.  Workers that share a socket do not stop others."""
+def test_the_process_that_bound_a_listening_socket_shuts_it_down():
+    """A child with the descriptor does not keep the socket listening.  Workers that share a socket do not stop each
+    other.
+    """
     assert run(SHARING) == ["ConnectionRefusedError", "accepted"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_multiprocessing_from_a_running_server(method, tmp_path):
-    """A handler starts a process, which serves and connects, and whose result is the answer."""
+    """A handler starts a process, which serves and connects.  Its result is the answer."""
     program = tmp_path / "program.py"
     program.write_text(MULTIPROCESSING)
     assert run(program, method) == ["from a process: fresh", "and again"]
 
 
-def test_a_lock_that_the_forking_thread_holds_is_still_held_in_the_child():
-    """A signal handler can fork in the middle of a ``with`` statement, which goes on in the child."""
+def test_a_lock_of_the_forking_thread_is_still_held_in_the_child():
+    """A signal handler can fork in the middle of a ``with`` statement, which continues in the child."""
     held = make_lock()
     with held:
         pid = os.fork()

@@ -1,6 +1,7 @@
-"""Random bytes in random pieces: what comes of them is what a few lines of Python say, or a documented end.
+"""Random bytes in random pieces: the result must be documented, or as a few lines of Python compute it.
 
-``pytest -m "" --hypothesis-profile=more --timeout=0 tests/test_fuzz.py`` tries many more, other ones each time.
+``pytest -m "" --hypothesis-profile=more --timeout=0 tests/test_fuzz.py`` tries many other inputs, different in each
+run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ HEARTBEAT = b"\xff" * 4
 
 
 def lines_in(data):
-    """The records that ``Lines`` delivers, and whether it ends the connection then."""
+    """Return the records that ``Lines`` must deliver, and whether it then ends the connection."""
     *lines, rest = data.split(b"\n")
     for number, line in enumerate([*lines, rest]):
         if len(line) > MAX:
@@ -34,7 +35,7 @@ def lines_in(data):
 
 
 def records_in(data):
-    """The records that ``Sized`` delivers, and whether it ends the connection then."""
+    """Return the records that ``Sized`` must deliver, and whether it then ends the connection."""
     records = []
     while len(data) >= 4:
         (size,) = struct.unpack(">I", data[:4])
@@ -51,12 +52,12 @@ def records_in(data):
 
 
 def lines(chance):
-    """Something like lines, most of them not too long."""
+    """Return bytes similar to lines, most of them not too long."""
     return b"\n".join(chance.randbytes(chance.randrange(MAX)) for _ in range(chance.randrange(12)))
 
 
 def records(chance):
-    """Something like sized records, most of them not too long."""
+    """Return bytes similar to sized records, most of them not too long."""
     kinds = chance.choices(["record", "nothing", "heartbeat"], (8, 1, 1), k=chance.randrange(12))
     sizes = [chance.randrange(MAX + 1) if kind == "record" else 0 for kind in kinds]
     return b"".join(
@@ -66,7 +67,7 @@ def records(chance):
 
 
 def strange(chance, sane):
-    """What *sane* makes, or something worse, in pieces."""
+    """Return the result of *sane*, or a damaged variant of it, in pieces."""
     data = bytearray(sane(chance))
     kind = chance.randrange(4)
     if kind == 0:
@@ -96,7 +97,9 @@ def told(recorder, expected, ended):
 
 
 def come_in_memory(kind, pieces):
-    """Have *pieces* come through an adapter, and then the end; the recorders of the adapter's side and of the peer."""
+    """Pass *pieces* and then the end through an adapter.  Return the recorders of the adapter's side and of the
+    peer.
+    """
     recorder, peer = testing.Recorder(), testing.Recorder()
     connection = testing.Connection(peer)
     kind(connection, MAX).set_handler(recorder)
@@ -109,7 +112,7 @@ def come_in_memory(kind, pieces):
 @KINDS
 @given(pieces=PIECES)
 @example(pieces=[])
-def test_anything_in_pieces_in_memory(kind, reference, sane, pieces):
+def test_random_bytes_in_pieces_in_memory(kind, reference, sane, pieces):
     recorder, peer = come_in_memory(kind, pieces)
     told(recorder, *reference(b"".join(pieces)))
     assert peer.closed == "end of input"
@@ -117,20 +120,20 @@ def test_anything_in_pieces_in_memory(kind, reference, sane, pieces):
 
 @pytest.mark.slow
 @KINDS
-def test_nearly_right_in_pieces_in_memory(kind, reference, sane):
+def test_damaged_records_in_pieces_in_memory(kind, reference, sane):
     ended = 0
     for seed in range(5_000):
         pieces = strange(random.Random(seed), sane)
         recorder, _ = come_in_memory(kind, pieces)
         told(recorder, *reference(b"".join(pieces)))
         ended += isinstance(recorder.closed, LimitExceeded)
-    assert 250 < ended < 4_750  # otherwise it would not have tried both
+    assert 250 < ended < 4_750  # otherwise one of the two outcomes would hardly be tested
 
 
 @pytest.mark.slow
 @KINDS
-def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
-    """All records arrive, in the right connection, and a client that behaves is answered in between."""
+def test_damaged_records_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
+    """All records must arrive, on the right connection.  A well-behaved client must be answered in between."""
 
     class Answer(Witness):
         def handle_input(self, connection, data):
@@ -153,10 +156,10 @@ def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
                 sock.shutdown(gevent.socket.SHUT_WR)
                 while sock.recv(1000):
                     pass
-            except OSError:  # the server refused it before it had sent everything
+            except OSError:  # the server disconnected before everything was sent
                 assert reference(b"".join(pieces))[1]
             address = sock.getsockname()
-            # Before the close, after which another client can get the same port.
+            # This must come before the close, because later another client can get the same port.
             tcp.until(lambda: address in addresses and addresses[address].closed)
         told(addresses.pop(address), *reference(b"".join(pieces)))
 
@@ -171,9 +174,9 @@ def test_nearly_right_in_pieces_on_tcp(tcp, caplog, kind, reference, sane):
 
 
 @pytest.mark.parametrize("crowds", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_anything_at_the_echo_server(crowds):
-    """A client that sends everything and waits is answered in full, whatever others do. Nothing is printed, and the
-    server ends gracefully.
+def test_random_bytes_at_the_echo_server(crowds):
+    """Whatever others do, a client that sends everything and waits gets a full answer.  The server prints nothing, and
+    ends gracefully.
     """
 
     def say(seed):
@@ -183,7 +186,7 @@ def test_anything_at_the_echo_server(crowds):
         with gevent.socket.create_connection((host, int(port))) as sock:
             reading = gevent.spawn(receive, sock) if behaviour == "waits" else None
             left = data
-            while left and (reading or chance.random() < 0.7):  # the others go in the middle, and never read
+            while left and (reading or chance.random() < 0.7):  # other clients disconnect early, and never read
                 size = chance.choice([7, 1000, 100_000, 1_000_000])
                 sock.sendall(left[:size])
                 left = left[size:]
