@@ -14,17 +14,18 @@ A page has code in three kinds of blocks.  Blocks of other kinds are not run.
 
 ``{code-block} console`` has these options, which can be combined:
 
-* ``:class: running``: the command is left running after it has printed the output, as in a separate terminal.
+* ``:class: running``: the command continues to run after it has printed the output, as in a separate terminal.
 * ``:class: failing``: the commands must end with an exit status other than 0.
-* ``:class: first``: the block is about the command that was left running first, and not last.  This can be the server
-  of a client that still runs.
+* ``:class: first``: the block refers to the running command that was started first, instead of last.  This can be
+  the server of a client that still runs.
 
-A line of ``^C`` interrupts the command that was left running last.  The lines after it are its output until it ends.  A
-block that begins with output shows the next output of that command.  If the block has nothing else, the command must
-end after it.  Commands that are left running must still run at the end of the page, and must not have printed anything
-that the page does not show.
+A line of ``^C`` interrupts the running command that was started last.  The lines after it are its output until it
+ends.  A block that begins with output shows the next output of that command.  If the block has nothing else, the
+command must then end.  The other running commands must still run at the end of the page, and must not have printed
+anything that the page does not show.
 
-Ports from 8000 to 8099 are the reader's ports on the page, and free ports here.  A page has no others.
+On pages, ports from 8000 to 8099 stand for the reader's ports.  They are replaced with free ports here.  Pages must not
+use other ports.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent.parent / "docs"
 
-#: Seconds that a command may take to say what a page shows.
+#: Seconds in which a command must print the output on the page.
 PATIENCE = 40
 
 _BLOCK = re.compile(r"^(?P<fence>```+)(?P<info>[^\n`]+)\n(?P<body>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE)
@@ -51,13 +52,13 @@ _OPTION = re.compile(r":([\w-]+):[ ]*(.*)\n")
 _TYPED = re.compile(r"^(\$ (?:.*\\\n)*.*|\^C)\n", re.MULTILINE)
 _PORT = re.compile(r"\b80\d\d\b")
 
-#: What can be nothing else than a port: it comes after an option, or an address of this machine.
+#: Text that must be a port: it comes after an option, or after an address of this machine.
 _SURELY_PORT = re.compile(r"(?:--port[ =]|(?:\b127\.0\.0\.1|\b0\.0\.0\.0|\blocalhost|::1?\]?)(?:['\"], |[: ]))(\d+)\b")
 
 
 @dataclass
 class Block:
-    """A block of code: its language, what is in it, and its options, such as ``caption``."""
+    """A block of code: its language, its text, and its options, such as ``caption``."""
 
     language: str
     text: str
@@ -65,7 +66,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of *page*, in order."""
+    """Return the blocks of *page*, in order."""
     return [_block(match["info"].strip(), match["body"]) for match in _BLOCK.finditer(page.read_text())]
 
 
@@ -81,17 +82,17 @@ def _block(info: str, body: str) -> Block:
 
 
 def module(page: Path) -> str:
-    """The page's own module."""
+    """Return the source of the page's module."""
     return "\n".join(block.text for block in blocks(page) if block.language == "python" and not block.options)
 
 
 def strange_ports(text: str) -> list[str]:
-    """The ports in *text* that a reader's machine would use; 0 for none."""
+    """Return the ports in *text* that are not replaced, and so would be used on this machine.  Port 0 is allowed."""
     return [port for port in _SURELY_PORT.findall(text) if port != "0" and not _PORT.fullmatch(port)]
 
 
 class Reader:
-    """Follows a page in a directory, and ends what was left running there.  A context manager."""
+    """Follows a page in a directory.  A context manager, which ends the commands that still run."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -106,7 +107,7 @@ class Reader:
             command.kill()
 
     def follow(self, page: Path) -> None:
-        """Write its files, type its commands, and look whether what is left running has anything else to say."""
+        """Write the page's files, type its commands, and check that running commands have no other output."""
         for block in blocks(page):
             if block.language == "console":
                 self.type(block.text, block.options.get("class", "").split())
@@ -155,7 +156,7 @@ def free_port() -> str:
 
 
 class Command:
-    """A command that was typed, and its output since the last check."""
+    """A typed command, and its output since the last check."""
 
     def __init__(self, line: str, directory: Path) -> None:
         self.line = line
@@ -187,7 +188,7 @@ class Command:
             self.changed.notify_all()
 
     def says(self, expected: str) -> None:
-        """Wait until it has said *expected*, which is then forgotten."""
+        """Wait until the command has printed *expected*, and forget that output."""
         pattern = re.compile(as_pattern(expected))
         with self.changed:
             self.changed.wait_for(lambda: self.over or pattern.match(self.said), PATIENCE)
@@ -196,7 +197,7 @@ class Command:
             self.said = self.said[found.end() :]
 
     def ends(self, expected: str, *, failing: bool = False) -> None:
-        """Wait until it has ended, having said nothing but *expected*."""
+        """Wait until the command has ended.  Its remaining output must be *expected*."""
         with self.changed:
             ended = self.changed.wait_for(lambda: self.over, PATIENCE)
         assert ended, f"still running: {self.line}\n{self.said}"
@@ -205,9 +206,9 @@ class Command:
         assert (code != 0) == failing, f"ended with {code}: {self.line}"
 
     def runs_in_silence(self) -> None:
-        """End it, which must still run, and must have said nothing more."""
+        """Kill the command, which must still run, and must not have printed anything else."""
         code = self.process.poll()
-        self.kill()  # after which all is known that it has said
+        self.kill()  # after this, all of its output is known
         assert code is None, f"ended with {code}, which the page does not show: {self.line}\n{self.said}"
         assert not self.said, self._difference("")
 
@@ -219,14 +220,14 @@ class Command:
 
     def kill(self) -> None:
         if not self.over:
-            with contextlib.suppress(ProcessLookupError):  # it is about to be over
+            with contextlib.suppress(ProcessLookupError):  # the process may just have ended
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.listener.join()
 
 
 def as_pattern(expected: str) -> str:
-    """What output must be like that is shown as *expected*."""
+    """Return a pattern for output that the page shows as *expected*."""
     pattern = ""
     for line in expected.splitlines():
         if line.strip() == "...":

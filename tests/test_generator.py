@@ -11,14 +11,14 @@ from stages import Witness
 
 from ngi_gevent import ConnectionFailed, adapters, blocking, generator, testing
 
-#: Bytes that no kernel takes for a peer that does not read.
+#: Bytes: more than any kernel accepts for a peer that does not read.
 MUCH = 8 * 1024 * 1024
 
 
-def test_a_generator_is_a_server(stage):
+def test_a_generator_can_be_a_server(stage):
     @generator.handler
     def count(connection):
-        """Count what comes."""
+        """Answer with the number of received bytes."""
         total = 0
         while True:
             total += len((yield))
@@ -30,11 +30,11 @@ def test_a_generator_is_a_server(stage):
         client.connection.write(b"x" * size)
         stage.until(lambda answered=answered: len(client.data) > answered)
     assert client.data == b"3 7 "
-    assert count.__doc__ == "Count what comes."
+    assert count.__doc__ == "Answer with the number of received bytes."
     assert "count" in repr(count)
 
 
-def test_a_generator_is_a_client(stage):
+def test_a_generator_can_be_a_client(stage):
     @generator.handler
     def client(connection):
         connection.write(b"hello")
@@ -46,7 +46,7 @@ def test_a_generator_is_a_client(stage):
     stage.implementation.connect(listener.address, client)
     stage.until(lambda: got and stage.served[0].closed)
     assert got == [b"HELLO"]
-    assert stage.served[0].closed == "end of input"  # the generator returned
+    assert stage.served[0].closed == "end of input"  # the generator has returned
 
 
 class Echo(Witness):
@@ -55,7 +55,7 @@ class Echo(Witness):
         connection.write(data.upper())
 
 
-def test_its_failed_connect_raises():
+def test_a_failed_connection_attempt_of_a_generator_raises():
     @generator.handler
     def client(connection):
         yield
@@ -79,7 +79,7 @@ def test_a_generator_that_returns_at_once_closes_the_connection(stage):
     assert list(listener.connections()) == []
 
 
-def test_methods_can_be_generators(stage):
+def test_methods_can_be_generator_handlers(stage):
     class Server:
         def __init__(self, greeting):
             self.greeting = greeting
@@ -98,7 +98,7 @@ def test_methods_can_be_generators(stage):
         Server(b"").serve.failed_connect("no")
 
 
-def test_the_end_is_raised_at_the_yield(stage):
+def test_the_end_of_the_connection_is_raised_at_the_yield(stage):
     @generator.handler
     def serve(connection):
         try:
@@ -116,7 +116,7 @@ def test_the_end_is_raised_at_the_yield(stage):
     assert ends == [("end of input",)]
 
 
-def test_the_end_of_input_is_an_empty_piece_for_a_generator_that_accepts_it(stage):
+def test_a_generator_with_eof_gets_the_end_of_input_as_empty_data(stage):
     @generator.handler(eof=True)
     def serve(connection):
         data = b""
@@ -140,7 +140,7 @@ def test_the_end_of_input_is_an_empty_piece_for_a_generator_that_accepts_it(stag
         assert client.data == answer
 
 
-def test_an_iterators_error_is_raised_at_the_yield(stage):
+def test_an_error_of_an_iterator_is_raised_at_the_yield(stage):
     def lines():
         yield b"good "
         raise ValueError("bad")
@@ -161,7 +161,7 @@ def test_an_iterators_error_is_raised_at_the_yield(stage):
     assert client.data == b"good bad!"
 
 
-def test_a_generator_that_raises_is_a_handler_that_raises(stage, caplog):
+def test_a_generator_that_raises_is_treated_as_a_handler_that_raises(stage, caplog):
     @generator.handler
     def serve(connection):
         connection.write(b"before")
@@ -174,7 +174,7 @@ def test_a_generator_that_raises_is_a_handler_that_raises(stage, caplog):
     assert [record.exc_info[0] for record in caplog.records] == [KeyError]
 
 
-def test_a_generator_that_goes_on_after_the_end_is_a_mistake(stage, caplog):
+def test_a_generator_that_continues_after_the_end_is_a_mistake(stage, caplog):
     @generator.handler
     def serve(connection):
         while True:
@@ -204,7 +204,7 @@ def test_an_object_that_is_not_a_generator_function_is_refused(stage, caplog):
     assert "generator function" in str(caplog.records[0].exc_info[1])
 
 
-def test_an_object_that_cannot_be_called_is_not_a_generator_function():
+def test_an_object_that_is_not_callable_is_refused():
     with pytest.raises(TypeError, match="generator function"):
         generator.handler(5)
 
@@ -226,7 +226,7 @@ def test_a_generator_can_have_an_adapter():
     assert (recorder.data, recorder.closed) == (b"GOT IT", "end of input")
 
 
-def test_a_listener_that_stops_in_the_first_part_is_raised_at_the_yield():
+def test_a_listener_that_closes_before_the_first_yield_ends_the_generator_there():
     @generator.handler
     def serve(connection):
         connection.control.close()
@@ -244,7 +244,9 @@ def test_a_listener_that_stops_in_the_first_part_is_raised_at_the_yield():
 @pytest.mark.parametrize("end", ["close", "abort"])
 @pytest.mark.parametrize("adapter", [None, adapters.Lines])
 def test_a_generator_is_closed_when_the_application_ends_its_connection(stage, who, end, adapter):
-    """Also one that yields again, and before the peer has taken the output; on a greenlet that can block."""
+    """This includes a generator that yields again.  It is closed before the peer has read the output, on a greenlet
+    that can block.
+    """
 
     @generator.handler(connection_adapter=adapter)
     def serve(connection):
@@ -284,7 +286,7 @@ def test_a_generator_is_closed_when_the_application_ends_its_connection(stage, w
     assert len(trace) == 4
 
 
-def test_a_generator_that_goes_on_after_its_own_close_is_a_mistake(stage, caplog):
+def test_a_generator_that_continues_after_it_closes_its_connection_is_a_mistake(stage, caplog):
     @generator.handler
     def serve(connection):
         connection.close()
@@ -298,7 +300,7 @@ def test_a_generator_that_goes_on_after_its_own_close_is_a_mistake(stage, caplog
     assert [record.exc_info[0] for record in caplog.records] == [RuntimeError]
 
 
-def test_a_request_raises_what_a_generator_raises_after_its_own_close(stage, caplog):
+def test_a_request_raises_an_exception_of_a_generator_that_has_closed_its_connection(stage, caplog):
     @generator.handler
     def ask(connection):
         try:

@@ -1,4 +1,4 @@
-"""gunicorn as the process manager: its signals and settings, and what is said of mistakes.  It is the real one."""
+"""The real gunicorn as the process manager: its signals and settings, and its messages about mistakes."""
 
 from __future__ import annotations
 
@@ -43,13 +43,15 @@ def directory(tmp_path):
 
 
 def closed(directory):
-    """The reasons that handlers were given."""
+    """Return the reasons that handlers got."""
     path = directory / "closed"
     return path.read_text().splitlines() if path.exists() else []
 
 
 def change(directory):
-    """Change the application.  Python compiles a file again if its size differs, also within the same second."""
+    """Change the application.  The new source has another size, so Python compiles it again even within the same
+    second.
+    """
     (directory / "app.py").write_text(SERVED.read_text().replace("VERSION = 1", "VERSION = 22"))
 
 
@@ -75,7 +77,7 @@ class Echo:
         connection.write(data.upper())
 
 
-# What is decided without a process.
+# Decisions that need no process.
 
 
 @pytest.mark.parametrize("application", [Echo, ngi_gevent.Service(Echo), print, lambda connection, again=False: None])
@@ -113,7 +115,7 @@ def settings(**values):
     return cfg
 
 
-def test_settings_are_options_of_the_listener():
+def test_settings_become_options_of_the_listener():
     cfg = settings(backlog=7, worker_connections=3)
     service = ngi_gevent.Service(Echo, idle_timeout=5)
     assert listen_options(cfg, service) == {"backlog": 7, "max_connections": 3, "idle_timeout": 5}
@@ -132,7 +134,7 @@ def test_a_hook_that_does_not_return_its_context_is_refused():
         (["127.0.0.1", "::1"], ["127.0.0.1", "::1", "unix"]),
         (["10.0.0.0/8"], ["10.0.0.0/8", "unix"]),
         (["*"], ["0.0.0.0/0", "::/0", "unix"]),
-        ([ipaddress.ip_network("10.0.0.0/8")], ["10.0.0.0/8", "unix"]),  # as gunicorn 24 has them
+        ([ipaddress.ip_network("10.0.0.0/8")], ["10.0.0.0/8", "unix"]),  # the form that gunicorn 24 has
         ([], ["unix"]),
     ],
 )
@@ -145,14 +147,14 @@ def test_proxies_that_gunicorn_trusts_are_trusted(allowed, networks):
     assert "proxy_protocol" not in listen_options(settings(proxy_allow_ips=value), Echo)
 
 
-def test_an_option_that_is_a_setting_is_refused_in_a_service():
+def test_a_service_refuses_an_option_that_is_a_setting():
     assert ngi_gevent.interfaces.ListenOptions.__annotations__.keys() >= SETTINGS.keys()
     for option in SETTINGS:
         with pytest.raises(TypeError, match=f"^{option} cannot be set by the Service app:echo; use gunicorn's"):
             check_application(ngi_gevent.Service(Echo, **{option: None}), "app:echo")
 
 
-def test_the_reference_lists_options_that_are_settings():
+def test_the_reference_lists_the_options_that_are_settings():
     page = (DOCS / "reference" / "gunicorn.md").read_text()
     rows = re.findall(r"^\| .* \| (.*) \|$", page.partition("## Settings and options of listener")[2], re.MULTILINE)
     options = {option for row in rows if "`limits`" not in row for option in re.findall(r"`(\w+)(?:=[^`]*)?`", row)}
@@ -163,13 +165,13 @@ def test_the_reference_lists_options_that_are_settings():
 
 
 @pytest.mark.slow
-def test_workers_share_addresses_and_their_number_follows_signals(directory):
+def test_workers_share_addresses_and_signals_change_their_number(directory):
     with running(directory, *ANY, "-b", "unix:x.sock", "-w", 2, "--error-logfile", "log", "app:Server") as gunicorn:
         wait_until(lambda: "Listening at" in (directory / "log").read_text() if (directory / "log").exists() else False)
         two = gunicorn.workers(2, path="x.sock")
         gunicorn.send(signal.SIGTTIN)
         three = two | gunicorn.workers(1, before=two, path="x.sock")
-        gunicorn.send(signal.SIGTTOU)  # ends the oldest
+        gunicorn.send(signal.SIGTTOU)  # this signal ends the oldest worker
         wait_until(lambda: sum(map(is_alive, three)) == 2)
         left = {pid for pid in three if is_alive(pid)}
         assert two - left
@@ -191,7 +193,7 @@ def test_workers_share_addresses_and_their_number_follows_signals(directory):
 
 
 @pytest.mark.slow
-def test_on_hup_a_request_is_finished_by_the_old_worker_while_new_ones_serve(directory):
+def test_on_hup_the_old_worker_finishes_a_request_while_new_workers_serve(directory):
     with running(directory, *ANY, "-w", 2, "app:Server") as gunicorn:
         assert gunicorn.ask("version") == "1"
         old = gunicorn.workers(2)
@@ -227,7 +229,7 @@ def test_under_load_no_answer_is_lost_on_hup_and_on_term(directory):
 
 
 @pytest.mark.slow
-def test_on_usr2_a_new_master_takes_over(directory):
+def test_on_usr2_a_new_master_starts_with_the_same_sockets(directory):
     with running(directory, *ANY, "--pid", "pid", "app:Server") as gunicorn:
         (old,) = gunicorn.workers(1)
         with gunicorn.connect() as client:
@@ -243,7 +245,7 @@ def test_on_usr2_a_new_master_takes_over(directory):
 
 
 @pytest.mark.slow
-def test_on_usr2_a_new_master_that_cannot_start_leaves_the_old_one_alone(directory):
+def test_on_usr2_a_new_master_that_cannot_start_does_not_affect_the_old_one(directory):
     with running(directory, *ANY, "--pid", "pid", "app:Server") as gunicorn:
         (old,) = gunicorn.workers(1)
         (directory / "app.py").write_text("class Server(")
@@ -257,7 +259,7 @@ def test_on_usr2_a_new_master_that_cannot_start_leaves_the_old_one_alone(directo
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("work", ["wait 60", "compute 60"])
-def test_on_int_and_quit_nothing_is_waited_for(directory, number, work):
+def test_on_int_and_quit_the_master_does_not_wait(directory, number, work):
     with running(directory, *ANY, "app:Server") as gunicorn:
         with gunicorn.connect() as idle, gunicorn.connect() as busy:
             assert ask(idle, "pid")
@@ -316,7 +318,7 @@ def test_workers_end_without_their_master(directory):
 
 
 @pytest.mark.slow
-def test_a_handler_that_waits_is_left_alone_and_one_that_computes_too_long_ends_its_worker(directory):
+def test_only_a_handler_that_computes_too_long_ends_its_worker(directory):
     with running(directory, *ANY, "--timeout", 2, "app:Server") as gunicorn:
         (pid,) = gunicorn.workers(1)
         with gunicorn.connect() as waiting:
@@ -326,25 +328,25 @@ def test_a_handler_that_waits_is_left_alone_and_one_that_computes_too_long_ends_
             assert gunicorn.ask("compute 60") == ""
             assert waiting.recv(10) == b""
         gunicorn.says(f"WORKER TIMEOUT .pid:{pid}")
-        gunicorn.says("served.py|app.py")  # where it computed
+        gunicorn.says("served.py|app.py")  # the line at which the handler computed
         assert gunicorn.workers(1, before={pid})
         assert gunicorn.end() == 0
 
 
 @pytest.mark.slow
-def test_max_requests_are_connections(directory):
+def test_max_requests_counts_connections(directory):
     with running(directory, *ANY, "--max-requests", 3, "app:Server") as gunicorn:
         with gunicorn.connect() as client:
             first = int(ask(client, "pid"))
             assert [int(gunicorn.ask("pid")) for _ in range(2)] == [first, first]
             gunicorn.says(r"Worker restarts .*connections served: 3 \(max_requests\)")
-            assert ask(client, "version") == "1"  # it goes on being served
+            assert ask(client, "version") == "1"  # the connection stays open
         assert gunicorn.workers(1, before={first})
         assert gunicorn.end() == 0
 
 
 @pytest.mark.slow
-def test_worker_connections_are_max_connections_of_each_worker(directory):
+def test_worker_connections_is_max_connections_of_each_worker(directory):
     with running(directory, *ANY, "--worker-connections", 1, "app:Server") as gunicorn:
         with gunicorn.connect() as first, gunicorn.connect() as second:
             second.sendall(b"version")
@@ -356,7 +358,7 @@ def test_worker_connections_are_max_connections_of_each_worker(directory):
 
 
 @pytest.mark.slow
-def test_certificates_and_the_hook_are_tls(directory):
+def test_certificate_settings_and_the_ssl_hook_enable_tls(directory):
     server = certificate("localhost")
     server.private_key_pem.write_to_path(directory / "key.pem")
     server.cert_chain_pems[0].write_to_path(directory / "cert.pem")
@@ -380,7 +382,7 @@ def test_certificates_and_the_hook_are_tls(directory):
     ]
     with running(directory, *ANY, *files, "app:Server") as gunicorn:
         context = new_client_context()
-        with pytest.raises((ssl.SSLError, ConnectionResetError)):  # it has no certificate
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):  # the client has no certificate
             context.wrap_socket(gunicorn.connect(), server_hostname="localhost")
         certificate("client@example.org").configure_cert(context)
         with context.wrap_socket(gunicorn.connect(), server_hostname="localhost") as client:
@@ -389,7 +391,7 @@ def test_certificates_and_the_hook_are_tls(directory):
 
 
 @pytest.mark.slow
-def test_the_proxy_protocol_names_the_client_of_a_proxy_that_is_allowed(directory):
+def test_an_allowed_proxy_names_the_client_in_a_proxy_header(directory):
     header = b"PROXY TCP4 198.51.100.7 192.0.2.1 50100 8000\r\n"
     with running(directory, *ANY, "-b", "unix:x.sock", "--proxy-protocol", "--", "app:Server") as gunicorn:
         for path in None, "x.sock":
@@ -412,12 +414,12 @@ def test_an_application_can_be_preloaded(directory):
     with running(directory, *ANY, "-w", 2, "--preload", "app:Server") as gunicorn:
         workers = gunicorn.workers(2)
         assert int(gunicorn.ask("loaded")) == gunicorn.process.pid
-        assert int(gunicorn.ask("thread")) in workers  # the hub of the master had threads, which a child has not
+        assert int(gunicorn.ask("thread")) in workers  # a forked worker lacks the threads of the master's hub
         assert gunicorn.end() == 0
 
 
 @pytest.mark.slow
-def test_a_preloaded_application_that_has_started_processes_starts_more(directory):
+def test_a_preloaded_application_that_has_started_processes_can_start_more(directory):
     (directory / "processes.py").write_text(
         "from gevent import subprocess\n"
         "subprocess.check_output(['true'])\n"
@@ -432,17 +434,17 @@ def test_a_preloaded_application_that_has_started_processes_starts_more(director
 
 
 @pytest.mark.slow
-def test_changed_files_are_loaded_and_a_syntax_error_is_waited_for(directory):
+def test_changed_files_are_loaded_and_a_syntax_error_waits_for_its_correction(directory):
     with running(directory, *ANY, "--reload", "--reload-engine", "poll", "app:Server") as gunicorn:
         assert gunicorn.ask("version") == "1"
 
         def change_is_seen():
-            # Again, since a change before the first look is not seen.
+            # The file is written again and again, because gunicorn ignores a change before its first check.
             (directory / "app.py").write_text("class Server(\n")
             return any("SyntaxError" in line for line in gunicorn.log)
 
         wait_until(change_is_seen)
-        with gunicorn.connect() as client:  # waits until the file is right
+        with gunicorn.connect() as client:  # this client waits until the file is correct
             client.sendall(b"version")
             while not select.select([client], [], [], 0.2)[0]:
                 change(directory)
@@ -451,13 +453,13 @@ def test_changed_files_are_loaded_and_a_syntax_error_is_waited_for(directory):
 
 
 def in_place_of_three(sock, *arguments):
-    """A command that has *sock* as descriptor 3, as systemd passes it."""
+    """Return a command that gets *sock* as descriptor 3, as systemd would pass it."""
     line = f'exec 3<&{sock.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
     return {"command": ["bash", "-c", line, "bash", *command(*arguments)], "pass_fds": [sock.fileno()]}
 
 
 @pytest.mark.slow
-def test_sockets_of_systemd_are_served(directory):
+def test_sockets_passed_by_systemd_are_served(directory):
     notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notified.settimeout(PATIENCE)
     notified.bind(str(directory / "notify"))
@@ -496,7 +498,7 @@ IDLE = "nothing was received or sent for 0.1 seconds (idle_timeout)"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("application", ["app:make('hello')", "app:impatient"])
-def test_an_application_is_a_factory_or_a_service_too(directory, application):
+def test_an_application_can_also_be_a_factory_or_a_service(directory, application):
     with running(directory, *ANY, application) as gunicorn:
         with gunicorn.connect() as client:
             assert read_line(client) == ("hello" if "make" in application else "")
@@ -536,11 +538,11 @@ def test_a_preloaded_application_is_patched_in_the_configuration(directory):
         assert gunicorn.end() == 0
 
 
-# Mistakes.
+# Mistakes of users.
 
 
 def refused(directory, *arguments, **options):
-    """The exit code, and the log without what gunicorn says of each end."""
+    """Run a gunicorn that must fail.  Return the exit code, and the log without the lines that every end has."""
     line = options.pop("command", None) or command(*ANY, *arguments)
     result = subprocess.run(
         line, cwd=directory, env=environment(), capture_output=True, text=True, timeout=PATIENCE, **options
@@ -574,14 +576,14 @@ def refused(directory, *arguments, **options):
         ([*PATCHED, "--preload", "app:Server"], 3, "call gevent.monkey.patch_all() at the top of gunicorn.conf.py"),
     ],
 )
-def test_a_mistake_is_one_line_and_an_exit_code(directory, arguments, code, said):
+def test_a_mistake_gives_one_log_line_and_an_exit_code(directory, arguments, code, said):
     actual, lines = refused(directory, *arguments)
     assert (actual, len(lines)) == (code, 1), lines
     assert said in lines[0]
 
 
 @pytest.mark.slow
-def test_an_application_that_raises_is_named_with_the_line(directory):
+def test_an_exception_of_the_application_is_logged_with_its_line(directory):
     (directory / "mistake").touch()
     code, (line,) = refused(directory, "app:Server")
     assert code == 4
@@ -591,7 +593,7 @@ def test_an_application_that_raises_is_named_with_the_line(directory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("exception", ["SystemExit", "gevent.GreenletExit"])
-def test_an_application_that_exits_when_it_is_imported_ends_gunicorn(directory, exception):
+def test_an_application_that_exits_during_its_import_ends_gunicorn(directory, exception):
     (directory / "exits.py").write_text(f"import gevent\nraise {exception}('DATABASE_URL is not set')\n")
     code, (line,) = refused(directory, "exits:Server")
     assert code == 4
@@ -600,7 +602,7 @@ def test_an_application_that_exits_when_it_is_imported_ends_gunicorn(directory, 
 
 
 @pytest.mark.slow
-def test_a_signal_ends_a_worker_whose_application_is_imported(directory):
+def test_a_signal_ends_a_worker_during_the_import_of_its_application(directory):
     (directory / "slow.py").write_text("from pathlib import Path\nPath('importing').touch()\nwhile True:\n    pass\n")
     with running(directory, *ANY, "slow:Server") as gunicorn:
         wait_until((directory / "importing").exists)
@@ -630,7 +632,7 @@ def test_sockets_of_the_wrong_kind_are_refused(directory, kind):
         code, (line,) = (
             refused(directory, command=command("-b", f"fd://{sock.fileno()}", "app:Server"), pass_fds=[sock.fileno()])
             if kind == socket.SOCK_SEQPACKET
-            else (3, ["gunicorn must bind stream sockets"])  # gunicorn itself fails
+            else (3, ["gunicorn must bind stream sockets"])  # in this case, gunicorn itself fails
         )
         assert code == 3
         assert "gunicorn must bind stream sockets" in line
@@ -646,7 +648,7 @@ def test_a_connection_from_systemd_is_refused(directory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", ["some", "-1"])
-def test_a_count_of_sockets_that_is_not_a_number_is_refused(directory, count):
+def test_an_invalid_number_of_sockets_is_refused(directory, count):
     line = f'LISTEN_PID=$$ LISTEN_FDS={count} exec "$@"'
     code, (said,) = refused(directory, command=["bash", "-c", line, "bash", *command("app:Server")])
     assert (code, said) == (1, f"Error: LISTEN_FDS must be an int >= 0; got '{count}'")
@@ -661,7 +663,7 @@ def test_loggers_have_the_level_of_gunicorn(directory, level, levels):
     assert {match[1] for line in gunicorn.log if (match := re.search(r"\[(\w+)\] ngi_gevent", line))} == levels
 
 
-# Figures.
+# Measurements.
 
 
 @pytest.mark.slow

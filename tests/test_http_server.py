@@ -1,4 +1,4 @@
-"""The example HTTP server: in memory, in a simulation, and with real clients.  It needs h11."""
+"""The example HTTP server: in memory, in a simulation, and with real clients.  These tests need h11."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_requests_are_answered_in_order_and_the_last_one_closes(serve):
     assert answer.closed == "end of input"
 
 
-def test_it_makes_no_difference_how_requests_are_cut(serve):
+def test_requests_can_be_cut_anywhere(serve):
     testing.check_chunking(serve, POST)
 
 
@@ -80,7 +80,7 @@ def test_a_body_that_is_too_long_is_refused(serve):
     assert answer.closed == "end of input"
 
 
-def test_half_a_request_is_refused(serve):
+def test_an_incomplete_request_is_refused(serve):
     assert testing.converse(serve, [GET[:-4]]).data.startswith(b"HTTP/1.1 400 ")
 
 
@@ -132,7 +132,7 @@ def url(request, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl(url, tmp_path):
+def test_curl_gets_its_answers(url, tmp_path):
     def curl(*arguments: str, input: bytes = b"") -> bytes:
         command = ["curl", "-sS", "--cacert", str(tmp_path / "authority.pem"), *arguments]
         return subprocess.run(command, input=input, capture_output=True, timeout=60, check=True).stdout
@@ -146,8 +146,8 @@ def test_curl(url, tmp_path):
     assert curl("--http1.1", "-I", f"{url}/hello").startswith(b"HTTP/1.1 200")
 
 
-def test_keep_alive(url, tmp_path):
-    """The second of two requests takes no new connection, whatever the body of the first was."""
+def test_a_client_reuses_its_connection(url, tmp_path):
+    """The second of two requests uses the same connection, whatever body the first had."""
     httpx = pytest.importorskip("httpx")
     ports = set()
     context = ssl.create_default_context(cafile=tmp_path / "authority.pem")
@@ -156,7 +156,7 @@ def test_keep_alive(url, tmp_path):
             answer = client.get(f"{url}/{path}")
             assert len(answer.content) == size
             ports.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
-        answer = client.post(f"{url}/echo", content=iter([b"one ", b"two"]))  # in chunks
+        answer = client.post(f"{url}/echo", content=iter([b"one ", b"two"]))  # this body is sent in chunks
         assert (answer.content, answer.http_version) == (b"one two", "HTTP/1.1")
         with client.stream("GET", f"{url}/bytes/5000000") as stream:
             assert sum(map(len, stream.iter_raw())) == 5_000_000
@@ -164,8 +164,8 @@ def test_keep_alive(url, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
-def test_wrk(url):
-    """Many requests at once; none fails."""
+def test_wrk_gets_only_answers(url):
+    """It makes many requests at once, and none fails."""
     command = ["wrk", "-t1", "-c50", "-d1s", f"{url}/hello"]
     output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "Socket errors" not in output
@@ -174,7 +174,7 @@ def test_wrk(url):
 
 
 @needs_chromium
-def test_a_browser(url, browser):
+def test_a_browser_gets_its_answers(url, browser):
     tab = browser.tab()
     tab.open(f"{url}/hello")
     assert tab.run("document.body.innerText") == "hello\n"
@@ -187,10 +187,10 @@ def test_a_browser(url, browser):
     assert tab.run("fetch('/nowhere').then(answer => answer.status)") == 404
 
 
-def test_requests(url, tmp_path):
+def test_the_requests_library_gets_its_answers(url, tmp_path):
     requests = pytest.importorskip("requests")
     with requests.Session() as session:
-        session.trust_env = False  # it would override the next line
+        session.trust_env = False  # the environment would override the next line
         session.verify = str(tmp_path / "authority.pem")
         assert [session.get(f"{url}/hello").text for _ in range(3)] == ["hello\n"] * 3
         assert session.post(f"{url}/echo", data=iter([b"one ", b"two"])).content == b"one two"

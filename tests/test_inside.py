@@ -1,4 +1,6 @@
-"""How it works inside: the page names every file, and imports go only where its list and its drawing say."""
+"""The page on how the library works: it lists every file, and imports go only in the directions of its list and
+drawing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ DRAWINGS = pages.DOCS / "drawings"
 
 
 def name_of(file: Path) -> str:
-    """What the page calls *file*: its module, in the package."""
+    """Return the name of *file* on the page: its module within the package."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__") or "ngi_gevent"
 
@@ -37,7 +39,9 @@ def parsed(name: str) -> ast.Module:
 
 
 def statements(node: ast.AST, *, typing: bool) -> Iterator[ast.AST]:
-    """All statements in *node*, including functions; those for type checkers only if *typing*."""
+    """Yield all statements in *node* and its functions.  Those for type checkers are included only if *typing* is
+    true.
+    """
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing:
         return
     yield node
@@ -47,14 +51,14 @@ def statements(node: ast.AST, *, typing: bool) -> Iterator[ast.AST]:
 
 
 def imported(tree: ast.Module, *, typing: bool = False) -> set[str]:
-    """The modules of the package that *tree* imports, including imports for type checkers if *typing*."""
+    """Return the modules of the package that *tree* imports, with those for type checkers if *typing* is true."""
     found = set()
     for node in statements(tree, typing=typing):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports here are absolute"
-            # What is imported from a package may be a module of it, or a name in it.
+            # A name imported from a package can be a module or a member of it.
             found |= {
                 name if name.removeprefix("ngi_gevent.") in MODULES else str(node.module)
                 for name in (f"{node.module}.{alias.name}" for alias in node.names)
@@ -63,12 +67,12 @@ def imported(tree: ast.Module, *, typing: bool = False) -> set[str]:
 
 
 def imports() -> list[tuple[str, str]]:
-    """Who imports whom."""
+    """Return each pair of a module and a module that it imports."""
     return [(name, other) for name in MODULES for other in imported(parsed(name)) - {name}]
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
-    """The modules in *graph* that import themselves through others."""
+    """Return the modules in *graph* that import themselves through others."""
 
     def reached(name: str) -> set[str]:
         found: set[str] = set()
@@ -102,7 +106,7 @@ def drawn() -> dict[str, float]:
 
 
 def rows(heights: dict[str, float]) -> dict[str, int]:
-    """The row that each is in, from the top: what is at most two lines of boxes apart is in the same."""
+    """Return each module's row, counted from the top.  Boxes at most two lines apart are in the same row."""
     result: dict[str, int] = {}
     row, before = -1, float("-inf")
     for name, height in sorted(heights.items(), key=lambda item: item[1]):
@@ -122,18 +126,18 @@ def test_imports_go_down_the_list():
     assert [f"{name} imports {other}" for name, other in imports() if place[name] > place[other]] == []
 
 
-def test_imports_go_one_way_for_type_checkers_too():
+def test_imports_for_type_checkers_go_one_way_too():
     graph = {name: imported(parsed(name), typing=True) - {name} for name in MODULES}
     assert circles(graph) == []
 
 
-def test_a_circle_is_found():
+def test_a_circular_import_is_detected():
     graph = {"top": {"one"}, "one": {"two"}, "two": {"three", "bottom"}, "three": {"one"}, "bottom": set()}
     assert circles(graph) == ["one", "three", "two"]
 
 
 def test_every_file_is_drawn():
-    """Testing is drawn a folder at a time, and folders are rooms."""
+    """The modules of ``testing`` are not drawn singly.  Folders are drawn as rooms."""
     folders = {"core", "sockets"}
     assert sorted(drawn()) == sorted(name for name in MODULES if not name.startswith("testing") and name not in folders)
 
@@ -169,7 +173,7 @@ def test_the_table_of_events_matches_the_lifecycle():
         ("import gevent, os", set()),
     ],
 )
-def test_imported_modules_are_found(code, expected):
+def test_imports_of_modules_and_members_are_found(code, expected):
     assert imported(ast.parse(code)) == expected
 
 
@@ -179,7 +183,7 @@ def test_imports_for_type_checkers_are_found():
 
 
 @pytest.mark.parametrize("drawing", sorted(DRAWINGS.glob("*.svg")), ids=lambda drawing: drawing.name)
-def test_drawings_are_on_a_page_and_readable_in_the_dark(drawing):
+def test_drawings_are_on_a_page_and_readable_in_dark_mode(drawing):
     assert any(f":file: drawings/{drawing.name}" in page.read_text() for page in pages.DOCS.glob("*.md"))
     style = drawing.read_text()
     assert ElementTree.fromstring(style).get("aria-label")
@@ -188,13 +192,13 @@ def test_drawings_are_on_a_page_and_readable_in_the_dark(drawing):
     assert [colour for colour in colours if not colour.startswith("var(--color-") and colour != "none"] == []
 
 
-def test_the_life_of_a_byte_has_the_size_of_a_batch():
+def test_the_drawing_of_a_bytes_life_has_the_size_of_a_batch():
     drawing = (DRAWINGS / "life_of_a_byte.svg").read_text()
     assert f"batch: up to {dispatcher.BATCH_SIZE} connections" in drawing
 
 
 def own_attributes(node: ast.ClassDef) -> set[str]:
-    """The attributes that the methods of a class assign to ``self``."""
+    """Return the attributes that the methods of a class assign to ``self``."""
     assigned = [child for child in ast.walk(node) if isinstance(child, ast.Assign | ast.AnnAssign | ast.AugAssign)]
     targets = [target for child in assigned for target in getattr(child, "targets", None) or [child.target]]
     parts = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
@@ -210,7 +214,7 @@ def test_own_attributes_are_counted():
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(("core.", "sockets.", "blocking."))])
 def test_files_and_classes_are_small(name):
-    """Each has one noun, and little state."""
+    """Each module is one noun, and each class has little state."""
     code = MODULES[name].read_text()
     assert code.count("\n") <= (350 if name.startswith("sockets.") else 400)
     classes = [node for node in statements(parsed(name), typing=True) if isinstance(node, ast.ClassDef)]

@@ -1,4 +1,4 @@
-"""What is left over is named, with where it was made."""
+"""Objects that are left open: failures name each of them, and where it was created."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def kind(request):
 
 @pytest.fixture
 def little_grace(monkeypatch):
-    """For tests that leave something over on purpose: nothing ends during the wait."""
+    """A short grace period, for tests that leave something open on purpose."""
     monkeypatch.setattr(leaks, "GRACE", 0.03)
 
 
 def here():
-    """The line after the one that calls this, as failures name it."""
+    """Return the line after the call, in the format of failures."""
     frame = sys._getframe(1)
     return f"{frame.f_code.co_filename}:{frame.f_lineno + 1}"
 
@@ -52,7 +52,7 @@ def test_nothing_is_left_after_everything_has_ended(kind):
         datagrams.close()
 
 
-def test_nothing_is_left_of_a_closed_implementation(kind):
+def test_a_closed_implementation_leaves_nothing(kind):
     with testing.nothing_left(kind()) as implementation:
         client = testing.Recorder()
         implementation.listener(None, testing.Recorder).connect(client)
@@ -62,7 +62,7 @@ def test_nothing_is_left_of_a_closed_implementation(kind):
 
 
 @pytest.mark.usefixtures("little_grace")
-def test_an_open_connection_is_named_with_where_it_was_made(kind):
+def test_an_open_connection_is_named_with_the_line_that_created_it(kind):
     client = testing.Recorder()
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
         listened = here()
@@ -82,7 +82,7 @@ def test_an_open_connection_is_named_with_where_it_was_made(kind):
 
 
 @pytest.mark.usefixtures("little_grace")
-def test_an_open_connection_is_named_with_the_handler_that_the_program_gave_it(kind):
+def test_an_open_connection_is_named_with_the_handler_that_the_program_passed(kind):
     class Chat:
         def __init__(self, connection):
             adapters.Lines(adapters.Base(connection)).set_handler(self)
@@ -112,14 +112,14 @@ def test_an_open_connection_is_named_with_the_handler_that_the_program_gave_it(k
 
 
 @pytest.mark.usefixtures("little_grace")
-def test_a_listener_that_cannot_listen_is_not_left_over(ngi_network):
+def test_a_listener_that_fails_is_not_left_open(ngi_network):
     listener = ngi_network.listener(None, testing.Recorder)
     with pytest.raises(OSError, match="in use"):
         ngi_network.listener(listener.address, testing.Recorder)
     listener.close()
 
 
-def test_listeners_are_named(kind):
+def test_open_listeners_are_named(kind):
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
         first = here()
         listener = implementation.listener(None, testing.Recorder)
@@ -133,7 +133,7 @@ def test_listeners_are_named(kind):
 
 @pytest.fixture
 def full(tmp_path):
-    """The path of a Unix socket whose queue is full, so that clients that connect must wait."""
+    """The path of a Unix socket with a full queue, so that connecting clients must wait."""
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(socket.socket(socket.AF_UNIX))
         listening.bind(str(tmp_path / "full"))
@@ -159,7 +159,7 @@ def test_a_pending_connection_attempt_is_named(monkeypatch, full):
 
 
 @pytest.mark.usefixtures("little_grace")
-def test_a_greenlet_is_named_and_what_it_waits_in(kind):
+def test_a_greenlet_is_named_with_the_line_at_which_it_waits(kind):
     event = Event()
 
     def wait_for_ever():
@@ -175,7 +175,7 @@ def test_a_greenlet_is_named_and_what_it_waits_in(kind):
 
 
 @pytest.mark.usefixtures("little_grace")
-def test_greenlets_that_were_named_are_killed(kind):
+def test_greenlets_are_killed_after_they_are_named(kind):
     killed = []
 
     def wait_for_ever():
@@ -191,8 +191,8 @@ def test_greenlets_that_were_named_are_killed(kind):
     assert killed == [True, True]
 
 
-def test_in_memory_there_is_no_wait_for_things_that_cannot_end():
-    """In a separate program, since other threads could end them; with a hub that would run forever."""
+def test_in_memory_there_is_no_wait_if_nothing_can_end():
+    """The test runs in a separate program without other threads, which could end things.  Its hub would run forever."""
     program = """
 import time
 import ngi_gevent
@@ -209,13 +209,13 @@ except AssertionError as error:
     assert result.stdout == "True True\n", result.stderr
 
 
-def test_in_memory_a_greenlet_is_given_the_time_to_end_what_is_there():
+def test_in_memory_a_greenlet_gets_time_to_end_the_rest():
     with testing.nothing_left(testing.Implementation()) as implementation:
         gevent.spawn_later(0.05, implementation.listener(None, testing.Recorder).close)
 
 
 @pytest.mark.usefixtures("little_grace")
-def test_greenlets_of_handlers_are_found_and_others_are_not(kind):
+def test_only_greenlets_of_handlers_are_found(kind):
     event = Event()
     before = gevent.spawn(event.wait)
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()) as implementation:
@@ -236,7 +236,7 @@ def test_greenlets_of_handlers_are_found_and_others_are_not(kind):
 
 
 @pytest.mark.usefixtures("little_grace")
-def test_a_descriptor_is_named(kind):
+def test_an_open_descriptor_is_named(kind):
     kept = []
     with pytest.raises(AssertionError) as caught, testing.nothing_left(kind()):
         kept = [socket.socket(), open(os.devnull)]  # noqa: SIM115
@@ -250,7 +250,7 @@ def test_a_descriptor_is_named(kind):
         descriptor.close()
 
 
-def test_a_second_handle_close_is_a_problem():
+def test_a_second_handle_close_is_reported():
     class Twice(adapters.Base):
         def handle_close(self, connection, reason):
             super().handle_close(connection, reason)

@@ -1,4 +1,4 @@
-"""The lifecycle of a connection: the table, and what it owes under any sequence of events."""
+"""The lifecycle of a connection: its table, and the reasons that it owes after any sequence of events."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from ngi_gevent.core.lifecycle import (
 EVENTS = sorted({event for _, event in TRANSITIONS})
 BREAKS = BrokenPipeError("no reader")
 
-#: Events, each with the reason that goes with it.
+#: Events, each with its reason.
 events = st.sampled_from(EVENTS).map(lambda event: (event, BREAKS if event == OUTPUT_FAILED else f"for {event}"))
 
 
@@ -58,27 +58,27 @@ def after(*happened):
     return life
 
 
-def test_the_table_names_states_and_debts_that_there_are():
+def test_the_table_uses_all_states_and_debts_and_no_others():
     assert {state for state, _ in TRANSITIONS} | {state for state, _ in TRANSITIONS.values()} == set(STATES)
     assert {debt for _, debt in TRANSITIONS.values()} == {OWE, NOTHING, KEEP}
     constants = {value for name, value in vars(lifecycle).items() if name.isupper() and isinstance(value, str)}
     assert set(EVENTS) == constants - set(STATES) - {OWE, NOTHING, KEEP, END_OF_INPUT, STOPPED, ABORTED}
 
 
-def test_nothing_leads_back():
+def test_no_event_leads_back_to_an_earlier_state_except_the_handshake():
     order = {state: place for place, state in enumerate(STATES)}
     back = {pair for pair, (state, _) in TRANSITIONS.items() if order[state] < order[pair[0]]}
     assert back == {(OPEN, HANDSHAKE_BEGUN)}
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_the_application_can_always_end_it(state):
+def test_the_application_can_end_a_connection_in_every_state(state):
     assert TRANSITIONS[state, CLOSE][0] in (CLOSING, CLOSED)
     assert TRANSITIONS[state, ABORT][0] is CLOSED
 
 
 @pytest.mark.parametrize(("before", "event"), TRANSITIONS)
-def test_a_reason_is_owed_for_an_end_that_the_application_did_not_make(before, event):
+def test_a_reason_is_owed_for_an_end_that_the_application_did_not_cause(before, event):
     after, debt = TRANSITIONS[before, event]
     ends = after in (CLOSING, CLOSED) and before not in (CLOSING, CLOSED)
     if event in (CLOSE, ABORT):
@@ -120,7 +120,7 @@ def test_a_reason_is_owed_for_an_end_that_the_application_did_not_make(before, e
         ([(HANDSHAKE_BEGUN, None), (HANDSHAKE_DONE, None)], OPEN, None),
     ],
 )
-def test_the_ways_to_end(happened, state, reason):
+def test_each_end_has_its_state_and_its_reason(happened, state, reason):
     life = after(*happened)
     assert life.state is state
     assert life.owes_reason() == (reason is not None)
@@ -128,7 +128,7 @@ def test_the_ways_to_end(happened, state, reason):
     assert life.take_close_reason() is None
 
 
-def test_the_reasons_are_logged():
+def test_the_reason_is_logged_once():
     assert after((CLOSE, None)).take_log_reason() == "closed"
     assert after((ABORT, None)).take_log_reason() == "aborted"
     assert after((STOP, STOPPED), (ABORT, None)).take_log_reason() == STOPPED
@@ -137,7 +137,7 @@ def test_the_reasons_are_logged():
     assert [life.take_log_reason(), life.take_log_reason()] == [BREAKS, None]
 
 
-def test_another_thread_that_closes_is_believed_at_once():
+def test_a_close_from_another_thread_takes_effect_at_once():
     life = Lifecycle()
     life.closing_from_other_thread = True
     assert not life.is_open()
@@ -147,7 +147,7 @@ def test_another_thread_that_closes_is_believed_at_once():
     assert life.take_close_reason() is None
 
 
-def test_another_thread_that_ends_the_output_is_believed_at_once():
+def test_an_end_of_output_from_another_thread_takes_effect_at_once():
     life = Lifecycle()
     life.eof_from_other_thread = True
     assert life.is_open()
@@ -169,7 +169,7 @@ def test_input_is_delivered_after_sending_has_failed():
     assert life.delivers_input()
 
 
-def test_sending_that_failed_in_the_handshake_has_failed_after_it():
+def test_if_sending_fails_in_the_handshake_it_has_failed_afterwards():
     life = after((HANDSHAKE_BEGUN, None), (OUTPUT_FAILED, BREAKS))
     assert life.state is HANDSHAKE
     life.handle(HANDSHAKE_DONE)
@@ -178,13 +178,13 @@ def test_sending_that_failed_in_the_handshake_has_failed_after_it():
     assert life.delivers_input()
 
 
-def test_the_first_error_of_sending_is_kept():
+def test_the_first_error_on_sending_is_kept():
     life = after((CLOSE, None), (OUTPUT_FAILED, BREAKS), (OUTPUT_FAILED, OSError()))
     assert life.output_error is BREAKS
-    assert after((FAIL, BREAKS)).output_error is None  # the error is not about sending
+    assert after((FAIL, BREAKS)).output_error is None  # this error does not concern sending
 
 
-def test_it_is_live_until_it_has_ended():
+def test_a_connection_is_live_until_it_has_ended():
     life = Lifecycle()
     assert life.is_live()
     life.handle(HANDSHAKE_BEGUN)
@@ -194,7 +194,7 @@ def test_it_is_live_until_it_has_ended():
     assert not life.is_live()
 
 
-def test_it_is_gone_when_closed_and_the_callbacks_are_over():
+def test_a_connection_is_gone_when_it_is_closed_and_its_callbacks_have_returned():
     life = Lifecycle()
     life.callbacks_are_over = True
     assert not life.is_gone()
@@ -206,7 +206,7 @@ def test_it_is_gone_when_closed_and_the_callbacks_are_over():
     assert [life.finishes(), life.finishes()] == [True, False]
 
 
-def test_a_hub_that_has_gone_leaves_nothing_to_report():
+def test_an_abandoned_connection_has_nothing_to_report():
     life = after((INPUT_ENDED, END_OF_INPUT))
     life.abandon()
     assert life.is_gone()
@@ -215,7 +215,7 @@ def test_a_hub_that_has_gone_leaves_nothing_to_report():
 
 
 @given(st.lists(events))
-def test_any_events(happened):
+def test_any_sequence_of_events_follows_the_table(happened):
     life = Lifecycle()
     logged = 0
     for event, reason in happened:
@@ -244,8 +244,10 @@ def test_any_events(happened):
     assert told <= logged <= 1
 
 
-def test_the_drawing_has_the_transitions_of_the_table():
-    """Each arrow names its states, and the events in its label; what ends where it began is not drawn."""
+def test_the_drawing_shows_the_transitions_of_the_table():
+    """The arrows of the drawing name their states, and their labels name the events.  Events that keep the state have
+    no arrow.
+    """
     drawing = ElementTree.parse(pages.DOCS / "drawings" / "states.svg")
     drawn = {
         (text.attrib["data-from"], event, text.attrib["data-to"])

@@ -1,4 +1,4 @@
-"""Limits of listeners on sockets: how many connections, how long they may be idle, and what the system refuses."""
+"""Limits of listeners on sockets: the number of connections, how long they can be idle, and the system's own limits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Echo(Witness):
 
 
 def plain_client(address: Any, data: bytes = b"") -> socket.socket:
-    """A blocking socket, connected by the kernel alone; it has sent *data*, and all that it will."""
+    """Return a blocking socket that the kernel has connected.  If there is *data*, it has been sent, and the output has
+    ended.
+    """
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if len(address) == 4 else socket.AF_INET
     client = socket.socket(family)
     client.settimeout(20)
@@ -57,7 +59,7 @@ def plain_client(address: Any, data: bytes = b"") -> socket.socket:
 
 
 def answer(client: socket.socket, secure: bytes | None = None) -> bytes:
-    """All input that *client* receives, over TLS if *secure* is given. The hub serves it until then."""
+    """Return all input that *client* receives, over TLS if *secure* is given.  The hub runs until then."""
     return gevent.get_hub().threadpool.apply(_read_all, [client, secure])  # type: ignore[no-any-return]
 
 
@@ -84,16 +86,16 @@ def test_a_pause_is_two_log_entries_however_many_clients_come_and_go(simulated, 
     listener = simulated.listen(Echo, max_connections=2)
     clients = [simulated.client(listener)]
     assert lines(caplog) == []
-    for _ in range(40):  # each waits until the one before the last is gone
+    for _ in range(40):  # each client waits until the one before the last has gone
         clients.append(simulated.client(listener))
         clients[-1].connection.write(b"?")
         clients[-2].connection.abort()
         simulated.until(lambda: clients[-1].data)
-    clients += [simulated.client(listener), simulated.client(listener)]  # the last one has to wait
-    gevent.sleep(5.2 * acceptor.QUIET)  # while it is full, it is not over
+    clients += [simulated.client(listener), simulated.client(listener)]  # the last client must wait
+    gevent.sleep(5.2 * acceptor.QUIET)  # while the listener is full, the pause continues
     for client in clients:
         client.connection.abort()
-    clients = [simulated.client(listener) for _ in range(3)]  # for a moment, it is full again
+    clients = [simulated.client(listener) for _ in range(3)]  # for a moment, the listener is full again
     for client in clients:
         client.connection.abort()
     gevent.sleep(acceptor.QUIET)
@@ -104,10 +106,10 @@ def test_a_pause_is_two_log_entries_however_many_clients_come_and_go(simulated, 
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
-def test_a_program_that_waits_does_not_get_a_deadlock_error_while_its_listener_is_full(tcp):
+def test_waiting_is_not_a_deadlock_while_the_listener_is_full(tcp):
     class Silent(Witness):
         def connected(self, connection):
-            self.meet(connection)  # the server sets no handler, so that nothing is watched any more
+            self.meet(connection)  # the server sets no handler, so nothing is watched any more
 
     listener = tcp.listen(Silent, max_connections=1)
     with plain_client(listener.address):
@@ -117,7 +119,7 @@ def test_a_program_that_waits_does_not_get_a_deadlock_error_while_its_listener_i
 
 
 @pytest.mark.parametrize("close", ["close_wait", "close with a handler"])
-def test_who_connected_before_the_close_is_served(socket_stage, close):
+def test_clients_that_connected_before_the_close_are_served(socket_stage, close):
     if not socket_stage.has_threads:
         pytest.skip("a simulation has no plain sockets")
     listener = socket_stage.listen(Echo)
@@ -134,7 +136,7 @@ def test_who_connected_before_the_close_is_served(socket_stage, close):
         socket_stage.until(lambda: gone)
 
 
-def test_who_connected_before_the_close_is_served_as_far_as_there_is_room(tcp):
+def test_clients_that_connected_before_the_close_are_served_up_to_max_connections(tcp):
     listener = tcp.listen(Echo, max_connections=3)
     clients = [plain_client(listener.address, b"hello") for _ in range(5)]
     closing = gevent.spawn(listener.close_wait, 20)
@@ -156,7 +158,7 @@ def test_close_resets_connections_that_were_not_accepted(tcp):
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
-def test_a_connection_that_was_stopped_before_its_server_was_called_is_not_served(request, kind, caplog):
+def test_a_connection_stopped_before_its_server_is_called_is_not_served(request, kind, caplog):
     stage = request.getfixturevalue(kind)
     listener = stage.listen(Echo)
     clients = [plain_client(listener.address) for _ in range(5)]
@@ -172,7 +174,7 @@ def test_a_connection_that_was_stopped_before_its_server_was_called_is_not_serve
 
 
 def talk_to_idle(stage, server, seconds=30, first=b""):
-    """A peer that sends *first* and nothing more, and the server's witness of its connection."""
+    """Return a peer that sends *first* and nothing more, and the server's witness of its connection."""
     peer = stage.peer(stage.listen(server, idle_timeout=seconds))
     if first:
         peer.send(first)
@@ -183,11 +185,11 @@ def talk_to_idle(stage, server, seconds=30, first=b""):
 
 @pytest.fixture
 def since(simulated):
-    """The virtual seconds since a moment."""
+    """A function that returns the virtual seconds since a moment."""
     return lambda began: simulated.simulation.now() - began
 
 
-def test_a_silent_connection_is_closed_and_says_why(socket_stage):
+def test_a_silent_connection_is_closed_with_its_reason(socket_stage):
     class Greet(Witness):
         def connected(self, connection):
             super().connected(connection)
@@ -203,7 +205,7 @@ def test_a_silent_connection_is_closed_and_says_why(socket_stage):
     assert (served.trace, peer.received, peer.ended) == ([("close", served.closed)], b"hello", "end")
 
 
-def test_bytes_in_either_direction_keep_a_connection(simulated, since):
+def test_bytes_in_either_direction_keep_a_connection_open(simulated, since):
     began = clock.now()
     peers = [talk_to_idle(simulated, Witness)[0], simulated.peer(simulated.listeners[0])]
     simulated.until(lambda: len(simulated.served) == 2)
@@ -216,8 +218,10 @@ def test_bytes_in_either_direction_keep_a_connection(simulated, since):
     assert [len(served.data) for served in simulated.served] == [10, 0]
 
 
-def test_no_active_client_is_idle_after_a_stall(simulated):
-    """A handler blocks the process for longer than the idle timeout, and the others' requests arrive in this time."""
+def test_after_a_stall_no_active_client_is_idle(simulated):
+    """A handler blocks the process for longer than the idle timeout.  The other clients' requests arrive during this
+    time.
+    """
 
     class Server(Witness):
         def handle_input(self, connection, data):
@@ -236,12 +240,12 @@ def test_no_active_client_is_idle_after_a_stall(simulated):
     peers[0].send(b"stall")
     simulated.until(lambda: all(peer.ended or peer.received for peer in peers))
     assert [peer.received for peer in peers] == [b"answer"] * 3
-    simulated.until(lambda: all(served.closed for served in simulated.served))  # idle they are now
+    simulated.until(lambda: all(served.closed for served in simulated.served))  # from here on, the clients are idle
     assert {type(served.closed) for served in simulated.served} == {ngi_gevent.Timeout}
 
 
-def test_a_peer_that_takes_nothing_is_idle_though_it_has_sent_more(simulated, since):
-    """Its input is not wanted before it takes some of the output."""
+def test_a_peer_that_does_not_read_is_idle_although_it_has_sent_more(simulated, since):
+    """The server does not read this input until the peer reads some of the output."""
 
     class Answer(Witness):
         def handle_input(self, connection, data):
@@ -256,7 +260,7 @@ def test_a_peer_that_takes_nothing_is_idle_though_it_has_sent_more(simulated, si
     assert since(began) == pytest.approx(30, abs=0.1)
 
 
-def test_a_handshake_is_not_idle_but_a_connection_is_after_it(tls):
+def test_the_idle_timeout_starts_after_the_handshake(tls):
     def talk():
         with client_context().wrap_socket(client, server_hostname="localhost") as secure:
             secure.sendall(b"hello")
@@ -264,14 +268,14 @@ def test_a_handshake_is_not_idle_but_a_connection_is_after_it(tls):
 
     listener = tls.listen(Echo, idle_timeout=0.1)
     client = plain_client(listener.address)
-    gevent.sleep(0.12)  # handshake_timeout is for this limit
+    gevent.sleep(0.12)  # only handshake_timeout limits this pause
     assert gevent.get_hub().threadpool.apply(talk) == (b"HELLO", b"")
     tls.until(lambda: tls.served[0].closed)
     assert isinstance(tls.served[0].closed, ngi_gevent.Timeout)
 
 
 class Slow(Witness):
-    """Blocks in handle_input until it is released."""
+    """Blocks in handle_input until the test releases it."""
 
     def __init__(self, stage, connection=None):
         self.release = Event()
@@ -282,7 +286,7 @@ class Slow(Witness):
         self.release.wait()
 
 
-def test_a_connection_whose_handler_takes_its_time_is_not_idle(simulated, since):
+def test_a_connection_with_a_slow_handler_is_not_idle(simulated, since):
     _, served = talk_to_idle(simulated, Slow, first=b"x")
     gevent.sleep(100)
     assert served.data
@@ -291,10 +295,10 @@ def test_a_connection_whose_handler_takes_its_time_is_not_idle(simulated, since)
     served.release.set()
     simulated.until(lambda: served.closed)
     assert isinstance(served.closed, ngi_gevent.Timeout)
-    assert 25 < since(released) < 35  # the peer has its time once it is its turn
+    assert 25 < since(released) < 35  # the peer's time starts when its turn comes
 
 
-def test_a_connection_whose_iterator_takes_its_time_is_not_idle(simulated):
+def test_a_connection_with_a_slow_iterator_is_not_idle(simulated):
     def lines():
         yield b"first "
         gevent.sleep(100)
@@ -310,7 +314,7 @@ def test_a_connection_whose_iterator_takes_its_time_is_not_idle(simulated):
 
 
 @pytest.mark.parametrize("write", ["write", "writelines", "write in a slow handler"])
-def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_whole(simulated, since, write):
+def test_a_peer_that_does_not_read_is_idle_and_its_connection_is_reset(simulated, since, write):
     class Answer(Slow):
         def handle_input(self, connection, data):
             if write == "writelines":
@@ -327,7 +331,7 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
     served = simulated.served[0]
     assert served.connection
     gevent.sleep(2)
-    assert not served.connection  # as soon as the idle timeout of a silent one
+    assert not served.connection  # the idle timeout is as long as for a silent peer
     served.release.set()
     simulated.until(lambda: served.closed and served.connection._lifecycle.is_gone())
     assert isinstance(served.closed, ngi_gevent.Timeout)
@@ -337,7 +341,7 @@ def test_a_peer_that_takes_nothing_is_idle_and_does_not_get_half_of_it_for_the_w
     assert peer.ended == "broken"
 
 
-#: Bytes that the kernels of two hosts take at once.
+#: Bytes that the kernels of the two hosts accept at once.
 SIZE = RECEIVE_BUFFER + SEND_BUFFER
 
 
@@ -376,7 +380,7 @@ def test_a_closed_connection_is_not_idle_while_its_output_is_delivered(simulated
 
 
 @pytest.mark.parametrize("why", ["no handler", "paused", "input has ended"])
-def test_a_peer_that_owes_nothing_is_not_idle(simulated, why):
+def test_a_peer_that_is_not_expected_to_send_or_read_is_not_idle(simulated, why):
     class Quiet(Witness):
         def connected(self, connection):
             self.meet(connection) if why == "no handler" else super().connected(connection)
@@ -399,9 +403,9 @@ def test_a_peer_that_owes_nothing_is_not_idle(simulated, why):
     assert isinstance(served.closed, ngi_gevent.Timeout)
 
 
-def test_an_iterable_that_waits_does_not_excuse_a_peer_that_takes_nothing(simulated, since):
+def test_an_iterable_that_waits_does_not_excuse_a_peer_that_does_not_read(simulated, since):
     def lines():
-        while not served.connection._transport.queued_output():  # the kernel has output that the peer does not take
+        while not served.connection._transport.queued_output():  # the kernel has output that the peer does not read
             yield b"x" * 65536
             gevent.sleep(0.01)
         Event().wait()
@@ -416,7 +420,7 @@ def test_an_iterable_that_waits_does_not_excuse_a_peer_that_takes_nothing(simula
     assert 30 < since(began) < 31
 
 
-def test_a_connection_that_is_gone_leaves_no_timer_behind(tcp):
+def test_an_ended_connection_leaves_no_timer(tcp):
     client, served = tcp.talk(idle_timeout=1000)
     connection = weakref.ref(served.connection)
     client.connection.close()
@@ -430,23 +434,23 @@ def test_a_connection_that_is_gone_leaves_no_timer_behind(tcp):
     assert connection() is None
 
 
-def test_a_limit_of_almost_no_time_is_noticed(simulated):
+def test_a_very_short_timeout_takes_effect(simulated):
     simulated.peer(simulated.listen(idle_timeout=1e-7))
     simulated.until(lambda: simulated.served and simulated.served[0].closed)
     assert isinstance(simulated.served[0].closed, ngi_gevent.Timeout)
 
 
-def test_no_limit_costs_nothing(tcp):
+def test_without_a_timeout_sockets_are_called_directly(tcp):
     client, served = tcp.talk()
     transport = served.connection._transport
     assert transport.recv == transport.socket._sock.recv
     assert transport.send == transport.socket._sock.send
 
 
-# What the system has no more of.
+# Exhausted resources of the system.
 
 
-#: A server whose process runs out of descriptors when it has ten connections, until the test allows more.
+#: A server that runs out of descriptors at ten connections, until the test allows more.
 LIMITED = """
 import json, logging, os, resource, signal, sys, time
 import gevent, ngi_gevent
@@ -484,7 +488,7 @@ print(used, flush=True)
 
 
 class Limited:
-    """That server, in a separate process."""
+    """The server from the text above, in a separate process."""
 
     def __init__(self, options: dict[str, float]) -> None:
         self.process = subprocess.Popen(
@@ -502,11 +506,11 @@ class Limited:
         return socket.create_connection(self.address, timeout=20)
 
     def read_log(self) -> None:
-        """Wait for a line in its log."""
+        """Wait for a line in the server's log."""
         self.log.append(self.process.stderr.readline().rstrip("\n"))
 
     def end(self) -> tuple[float, list[str]]:
-        """The seconds of processor time that it used while it served, and the lines in its log."""
+        """Stop the server.  Return its processor time while it served, in seconds, and its log lines."""
         self.process.terminate()
         out, err = self.process.communicate(timeout=30)
         assert self.process.returncode == 0, err
@@ -524,13 +528,15 @@ def limited(**options: float) -> Iterator[Limited]:
 
 
 def is_served(client: socket.socket) -> bool:
-    """Whether *client* gets an answer."""
+    """Return whether *client* gets an answer."""
     client.sendall(b"?")
     return client.recv(1) == b"?"
 
 
 def out_of_descriptors(server: Limited, clients: contextlib.ExitStack) -> tuple[list[socket.socket], socket.socket]:
-    """As many clients as *server* has descriptors for, which are served, and one more, which is not."""
+    """Connect clients until *server* has no descriptors left.  Return those that are served, and one more that is
+    not.
+    """
     served = []
     while True:
         client = clients.enter_context(server.connect())
@@ -547,7 +553,7 @@ END = "WARNING ngi_gevent.listener listener on ('127.0.0.1', {}) accepts connect
 
 
 def check_recovery(server: Limited, served: list[socket.socket], waiting: socket.socket, seconds: float) -> None:
-    """There is room again: each waiting client is served within *seconds*, and open connections have continued."""
+    """Check that the waiting client is served within *seconds*, and that open connections still work."""
     began = time.monotonic()
     waiting.settimeout(20)
     assert waiting.recv(1) == b"?"
@@ -560,18 +566,18 @@ def check_recovery(server: Limited, served: list[socket.socket], waiting: socket
     assert used < 0.7
 
 
-def test_out_of_descriptors_until_there_are_more():
+def test_out_of_descriptors_until_the_limit_is_raised():
     with limited(last_retry=0.08) as server, contextlib.ExitStack() as clients:
         served, waiting = out_of_descriptors(server, clients)
         assert len(served) in (9, 10)  # another part of the process may use one more
-        time.sleep(0.2)  # several tries, the last of them 0.08 seconds apart
+        time.sleep(0.2)  # long enough for several attempts, the last of them 0.08 seconds apart
         for client in served:
             assert is_served(client)
         server.process.send_signal(signal.SIGUSR1)
         check_recovery(server, served, waiting, 1)
 
 
-def test_out_of_descriptors_until_one_of_its_connections_is_gone():
+def test_out_of_descriptors_until_a_connection_has_ended():
     with limited(retry=30) as server, contextlib.ExitStack() as clients:
         served, waiting = out_of_descriptors(server, clients)
         served.pop().close()
@@ -579,7 +585,7 @@ def test_out_of_descriptors_until_one_of_its_connections_is_gone():
 
 
 def test_accepting_resumes_without_waiting_clients_and_two_entries_are_logged(simulated, caplog):
-    """The process is out of descriptors for a minute, and tries again at least twice a second."""
+    """The process is out of descriptors for a minute, and the listener tries again at least twice a second."""
     server, clients = simulated.simulation.host("server", max_descriptors=12), []
     address = server.listener(("server", 80), simulated.server(Echo), max_connections=20).address
     for _ in range(12):
@@ -616,7 +622,7 @@ def test_the_default_leaves_descriptors_for_handlers(simulated, caplog):
     server.close()
 
 
-def test_where_descriptors_are_not_limited_connections_are_not(monkeypatch):
+def test_if_descriptors_are_not_limited_connections_are_not_limited(monkeypatch):
     unlimited = resource.RLIM_INFINITY
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (unlimited, unlimited))
     assert acceptor.default_max_connections(Network()) == sys.maxsize
@@ -644,7 +650,7 @@ def faulty_listener(stage: Any, errors: list[int]) -> Any:
 
 
 @pytest.mark.parametrize("error", [errno.ECONNABORTED, errno.EPROTO])
-def test_a_connection_that_is_gone_before_it_is_accepted_does_not_affect_others(tcp, caplog, capfd, error):
+def test_a_connection_that_ends_before_it_is_accepted_does_not_affect_others(tcp, caplog, capfd, error):
     listener = faulty_listener(tcp, [error] * 3)
     echo = tcp.client(listener)
     echo.connection.write(b"hello")
@@ -654,7 +660,7 @@ def test_a_connection_that_is_gone_before_it_is_accepted_does_not_affect_others(
 
 
 @pytest.mark.parametrize("error", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM])
-def test_accepting_is_tried_again_where_the_system_refuses(simulated, caplog, capfd, error):
+def test_the_listener_tries_again_if_the_system_refuses_to_accept(simulated, caplog, capfd, error):
     def accept():
         if refusals:
             raise OSError(error, os.strerror(refusals.pop()))
@@ -679,7 +685,7 @@ def test_accepting_is_tried_again_where_the_system_refuses(simulated, caplog, ca
     assert capfd.readouterr().err == ""
 
 
-def test_a_socket_that_listens_no_more_ends_its_listener_but_no_connection(tcp, caplog, capfd):
+def test_a_socket_that_no_longer_listens_ends_its_listener_but_no_connection(tcp, caplog, capfd):
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     listener = tcp.implementation.listener(sock, tcp.server(Echo))

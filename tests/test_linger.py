@@ -1,4 +1,4 @@
-"""From closing to closed: the input that a connection discards, the events that it waits for, and those it detects."""
+"""From closing to closed: the input that a closed connection discards, and the events that it waits for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ngi_gevent.testing.contract.simulated import BlockingSocket
 
 
 class Waiting(Witness):
-    """Answers with an iterator that waits forever, and records when it is released."""
+    """Answers with an iterator that waits forever, and records when it is closed."""
 
     released = False
 
@@ -40,7 +40,7 @@ class Waiting(Witness):
 
 
 @pytest.mark.parametrize("ended_by", ["the peer", "both"])
-def test_a_peer_that_finishes_and_then_resets_is_noticed_while_an_iterator_waits(simulated, ended_by):
+def test_a_peer_that_finishes_and_then_resets_is_detected_while_an_iterator_waits(simulated, ended_by):
     peer = simulated.peer(simulated.listen(Waiting, max_connections=1))
     peer.send(b"close" if ended_by == "both" else b"x")
     peer.finish()
@@ -55,10 +55,10 @@ def test_a_peer_that_finishes_and_then_resets_is_noticed_while_an_iterator_waits
     simulated.until(lambda: served.released and served.gone)
     assert simulated.simulation.now() - reset_at <= linger.CHECK_INTERVAL
     assert served.closed == (None if ended_by == "both" else "end of input")
-    assert simulated.client(simulated.listeners[0]).connection  # there is room for another
+    assert simulated.client(simulated.listeners[0]).connection  # the listener has room for another client
 
 
-def test_a_peer_that_finishes_and_waits_is_not_taken_for_one_that_has_gone(simulated):
+def test_a_peer_that_finishes_and_waits_is_not_considered_gone(simulated):
     go_on = Event()
 
     class Server(Witness):
@@ -74,7 +74,7 @@ def test_a_peer_that_finishes_and_waits_is_not_taken_for_one_that_has_gone(simul
     peer.send(b"x")
     peer.finish()
     peer.read()
-    gevent.sleep(20.5)  # twenty checks
+    gevent.sleep(20.5)  # time for twenty checks
     go_on.set()
     simulated.until(lambda: peer.ended)
     assert (peer.received, peer.ended) == (b"firstlast", "end")
@@ -94,7 +94,9 @@ def logged_resets(caplog):
 
 
 def test_the_input_that_a_closed_connection_discards_is_bounded(simulated, caplog):
-    """A peer that sends without end is throttled, and reset in the end, which is logged: it may lose the answer."""
+    """A peer that sends endlessly is throttled, and reset in the end.  This is logged, because the peer may lose the
+    answer.
+    """
     caplog.set_level("INFO", logger="ngi_gevent.connection")
     listener = simulated.listen(Goodbye)
     peer, began, sent = simulated.peer(listener).socket, simulated.simulation.now(), 0
@@ -127,8 +129,8 @@ def test_a_peer_that_has_stopped_sending_is_not_reset(simulated, caplog, linger_
     assert logged_resets(caplog) == []
 
 
-def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(simulated):
-    """It goes on for longer than a closed connection waits for input."""
+def test_a_large_upload_that_was_answered_early_is_discarded_to_its_end(simulated):
+    """The upload takes longer than a closed connection waits for input."""
     peer = simulated.peer(simulated.listen(Goodbye)).socket
     for _ in range(25):
         peer.sendall(bytes(10_000))
@@ -139,8 +141,8 @@ def test_a_large_upload_that_was_answered_early_is_discarded_until_it_is_over(si
     assert simulated.served[0].closed is None
 
 
-def test_discarding_pauses_after_much_input_and_then_goes_on(simulated):
-    """The end is noticed only if what comes before it is discarded."""
+def test_discarding_pauses_after_much_input_and_then_continues(simulated):
+    """The connection detects the end of input only if it discards the input before the end."""
     peer = simulated.peer(simulated.listen(Goodbye))
     peer.send(b"x")
     peer.read()
@@ -152,7 +154,7 @@ def test_discarding_pauses_after_much_input_and_then_goes_on(simulated):
     assert simulated.simulation.now() - began == pytest.approx(4 * linger.DISCARD_PAUSE, abs=0.01)
 
 
-def test_a_peer_that_resets_ends_the_discarding(tcp, capfd):
+def test_a_reset_by_the_peer_ends_the_discarding(tcp, capfd):
     peer = tcp.peer(tcp.listen(Goodbye, linger_timeout=None))
     peer.send(b"x")
     peer.read()
@@ -162,8 +164,8 @@ def test_a_peer_that_resets_ends_the_discarding(tcp, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(simulated):
-    """It takes nothing for longer than a closed connection waits for input."""
+def test_a_peer_that_first_sends_and_then_reads_gets_its_whole_answer(simulated):
+    """Before it reads, it sends for longer than a closed connection waits for input."""
 
     class Answer(Witness):
         def handle_input(self, connection, data):
@@ -182,7 +184,9 @@ def test_a_peer_that_first_sends_and_then_reads_gets_all_of_its_answer(simulated
 
 @pytest.mark.parametrize("first", ["the closed connection", "the other"])
 def test_a_connection_that_another_handler_closes_in_the_turn_of_its_input_discards_it(tcp, first):
-    """Its own handler is blocked. The dispatcher must not mistake the linger's watcher for the greenlet's."""
+    """The connection's own handler is blocked.  The dispatcher must not mistake the linger's watcher for the
+    greenlet's.
+    """
 
     class Server(Witness):
         def handle_input(self, connection, data):
@@ -201,7 +205,7 @@ def test_a_connection_that_another_handler_closes_in_the_turn_of_its_input_disca
         peer.sendall(b"block")
         tcp.until(lambda: len(tcp.served) == 2 and any(served.data for served in tcp.served))
         blocked = next(served for served in tcp.served if served.data)
-        gevent.sleep(0.001)  # a turn with no input, after which epoll reports the two in the order of their input
+        gevent.sleep(0.001)  # a turn without input, after which epoll reports both sockets in the order of their input
         sending = [(peer, b"more"), (other, b"close")]
         for sock, data in sending if first == "the closed connection" else reversed(sending):
             sock.sendall(data)
@@ -214,8 +218,8 @@ def test_a_connection_that_another_handler_closes_in_the_turn_of_its_input_disca
     tcp.until(lambda: blocked.gone)
 
 
-def test_no_memory_to_discard_input_with_ends_the_connection(tcp, capfd):
-    """It would be met again with every turn of the loop."""
+def test_if_memory_is_too_short_to_discard_input_the_connection_ends(tcp, capfd):
+    """Otherwise the error would occur again in every turn of the loop."""
 
     def no_memory(size):
         raise MemoryError
@@ -231,7 +235,9 @@ def test_no_memory_to_discard_input_with_ends_the_connection(tcp, capfd):
 
 
 def closed_with(stage, iterable, close):
-    """Have a server write *iterable* and close its connection, then *close* what has the connection."""
+    """Make a server write *iterable* and close its connection, then call *close*.  Return the peer, and an event for
+    the end.
+    """
 
     def serve(connection):
         connection.when_closed(gone.set)
@@ -249,8 +255,10 @@ def closed_with(stage, iterable, close):
 
 
 @pytest.mark.parametrize("what", ["listener", "implementation"])
-def test_an_iterable_that_yields_nothing_does_not_outlive_its_listener(simulated, what):
-    """It is closed on a greenlet that can block, and the peer learns that the answer is cut."""
+def test_an_iterable_that_yields_nothing_ends_with_its_listener(simulated, what):
+    """It is closed on a greenlet that can block, and the peer's connection is reset, because the answer is
+    incomplete.
+    """
     ended = Event()
 
     def hang():
@@ -272,7 +280,7 @@ def test_an_iterable_that_yields_nothing_does_not_outlive_its_listener(simulated
     assert (peer.received, peer.ended) == (b"first", "broken")
 
 
-def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_closed(simulated):
+def test_an_iterable_that_continues_to_yield_is_delivered_after_its_listener_was_closed(simulated):
     def trickle():
         for _ in range(4):
             gevent.sleep(29)
@@ -286,14 +294,14 @@ def test_an_iterable_that_goes_on_yielding_is_delivered_after_its_listener_was_c
     assert (peer.received, peer.ended) == (b"xxxxthe last", "end")
 
 
-def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_that_lingers(tcp):
+def test_a_listener_closes_although_another_thread_has_just_aborted_a_lingering_connection(tcp):
     listener = tcp.listen()
     peers = [tcp.peer(listener) for _ in range(2)]
     tcp.until(lambda: len(tcp.served) == 2)
     tcp.served[1].connection.close()
     other_thread = threading.Thread(target=tcp.served[1].connection.abort)
     other_thread.start()
-    other_thread.join()  # without a turn: the call is made when the listener stops the first connection
+    other_thread.join()  # the loop has not run: the call is made when the listener stops the first connection
     listener.close()
     for peer in peers:
         peer.close()
@@ -302,7 +310,7 @@ def test_a_listener_closes_though_another_thread_has_just_aborted_a_connection_t
 
 
 @pytest.mark.parametrize("waits_for", ["the peer", "the end of a pause", "an iterable"])
-def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
+def test_the_timer_ends_with_the_connection(tcp, monkeypatch, waits_for):
     monkeypatch.setattr(linger, "DISCARD_PAUSE", 1000)
     monkeypatch.setattr(linger, "DISCARD_SIZE", 1)
     go_on = Event()
@@ -344,7 +352,7 @@ def test_no_timer_outlives_the_connection(tcp, monkeypatch, waits_for):
 
 
 def served_without_a_reader(implementation):
-    """Have a server write much and close; return its address, and a flag that it sets then."""
+    """Listen with a server that writes much and closes.  Return the address, and a flag that is then set."""
 
     def serve(connection):
         connection.write(bytes(10_000_000))
@@ -355,8 +363,8 @@ def served_without_a_reader(implementation):
     return implementation.listener(None, serve).address, served
 
 
-def test_the_end_of_a_with_statement_does_not_wait_for_a_peer_that_takes_nothing(simulated):
-    """Its connection is reset, so that it does not take a part of the answer for all of it."""
+def test_the_end_of_a_with_statement_does_not_wait_for_a_peer_that_does_not_read(simulated):
+    """The connection is reset, so that the peer does not mistake a part of the answer for all of it."""
     with simulated.make() as implementation:
         address, served = served_without_a_reader(implementation)
         peer = BlockingSocket(implementation, address)
@@ -369,7 +377,7 @@ def test_the_end_of_a_with_statement_does_not_wait_for_a_peer_that_takes_nothing
     peer.close()
 
 
-def test_the_end_of_a_with_statement_of_a_thread_does_not_wait_for_a_peer_that_takes_nothing(monkeypatch):
+def test_the_end_of_a_with_statement_of_a_thread_does_not_wait_for_a_peer_that_does_not_read(monkeypatch):
     for module in linger, hub_registry:
         monkeypatch.setattr(module, "SEND_TIMEOUT", 0.05)
     monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.01)
@@ -384,7 +392,7 @@ def test_the_end_of_a_with_statement_of_a_thread_does_not_wait_for_a_peer_that_t
 
 
 class Clockwork:
-    """A connection, its output, its loop and its transport, for a linger whose time is moved by hand."""
+    """Replaces a linger's connection, output, loop and transport.  The test sets the time."""
 
     linger_timeout = 20
     peer_address = "the peer"
@@ -417,12 +425,12 @@ class Clockwork:
         self.events.append(event)
 
 
-def test_a_linger_takes_thirty_seconds_at_most_whatever_its_timeout(monkeypatch):
+def test_a_linger_takes_at_most_thirty_seconds_whatever_its_timeout(monkeypatch):
     works = Clockwork()
     monkeypatch.setattr(clock, "now", works.now)
     linger.Linger(works, works, works, works).wait_for_peer()
     works.time = 20
-    works.expire()  # there is input
+    works.expire()  # at this moment, there is input
     assert (works.timers, works.events) == ([20, 10], [])
     works.time = 30
     works.expire()

@@ -1,4 +1,6 @@
-"""Random lives of connections in the simulation: no rule is broken under any seed; and what they have found."""
+"""Random lives of connections in the simulation: no seed may break a rule.  Errors that they found have separate
+tests.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,10 @@ def write_to_one_that_does_not_read(simulation):
     return served, reader
 
 
-def test_output_that_the_kernel_has_is_not_lost_if_the_peer_does_not_read_for_a_while_and_goes_on_sending():
-    """Seed 210 of the lives.  The linger took a second without input for the end, though the kernel had output left."""
+def test_output_in_the_kernel_is_not_lost_if_the_peer_sends_more_before_it_reads():
+    """Seed 210 of the lives found this.  The linger considered a second without input the end, although the kernel had
+    output.
+    """
     with Simulation() as simulation:
         served, reader = write_to_one_that_does_not_read(simulation)
         served.connection.close()
@@ -47,7 +51,7 @@ def test_output_that_the_kernel_has_is_not_lost_if_the_peer_does_not_read_for_a_
         assert len(reader.data) == 200_000
 
 
-def test_the_kernel_goes_on_delivering_once_the_peer_has_taken_nothing_for_half_a_minute():
+def test_the_kernel_still_delivers_if_the_peer_has_not_read_for_half_a_minute():
     with Simulation() as simulation:
         served, reader = write_to_one_that_does_not_read(simulation)
         began = simulation.now()

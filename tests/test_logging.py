@@ -1,4 +1,4 @@
-"""The log: an entry for each event, at its level, from its logger; none for a message; none that a peer can forge."""
+"""The log: one entry per event, with its level and logger; no entries per message, and none that a peer can forge."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Echo(Witness):
 
 @pytest.fixture
 def lines(caplog):
-    """What was logged at a level, and above: the name of the logger, after ``ngi_gevent.``, the level, the message."""
+    """A function that returns the entries from a level on: the logger without ``ngi_gevent.``, the level, and the
+    message.
+    """
 
     def lines(level=logging.DEBUG):
         return [
@@ -48,7 +50,7 @@ def lines(caplog):
     return lines
 
 
-def test_the_life_of_a_connection(tcp, lines):
+def test_the_life_of_a_connection_is_logged(tcp, lines):
     listener = tcp.listen(Echo)
     client = tcp.client(listener)
     for _ in range(10):
@@ -59,7 +61,7 @@ def test_the_life_of_a_connection(tcp, lines):
     tcp.until(lambda: tcp.served[0].closed)
     listener.close()
     server, client = server.peer_address, client.connection.peer_address
-    # The listener of an earlier test can still be closing, on the thread of its hub.
+    # The listener of an earlier test may still be closing, on the thread of its hub.
     own = [line for line in lines() if repr(client) in line[2] or repr(server) in line[2]]
     assert sorted(own) == sorted(
         [
@@ -73,7 +75,7 @@ def test_the_life_of_a_connection(tcp, lines):
     )
 
 
-def test_one_that_is_aborted_and_one_that_is_reset(tcp, lines):
+def test_an_abort_and_the_reset_at_the_peer_are_logged(tcp, lines):
     client = tcp.client(tcp.listen(Echo))
     client.connection.abort()
     tcp.until(lambda: tcp.served and tcp.served[0].closed)
@@ -85,7 +87,7 @@ def test_one_that_is_aborted_and_one_that_is_reset(tcp, lines):
     assert isinstance(tcp.served[0].closed, ConnectionResetError)
 
 
-def test_a_failed_connect(tcp, lines):
+def test_a_failed_connection_attempt_is_logged(tcp, lines):
     client = Witness(tcp)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -100,7 +102,7 @@ def test_a_failed_connect(tcp, lines):
         ]
 
 
-def test_limits_are_logged_by_default_at_level_info(simulated, lines):
+def test_limits_are_logged_at_level_info_by_default(simulated, lines):
     listener = simulated.listen(Echo, idle_timeout=60)
     simulated.client(listener)
     simulated.until(lambda: simulated.served and simulated.served[0].closed)
@@ -159,7 +161,7 @@ def test_output_that_the_peer_did_not_read_is_logged(simulated, lines):
     )
 
 
-def test_a_raising_handler_is_one_line_and_its_traceback(tcp, caplog):
+def test_an_exception_of_a_handler_is_one_line_and_its_traceback(tcp, caplog):
     class Raising(Witness):
         def handle_input(self, connection, data):
             raise ValueError("no")
@@ -178,7 +180,7 @@ def test_a_raising_handler_is_one_line_and_its_traceback(tcp, caplog):
 FORGED = "x\nERROR root: all is lost \x1b[2J"
 
 
-def test_the_name_of_a_unix_socket_forges_nothing(tcp, lines, tmp_path):
+def test_the_path_of_a_unix_socket_cannot_forge_log_entries(tcp, lines, tmp_path):
     listener = tcp.implementation.listener(str(tmp_path / "listening"), tcp.server(Echo))
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(tmp_path / FORGED))
@@ -206,7 +208,7 @@ def test_input_of_a_client_without_tls_cannot_forge_log_entries(tcp, lines):
     peer.close()
 
 
-def test_udp_listeners(tcp, lines):
+def test_the_life_of_a_udp_listener_is_logged(tcp, lines):
     listener = tcp.implementation.udp_listener(None, print)
     listener.close()
     assert lines() == [
@@ -215,7 +217,7 @@ def test_udp_listeners(tcp, lines):
     ]
 
 
-def test_a_debugger_shows_what_matters_of_a_connection_and_its_listener(stage):
+def test_the_repr_of_a_connection_and_its_listener_shows_their_state(stage):
     listener = stage.listen()
     peer = stage.peer(listener)
     stage.until(lambda: stage.served)
@@ -239,7 +241,7 @@ def test_the_pending_work_of_wait_is_named(tcp):
 
 
 def lines_on_the_page():
-    """The lines that the page on logging has: of which logger, and at which levels."""
+    """Return the log lines on the page about logging, with their loggers and levels."""
     shown, logger = {}, ""
     for row in (pages.DOCS / "how_to" / "logging.md").read_text().splitlines():
         if found := re.fullmatch(r"\| (?:`(ngi_gevent\.\w+)` )?\| ([A-Z, ]+) \| (.*) \|", row):
@@ -249,7 +251,7 @@ def lines_on_the_page():
 
 
 def without_values(line):
-    """A line of the page, with an ellipsis for each value."""
+    """Return a line of the page, with an ellipsis for each value."""
     return re.sub(r"\b(?!PROXY\b)[A-Z]{4,}\b", "…", line)
 
 
@@ -257,17 +259,17 @@ METHODS = {"debug", "info", "warning", "error", "log"}
 
 
 def lines_in_the_source():
-    """What loggers are called with in the package."""
+    """Yield the log lines in the package's source, with their loggers and levels."""
     for line, (logger, level, _) in calls_in_the_source():
         yield line, (logger, level)
 
 
 def calls_in_the_source():
-    """The same, and whether there is a rate limit."""
+    """Yield the same, and whether there is a rate limit."""
     for found in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent."):
         if found.name.startswith("ngi_gevent.testing"):
             continue
-        spec = found.module_finder.find_spec(found.name)  # not an import, which can need an extra
+        spec = found.module_finder.find_spec(found.name)  # an import could need an extra
         for call in ast.walk(ast.parse(Path(spec.origin).read_text())):
             match call:
                 case ast.Call(func=ast.Attribute(ast.Attribute(ast.Name("logs"), name), method)) if method in METHODS:
@@ -307,24 +309,25 @@ def test_a_reason_that_quotes_much_input_of_the_peer_is_cut(tcp, lines):
     assert len(message) < 300
 
 
-# A log is handled by foreign code.
+# Log handlers are foreign code.
 
 
 class Collector(logging.Handler):
-    """Does what a test asks with each record, as a handler may that sends them somewhere."""
+    """Calls a test's function with each record, as a handler that sends records elsewhere may."""
 
     def __init__(self, do):
         super().__init__()
         self.do = do
 
-    def handle(self, record):  # where the lock of a handler is waited for; what is raised here is not caught by logging
+    # In this method, logging handlers wait for their locks, and logging does not catch exceptions.
+    def handle(self, record):
         self.do(record)
         return True
 
 
 @pytest.fixture
 def collect():
-    """A function that calls another one with each record of the package, from DEBUG on."""
+    """A function that registers another one, which then gets each record of the package from DEBUG on."""
     logger = logging.getLogger("ngi_gevent")
     before = logger.level
     collectors = []
@@ -341,11 +344,11 @@ def collect():
 
 
 def wait_a_turn(record):
-    """As for a lock that another greenlet has; on the hub, gevent refuses that."""
+    """Wait as for a lock that another greenlet holds.  On the hub, gevent refuses this."""
     gevent.sleep(0)
 
 
-def test_a_log_that_waits_costs_no_connection_and_no_listener(simulated, collect):
+def test_a_log_that_waits_ends_no_connection_and_no_listener(simulated, collect):
     collect(wait_a_turn)
     listener = simulated.listen(Echo, idle_timeout=60)
     clients = [simulated.client(listener) for _ in range(3)]
@@ -364,8 +367,8 @@ def test_a_log_that_waits_costs_no_connection_and_no_listener(simulated, collect
         BlockingSocket(simulated.implementation, listener.address)
 
 
-def test_a_log_that_waits_loses_no_end_that_is_met_on_the_hub(tcp, collect, monkeypatch):
-    """Reading stops at the hub's end, too: if the kernel accepts no more, and if other threads call."""
+def test_a_log_that_waits_does_not_hide_an_end_that_the_hub_detects(tcp, collect, monkeypatch):
+    """The hub also detects an end if the kernel accepts no more output, or another thread calls."""
     monkeypatch.setattr(linger, "SEND_TIMEOUT", 0.05)
     collect(wait_a_turn)
     tcp.peer(tcp.listen())
@@ -376,7 +379,7 @@ def test_a_log_that_waits_loses_no_end_that_is_met_on_the_hub(tcp, collect, monk
     tcp.until(lambda: tcp.served[0].gone)
 
 
-def test_a_log_that_writes_to_the_connection_it_reports_meets_the_limit_once(tcp, collect):
+def test_a_log_that_writes_to_the_logged_connection_reaches_the_limit_once(tcp, collect):
     def write(record):
         for served in tcp.served:
             if served.connection:
@@ -393,7 +396,7 @@ def test_a_log_that_writes_to_the_connection_it_reports_meets_the_limit_once(tcp
     assert isinstance(tcp.served[0].closed, ngi_gevent.LimitExceeded)
 
 
-def test_a_log_that_raises_costs_no_handler_its_end(tcp, collect, capfd):
+def test_a_log_that_raises_does_not_prevent_handle_close(tcp, collect, capfd):
     def raise_at_the_end(record):
         if "ended" in record.getMessage():
             raise RuntimeError("the log is full")
@@ -412,13 +415,13 @@ def raise_error(record):
 
 @pytest.fixture(params=["handler", "filter"])
 def broken_log(request, collect):
-    """A log whose handler, or filter, raises for every record."""
+    """A log whose handler or filter raises for every record."""
     if request.param == "handler":
         collect(raise_error)
         yield
         return
     loggers = [logging.getLogger(f"ngi_gevent.{name}") for name in ("connection", "listener", "datagram")]
-    collect(lambda record: None)  # it sets the level
+    collect(lambda record: None)  # this sets the level
     for logger in loggers:
         logger.addFilter(raise_error)
     yield
@@ -428,7 +431,7 @@ def broken_log(request, collect):
 
 @pytest.mark.usefixtures("broken_log")
 def test_a_log_that_raises_changes_nothing(stage, capfd):
-    """About a connection, or a listener of either kind, from its beginning to its end."""
+    """The test covers a connection, and a listener of either kind, from beginning to end."""
 
     class Raising(Witness):
         def handle_input(self, connection, data):
@@ -445,7 +448,7 @@ def test_a_log_that_raises_changes_nothing(stage, capfd):
         raise ValueError(data)
 
     received = []
-    listener = stage.listen(Raising, max_connections=1)  # the test must detect that a slot is lost
+    listener = stage.listen(Raising, max_connections=1)  # with this limit, the test detects a lost slot
     for _ in range(3):
         peer = stage.peer(listener)
         peer.send(b"hello")
@@ -466,7 +469,7 @@ def test_a_log_that_raises_changes_nothing(stage, capfd):
 
 
 @pytest.mark.usefixtures("broken_log")
-def test_a_log_that_raises_keeps_no_slot_of_a_failed_handshake(tcp):
+def test_if_the_log_raises_a_failed_handshake_still_frees_its_slot(tcp):
     listener = tcp.listen(Echo, ssl_context=server_context(), max_connections=1)
     for _ in range(2):
         peer = tcp.peer(listener)
@@ -494,8 +497,8 @@ def test_errors_of_the_log_need_no_standard_error(tcp, monkeypatch, stderr):
 
 
 @pytest.mark.parametrize("words", ["handle_input raised", "handle_close raised", "ended"])
-def test_a_greenlet_that_is_ended_while_the_log_blocks_keeps_no_slot(tcp, collect, words):
-    """As a Timeout does that a handler has left behind: it is not for the log, and goes its way."""
+def test_if_a_greenlet_is_ended_while_the_log_blocks_its_slot_is_freed(tcp, collect, words):
+    """A Timeout that a handler did not cancel can do this.  It does not concern the log, so it must propagate."""
 
     def end(record):
         if words in record.getMessage():
@@ -519,7 +522,7 @@ def test_a_greenlet_that_is_ended_while_the_log_blocks_keeps_no_slot(tcp, collec
 
 
 class Odd(Exception):
-    """Shows itself as an attacker would like to."""
+    """An exception whose text is an attempt to forge a log entry."""
 
     def __str__(self):
         return FORGED
@@ -534,7 +537,7 @@ class Broken(Exception):
 
 
 @pytest.mark.parametrize("error", [Odd(), Broken()])
-def test_an_exception_that_shows_itself_in_its_own_way_forges_nothing(tcp, lines, error):
+def test_the_text_of_an_exception_cannot_forge_log_entries(tcp, lines, error):
     class Raising(Witness):
         def handle_input(self, connection, data):
             raise error
@@ -546,8 +549,8 @@ def test_an_exception_that_shows_itself_in_its_own_way_forges_nothing(tcp, lines
     assert line.isprintable()
 
 
-def test_a_limit_that_another_peer_met_is_an_error_of_the_function(tcp, lines, caplog):
-    """The log of a server written with files. Faults of a peer affect only its own connection."""
+def test_a_limit_reached_on_another_connection_is_an_error_of_the_function(tcp, lines, caplog):
+    """A server written with files logs this.  Faults of a peer affect only that peer's connection."""
 
     class Long(Witness):
         def handle_input(self, connection, data):
