@@ -57,8 +57,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_objects() -> None:
-    """Hide existing objects from the garbage collector: many tests call it, and it would visit the objects of all
-    others.
+    """Hide existing objects from the garbage collector: many tests call it, and it would visit the objects of all other
+    tests.
     """
     gc.collect()
     gc.freeze()
@@ -81,11 +81,11 @@ def no_socket_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the stages' Unix sockets.  To create a folder takes longer than many of the tests."""
+    """The folder of the stages' Unix sockets.  Creating a folder takes longer than many tests do."""
     return tmp_path_factory.mktemp("stages")
 
 
-# Tests other than the contract need only one address family unless they are slow: only the transport depends on it.
+# Only the transport depends on the address family, so tests outside the contract need only one unless they are slow.
 KINDS = params([*STAGES, SIMULATIONS[1]], slow=[IPv6Stage, UnixStage, SIMULATIONS[1]])
 
 

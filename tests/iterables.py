@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Unbegun:
-    """An iterator that must never start.  If it is closed, it adds to *closed*."""
+    """An iterator that must never start.  It appends to *closed* when it is closed."""
 
     def __init__(self, closed):
         self._closed = closed

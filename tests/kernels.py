@@ -21,7 +21,7 @@ __all__ = ["World", "make_pair", "program", "run", "snapshot"]
 
 
 class World:
-    """An event loop that runs only the network's events, and the internet that it runs."""
+    """An event loop that runs only the network's events, and an internet that uses it."""
 
     def __init__(self, seed: int = 0) -> None:
         self.time = 0.0

@@ -105,11 +105,11 @@ class Load:
         pause: float = 0,
         may_end: bool = False,
     ) -> bool:
-        """Make a request of *size* bytes. Return whether it was answered."""
+        """Make a request of *size* bytes.  Return whether it was answered."""
         start = chance.randrange(len(TEXT) - size)
         expected = ANSWER[start : start + size]
         received = bytearray()
-        errors: list[OSError] = []  # one of the two threads raises if the connection ends
+        errors: list[OSError] = []  # of the sending or the receiving thread
 
         def send() -> None:
             try:

@@ -420,7 +420,7 @@ def test_the_answers_to_many_records_wait_until_the_peer_reads(socket_stage, ada
     assert served.most_pending < 200_000
 
 
-def test_records_of_a_peer_that_does_not_read_wait_for_it(tcp):
+def test_the_records_of_a_peer_wait_while_it_does_not_read(tcp):
     """When the peer has gone, its remaining records are delivered, like all input that arrives before the end."""
 
     class Server(Answer):

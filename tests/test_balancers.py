@@ -269,7 +269,7 @@ def test_haproxy_checks_a_server_whose_clients_wait_in_haproxy(tmp_path, front):
 @pytest.mark.parametrize("options", ["send-proxy", "send-proxy-v2"])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("named", [(CLIENT, FRONT), (CLIENT6, FRONT6), (CLIENT, FRONT6)], ids=["4", "6", "both"])
-def test_haproxy_accepts_our_headers(tmp_path, front, options, version, named):
+def test_haproxy_accepts_the_headers_of_the_library(tmp_path, front, options, version, named):
     with (
         serving() as ((host, port), connections),
         haproxy(tmp_path, front, f"{host}:{port} {options}", bind="accept-proxy"),
@@ -301,7 +301,7 @@ def test_nginx_names_the_client_before_tls_and_on_a_unix_socket(tmp_path, front)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
-def test_nginx_accepts_our_headers(tmp_path, front, version):
+def test_nginx_accepts_the_headers_of_the_library(tmp_path, front, version):
     """nginx uses the address in the header if its module ``realip`` trusts this host.
 
     This fails for an IPv6 client that nginx receives on IPv4: its header has one address of each family, which is

@@ -50,7 +50,7 @@ from ngi_gevent.blocking import input as input_module
         ),
     ],
 )
-def test_each_method_of_reading_returns_its_part(stage, split, read, expected):
+def test_each_method_reads_its_part(stage, split, read, expected):
     output, input, peer = talk(stage)
     for start in range(0, len(TEXT), split):
         peer.send(TEXT[start : start + split])

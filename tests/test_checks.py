@@ -39,6 +39,8 @@ def test_a_coroutine_that_a_server_returns_is_closed():
 
 @pytest.mark.parametrize("value", [None, math.inf, 10**400, LONGEST_TIMEOUT + 1])
 def test_infinite_and_very_long_timeouts_mean_no_timeout(value):
-    """For some of these, timers of the system and of libev would raise OverflowError, depending on the thread."""
+    """For some of these values, timers of the system and of libev would raise OverflowError, depending on the
+    thread.
+    """
     assert as_timeout(value) is None
     assert as_timeout(LONGEST_TIMEOUT) == LONGEST_TIMEOUT == 10**8

@@ -139,7 +139,7 @@ def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(max_per_host=16)], ids=["without", "with"])
-def test_one_host_opens_33_connections_a_second(simulated, caplog, limits):
+def test_max_per_host_limits_a_host_that_opens_33_connections_a_second(simulated, caplog, limits):
     """Without the limit, there are 96 connections after three seconds, and no other client is served."""
 
     def attack():
@@ -275,7 +275,7 @@ def test_behind_a_proxy_the_limit_is_per_host_of_its_clients(request, kind, capl
 
 
 class Large(Witness):
-    """Answers with more than a slow peer can read in hours.  Then closes if the client has sent ``close``."""
+    """Answers with more than a slow peer can read in hours.  If the client has sent ``close``, also closes."""
 
     def handle_input(self, connection, data):
         connection.write(bytes(20_000_000))

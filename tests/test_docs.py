@@ -85,7 +85,7 @@ SUMS = [
 
 @pytest.mark.parametrize("line", [b"one", b"\xff", b"9" * 900 + b" -", b"9" * 4300 + b" 1", b"9" * 5000])
 def test_no_line_makes_the_tutorials_server_raise(line):
-    """These include inputs for which ``converse`` would raise: invalid numbers, and numbers or lines that are too
+    """The lines include some for which ``converse`` would raise: invalid numbers, and numbers or lines that are too
     long.
     """
     assert len(SUMS) >= 4

@@ -144,7 +144,7 @@ def test_health_checks_are_answered_at_max_connections_and_during_shutdown():
         assert server.end()[:2] == (0, "stopped, ending 0 connections\n")
 
 
-def test_a_health_address_in_use_is_one_clear_error_line(server):
+def test_a_health_address_in_use_gives_one_clear_error_line(server):
     answer = run("--bind", "127.0.0.1:0", "--health", server.address)
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1
@@ -259,7 +259,7 @@ def encrypted_key() -> bytes:
     ],
     ids=["missing", "empty", "does not match", "encrypted"],
 )
-def test_an_invalid_certificate_is_one_clear_error_line(content, words, tmp_path):
+def test_an_invalid_certificate_gives_one_clear_error_line(content, words, tmp_path):
     path = tmp_path / "server.pem"
     if content is not None:
         path.write_bytes(content)
@@ -298,18 +298,18 @@ def refusal(parser, capsys):
     "address",
     ["8000", "localhost", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", ":8000", "::1:8000", ""],
 )
-def test_an_invalid_address_is_one_clear_error_line(address, refusal):
+def test_an_invalid_address_gives_one_clear_error_line(address, refusal):
     assert address in refusal(f"--bind={address}")
 
 
 @pytest.mark.parametrize("option", ["--close-timeout", "--idle-timeout"])
 @pytest.mark.parametrize("timeout", ["-1", "soon", "nan"])
-def test_an_invalid_timeout_is_one_clear_error_line(option, timeout, refusal):
+def test_an_invalid_timeout_gives_one_clear_error_line(option, timeout, refusal):
     assert f"seconds must be a number >= 0; got {timeout!r}" in refusal(f"{option}={timeout}")
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "many", "1.5", "²"])
-def test_an_invalid_number_of_connections_is_one_clear_error_line(number, refusal):
+def test_an_invalid_number_of_connections_gives_one_clear_error_line(number, refusal):
     assert f"connections must be an int >= 1; got {number!r}" in refusal(f"--max-connections={number}")
 
 
@@ -321,7 +321,7 @@ def test_an_invalid_command_ends_the_server(address):
     assert address in answer.stderr
 
 
-def test_an_address_in_use_is_one_clear_error_line(server):
+def test_an_address_in_use_gives_one_clear_error_line(server):
     answer = run("--bind", server.address)
     port = server.address.split(":")[1]
     assert answer.returncode == 1
@@ -329,7 +329,7 @@ def test_an_address_in_use_is_one_clear_error_line(server):
     assert re.fullmatch(rf"[^\n]*WARNING[^\n]*unable to listen on [^\n]*{port}[^\n]*in use[^\n]*\n", answer.stderr)
 
 
-def test_a_host_that_does_not_resolve_is_one_clear_error_line():
+def test_a_host_that_does_not_resolve_gives_one_clear_error_line():
     answer = run("--bind", "no-such-host.invalid:8000")
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1

@@ -126,7 +126,7 @@ def does_nothing(served, connection):
         is_closing,
     ],
 )
-def test_a_reset_while_the_server(network, caplog, moment):
+def test_a_reset_is_reported_once_whatever_the_server_does(network, caplog, moment):
     """The reset is reported once, after all input, unless the server had closed.  Pending work is discarded
     silently.
     """
@@ -190,7 +190,7 @@ def test_a_reset_before_the_connection_is_accepted(tcp, caplog):
     listener = tcp.listen(Echo)
     bystander = Bystander(tcp, listener)
     for _ in range(100):
-        sock = socket.create_connection(listener.address)  # it does not let the hub accept before that
+        sock = socket.create_connection(listener.address)  # the hub cannot accept during this call
         sock.send(b"go")
         Network().reset_on_close(sock)
         sock.close()
@@ -203,7 +203,7 @@ def test_a_reset_before_the_connection_is_accepted(tcp, caplog):
 
 
 @pytest.mark.parametrize("flight", [1, 2])
-def test_a_reset_at_a_random_byte_of_a_handshake(tls, caplog, flight):
+def test_a_reset_at_a_random_byte_of_a_handshake_affects_no_other_client(tls, caplog, flight):
     """The reset is sent within the client's first or last message, or right after it."""
     listener = tls.listen(Echo)
     bystander = Bystander(tls, listener)
@@ -263,7 +263,9 @@ def test_peers_that_never_read_do_not_affect_others(network):
 
 
 def test_peers_that_send_and_read_one_byte_at_a_time_do_not_affect_others(network):
-    """The test does not wait a second for each byte: after each, all others are served, and it costs one callback."""
+    """Such a peer sends one byte a second.  The test does not wait that long.  After each byte, all others are served,
+    and the byte costs one callback.
+    """
 
     class Count(Witness):
         def handle_input(self, connection, data):
@@ -367,8 +369,8 @@ def test_of_a_thousand_connections_not_a_byte_is_lost(tcp, caplog):
 
 
 @pytest.mark.parametrize("how", ["killed", "its own timeout", "a timeout that it left running"])
-def test_a_handler_that_gevent_ends(network, caplog, how):
-    """Its output is sent, its handler gets the reason, one error is logged, and only its own connection ends."""
+def test_if_gevent_ends_a_handler_only_its_connection_ends(network, caplog, how):
+    """The handler's output is sent, the handler gets the reason, and one error is logged."""
 
     class Ended(Echo):
         def handle_input(self, connection, data):
@@ -408,7 +410,7 @@ def test_a_handler_that_gevent_ends(network, caplog, how):
 
 
 @pytest.mark.parametrize("where", ["the server", "connected", "a generator"])
-def test_a_greenlet_that_gevent_ends_before_a_handler_is_set(tcp, caplog, where):
+def test_if_gevent_ends_a_greenlet_before_a_handler_is_set_only_its_connection_ends(tcp, caplog, where):
     """The rules are the same in a server callable, in ``connected``, and in a generator."""
 
     def block(connection):

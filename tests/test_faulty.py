@@ -190,7 +190,7 @@ def test_a_caller_that_waits_also_gets_exceptions(faulty):
 
 
 @pytest.mark.parametrize("how", ["resets", "ends"])
-def test_a_connection_is_reset_after_so_many_bytes(faulty, how):
+def test_a_connection_is_reset_after_the_planned_number_of_bytes(faulty, how):
     client, served = talk(faulty((Faults(server=InputFaults(**{how: 7})),)))
     client.connection.write(b"hello out there")
     client.expect(b"HELLO O")
@@ -480,7 +480,7 @@ class Meeting:
             self.enough.set()
 
     def wait(self, expected):
-        """Wait for so many events, and then for unexpected ones."""
+        """Wait for *expected* events, and then for possible others."""
         self.expected = expected
         if self.count < expected:
             self.enough.wait(5)

@@ -567,7 +567,7 @@ def test_the_process_that_bound_a_listening_socket_shuts_it_down():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_multiprocessing_from_a_running_server(method, tmp_path):
+def test_multiprocessing_works_in_a_running_server(method, tmp_path):
     """A handler starts a process, which serves and connects.  Its result is the answer."""
     program = tmp_path / "program.py"
     program.write_text(MULTIPROCESSING)

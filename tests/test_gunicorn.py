@@ -165,7 +165,7 @@ def test_the_reference_lists_the_options_that_are_settings():
 
 
 @pytest.mark.slow
-def test_workers_share_addresses_and_signals_change_their_number(directory):
+def test_workers_share_addresses_and_their_number_changes_on_signals(directory):
     with running(directory, *ANY, "-b", "unix:x.sock", "-w", 2, "--error-logfile", "log", "app:Server") as gunicorn:
         wait_until(lambda: "Listening at" in (directory / "log").read_text() if (directory / "log").exists() else False)
         two = gunicorn.workers(2, path="x.sock")

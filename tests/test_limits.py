@@ -488,7 +488,7 @@ print(used, flush=True)
 
 
 class Limited:
-    """The server from the text above, in a separate process."""
+    """Runs the server ``LIMITED`` in a separate process."""
 
     def __init__(self, options: dict[str, float]) -> None:
         self.process = subprocess.Popen(

@@ -265,7 +265,7 @@ def lines_in_the_source():
 
 
 def calls_in_the_source():
-    """Yield the same, and whether there is a rate limit."""
+    """Yield the log lines as above, and whether each has a rate limit."""
     for found in pkgutil.walk_packages(ngi_gevent.__path__, "ngi_gevent."):
         if found.name.startswith("ngi_gevent.testing"):
             continue
