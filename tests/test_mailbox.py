@@ -1,4 +1,4 @@
-"""Calls that other native threads leave for the thread of a hub, also while the hub goes."""
+"""Calls that other native threads leave for a hub's thread, even while the hub is destroyed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ngi_gevent.testing import Recorder
 
 
 def raised(function, *arguments):
-    """The type of the exception that *function* raises, or None."""
+    """Return the type of the exception that *function* raises, or None."""
     try:
         function(*arguments)
     except Exception as error:
@@ -40,14 +40,14 @@ def test_a_call_returns_its_result_and_raises_its_exception():
     assert in_thread(call) == mailbox.call(get_ident) == get_ident()
 
 
-def test_calls_are_made_in_their_order_and_in_one_turn():
+def test_calls_are_made_in_order_and_in_one_turn():
     mailbox, made = Dispatcher.current().mailbox, []
     in_thread(lambda: [mailbox.post(made.append, number) for number in range(3)])
     gevent.sleep(0)
     assert made == [0, 1, 2]
 
 
-def test_a_call_that_raises_does_not_delay_those_after_it(monkeypatch):
+def test_a_call_that_raises_does_not_delay_later_calls(monkeypatch):
     mailbox, made, errors = Dispatcher.current().mailbox, gevent.event.Event(), []
     monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, *_: errors.append(kind))
     in_thread(lambda: (mailbox.post(lambda: 1 / 0), mailbox.post(made.set)))
@@ -55,17 +55,17 @@ def test_a_call_that_raises_does_not_delay_those_after_it(monkeypatch):
     assert errors == [ZeroDivisionError]
 
 
-def test_many_calls_that_end_connections_are_made_one_after_the_other(tcp, capfd):
-    """Each of them sees to the calls that are left, which must not nest."""
+def test_many_calls_that_end_connections_are_made_one_after_another(tcp, capfd):
+    """Each of these calls makes the remaining ones, and that must not nest."""
     client, served = tcp.talk()
     other_thread = threading.Thread(target=lambda: [served.connection.close() for _ in range(1000)])
     other_thread.start()
-    other_thread.join()  # without a turn, so that all calls are left
+    other_thread.join()  # all calls remain, since the loop has not run
     tcp.until(lambda: client.closed and served.gone)
     assert (client.closed, served.closed, capfd.readouterr().err) == ("end of input", None, "")
 
 
-def test_iterators_of_other_threads_see_the_context_that_they_were_given_in(tcp):
+def test_iterators_from_other_threads_run_in_the_context_of_their_write(tcp):
     variable = contextvars.ContextVar("variable", default=b"none")
 
     def give():
@@ -77,7 +77,7 @@ def test_iterators_of_other_threads_see_the_context_that_they_were_given_in(tcp)
     tcp.until(lambda: client.data == b"the thread's")
 
 
-def test_a_mailbox_that_is_closed_refuses_calls_but_those_inside_return():
+def test_a_closed_mailbox_refuses_calls_and_running_calls_return():
     inside, closing, mailboxes = threading.Event(), threading.Event(), Queue()
 
     def work():
@@ -119,13 +119,13 @@ def test_a_closed_mailbox_refuses_calls_before_its_hub_is_destroyed():
     assert in_thread(serve) == (False, False)
 
 
-def test_a_mailbox_makes_the_calls_that_it_has_before_it_is_closed():
+def test_a_mailbox_makes_its_pending_calls_before_it_is_closed():
     mailboxes, made, go_on = Queue(), [], threading.Event()
 
     def serve():
         mailbox = Dispatcher.current().mailbox
         mailboxes.put(mailbox)
-        assert go_on.wait(PATIENCE)  # natively: the loop does not run
+        assert go_on.wait(PATIENCE)  # a native wait, since the loop does not run
         mailbox.close()
         gevent.get_hub().destroy()
 
@@ -140,7 +140,7 @@ def test_a_mailbox_makes_the_calls_that_it_has_before_it_is_closed():
 
 
 def test_every_call_ends_gracefully_while_the_hub_is_destroyed(monkeypatch):
-    """Other threads learn that the connection is closed, or that its thread has ended, and from no other exception."""
+    """Other threads get the exception for a closed connection or for an ended thread, and no other exception."""
     monkeypatch.setattr(module, "CHECK_AFTER", 0.05)
     listeners, connections, raised_by, threads = [], [], [], []
 
@@ -180,11 +180,11 @@ def test_every_call_ends_gracefully_while_the_hub_is_destroyed(monkeypatch):
         end()
 
 
-def test_when_closed_calls_back_if_the_connection_goes_in_that_moment(tcp):
-    """Whatever the other thread is about to do in ``when_closed`` then."""
+def test_when_closed_calls_back_if_the_connection_ends_at_that_moment(tcp):
+    """The connection ends at each step that the other thread takes in ``when_closed``."""
 
     def goes_at(number):
-        """Have a connection go at the step of that *number*; return how many steps there were."""
+        """End a connection at the step *number*, and return the number of steps."""
 
         def step():
             nonlocal steps
@@ -211,7 +211,7 @@ def test_when_closed_calls_back_if_the_connection_goes_in_that_moment(tcp):
     assert number > 5
 
 
-def test_a_thread_with_the_ident_of_one_that_has_ended_is_not_taken_for_it(monkeypatch):
+def test_a_thread_with_a_reused_ident_is_not_taken_for_the_ended_thread(monkeypatch):
     """Linux reuses idents at once."""
     monkeypatch.setattr(module, "CHECK_AFTER", 0.05)
     listeners = []

@@ -22,15 +22,15 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def shown(name: str) -> str:
-    """The file of that name that the page shows."""
+    """Return the file that the page shows under that name."""
     (text,) = [block.text for block in pages.blocks(PAGE) if block.options.get("caption") == name]
     return text
 
 
 def loaded(text: str) -> Any:
-    """A document in the little of YAML that the page needs: maps, lists, blocks of text, and plain values.
+    """Parse the part of YAML that the page needs: maps, lists, blocks of text, and plain values.
 
-    It fails for anything else. Its results are tested if a real parser is installed.
+    Other text fails. If a real parser is installed, a test compares the results with it.
     """
     return _value([line for line in text.splitlines() if line.strip()])
 
@@ -93,18 +93,18 @@ def container(deployment):
 
 @pytest.fixture(scope="module")
 def options(container):
-    """What the echo server makes of its part of the command."""
+    """The options that the echo server parses from its part of the command."""
     parser = runpy.run_path(str(ROOT / "examples" / "echo_server.py"))["parser"]()
     return parser.parse_args(container["args"][2:])
 
 
-def test_a_real_parser_reads_the_same():
+def test_a_real_parser_gives_the_same_result():
     yaml = pytest.importorskip("yaml", reason="yaml is not installed")
     text = shown("echo.yaml")
     assert [loaded(part) for part in text.split("---\n")] == list(yaml.safe_load_all(text))
 
 
-def test_the_parts_find_each_other(deployment, service, budget, autoscaler):
+def test_the_selectors_match_the_labels(deployment, service, budget, autoscaler):
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert labels
     assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
@@ -113,14 +113,14 @@ def test_the_parts_find_each_other(deployment, service, budget, autoscaler):
     assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
 
 
-def test_the_autoscaler_has_what_it_measures_by_and_nothing_else_sets_the_number(deployment, container, autoscaler):
+def test_the_autoscaler_has_its_metric_and_alone_sets_the_number_of_pods(deployment, container, autoscaler):
     (metric,) = autoscaler["spec"]["metrics"]
     assert metric["resource"]["name"] in container["resources"]["requests"]
     assert "replicas" not in deployment["spec"]
-    assert autoscaler["spec"]["minReplicas"] > 1  # the budget must let one be taken away
+    assert autoscaler["spec"]["minReplicas"] > 1  # the budget must allow the end of one
 
 
-def test_the_server_listens_where_it_is_looked_for(container, service, options):
+def test_the_server_listens_on_the_ports_of_the_service_and_the_probes(container, service, options):
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert options.bind == ("0.0.0.0", ports["echo"])
     assert options.health == ("0.0.0.0", ports["health"])
@@ -128,19 +128,19 @@ def test_the_server_listens_where_it_is_looked_for(container, service, options):
     assert [published["targetPort"] for published in service["spec"]["ports"]] == ["echo"]
 
 
-def test_it_is_the_image_that_the_page_builds_and_what_is_in_it(container):
+def test_the_container_runs_the_image_that_the_page_builds_and_its_command(container):
     assert f"docker build -t {container['image']} ." in (PAGE.parent / "containers.md").read_text()
-    assert "command" not in container  # the entry point of the image comes first
-    assert '\nCMD ["' + '", "'.join(container["args"][:2]) + '", ' in DOCKERFILE  # as in its own command
+    assert "command" not in container  # this would replace the entry point of the image
+    assert '\nCMD ["' + '", "'.join(container["args"][:2]) + '", ' in DOCKERFILE  # the command of the image
 
 
-def test_it_is_killed_only_after_all_that_it_may_take_to_stop(deployment, container, options):
+def test_the_pod_is_killed_only_after_the_longest_time_to_stop(deployment, container, options):
     waiting = container["lifecycle"]["preStop"]["sleep"]["seconds"] + options.close_timeout
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > waiting
     assert options.idle_timeout > 0
 
 
-def test_it_runs_as_the_user_of_the_image(container):
+def test_the_container_runs_as_the_user_of_the_image(container):
     rights = container["securityContext"]
     assert f"\nUSER {rights['runAsUser']}:" in DOCKERFILE
     assert rights["runAsUser"] > 0
@@ -151,13 +151,13 @@ def test_it_runs_as_the_user_of_the_image(container):
 
 
 def probed(port, path):
-    """Whether Kubernetes would take the answer for a good one."""
+    """Return whether Kubernetes would accept the answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: kube-probe/1.30\r\n\r\n".encode())
         return read_all(client).startswith(b"HTTP/1.0 200 ")
 
 
-def test_the_probes_distinguish_a_server_that_is_full_from_one_that_stops(container):
+def test_the_probes_distinguish_a_full_server_from_a_stopping_one(container):
     probes = [container[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")]
     assert [probe["port"] for probe in probes] == ["health", "health"]
     ready, alive = (probe["path"] for probe in probes)
@@ -173,7 +173,7 @@ def test_the_probes_distinguish_a_server_that_is_full_from_one_that_stops(contai
         assert probed(port, alive)
 
 
-def test_the_dockerfile_pins_all_that_it_takes_from_elsewhere():
+def test_the_dockerfile_pins_everything_that_it_downloads():
     assert re.search(r"^ARG BASE_IMAGE=[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}$", DOCKERFILE, re.MULTILINE)
     installs = [line for line in DOCKERFILE.splitlines() if " install " in line or "pip wheel " in line]
     assert len(installs) == 4
@@ -183,7 +183,7 @@ def test_the_dockerfile_pins_all_that_it_takes_from_elsewhere():
         assert re.fullmatch(r"(?:[\w.-]+==[\w.]+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n)+", pinned)
 
 
-def test_the_pinned_packages_are_the_ones_that_the_package_needs():
+def test_the_pinned_gevent_is_new_enough_for_the_package():
     project = (ROOT / "pyproject.toml").read_text()
     needed = re.search(r'^dependencies = \["gevent>=([\d.]+)"\]$', project, re.MULTILINE)[1]
     pinned = re.search(r"^gevent==([\d.]+)", (CONTAINER / "requirements.txt").read_text(), re.MULTILINE)[1]

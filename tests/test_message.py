@@ -1,4 +1,4 @@
-"""One message there, one answer back, on every implementation."""
+"""``message``, which sends one message and returns the answer, on every implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ngi_gevent.message import message
 
 
 class Answer(Witness):
-    """Answers in two pieces, and ends the connection."""
+    """A server that answers in two pieces, and closes the connection."""
 
     def handle_input(self, connection, data):
         connection.write(b"you said ")
@@ -27,19 +27,19 @@ class Stay(Witness):
         connection.writelines([data])
 
 
-def test_the_answer_is_all_up_to_the_end(stage):
+def test_the_answer_includes_all_data_up_to_the_end(stage):
     assert message(stage.implementation.connect, stage.listen(Answer).address, b"hello") == b"you said hello"
 
 
-def test_the_answer_is_all_up_to_what_is_expected(stage):
+def test_the_answer_ends_where_it_meets_the_expectation(stage):
     listener = stage.listen(Stay)
     answer = message(stage.implementation.connect, listener.address, bytearray(b"."), lambda answer: b"." in answer)
     assert answer == b"you said ."
     assert list(listener.connections()) == []
 
 
-def test_looking_at_an_answer_does_not_copy_it(stage):
-    """Or a slow peer, a byte at a time, would keep the processor busy with copying what came before."""
+def test_checking_an_answer_does_not_copy_it(stage):
+    """With copies, a peer that sends single bytes would keep the processor busy."""
 
     class Long(Witness):
         def handle_input(self, connection, data):
@@ -57,7 +57,7 @@ def test_looking_at_an_answer_does_not_copy_it(stage):
     assert peak < 1.5 * len(long)
 
 
-def test_half_an_answer_is_not_taken_for_a_whole_one_when_its_implementation_closes(socket_stage):
+def test_half_an_answer_is_unexpected_when_the_implementation_closes(socket_stage):
     class Half(Witness):
         def handle_input(self, connection, data):
             connection.write(b"half of it")
@@ -69,7 +69,7 @@ def test_half_an_answer_is_not_taken_for_a_whole_one_when_its_implementation_clo
         message(clients.connect, address, b"hello", timeout=10)
 
 
-def test_another_answer_is_unexpected(stage):
+def test_an_answer_that_never_meets_the_expectation_is_unexpected(stage):
     with pytest.raises(ngi_gevent.UnexpectedResponse, match="you said hello"):
         message(stage.implementation.connect, stage.listen(Answer).address, b"hello", lambda answer: False)
 
@@ -83,26 +83,26 @@ def test_an_answer_that_is_cut_short_is_unexpected(tcp):
         message(tcp.implementation.connect, tcp.listen(Break).address, b"hello")
 
 
-def test_a_server_that_does_not_exist(stage):
+def test_a_missing_server_is_a_failed_connection(stage):
     listener = stage.listen()
     listener.close()
     with pytest.raises(ngi_gevent.ConnectionFailed):
         message(stage.implementation.connect, listener.address, b"hello")
 
 
-def test_no_answer_in_time(simulated):
+def test_an_answer_that_is_late_is_a_timeout(simulated):
     listener = simulated.listen()
     with pytest.raises(ngi_gevent.Timeout):
         message(simulated.implementation.connect, listener.address, b"hello", timeout=60)
     assert clock.now() == pytest.approx(60, abs=0.01)
 
 
-def test_an_expectation_that_raises_is_raised(stage):
+def test_the_exception_of_an_expectation_is_raised(stage):
     with pytest.raises(ZeroDivisionError):
         message(stage.implementation.connect, stage.listen(Stay).address, b"hello", lambda answer: 1 / 0)
 
 
-def test_a_message_is_bytes(stage):
+def test_a_message_must_be_bytes(stage):
     with pytest.raises(TypeError):
         message(stage.implementation.connect, stage.listen().address, "text")
 

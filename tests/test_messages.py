@@ -1,4 +1,4 @@
-"""The messages of errors and the log entries for the mistakes that beginners make most, in full."""
+"""The full error messages and log entries for the most frequent mistakes of beginners."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def text_of(function, *arguments, **options):
 
 
 def forget(connection):
-    """A server that sets no handler."""
+    """Set no handler, unlike a proper server."""
 
 
 class Signals(logging.Handler):
-    """Lets a stage check its condition again after each log entry."""
+    """A log handler that makes a stage check its condition again after each log entry."""
 
     def __init__(self, stage):
         super().__init__()
@@ -90,21 +90,21 @@ class Handles:
         """Do nothing."""
 
 
-def test_a_generator_function_as_handle_input():
+def test_a_generator_function_as_handle_input_is_refused():
     assert text_of(testing.Connection().set_handler, Generates()) == (
         "TypeError: handle_input must be a plain function; got a generator function of <Generates>"
         + USE_GENERATOR_HANDLER
     )
 
 
-def test_an_async_function_as_handle_input():
+def test_an_async_function_as_handle_input_is_refused():
     assert text_of(testing.Connection().set_handler, Waits()) == (
         "TypeError: handle_input must be a plain function; got an async function of <Generates>; "
         "write def instead of async def"
     )
 
 
-def test_a_generator_function_as_a_server(log, caplog):
+def test_a_generator_function_as_a_server_is_refused(log, caplog):
     def serve(connection):
         yield
 
@@ -116,7 +116,7 @@ def test_a_generator_function_as_a_server(log, caplog):
     )
 
 
-def test_a_class_where_an_object_is_needed():
+def test_a_class_instead_of_an_object_is_refused():
     assert text_of(testing.Connection().set_handler, Handles) == (
         "TypeError: a connection handler must be an object with a handle_input method; "
         f"got {Handles!r}; pass Handles(), not the class Handles"
@@ -127,7 +127,7 @@ def test_a_class_where_an_object_is_needed():
     )
 
 
-def test_an_object_where_a_server_is_needed():
+def test_an_object_instead_of_a_server_is_refused():
     assert text_of(ngi_gevent.listener, None, Generates()) == (
         "TypeError: a server must be a callable that takes a connection; got <Generates>"
     )
@@ -137,12 +137,12 @@ def test_an_object_where_a_server_is_needed():
 
 
 def output_of(program):
-    """Return the output of *program*: in another process, because other tests can have started threads."""
+    """Return the output of *program*, from another process because other tests can have started threads."""
     command = [sys.executable, "-c", textwrap.dedent(program)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
 
 
-def test_a_wait_for_a_server_without_a_handler():
+def test_a_wait_for_a_server_without_a_handler_says_so():
     program = """
         import ngi_gevent
         from ngi_gevent import blocking, testing
@@ -163,7 +163,7 @@ def test_a_wait_for_a_server_without_a_handler():
 
 
 @pytest.mark.parametrize("timeout", [None, 10])
-def test_a_recorder_that_waits_for_a_server_without_a_handler(timeout):
+def test_a_recorder_that_waits_for_a_server_without_a_handler_says_so(timeout):
     program = f"""
         import ngi_gevent
         from ngi_gevent import testing
@@ -183,7 +183,7 @@ def test_a_recorder_that_waits_for_a_server_without_a_handler(timeout):
     )
 
 
-def test_a_recorder_on_sockets_that_waits_for_a_server_without_a_handler(simulated):
+def test_a_recorder_on_sockets_that_waits_for_a_server_without_a_handler_says_so(simulated):
     client = testing.Recorder()
     listener = simulated.implementation.listener(None, forget)
     simulated.implementation.connect(listener.address, client)
@@ -197,7 +197,7 @@ def test_a_recorder_on_sockets_that_waits_for_a_server_without_a_handler(simulat
 
 
 @pytest.mark.parametrize("where", ["wait", "close_wait", "read"])
-def test_a_wait_in_a_callback(tcp, where):
+def test_a_wait_in_a_callback_says_what_to_do_instead(tcp, where):
     class Waiting(Witness):
         def handle_input(self, connection, data):
             waits = {
@@ -224,7 +224,7 @@ def test_a_wait_in_a_callback(tcp, where):
 # TLS.
 
 
-def test_a_context_for_the_wrong_side():
+def test_a_context_for_the_wrong_side_is_refused():
     client, server = ssl.create_default_context(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     assert text_of(ngi_gevent.listener, None, Handles, ssl_context=client) == (
         "ValueError: ssl_context must be for a server; got one for clients; "
@@ -236,7 +236,7 @@ def test_a_context_for_the_wrong_side():
     )
 
 
-def test_no_server_hostname(tmp_path):
+def test_a_missing_server_hostname_is_refused(tmp_path):
     address, handler = str(tmp_path / "socket"), testing.Recorder()
     assert text_of(ngi_gevent.connect, address, handler, ssl_context=client_context()) == (
         "ValueError: server_hostname is missing, and ssl_context checks it (check_hostname); "
@@ -244,7 +244,7 @@ def test_no_server_hostname(tmp_path):
     )
 
 
-def test_a_client_that_uses_no_tls(simulated, log):
+def test_a_client_without_tls_is_reported(simulated, log):
     peer = simulated.peer(simulated.listen(ssl_context=server_context(), handshake_timeout=5))
     peer.read()
     simulated.until(lambda: peer.ended)
@@ -255,7 +255,7 @@ def test_a_client_that_uses_no_tls(simulated, log):
     )
 
 
-def test_a_server_that_uses_no_tls(simulated):
+def test_a_server_without_tls_is_reported(simulated):
     client = Witness(simulated)
     address = simulated.listen().address
     options = {"ssl_context": client_context(), "server_hostname": "localhost", "timeout": 5}
@@ -267,7 +267,7 @@ def test_a_server_that_uses_no_tls(simulated):
 # The log of a listener.
 
 
-def test_a_listener_whose_socket_is_closed_elsewhere(tcp, log):
+def test_a_listener_whose_socket_is_closed_elsewhere_logs_it(tcp, log):
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     other = sock.dup()
@@ -282,7 +282,7 @@ def test_a_listener_whose_socket_is_closed_elsewhere(tcp, log):
     listener.close()
 
 
-def test_a_listener_that_pauses(simulated, log):
+def test_a_listener_that_pauses_logs_why(simulated, log):
     listener = simulated.listen(max_connections=1)
     peers = [simulated.peer(listener) for _ in range(2)]
     simulated.until(lambda: log(logging.WARNING))
@@ -296,7 +296,7 @@ def test_a_listener_that_pauses(simulated, log):
     ]
 
 
-def test_a_connection_without_a_handler(simulated, log):
+def test_a_connection_without_a_handler_is_logged(simulated, log):
     listener = simulated.implementation.listener(None, forget)
     simulated.peer(listener)
     simulated.until(lambda: log(logging.WARNING))
@@ -308,7 +308,7 @@ def test_a_connection_without_a_handler(simulated, log):
     listener.close()
 
 
-def test_a_handler_that_is_set_late_or_not_needed_is_not_missed(simulated, log, monkeypatch):
+def test_a_handler_that_is_late_or_not_needed_is_not_logged_as_missing(simulated, log, monkeypatch):
     class Late:
         def __init__(self, connection):
             self.connection = connection
@@ -326,14 +326,14 @@ def test_a_handler_that_is_set_late_or_not_needed_is_not_missed(simulated, log, 
     listener.close()
 
 
-# The part that failed is named.
+# The loggers of the parts that fail.
 
 
 def raise_error(*_):
     raise ValueError("no")
 
 
-def test_exceptions_are_logged_by_the_logger_of_the_part_that_failed(tcp, log):
+def test_exceptions_are_logged_by_the_logger_of_the_failing_part(tcp, log):
     class Failing:
         connected = failed_connect = raise_error
 
@@ -364,7 +364,7 @@ def test_exceptions_are_logged_by_the_logger_of_the_part_that_failed(tcp, log):
 
 
 def test_a_handler_that_uses_a_closed_implementation_is_logged_at_level_debug(tcp, log):
-    """By each logger: the program ended the implementation, and the handler could not know."""
+    """Each logger does so: the program closed the implementation, and the handler could not prevent that."""
 
     class Again(Witness):
         def failed_connect(self, reason):
@@ -383,7 +383,7 @@ def test_a_handler_that_uses_a_closed_implementation_is_logged_at_level_debug(tc
     ]
 
 
-def test_a_peer_that_takes_nothing(simulated, log):
+def test_a_peer_that_receives_nothing_is_the_reason(simulated, log):
     simulated.peer(simulated.listen())
     simulated.until(lambda: simulated.served)
     connection = simulated.served[0].connection
@@ -400,7 +400,7 @@ def test_a_peer_that_takes_nothing(simulated, log):
 # Timeouts of files, and closed implementations.
 
 
-def test_timeouts_of_files(simulated):
+def test_timeouts_of_files_say_which_limit_was_reached(simulated):
     listener = simulated.listen()
     output, input = blocking.open(listener.address, simulated.implementation.connect)
     simulated.until(lambda: simulated.served)
@@ -409,7 +409,7 @@ def test_timeouts_of_files(simulated):
     output.close()
 
 
-def test_a_timeout_of_output(simulated):
+def test_a_timeout_of_output_says_so(simulated):
     peer = simulated.peer(simulated.listen())
     simulated.until(lambda: simulated.served)
     output, _ = blocking.open(simulated.served[0].connection)
@@ -421,7 +421,7 @@ def test_a_timeout_of_output(simulated):
     peer.close()
 
 
-def test_a_closed_threaded():
+def test_a_closed_threaded_says_so():
     threaded = ngi_gevent.Threaded()
     listener = threaded.listener(None, Handles)
     threaded.close()
@@ -437,11 +437,11 @@ def test_a_closed_threaded():
 
 # Every message.
 
-#: Exceptions whose text is written here, and methods of loggers.
+#: Calls whose text is a message: exceptions, and methods of loggers.
 IS_MESSAGE = re.compile(r"[A-Z]\w*(Error|Closed|Exceeded|Timeout|Response)|Deadlock|Refused|NotSimulated|HostCrashed")
 METHODS = {"debug", "info", "warning", "error", "log"}
 SOURCES = [*(ROOT / "ngi_gevent").rglob("*.py"), *(ROOT / "examples").glob("*.py"), ROOT / "pytest_ngi_gevent.py"]
-#: Names and texts of other programs, which begin with a capital.
+#: Names and texts from other programs that begin with a capital.
 CAPITALS = (
     "I/O ",
     "UDP ",
@@ -456,7 +456,7 @@ CAPITALS = (
 
 
 def messages():
-    """The messages in the source, with … for each value."""
+    """Return the messages in the source, with … for each value."""
     for path in SOURCES:
         for call in ast.walk(ast.parse(path.read_text())):
             match call:
@@ -471,8 +471,8 @@ def messages():
                                 yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in parts)
 
 
-def test_every_message_has_the_form_of_a_message():
-    """It begins in lower case, and has neither a full stop nor more than 150 characters."""
+def test_every_message_follows_the_style():
+    """A message begins in lower case, has no final full stop, and has at most 150 characters."""
     found = set(messages())
     assert len(found) > 200
     assert [text for text in found if text[:1].isupper() and not text.startswith(CAPITALS)] == []

@@ -1,4 +1,4 @@
-"""The counters of listeners: what is counted, and how it is shown."""
+"""The counters of listeners: the counts, the log entries, and the output for Prometheus."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def bytes_of(listener: Any) -> tuple[int | None, int | None]:
 
 @pytest.mark.parametrize("kind", ["tcp", "simulated"])
 @pytest.mark.parametrize("end", ["by the client", "by the server", "after write_eof", "abort of the server"])
-def test_bytes_are_counted_exactly_while_a_connection_is_open_and_after_it(request, kind, end):
+def test_bytes_are_counted_exactly_while_a_connection_is_open_and_after_its_end(request, kind, end):
     stage = request.getfixturevalue(kind)
     listener = stage.listen(Echo)
     for count in 1, 2, 3:
@@ -72,11 +72,11 @@ def test_bytes_are_counted_exactly_while_a_connection_is_open_and_after_it(reque
         assert bytes_of(listener) == (20_005 * count, 20_005 * count)
 
 
-def test_an_answer_behind_which_the_connection_ends_at_once_is_counted(tcp):
-    """The peer has not acknowledged it when the socket is closed."""
+def test_an_answer_just_before_the_end_of_its_connection_is_counted(tcp):
+    """The peer has not acknowledged the answer when the socket is closed."""
     listener = tcp.listen(Echo)
     for _ in range(20):
-        with socket.create_connection(listener.address) as client:  # the handler blocks
+        with socket.create_connection(listener.address) as client:  # a blocking socket, never read
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
             tcp.until(lambda: tcp.served and tcp.served[-1].closed)
@@ -85,7 +85,7 @@ def test_an_answer_behind_which_the_connection_ends_at_once_is_counted(tcp):
     assert bytes_of(listener) == (100, 100)
 
 
-def test_the_end_of_input_is_not_counted_as_a_byte_even_while_it_is_not_received(tcp):
+def test_an_end_of_input_that_is_pending_is_not_counted_as_a_byte(tcp):
     listener = tcp.listen(Echo)
     client = tcp.client(listener)
     echo(tcp, client, b"hello")
@@ -115,7 +115,7 @@ def test_a_reset_is_not_counted_as_a_byte_even_after_the_end_of_output(tcp):
 
 
 def test_no_connection_counts_twice_while_it_ends(tcp, monkeypatch):
-    """Other threads ask at any moment.  A sum that falls later is, for Prometheus, a counter that began again."""
+    """Other threads can read the counters at any moment.  Prometheus takes a smaller sum for a restarted counter."""
     told = []
 
     def close(network, sock):
@@ -129,27 +129,27 @@ def test_no_connection_counts_twice_while_it_ends(tcp, monkeypatch):
         client = tcp.client(listener)
         echo(tcp, client, b"hello")
         client.connection.close()
-        tcp.until(lambda count=count: len(told) == 2 * count)  # of both sides
+        tcp.until(lambda count=count: len(told) == 2 * count)  # one close for each side
     assert {received for received, _ in told} == {5, 10}
     assert told == sorted(told)
 
 
-def test_bytes_never_fall(tcp, monkeypatch):
+def test_bytes_never_decrease(tcp, monkeypatch):
     listener = tcp.listen(Echo)
     echo(tcp, tcp.client(listener), b"hello")
     assert bytes_of(listener) == (5, 5)
-    # As if the connection was about to be added to those that have ended.
+    # This is the moment before the connection's bytes are added to the bytes of ended connections.
     monkeypatch.setattr(type(tcp.served[0].connection), "traffic", lambda connection: (0, 0))
     assert bytes_of(listener) == (5, 5)
 
 
-def test_bytes_of_tls_are_those_on_the_wire(tls):
+def test_bytes_of_tls_are_counted_as_sent_over_the_network(tls):
     listener = tls.listen(Echo)
     client = tls.client(listener)
     tls.until(lambda: tls.served)
     received, sent = bytes_of(listener)
     assert received > 200
-    assert sent > 500  # a certificate is among them
+    assert sent > 500  # including a certificate
     echo(tls, client, b"x" * 1000)
     assert [after - before for after, before in zip(bytes_of(listener), (received, sent), strict=True)] == [1022, 1022]
 
@@ -174,7 +174,7 @@ def test_bytes_in_memory_and_times_in_a_simulation_are_unknown(simulated):
 
 
 def limited(listener: Any) -> dict[str, int]:
-    """Which limits have had an effect, and how often."""
+    """Return the limits that have had an effect, and how often."""
     assert set(listener.metrics().limited) == set(LIMITS)
     return {name: count for name, count in listener.metrics().limited.items() if count}
 
@@ -201,13 +201,13 @@ def test_each_limit_is_counted(simulated):
 
     short = simulated.listen(Echo, limits=Limits(max_lifetime=60))
     simulated.client(short)
-    simulated.client(short).connection.close()  # before its end
+    simulated.client(short).connection.close()  # before its maximum lifetime
     gevent.sleep(61)
     assert limited(short) == {"max_lifetime": 1}
     assert short.metrics().ended == {"end of input": 1, "Timeout": 1}
 
 
-def test_a_refusal_of_the_kernel_is_counted(simulated):
+def test_a_refusal_by_the_kernel_is_counted(simulated):
     server = simulated.simulation.host("server", max_descriptors=3)
     listener = server.listener(("server", 80), simulated.server(Echo), max_connections=20)
     for _ in range(5):
@@ -233,7 +233,7 @@ def test_handshakes_are_counted(tls):
 # Threads.
 
 
-def test_the_counters_can_be_read_while_a_callback_keeps_the_hub(folder):
+def test_the_counters_can_be_read_while_a_callback_blocks_the_hub(folder):
     class Blocks(Witness):
         def handle_input(self, connection, data):
             entered.set()
@@ -266,7 +266,7 @@ def test_the_processor_time_is_measured_on_the_hubs_thread(folder):
         client = stage.client(listener)
         before = listener.metrics().cpu_seconds
         began = time.thread_time()
-        while time.thread_time() < began + 0.05:  # on this thread, which is another one
+        while time.thread_time() < began + 0.05:  # processor time of this thread, which is not the hub's
             pass
         echo(stage, client, b"?")
         assert listener.metrics().cpu_seconds - before >= 0.03
@@ -277,12 +277,12 @@ def test_the_processor_time_is_measured_on_the_hubs_thread(folder):
 
 @pytest.fixture
 def slow_lines(caplog):
-    """Return the log entries about slow callbacks so far."""
+    """A function that returns the log entries about slow callbacks so far."""
     return lambda: [message for message in caplog.messages if "has blocked the hub" in message]
 
 
 class Blocking(Witness):
-    """Keeps the thread until there is a log entry about it."""
+    """A handler that blocks the thread until the log has an entry about that."""
 
     def handle_input(self, connection, data):
         deadline = time.monotonic() + PATIENCE
@@ -295,7 +295,7 @@ class Blocking(Witness):
 
 
 @pytest.mark.parametrize("kind", ["tcp", "threaded"])
-def test_a_callback_that_blocks_is_named(folder, kind, slow_lines, caplog, request):
+def test_the_log_names_a_callback_that_blocks(folder, kind, slow_lines, caplog, request):
     class Blocks(Blocking):
         lines = staticmethod(slow_lines)
 
@@ -320,7 +320,7 @@ def test_a_callback_that_blocks_is_named(folder, kind, slow_lines, caplog, reque
         assert listener.metrics().longest_turn >= 0.05
 
 
-def test_a_call_that_does_not_let_other_threads_run_is_noticed_after_it(tcp, slow_lines):
+def test_a_call_that_keeps_other_threads_from_running_is_logged_after_it(tcp, slow_lines):
     class Computes(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -346,13 +346,13 @@ def test_a_callback_that_waits_is_not_slow(tcp, slow_lines):
     listener = tcp.listen(Waits, slow_callback=0.05)
     client = tcp.client(listener)
     client.connection.write(b"?")
-    gevent.sleep(0.1)  # idle, which is not slow either
+    gevent.sleep(0.1)  # idle time, which is not slow either
     tcp.until(lambda: tcp.served[0].data)
     # On a busy machine, another turn can be slow.
     assert not any("Waits" in line or "hub.py" in line for line in slow_lines())
 
 
-def test_a_callback_that_blocks_for_long_is_named_once(tcp, slow_lines):
+def test_the_log_names_a_callback_that_blocks_for_long_only_once(tcp, slow_lines):
     class BlocksForLong(Witness):
         def handle_input(self, connection, data):
             time.sleep(0.2)
@@ -364,7 +364,7 @@ def test_a_callback_that_blocks_for_long_is_named_once(tcp, slow_lines):
 
 
 @pytest.mark.parametrize("clock", ["the clock was set", "the thread that watches had to wait"])
-def test_many_short_turns_are_not_a_slow_one(tcp, slow_lines, monkeypatch, clock):
+def test_many_short_turns_do_not_count_as_a_slow_one(tcp, slow_lines, monkeypatch, clock):
     def work():
         for _ in range(100):
             time.sleep(0.003)
@@ -378,12 +378,12 @@ def test_many_short_turns_are_not_a_slow_one(tcp, slow_lines, monkeypatch, clock
     monkeypatch.setattr(watchdog, "clock", clocks)
     tcp.listen(Echo, slow_callback=0.1)
     gevent.spawn(work).join(PATIENCE)
-    # On a busy machine, one turn can be slow, but not all of them.
+    # On a busy machine, one turn can be slow, but not every turn.
     assert len(slow_lines()) <= 1
 
 
 def is_watched() -> bool:
-    """Whether a thread watches any hub."""
+    """Return whether a thread watches any hub."""
     return any(frame.f_code is watchdog.Watchdog._run.__code__ for frame in sys._current_frames().values())
 
 
@@ -393,8 +393,8 @@ def wait_for_watching(is_expected: bool) -> None:
             gevent.sleep(0.005)
 
 
-def test_the_thread_that_watches_ends_with_the_listener_and_its_last_connection(tcp):
-    wait_for_watching(False)  # for the listeners of other tests
+def test_the_watching_thread_ends_with_the_listener_and_its_last_connection(tcp):
+    wait_for_watching(False)  # other tests' listeners are no longer watched
     listener = tcp.listen(Echo, slow_callback=0.01)
     client = tcp.client(listener)
     wait_for_watching(True)
@@ -405,7 +405,7 @@ def test_the_thread_that_watches_ends_with_the_listener_and_its_last_connection(
     wait_for_watching(False)
 
 
-def test_a_listener_whose_thread_cannot_start_leaves_nothing_open(tcp, monkeypatch):
+def test_a_listener_whose_watching_thread_cannot_start_leaves_nothing_open(tcp, monkeypatch):
     def start_new_thread(function, arguments):
         raise RuntimeError("can't start new thread")
 
@@ -432,7 +432,7 @@ def test_slow_turns_do_not_fill_the_log(tcp, slow_lines):
     assert len(slow_lines()) == watchdog.MOST_SLOW == 10
 
 
-def test_what_is_named_is_the_applications_function_that_was_called_first():
+def test_a_slow_callback_is_named_by_the_first_function_of_the_application():
     def callback():
         return sys._getframe()
 
@@ -446,7 +446,7 @@ def test_what_is_named_is_the_applications_function_that_was_called_first():
 # In the log.
 
 
-def test_the_log_has_the_counters_of_each_minute(simulated, caplog):
+def test_the_log_gets_the_counters_each_minute(simulated, caplog):
     caplog.set_level(logging.INFO)
     listener = simulated.listen(Echo, max_connections=2)
     logging_metrics = gevent.spawn(metrics.log_metrics, listener)
@@ -467,7 +467,7 @@ def test_the_log_has_the_counters_of_each_minute(simulated, caplog):
     ]
 
 
-def test_the_log_has_the_counters_from_a_thread_without_gevent(tcp, caplog):
+def test_a_thread_without_gevent_can_log_the_counters(tcp, caplog):
     caplog.set_level(logging.INFO)
     listener = tcp.listen(Echo)
     gevent.spawn_later(0.03, listener.close)
@@ -492,7 +492,7 @@ def scrape(url: str) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_prometheus_scrapes_the_counters_over_http(tcp):
-    """From another thread, with a real client of HTTP.  Data from a peer does not become a label."""
+    """The client is a real one, on another thread.  Data from a peer does not become a label."""
     prometheus_client = pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
 
     class Fails(Echo):
@@ -533,7 +533,7 @@ def test_prometheus_scrapes_the_counters_over_http(tcp):
 
 
 @pytest.mark.slow
-def test_a_collector_takes_names_and_listeners(tcp):
+def test_a_collector_requires_names_and_listeners(tcp):
     pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
     for wrong in [tcp.listen(Echo)], {1: tcp.listen(Echo)}, tcp.listen(Echo):
         with pytest.raises(TypeError, match="listeners must be a mapping of names to listeners; got"):

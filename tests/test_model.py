@@ -1,36 +1,36 @@
 """Connections against a model: random lives of connections, in memory and on TCP, and the callbacks of their handlers.
 
-The model is a connection in a few lines, after the state table and the rules of the contract.  It has no buffers,
-sockets or turns.  Hypothesis draws the steps.  Each step is applied to the model, in memory and on TCP.  After each
-step, the handlers of all three have received the same callbacks.
+The model is a connection in a few lines, written after the state table and the rules of the contract.  It has no
+buffers, sockets or turns.  Hypothesis draws the steps.  Each step is applied to the model, in memory, and on TCP.
+After each step, the handlers of all three must have received the same callbacks.
 
-What handlers do is in the bytes that they receive, so that it does not depend on how those are cut.  Each is a command:
+Handlers receive their commands as input, one byte for each command, so the sizes of the pieces do not matter:
 
 ========  ==================================================================================================
 ``0``     nothing
 ``E``     write a ``1``
-``S``     change to another handler, which gets the rest
+``S``     set another handler, which gets the rest
 ``I``     ``writelines`` of three pieces
-``W``     the same, behind a ``write`` of another thread
-``F N``   ``writelines`` of an iterator that raises, or yields what is not bytes, after two
+``W``     ``writelines`` of three pieces, after a ``write`` by another thread
+``F N``   ``writelines`` of an iterator that raises, or yields a str, after two pieces
 ``Y Z``   ``writelines`` of an iterator that closes, or aborts, the connection
 ``C D``   close; close twice, on another greenlet
 ``T``     close, on another thread
 ``A B``   abort; abort twice, on another greenlet
-``U``     abort, on another thread, and again
+``U``     abort on another thread, and again on this one
 ``K J``   abort and close; close and abort
 ``X``     raise
-``c ...`` any of these in lower case: write it to the peer, who does it then
+``c ...`` any of these in lower case: write the command to the peer, which then carries it out
 ========  ==================================================================================================
 
-The other callbacks have commands in store that they carry out when they are called; what is given to ``when_closed``
-always closes and aborts once more.
+The other callbacks carry out commands that were prepared for them.  The callback given to ``when_closed`` always closes
+and aborts once more.
 
-What two sides do at once has no one right outcome: bytes that an iterator has yet to yield when the peer ends the
-connection, or output that is on its way when it is aborted, may arrive or not.  So commands are drawn such that one
-event at a time has consequences; see ``commands``.
+If both sides act at once, more than one outcome is right.  For example, the rest of an iterator may arrive or not if
+the peer ends the connection, and so may output that is in transit during an abort.  For this reason, commands are drawn
+such that only one event at a time has consequences; see ``commands``.
 
-``pytest -m "" --hypothesis-profile=more --timeout=0 tests/test_model.py`` tries many more, other ones each time.
+``pytest -m "" --hypothesis-profile=more --timeout=0 tests/test_model.py`` tries many more lives, new ones each time.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ SIDES = CLIENT, SERVER = "client", "server"
 
 
 class Failure(Exception):
-    """What handlers and iterators raise."""
+    """The exception that handlers and iterators raise."""
 
 
 def kind_of(reason: Any) -> str:
-    """What two implementations must agree on in a reason, or an exception."""
+    """Return the part of a reason, or of an exception, on which all implementations must agree."""
     if isinstance(reason, str):
         return reason
     return "broken" if isinstance(reason, OSError) else type(reason).__name__
@@ -69,7 +69,7 @@ def kind_of(reason: Any) -> str:
 
 
 class ModelConnection:
-    """One side of a connection, as the contract has it."""
+    """One side of a connection, according to the contract."""
 
     def __init__(self, world: ModelWorld) -> None:
         self.world = world
@@ -77,7 +77,7 @@ class ModelConnection:
         self.state = "open"
         self.broken = False  # whether output is dropped, since the peer has aborted
         self.handler: Any = None
-        self.reason: Any = None  # what the handler is owed
+        self.reason: Any = None  # the reason that the handler has yet to receive
         self.exceptions: list[BaseException] = []
         self.wire: deque[Any] = deque()  # on its way to the peer
         self.begin: Callable[[Any], object] | None = None
@@ -114,16 +114,16 @@ class ModelConnection:
             self.end("stopped")
 
     def when_closed(self, callback: Callable[[], object]) -> None:
-        """Not modelled: it comes at some time after all else."""
+        """Do nothing: the model does not say when the callback comes."""
 
     def end(self, reason: Any) -> None:
         self.state, self.reason = "closing", reason
         self.wire.append("end of input")
 
-    # One callback after the other.
+    # One callback at a time.
 
     def step(self) -> bool:
-        """Do the next thing, if there is one."""
+        """Take the next step, and return whether there was one."""
         if self.begin is not None:
             begin, self.begin = self.begin, None
             self.call("connected" if self.handler_is_client else "the server", begin, self)
@@ -206,11 +206,11 @@ class ModelConnection:
             self.end(error)
 
 
-# The handlers, the same for all.
+# The handlers, which are the same everywhere.
 
 
 class Handler:
-    """Carries out the commands that it receives."""
+    """A handler that carries out the commands that it receives."""
 
     def __init__(self, player: Player, version: int) -> None:
         self.player = player
@@ -258,7 +258,7 @@ HANDLERS = [FullHandler, FullHandler, ClosingHandler, Handler]
 
 
 class Player:
-    """One side of one connection in one world: its connection, its handlers, what they are to do, and did."""
+    """One side of one connection in one world: its connection, its handler, its prepared commands, and its trace."""
 
     def __init__(self, world: World, handler: type[Handler]) -> None:
         self.world = world
@@ -268,14 +268,14 @@ class Player:
         self.holds = False
         self.trace: list[Any] = []
         self.gone = 0
-        self.aborts_late = False  # when what was written in an earlier callback may be with the peer, or not
+        self.aborts_late = False  # whether output of an earlier callback can be lost in an abort
         self._in_callback = False
 
     def check(self, connection: Any) -> None:
         assert connection is self.connection
 
     def takes_turn(self, callback: Callable[[], None]) -> None:
-        """Rule 5: callbacks of one connection never overlap."""
+        """Make a callback.  Callbacks of one connection must not overlap (rule 5)."""
         assert not self._in_callback
         self._in_callback = True
         try:
@@ -301,7 +301,7 @@ class Player:
 
     def is_gone(self) -> None:
         self.gone += 1
-        if not self.holds:  # otherwise its handler would not get the end
+        if not self.holds:  # otherwise its handler would miss the end
             for end in self.connection.close, self.connection.abort, self.connection.close:
                 end()
         with pytest.raises(ConnectionClosed):
@@ -385,13 +385,14 @@ DEEDS: dict[str, Callable[[Any], object]] = {
     "3": lambda connection: None,
     "4": lambda connection: None,
     "E": lambda connection: connection.write(b"1"),
-    "S": lambda connection: None,  # but in handle_input
+    "S": lambda connection: None,  # handle_input treats it differently
     "C": lambda connection: connection.close(),
     "D": lambda connection: on_greenlet(connection.close, connection.close),
     "T": lambda connection: on_thread(connection.close),
     "A": lambda connection: connection.abort(),
     "B": lambda connection: on_greenlet(connection.abort, connection.abort),
-    # Twice, since what its own thread wrote before may leave before another thread's abort is seen to.
+    # The second call is necessary.  Earlier output of the connection's thread can leave before the other thread's
+    # abort.
     "U": lambda connection: (on_thread(connection.abort), connection.abort()),
     "K": lambda connection: (connection.abort(), connection.close()),
     "J": lambda connection: (connection.close(), connection.abort()),
@@ -402,7 +403,7 @@ ABORTS = "ABUKJZ"
 
 
 def without_last_words(trace: list[Any]) -> list[Any]:
-    """A trace, but for harmless bytes at its end, and how it ended, which an abort of the peer's may have dropped."""
+    """Return a trace without the events that an abort by the peer can drop: last harmless bytes, and the reason."""
     *before, last = trace or [("nothing",)]
     if before and last[0] == "close" and before[-1][0] == "input":
         event, version, text = before.pop()
@@ -415,14 +416,14 @@ def without_last_words(trace: list[Any]) -> list[Any]:
 
 
 class World:
-    """Where connections live."""
+    """A place where connections live: the model, or an implementation."""
 
     def __init__(self) -> None:
         self.pairs: list[dict[str, Player]] = []
         self.logged: list[str] = []
 
     def happened(self) -> None:
-        """A callback is done."""
+        """Do something after each callback."""
 
     def player(self, pair: int, side: str) -> Player:
         return self.pairs[pair][side]
@@ -442,7 +443,7 @@ class World:
         raise NotImplementedError
 
     def seen(self) -> Any:
-        """All that the model and the implementations must agree on."""
+        """Return everything on which the model and the implementations must agree."""
         pairs = [(pair[one], pair[other]) for pair in self.pairs for one, other in (SIDES, SIDES[::-1])]
         return (
             [without_last_words(one.trace) if other.aborts_late else list(one.trace) for one, other in pairs],
@@ -451,10 +452,10 @@ class World:
         )
 
     def settle(self, expected: Any) -> None:
-        """Have all consequences come, which the model says are *expected*."""
+        """Wait until all consequences have come; the model says which are *expected*."""
 
     def end(self) -> None:
-        """End everything."""
+        """End all connections and listeners."""
 
 
 class ModelWorld(World):
@@ -474,7 +475,7 @@ class ModelWorld(World):
         self.player(pair, SERVER).connection.stop()
 
     def settle(self, expected: Any) -> None:
-        while sum(end.step() for end in self._ends):  # not any, so that each has its turn
+        while sum(end.step() for end in self._ends):  # sum and not any, so that each end has its turn
             pass
 
 
@@ -487,7 +488,7 @@ class ImplementedWorld(World):
 
     def make(self, client: Player, server: Player) -> None:
         self.listeners.append(self.implementation.listener(None, server.connected, linger_timeout=None))
-        self.listeners[-1].connect(client, linger_timeout=None)  # time ends nothing here
+        self.listeners[-1].connect(client, linger_timeout=None)  # nothing ends because of time here
 
     def stop(self, pair: int, way: Callable[..., None]) -> None:
         way(self.listeners[pair].close)
@@ -510,9 +511,13 @@ class MemoryWorld(ImplementedWorld):
 
 
 class TCPWorld(ImplementedWorld):
-    """There, a step needs to settle: until then, messages on another connection go to and fro, as a clock."""
+    """Connections on TCP, where each step takes some time.
 
-    #: Ticks of that clock within which everything happens: the loop and the kernel see to what came first first.
+    Messages on another connection go back and forth, as a clock, until the step is complete.
+    """
+
+    #: The ticks of that clock in which everything must happen, since the loop and the kernel treat events in their
+    #: order.
     TICKS = 100
 
     def __init__(self) -> None:
@@ -525,7 +530,7 @@ class TCPWorld(ImplementedWorld):
         clock.connect(self)
         assert self._ticked.wait(PATIENCE)
 
-    # It is the handler of its clock.
+    # The world is the handler of its clock.
 
     def connected(self, connection: Any) -> None:
         self._clock = connection
@@ -548,7 +553,7 @@ class TCPWorld(ImplementedWorld):
 
     def make(self, client: Player, server: Player) -> None:
         super().make(client, server)
-        # A connection attempt looks up names on another thread, which is not on that clock.
+        # A connection attempt resolves names on another thread, which that clock does not cover.
         while client.connection is None or server.connection is None:
             self._happened.clear()
             assert self._happened.wait(PATIENCE)
@@ -558,7 +563,7 @@ class TCPWorld(ImplementedWorld):
             if self.seen() == expected:
                 break
             self._tick()
-        for _ in range(3):  # nothing else comes
+        for _ in range(3):  # nothing more happens
             self._tick()
 
     def end(self) -> None:
@@ -576,7 +581,7 @@ class Answer:
         connection.write(data)
 
 
-# What is done.
+# The steps.
 
 
 def texts(alphabet: str, most: int = 3) -> st.SearchStrategy[str]:
@@ -585,9 +590,9 @@ def texts(alphabet: str, most: int = 3) -> st.SearchStrategy[str]:
 
 @st.composite
 def commands(draw: Any, both_listen: bool) -> str:
-    """What a handler is to do in one callback: harmless things, then perhaps an iterator, then perhaps an end.
+    """Draw commands for one callback: harmless ones, then perhaps an iterator, then perhaps an end.
 
-    Unless *both_listen*, there are no iterators, no aborts, and nothing that the peer would do.
+    Unless *both_listen*, there are no iterators, no aborts, and no commands for the peer.
     """
     text = draw(texts("0ES"))
     kind = draw(st.sampled_from(["end", "raise", *["tell", "lines", "lines and end"] * both_listen]))
@@ -617,7 +622,7 @@ class Lives(RuleBasedStateMachine):
         self.log.addFilter(self.note)
 
     def note(self, record: logging.LogRecord) -> bool:
-        """What was logged, in the world where something is being done."""
+        """Record a log entry for the current world."""
         self.current.logged.append(record.args[1])  # type: ignore[index, arg-type]
         return False
 
@@ -640,7 +645,7 @@ class Lives(RuleBasedStateMachine):
     # The state of the model decides what can be done.
 
     def living(self) -> list[int]:
-        """The numbers of the pairs of which at least one side may still receive a callback."""
+        """Return the numbers of the pairs in which at least one side can still receive a callback."""
         return [
             number
             for number, pair in enumerate(self.model.pairs)
@@ -648,12 +653,12 @@ class Lives(RuleBasedStateMachine):
         ]
 
     def chosen(self, pair: int) -> int:
-        """The number of a pair: one that lives, most of the time."""
+        """Return the number of a pair, usually one that lives."""
         living = self.living()
         return living[pair % len(living)] if living and pair else len(self.model.pairs) - 1
 
     def both_listen(self, number: int) -> bool:
-        """Whether what either side's iterators yield is taken at once."""
+        """Return whether both sides take output of iterators at once."""
         players = [self.model.player(number, side) for side in SIDES]
         return all(player.connection and not player.holds for player in players)
 
@@ -665,14 +670,14 @@ class Lives(RuleBasedStateMachine):
         data=st.data(),
     )
     def connect(self, handlers: Any, holds: Any, beginner: str, data: Any) -> None:
-        """One more connection; on one side, something is done before anything else."""
+        """Add a connection on which one side carries out commands first."""
         begin = data.draw(st.sampled_from(["", "A", "J"]) | commands(not any(holds.values())))
         self.everywhere(lambda world: world.connect(handlers, holds, beginner, begin))
 
     @precondition(lambda self: self.model.pairs)
     @rule(pair=pairs, side=sides, way=ways, data=st.data())
     def say(self, pair: int, side: str, way: Any, data: Any) -> None:
-        """Write, whatever the peer will do about it."""
+        """Write commands for the peer."""
         number = self.chosen(pair)
         text = data.draw(commands(self.both_listen(number)))
 
@@ -688,7 +693,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.model.pairs)
     @rule(pair=pairs, side=sides, way=ways, data=st.data())
     def do(self, pair: int, side: str, way: Any, data: Any) -> None:
-        """Do something outside of callbacks."""
+        """Carry out a command outside of callbacks."""
         number = self.chosen(pair)
         quiet = not self.model.player(number, side).connection.wire
         command = data.draw(st.sampled_from("CD" + "AK" * quiet + LINES * self.both_listen(number)))
@@ -702,7 +707,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: any(player.holds for pair in self.model.pairs for player in pair.values()))
     @rule(way=ways)
     def set_handler(self, way: Any) -> None:
-        """Set the first handler that has not been set yet."""
+        """Set the first handler that is still missing."""
 
         def set_first(world: World) -> None:
             way(next(player for pair in world.pairs for player in pair.values() if player.holds).set_handler)
@@ -712,7 +717,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.model.pairs)
     @rule(pair=pairs, side=sides, callback=st.sampled_from(["handle_exception", "handle_close"]), data=st.data())
     def arm(self, pair: int, side: str, callback: str, data: Any) -> None:
-        """Have commands in store for a callback."""
+        """Prepare commands for a callback."""
         number = self.chosen(pair)
         text = data.draw(commands(self.both_listen(number)))
         for world in self.worlds:
@@ -733,5 +738,5 @@ class Lives(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_lives_of_connections(no_socket_left: None) -> None:
+def test_random_lives_of_connections_match_the_model(no_socket_left: None) -> None:
     run_state_machine_as_test(Lives, settings=Lives.TestCase.settings)

@@ -19,7 +19,7 @@ PATCHED = [name for name in HEADS if name != "unpatched"]
 
 
 def run(head: str, program: str, before: str = "") -> str:
-    """Run a program in a process, after *before* and what *head* names; what it printed."""
+    """Run *before*, the code that *head* names, and *program* in a process.  Return the output."""
     code = before + HEADS[head] + textwrap.dedent(program)
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr
@@ -41,7 +41,7 @@ def ask(connection):
 """
 
 
-#: The client of the following program.
+#: The client of the programs that wait.
 CLIENT = """
 import socket, sys
 client = socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=20)
@@ -49,7 +49,7 @@ client.sendall(b"hello")
 print(client.recv(100).decode(), flush=True)
 """
 
-#: The program waits for an event of the threading module, which a handler sets.
+#: A program that waits for an event of the threading module, which a handler sets.
 WAITING = f"""
 import subprocess, sys
 stop = threading.Event()
@@ -61,7 +61,7 @@ assert stop.wait(20)
 client.wait()
 """
 
-#: Programs that leave nothing behind, so that one process, which takes long to start, runs all of them.
+#: Programs that leave nothing behind. All of them run in one process, because a process takes long to start.
 PROGRAMS = {
     "serving": """
     listener = ngi_gevent.listener(("localhost", 0), Upper)
@@ -127,8 +127,8 @@ PROGRAMS = {
     listener = ngi_gevent.testing.listener(None, Upper)
     listener.connect().write(b"hello")
     """,
-    # The last one, since the process ends with it. It must end gracefully, without an error or output on standard
-    # error.
+    # This program is the last one, since the process ends with it. It must end gracefully, without an error or output
+    # on standard error.
     "ending": """
     implementation = ngi_gevent.Threaded()
     listener = implementation.listener(("127.0.0.1", 0), Upper)
@@ -145,37 +145,37 @@ def head(request):
 
 @pytest.fixture(scope="module")
 def printed(head):
-    """What each of the programs prints."""
+    """The output of each program."""
     program = COMMON
     for name, code in PROGRAMS.items():
         program += f'print("# {name}", flush=True)\n{textwrap.dedent(code)}'
-    # What a test imports comes on the same side of patching as the package.
+    # The test's imports come on the same side of patching as the package's.
     before = "" if head == "patched before" else "import ngi_gevent.testing\n"
     parts = re.split(r"^# (.+)\n", run(head, program, before), flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def test_serving_and_asking_on_ones_own_hub(printed):
+def test_a_program_serves_and_asks_on_its_own_hub(printed):
     assert printed["serving"] == "HELLO\n"
 
 
-def test_a_threaded_implementation_is_on_a_real_thread(printed):
+def test_a_threaded_implementation_runs_on_a_real_thread(printed):
     assert printed["threaded"] == "True\n"
 
 
-def test_a_wsgi_application_may_make_requests(printed):
+def test_a_wsgi_application_can_make_requests(printed):
     assert printed["wsgi"] == "/PATH0 /PATH1 /PATH2\n"
 
 
-def test_waiting_for_an_event_keeps_a_threaded_server_going(printed):
+def test_a_threaded_server_serves_while_its_program_waits_for_an_event(printed):
     assert printed["waiting"] == "HELLO\n"
 
 
-def test_waiting_for_an_event_keeps_a_patched_server_going(printed, head):
+def test_a_patched_server_serves_while_its_program_waits_for_an_event(printed, head):
     assert printed["waiting, patched"] == ("HELLO\n" if head in PATCHED else "")
 
 
-def test_in_memory_it_is_the_same(printed):
+def test_the_program_does_the_same_in_memory(printed):
     assert printed["in memory"] == "-> b'HELLO'\n"
 
 
@@ -185,7 +185,7 @@ def test_a_program_with_a_threaded_implementation_ends_gracefully(printed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", PATCHED)
-def test_a_patched_handler_that_calls_a_slow_web_server_does_not_keep_others_waiting(head):
+def test_a_patched_handler_that_calls_a_slow_web_server_does_not_delay_others(head):
     program = """
     import http.server, urllib.request
     class Slow(http.server.BaseHTTPRequestHandler):
@@ -243,7 +243,7 @@ for_client.load_verify_locations("authority.pem")
 CONTEXT_KINDS = {
     "made first": CONTEXTS.format(
         kind="ssl.SSLContext", more="warnings.simplefilter('ignore')"
-    ),  # gevent warns of that
+    ),  # gevent warns about this
     "made last": CONTEXTS.format(kind="ssl.SSLContext", more=""),
     "gevent's": CONTEXTS.format(kind="gevent.ssl.SSLContext", more="import gevent.ssl"),
 }
@@ -252,7 +252,7 @@ CONTEXT_KINDS = {
 @pytest.mark.parametrize(
     ("head", "contexts"),
     [
-        pytest.param(head, contexts, marks=() if number % 4 == 0 else pytest.mark.slow)  # each of both once
+        pytest.param(head, contexts, marks=() if number % 4 == 0 else pytest.mark.slow)  # each head and each kind once
         for number, (head, contexts) in enumerate(itertools.product(HEADS, CONTEXT_KINDS))
     ],
 )
@@ -281,8 +281,8 @@ def test_any_context_works_and_a_silent_client_does_not_delay_others(head, conte
     assert run(head, last + program, before=first) == "HELLO\n" * 2
 
 
-def test_the_package_does_not_import_ssl_unasked():
-    """Otherwise gevent would warn programs that patch after importing it."""
+def test_the_package_does_not_import_ssl_by_itself():
+    """If it did, gevent would warn programs that patch after the import."""
     modules = "import sys, ngi_gevent.adapters, ngi_gevent.message, ngi_gevent.blocking\nprint('ssl' in sys.modules)"
     assert run("unpatched", modules) == "False\n"
 
@@ -305,12 +305,13 @@ LATELY = {
 @pytest.mark.parametrize(
     ("head", "lately"),
     [
-        pytest.param(head, lately, marks=() if number in (0, 3, 4) else pytest.mark.slow)  # each of both once
+        # Each head and each moment once.
+        pytest.param(head, lately, marks=() if number in (0, 3, 4) else pytest.mark.slow)
         for number, (head, lately) in enumerate(itertools.product(HEADS, LATELY))
     ],
 )
-def test_a_threaded_implementation_is_first_used_after_the_main_thread_has_ended(head, lately):
-    """gevent's thread pool, which looks up names, cannot be started then; since Python 3.12, perhaps no thread can."""
+def test_a_threaded_implementation_can_begin_after_the_end_of_the_main_thread(head, lately):
+    """gevent's thread pool, which resolves names, cannot start then.  Since Python 3.12, perhaps no thread can."""
     answer = run(head, COMMON + LATE + LATELY[lately])
     answers = [
         "HELLO\n",
@@ -320,7 +321,7 @@ def test_a_threaded_implementation_is_first_used_after_the_main_thread_has_ended
 
 
 @pytest.mark.parametrize("head", PATCHED)
-def test_inside_of_a_simulation_patched_functions_wait_on_the_hub_and_the_originals_raise(head):
+def test_in_a_simulation_patched_functions_wait_on_the_hub_and_the_originals_raise(head):
     program = """
     import select, socket, subprocess, threading, time
     from gevent.monkey import get_original

@@ -1,4 +1,4 @@
-"""The seam to the system: what is asked of it, by whom, and that another network can take its place."""
+"""The network, through which all calls to the kernel go: no other module makes any, and it can be replaced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ngi_gevent.sockets.network import Network, Socket
 
 SOCKETS = Path(ngi_gevent.__file__).parent / "sockets"
 
-#: What other modules may use of those that ask the system: it works on text only, or is a type.
+#: Names of these modules that any module can use, since they only convert text, or are types.
 HARMLESS = {
     "socket": {"gaierror", "inet_pton"},
     "os": {"fsdecode", "fspath", "strerror", "path", "stat_result"},
@@ -44,8 +44,8 @@ HARMLESS = {
 
 
 def asked_of_the_system(code: str) -> set[str]:
-    """The names in *code* that ask the system something, and are neither constants nor harmless."""
-    names: dict[str, str] = {}  # what the module is called, and what it is
+    """Return the names in *code* that call the kernel, without constants and harmless names."""
+    names: dict[str, str] = {}  # the local name of each module, and its full name
     found = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -76,7 +76,7 @@ def is_harmless(module: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize("file", sorted(SOCKETS.glob("*.py")), ids=lambda file: file.stem)
-def test_only_the_network_asks_the_system(file):
+def test_only_the_network_calls_the_kernel(file):
     if file.stem != "network":
         assert asked_of_the_system(file.read_text()) == set()
 
@@ -101,7 +101,7 @@ def test_calls_to_the_kernel_are_found(code, expected):
 
 # Another network.
 
-#: What is added to each descriptor, so that it means nothing to the system.
+#: A number that is added to each descriptor, so that the kernel does not accept it.
 OFFSET = 2**30
 
 METHODS = {name for name in vars(Network) if not name.startswith("_")}
@@ -109,7 +109,7 @@ OF_SOCKETS = {name for name in vars(Socket) if not name.startswith("_")}
 
 
 class OtherSocket:
-    """A socket with only the methods of ``Socket``, whose descriptor only ``OtherLoop`` accepts."""
+    """A socket with only the methods of ``Socket``.  Only ``OtherLoop`` accepts its descriptor."""
 
     def __init__(self, network: OtherNetwork, sock: Any) -> None:
         self.network = network
@@ -126,7 +126,7 @@ class OtherSocket:
 
 
 class OtherNetwork(Network):
-    """The kernel's network.  It records the calls, including those to sockets."""
+    """The kernel's network, with a record of the calls, including calls to sockets."""
 
     def __init__(self) -> None:
         self.used: set[str] = set()
@@ -153,7 +153,7 @@ class OtherNetwork(Network):
 
 
 class OtherLoop:
-    """gevent's loop, which accepts the descriptors of ``OtherSocket``."""
+    """gevent's loop, but for the descriptors of ``OtherSocket``."""
 
     def __init__(self, loop: Any) -> None:
         self.real = loop
@@ -166,7 +166,7 @@ class OtherLoop:
 
 
 def on_other_loop(function: Callable[[], None]) -> None:
-    """Call *function* in a thread whose hub has an ``OtherLoop``, and raise what it raised."""
+    """Call *function* in a thread whose hub has an ``OtherLoop``, and raise its exception."""
     done, raised = Flag(), []
 
     def run() -> None:
@@ -197,7 +197,7 @@ class Upper(testing.Recorder):
 
 
 def converse(network: Network, address: Any, **contexts: Any) -> None:
-    """A conversation that needs all that a network has for streams."""
+    """Hold a conversation that needs every method of a network for streams."""
     implementation = ngi_gevent.Implementation()
     implementation._network = network
     served = []
@@ -234,7 +234,7 @@ def test_another_network_can_take_its_place(tmp_path, no_socket_left):
     on_other_loop(lambda: [converse(network, address) for address in (inet, *unix)])
     on_other_loop(lambda: converse(network, inet, **contexts))
     on_other_loop(lambda: send_and_answer(network, [inet, *unix]))
-    never = {"accept"}  # of sockets; the network has one, too
+    never = {"accept"}  # the method of sockets, since the network also has one
     rare = {"adopt", "check_room", "has_error", "has_input", "is_broken", "fileno", "peer_has_finished", "take_error"}
     rare |= {"let_others_run", "set_dual_stack"}
     assert network.used - rare == (METHODS | OF_SOCKETS - never) - rare
@@ -267,7 +267,7 @@ def send_and_answer(network: Network, addresses: list[Any]) -> None:
 
 
 class SteppedClock:
-    """A clock that is moved by hand.  *asked* is set when it has been asked often."""
+    """A clock that the test moves.  *asked* is set after many calls."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -281,7 +281,7 @@ class SteppedClock:
         return self.time
 
 
-def test_an_idle_connection_is_so_by_the_clock_of_the_package(tcp, monkeypatch):
+def test_the_clock_of_the_package_decides_whether_a_connection_is_idle(tcp, monkeypatch):
     stepped = SteppedClock()
     monkeypatch.setattr(clock, "now", stepped.now)
     client, served = tcp.talk(idle_timeout=0.001)
@@ -294,7 +294,7 @@ def test_an_idle_connection_is_so_by_the_clock_of_the_package(tcp, monkeypatch):
 
 
 class WithoutLinger(_socket.socket):
-    """A socket as macOS has it after the peer has reset the connection."""
+    """A socket that acts as on macOS after a reset by the peer."""
 
     def setsockopt(self, level: int, option: int, *value: Any) -> None:
         if option == socket.SO_LINGER:
@@ -320,14 +320,14 @@ def test_a_socket_that_refuses_to_be_reset_is_closed(tcp):
 
 
 class WithoutFiles(Network):
-    """A network in which the file of a Unix socket is gone as soon as it was made."""
+    """A network that removes the file of a Unix socket as soon as the file is made."""
 
     def stat(self, path: str | bytes) -> os.stat_result:
         self.unlink(path)
         return super().stat(path)
 
 
-def test_a_listener_whose_file_is_gone_at_once_leaves_no_socket_open(tcp, tmp_path):
+def test_a_listener_whose_file_vanishes_at_once_leaves_no_socket_open(tcp, tmp_path):
     tcp.implementation._network = WithoutFiles()
     for listen in tcp.implementation.listener, tcp.implementation.udp_listener:
         with pytest.raises(FileNotFoundError, match="socket"):
@@ -354,8 +354,8 @@ def test_room_for_descriptors_is_checked_and_given_back(no_socket_left):
     assert before == [] or len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_the_calls_of_gevents_sockets_match_the_socket_inside(no_socket_left):
-    """This fails on the day that gevent's sockets have no ``_sock``."""
+def test_the_calls_of_gevents_sockets_match_the_inner_sockets(no_socket_left):
+    """The test fails on the day that gevent's sockets have no ``_sock``."""
     sock = Network().make_socket(socket.AF_INET, socket.SOCK_STREAM)
     plain = Network().plain(sock)
     assert isinstance(sock, gevent.socket.socket)
