@@ -1,4 +1,4 @@
-"""The queue of output: nothing is lost, doubled or reordered, whatever the kernel takes; and when it is too much."""
+"""The queue of output: no byte is lost, doubled or reordered, whatever the kernel accepts; and its limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ngi_gevent.core.output import HIGH_WATER, JOINED_SIZE, LOW_WATER, PIECES_AT
 
 
 class Kernel:
-    """Takes so many bytes in each call, and then no more.  Records the size of a piece, or of several."""
+    """A kernel that accepts the given number of bytes in each call, and then blocks.
+
+    It records the sizes of the pieces.
+    """
 
     def __init__(self, takes):
         self.takes = list(takes)
@@ -45,10 +48,10 @@ def left(queue):
 
 
 @given(st.lists(st.tuples(st.binary(max_size=30), st.binary(max_size=5))))
-def test_output_leaves_whole_and_in_order(turns):
-    """Each turn has the sizes of the writes, and how much the kernel accepts: bytes, since they are quickly made."""
+def test_output_leaves_complete_and_in_order(turns):
+    """Each turn has the sizes of the writes, and the sizes that the kernel accepts, as bytes for speed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(output, "JOINED_SIZE", 64)  # some are not joined, without writing megabytes
+        patch.setattr(output, "JOINED_SIZE", 64)  # with this size, some pieces stay separate without megabytes of data
         leaves_whole_and_in_order(turns)
 
 
@@ -68,7 +71,7 @@ def leaves_whole_and_in_order(turns):
     assert queue.pieces == []
 
 
-def test_small_pieces_leave_in_one_call_and_large_ones_uncopied():
+def test_small_pieces_leave_in_one_call_and_large_ones_are_not_copied():
     queue = OutputQueue()
     for size in 10, 20, JOINED_SIZE, JOINED_SIZE, 5:
         queue.append(b"x" * size)
@@ -85,33 +88,34 @@ def test_pieces_are_joined_up_to_a_size():
     assert flushed(queue, 10**6).calls == [[JOINED_SIZE, 1]]
 
 
-def test_a_piece_that_was_sent_in_part_is_not_copied():
+def test_the_rest_of_a_piece_is_not_copied():
     queue = OutputQueue()
     queue.append(b"x" * JOINED_SIZE)
     queue.append(b"y" * JOINED_SIZE)
-    assert flushed(queue, 1).calls == [[JOINED_SIZE, JOINED_SIZE]]  # a kernel that accepted a part does not accept more
+    # There is no second call, since the kernel has accepted only a part.
+    assert flushed(queue, 1).calls == [[JOINED_SIZE, JOINED_SIZE]]
     rest = queue.pieces[0]
     assert isinstance(rest, memoryview)
     assert flushed(queue).calls == [[JOINED_SIZE - 1, JOINED_SIZE]]
     assert queue.pieces[0] is rest
 
 
-def test_not_all_pieces_are_sent_at_once():
+def test_one_call_sends_a_limited_number_of_pieces():
     queue = OutputQueue()
     for _ in range(PIECES_AT_ONCE + 1):
         queue.append(b"x" * JOINED_SIZE)
     assert flushed(queue, 10**7, 10**7).calls == [[JOINED_SIZE] * PIECES_AT_ONCE, JOINED_SIZE]
 
 
-def test_a_piece_of_nothing_is_handed_to_the_kernel_too():
-    """It stands for messages of TLS itself."""
+def test_an_empty_piece_is_passed_to_the_kernel():
+    """An empty piece stands for messages that belong to TLS."""
     queue = OutputQueue()
     queue.pieces.append(b"")
     assert flushed(queue, 10).calls == [0]
     assert queue.pieces == []
 
 
-def test_an_error_of_sending_is_raised_and_loses_nothing():
+def test_an_error_of_the_kernel_is_raised_and_loses_nothing():
     def send(data):
         raise BrokenPipeError
 
@@ -124,7 +128,7 @@ def test_an_error_of_sending_is_raised_and_loses_nothing():
     assert (left(queue), queue.size) == (b"", 0)
 
 
-def test_one_large_write_is_not_too_much_but_one_more_is():
+def test_one_large_write_is_within_the_limit_and_one_more_is_not():
     queue = OutputQueue(limit=100)
     queue.append(b"x" * 100)
     assert not queue.is_over_limit()
@@ -132,7 +136,7 @@ def test_one_large_write_is_not_too_much_but_one_more_is():
     assert queue.is_over_limit()
 
 
-def test_answers_are_not_limited_before_the_high_water_mark():
+def test_answers_are_not_limited_below_the_high_water_mark():
     queue = OutputQueue()
     assert not queue.is_full()
     queue.append(b"x" * HIGH_WATER)
@@ -140,11 +144,11 @@ def test_answers_are_not_limited_before_the_high_water_mark():
     assert queue.pause_threshold is None
 
 
-def test_input_waits_once_it_was_answered_with_as_much_again():
+def test_input_pauses_after_as_much_output_again():
     queue = OutputQueue()
     queue.append(b"x" * (HIGH_WATER + 1))
-    assert not queue.exceeds_threshold()  # it was written in answer to nothing
-    assert not queue.is_full()  # from here on, it counts
+    assert not queue.exceeds_threshold()  # this output answers no input
+    assert not queue.is_full()  # this call sets the threshold
     queue.append(b"x" * HIGH_WATER)
     assert not queue.is_full()
     queue.append(b"x")
@@ -167,16 +171,17 @@ def test_output_that_waits_elsewhere_counts():
     assert queue.is_full(2 * HIGH_WATER + 2)
 
 
-def test_iterables_count():
+def test_iterables_count_with_a_fixed_size_and_lists_with_their_bytes():
     lines = Lines([b"x" * 5000, memoryview(b"y" * 1000).cast("H")])
     assert lines.size == Lines.ITERATOR_SIZE + 6000
-    assert [lines.note_pulled(5000), lines.note_pulled(2000)] == [5000, 1000]  # the list has grown since
+    # The list has grown since it was measured.
+    assert [lines.note_pulled(5000), lines.note_pulled(2000)] == [5000, 1000]
     assert lines.size == Lines.ITERATOR_SIZE
     assert Lines(iter([b"x" * 5000])).size == Lines([]).size == Lines.ITERATOR_SIZE
-    assert Lines([None] * 5000).size == Lines.ITERATOR_SIZE  # they raise when they are pulled
+    assert Lines([None] * 5000).size == Lines.ITERATOR_SIZE  # such items raise only when they are pulled
 
 
-def test_an_iterable_is_closed_if_it_can_be():
+def test_an_iterable_is_closed_if_it_has_a_close_method():
     closed = []
 
     def generator():
@@ -192,7 +197,7 @@ def test_an_iterable_is_closed_if_it_can_be():
     Lines(iter([b"x"])).close()
 
 
-def test_many_drains_do_not_look_at_each_other():
+def test_a_new_drain_does_not_wake_the_earlier_ones():
     class Counting:
         def __init__(self):
             self.set_count = 0

@@ -1,4 +1,4 @@
-"""The face of the package, and its errors."""
+"""The names that the package exports, and its exceptions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODULES = [name for _, name, _ in pkgutil.walk_packages(ngi_gevent.__path__, "ng
 
 
 @pytest.mark.parametrize("name", ["ngi_gevent", *MODULES])
-def test_all_names_what_there_is(name):
+def test_all_lists_only_names_that_exist(name):
     skip_unless_installed(name)
     module = importlib.import_module(name)
     assert len(set(module.__all__)) == len(module.__all__)
@@ -44,8 +44,8 @@ def test_the_contract_has_the_rules_of_every_file():
 @pytest.mark.parametrize(
     "implementation", [ngi_gevent.Implementation, ngi_gevent.testing.Implementation, IImplementation]
 )
-def test_a_listener_calls_a_server(implementation):
-    """One name for one thing, in the protocol and in both implementations."""
+def test_the_parameter_of_a_listener_is_called_server(implementation):
+    """The name is the same in the protocol and in both implementations."""
     assert list(inspect.signature(implementation.listener).parameters)[2] == "server"
 
 
@@ -54,12 +54,12 @@ def test_only_implementations_share_the_name_of_a_class():
     assert [name for name, count in names.items() if count > 1] == ["Implementation"]
 
 
-def test_testing_needs_no_pytest():
+def test_testing_does_not_import_pytest():
     program = "import sys, ngi_gevent.testing; assert 'pytest' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
-def test_the_face_has_every_error():
+def test_the_package_exports_every_exception():
     assert set(ngi_gevent.errors.__all__) <= set(ngi_gevent.__all__)
     for name in ngi_gevent.errors.__all__:
         assert issubclass(getattr(ngi_gevent, name), ngi_gevent.NGIError)
@@ -78,13 +78,14 @@ def test_the_face_has_every_error():
     ],
 )
 def test_every_public_method_has_a_docstring(thing):
-    internal = {"stop", "has_unfinished_output", "connection_gone", "handler_raised"}  # between our own parts
+    # For calls between modules of the package.
+    internal = {"stop", "has_unfinished_output", "connection_gone", "handler_raised"}
     public = {name: method for name, method in inspect.getmembers(thing, inspect.isfunction) if name[0] != "_"}
     assert len(public) > 3
     assert {name for name, method in public.items() if not inspect.getdoc(method)} <= internal
 
 
-def test_errors_are_what_they_are_like():
+def test_exceptions_derive_from_the_standard_ones_that_they_resemble():
     assert issubclass(ngi_gevent.ConnectionClosed, ValueError)
     assert issubclass(ngi_gevent.Timeout, TimeoutError)
     assert issubclass(ngi_gevent.ConnectionTimeout, ngi_gevent.ConnectionFailed)

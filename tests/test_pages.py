@@ -1,4 +1,4 @@
-"""Following pages: what a page shows and the command does not say is found."""
+"""The reader of pages finds each difference between the output of a command and the output on the page."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ interrupted
 """
 
 
-#: A command that is left running, and what it does once it has said that it is ready.  The next one waits until that
-#: has written a line to ``reached``.
+#: A running command, with code for after its first line. The next command waits until that code has written to
+#: ``reached``.
 LEFT_RUNNING = """\
 ```{code-block} console
 :class: running
@@ -80,7 +80,7 @@ $ cat reached > /dev/null
 ```
 """
 
-#: What a page shows of it later.
+#: The output of that command that a page shows later.
 LATER = """
 ```{code-block} console
 :class: %s
@@ -153,7 +153,7 @@ def test_an_incorrect_page_fails(follow, text, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_a_command_that_does_not_run_any_more_is_found(tmp_path, code):
+def test_a_command_that_no_longer_runs_is_found(tmp_path, code):
     with pages.Reader(tmp_path) as reader:
         reader.type(f"$ echo ready; exit {code}\nready\n", ["running"])
         (command,) = reader.running
@@ -179,7 +179,7 @@ def test_ports_that_are_not_replaced_are_found(text, strange):
     assert pages.strange_ports(text) == strange
 
 
-def test_the_parts_of_a_pages_module_are_put_together(tmp_path):
+def test_the_parts_of_a_pages_module_are_joined(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "```python\na = 1\n```\n\n```{code-block} python\n:caption: b.py\n\nb\n```\n\n```python\nc = a\n```\n"

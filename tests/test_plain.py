@@ -1,4 +1,4 @@
-"""The transport without TLS: what it asks of its socket."""
+"""The transport without TLS: its calls to the socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def broken_pipes():
-    """The signals SIGPIPE during the test.  With the default effect of the signal, each would end the program."""
+    """The SIGPIPE signals of the test.  By default, each signal would end the program."""
     signals = []
     before = signal.signal(signal.SIGPIPE, lambda *_: signals.append("SIGPIPE"))
     yield signals
@@ -17,8 +17,8 @@ def broken_pipes():
 
 
 @pytest.mark.parametrize("pieces", [[b"x"], [b"x" * 50_000] * 2])
-def test_sending_to_a_peer_that_has_gone_raises_no_signal(tcp, tmp_path, broken_pipes, pieces):
-    """On a Unix socket, the first send fails, and not only the next one.  Two large pieces are sent by sendmsg."""
+def test_sending_to_a_closed_peer_raises_no_signal(tcp, tmp_path, broken_pipes, pieces):
+    """On a Unix socket, the first send fails already.  Two large pieces are sent by sendmsg."""
     listener = tcp.implementation.listener(tmp_path / "socket", tcp.server())
     tcp.listeners.append(listener)
     peer = tcp.peer(listener)

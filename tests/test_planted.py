@@ -1,4 +1,4 @@
-"""Mistakes that are planted in the package are found by the random lives of connections."""
+"""Random lives of connections find mistakes that are planted in the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_each_mistake_can_be_planted(name):
         assert environment["PYTHONPATH"]
 
 
-def test_without_a_mistake_nothing_is_found():
+def test_nothing_is_found_without_a_mistake():
     assert search(None, 20) == ""
 
 

@@ -11,7 +11,7 @@ from ngi_gevent.testing import leaks
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """Run pytest on a file of tests: in this process, which is quick, or where nothing is imported yet."""
+    """A function that runs pytest on a file of tests: in this process, which is fast, or in a fresh one."""
 
     def run(text, *arguments, fresh=False):
         pytester.makepyfile(text)
@@ -23,7 +23,7 @@ def run(pytester, monkeypatch):
     return run
 
 
-def test_a_test_runs_over_each(run):
+def test_a_test_runs_on_each_implementation(run):
     result = run(
         """
         from ngi_gevent import testing
@@ -57,7 +57,7 @@ def test_a_test_runs_over_each(run):
     result.stdout.fnmatch_lines([f"*test_echo?{way}? PASSED*" for way in ways])
 
 
-def test_leftovers_of_a_test_are_an_error_and_a_failed_test_is_only_a_failure(run, monkeypatch):
+def test_leftovers_are_an_error_unless_the_test_has_failed(run, monkeypatch):
     monkeypatch.setattr(leaks, "GRACE", 0.02)
     result = run(
         """
@@ -143,7 +143,7 @@ def test_the_plugin_imports_nothing_before_it_is_used(run, monkeypatch):
     result.assert_outcomes(passed=2)
 
 
-def test_a_failure_shows_the_plans_that_it_met_and_no_others(run):
+def test_a_failure_shows_the_plans_of_its_test_and_no_others(run):
     result = run(
         """
         from ngi_gevent.testing import Faults, Faulty, Plan
@@ -192,7 +192,7 @@ RACE = """
 """
 
 
-def test_an_item_for_each_seed(run):
+def test_each_seed_is_a_separate_item(run):
     text = """
         import pytest
 
@@ -221,12 +221,12 @@ def test_an_item_for_each_seed(run):
     result.stdout.fnmatch_lines(["*test_marked?seed9? PASSED*"])
 
 
-def test_a_failure_shows_its_seed_how_to_replay_it_and_how_it_ended(run):
+def test_a_failure_shows_its_seed_its_replay_and_its_last_state(run):
     result = run(RACE, "--ngi-seeds=30", "-x", "-m", "not slow")
     result.assert_outcomes(failed=1, passed=result.parseoutcomes()["passed"])
     [command] = [line for line in result.outlines if line.startswith("pytest ")]
     seed = command.rpartition("[seed")[2].partition("]")[0]
-    file = "test_a_failure_shows_its_seed_how_to_replay_it_and_how_it_ended.py"
+    file = "test_a_failure_shows_its_seed_its_replay_and_its_last_state.py"
     assert command == f"pytest '{file}::test_race[seed{seed}]' --ngi-replay={seed} -m 'not slow'"
     result.stdout.fnmatch_lines(["*- simulation -*", f"seed {seed}; replay it with", "the greenlets at the end:"])
     result.stdout.no_fnmatch_line("*shrunk*")
@@ -243,7 +243,7 @@ def test_a_failure_shows_its_seed_how_to_replay_it_and_how_it_ended(run):
     run(RACE, f"--ngi-replay={seed}:").assert_outcomes(passed=1)
 
 
-def test_the_fixtures_of_a_test_are_fresh_in_each_run_of_shrinking(run):
+def test_the_fixtures_of_a_test_are_new_in_each_run_of_shrinking(run):
     result = run(
         """
         import pytest
@@ -268,7 +268,7 @@ def test_the_fixtures_of_a_test_are_fresh_in_each_run_of_shrinking(run):
     result.stdout.fnmatch_lines(["draws that are needed: 0 of 0*", "*also fails under seed 0"])
 
 
-def test_a_test_that_depends_on_something_else_is_said_to(run):
+def test_a_test_that_does_not_depend_only_on_the_seed_is_reported(run):
     result = run(
         """
         runs = []
@@ -283,7 +283,7 @@ def test_a_test_that_depends_on_something_else_is_said_to(run):
     result.stdout.fnmatch_lines(["*the test depends on something that no seed decides"])
 
 
-def test_an_exception_of_a_greenlet_is_an_error_of_the_test_unless_it_failed(run):
+def test_an_exception_of_a_greenlet_is_an_error_unless_the_test_has_failed(run):
     result = run(
         """
         import gevent
@@ -305,7 +305,7 @@ def test_an_exception_of_a_greenlet_is_an_error_of_the_test_unless_it_failed(run
     result.stdout.fnmatch_lines(["E *ValueError: *'x'", "a handler or a greenlet raised ValueError(*'y'*"])
 
 
-def test_timelines_of_failures_and_replays(run, pytester):
+def test_failures_and_replays_write_timelines(run, pytester):
     text = (
         RACE
         + """
@@ -316,11 +316,11 @@ def test_timelines_of_failures_and_replays(run, pytester):
     )
     run(text, "--ngi-seeds=30", "-x", "--ngi-timeline=pages/new")
     [page] = (pytester.path / "pages" / "new").iterdir()
-    assert page.name.startswith("test_timelines_of_failures_and_replays.py-test_race-seed")
+    assert page.name.startswith("test_failures_and_replays_write_timelines.py-test_race-seed")
     assert "<!DOCTYPE html>" in page.read_text()
     run(text, "--ngi-replay=1", "--ngi-timeline=pages", "-k", "passing")
     [page] = (pytester.path / "pages").glob("*.html")
-    assert page.name == "test_timelines_of_failures_and_replays.py-test_passing-seed1.html"
+    assert page.name == "test_failures_and_replays_write_timelines.py-test_passing-seed1.html"
     assert "<td>start</td>" in page.read_text()
     assert "<td>crash</td>" not in page.read_text()
 

@@ -25,7 +25,7 @@ from ngi_gevent.testing.contract.rules.common import Echo
 from ngi_gevent.testing.simulation import explore
 
 CLIENT, FRONT = ("192.0.2.1", 4711), ("192.0.2.9", 443)
-NOWHERE = ("0.0.0.0", 0)  # of a header that leaves the destination out
+NOWHERE = ("0.0.0.0", 0)  # the destination in a header that leaves it out
 SECURE = {"ssl_context": client_context(), "server_hostname": "localhost"}
 
 
@@ -39,7 +39,7 @@ def example(monkeypatch):
 
 @pytest.fixture
 def failed(caplog):
-    """The upstreams that could not be reached, from the log."""
+    """A function that returns the unreachable upstreams, from the log."""
     caplog.set_level(logging.WARNING, logger="proxy")
     return lambda: [record.args[0] for record in caplog.records if record.name == "proxy"]
 
@@ -54,7 +54,7 @@ class Upper(testing.Recorder):
 
 
 @pytest.mark.parametrize("version", [None, 1, 2])
-def test_a_client_is_relayed_and_named(example, ngi, version):
+def test_a_client_is_relayed_and_its_address_is_passed_on(example, ngi, version):
     served = Upper()
     upstream = ngi.listener(None, served.connected, proxy_protocol=["unix"] if version else None)
     front = ngi.listener(FRONT, example.proxy_server([upstream.address], version, ngi.connect))
@@ -69,7 +69,7 @@ def test_a_client_is_relayed_and_named(example, ngi, version):
     upstream.close()
 
 
-def test_the_client_of_a_balancer_is_named_to_the_upstream(example, ngi):
+def test_the_upstream_gets_the_address_of_a_balancers_client(example, ngi):
     served = Upper()
     upstream = ngi.listener(None, served.connected, proxy_protocol=["unix"])
     serve = example.proxy_server([upstream.address], 2, ngi.connect)
@@ -82,7 +82,7 @@ def test_the_client_of_a_balancer_is_named_to_the_upstream(example, ngi):
 
 
 @pytest.mark.parametrize(("balancer", "destination"), [(None, FRONT), ("", NOWHERE), (("10.0.0.1", 5), NOWHERE)])
-def test_the_upstream_gets_no_wrong_destination(example, ngi, balancer, destination):
+def test_the_upstream_never_gets_a_wrong_destination(example, ngi, balancer, destination):
     """A client of a balancer has connected to the balancer, so the proxy's own address would be wrong."""
     received = testing.Recorder()
     upstream = ngi.listener(None, received.connected)
@@ -96,7 +96,7 @@ def test_the_upstream_gets_no_wrong_destination(example, ngi, balancer, destinat
     upstream.close()
 
 
-def test_an_upstream_that_cannot_be_reached_is_tried_last_from_then_on(example, ngi, failed):
+def test_an_unreachable_upstream_is_tried_last_from_then_on(example, ngi, failed):
     served = Upper()
     upstream = ngi.listener("third", served.connected)
     front = ngi.listener(None, example.proxy_server(["first", "second", "third"], connect=ngi.connect))
@@ -118,7 +118,7 @@ def test_an_upstream_that_cannot_be_reached_is_tried_last_from_then_on(example, 
 
 
 def listen_as(host, name):
-    """Let *host* answer everything with *name*, on its port 80."""
+    """Let *host* answer all input with *name*, on its port 80."""
 
     def serve(connection):
         handler = testing.Recorder(connection)
@@ -127,10 +127,10 @@ def listen_as(host, name):
     return host.listener((host.name, 80), serve, proxy_protocol=["0.0.0.0/0", "::/0"])
 
 
-def test_clients_go_to_another_upstream_when_one_crashes_or_is_cut_off(example):
+def test_clients_get_another_upstream_if_one_crashes_or_is_cut_off(example):
     def scenario(simulation):
         def ask(expected):
-            """Return the seconds until the answer, which has to be *expected*."""
+            """Return the seconds until the answer, which must be *expected*."""
             client, began = testing.Recorder(), simulation.now()
             clients.connect(("front", 80), client)
             client.wait_connected().write(b"hello")
@@ -145,7 +145,7 @@ def test_clients_go_to_another_upstream_when_one_crashes_or_is_cut_off(example):
         assert ask(b"one") < 1
         simulation.partition(front, one)
         assert ask(b"two") == pytest.approx(example.CONNECT_TIMEOUT, abs=1)
-        assert ask(b"two") < 1  # without another attempt at the first one
+        assert ask(b"two") < 1  # the first one is not tried again
         simulation.heal(front, one)
         two.crash()
         assert ask(b"one") < 1
@@ -153,8 +153,8 @@ def test_clients_go_to_another_upstream_when_one_crashes_or_is_cut_off(example):
     explore(scenario, seeds=range(10))
 
 
-def test_a_slow_reader_is_not_read_for_faster_than_it_reads(example):
-    """The proxy holds no more than a relay does, however long the answer is."""
+def test_the_proxy_reads_for_a_slow_client_only_as_fast_as_the_client_reads(example):
+    """The proxy buffers no more than a relay does, however long the answer is."""
 
     def scenario(simulation):
         def serve(connection):
@@ -182,7 +182,7 @@ def test_a_slow_reader_is_not_read_for_faster_than_it_reads(example):
 # On sockets.
 
 
-def test_tls_in_front_and_proxy_headers_both_ways(example, tcp):
+def test_tls_and_proxy_headers_work_at_both_ends(example, tcp):
     upstream = tcp.listen(Echo, proxy_protocol=["127.0.0.0/8"])
     serve = example.proxy_server([upstream.address], 2, tcp.implementation.connect)
     front = tcp.listen(serve, ssl_context=server_context(), proxy_protocol=["127.0.0.0/8"])
@@ -209,7 +209,7 @@ def test_tls_in_front_and_proxy_headers_both_ways(example, tcp):
         (["--trust", "10.0.0.1/8", "127.0.0.1:9"], "--trust: invalid ip_network value: '10.0.0.1/8'"),
     ],
 )
-def test_wrong_options_are_named(arguments, named):
+def test_wrong_options_are_reported_by_name(arguments, named):
     ended = programs.run("proxy.py", *arguments)
     assert ended.returncode == 2
     assert named in ended.stderr.splitlines()[-1]
@@ -229,7 +229,7 @@ def run(*command, **options):
 
 
 def unused():
-    """Return a socket that does not listen, and its address, which no other socket gets."""
+    """Return a bound socket that does not listen, and its address.  The socket keeps the address from others."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     return sock, f"127.0.0.1:{sock.getsockname()[1]}"
@@ -237,7 +237,7 @@ def unused():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nc") is None, reason="nc is not installed")
-def test_nc_is_answered_by_the_upstream_that_there_is():
+def test_nc_gets_its_answer_from_the_only_reachable_upstream():
     sock, nowhere = unused()
     with (
         contextlib.closing(sock),
@@ -258,7 +258,7 @@ def tuple_of(address):
 
 
 class Page(BaseHTTPRequestHandler):
-    """A web server with a page that has the PROXY line of its connection, and a long one."""
+    """A web server with two pages: one has the PROXY line of its connection, the other one is long."""
 
     def setup(self):
         super().setup()
@@ -272,11 +272,11 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *arguments):
-        """Say nothing."""
+        """Log nothing."""
 
 
 def to_localhost(authority):
-    """Return the options of curl for the proxy, which listens on IPv4 only."""
+    """Return options that make curl connect to the proxy, which listens on IPv4 only."""
     return ["--connect-to", "localhost::127.0.0.1:", "--cacert", str(authority)]
 
 
@@ -293,7 +293,7 @@ def web():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl_over_tls_is_named_to_a_web_server(files, web):
+def test_the_web_server_gets_the_address_of_curl_over_tls(files, web):
     server, authority = files
     options = ["--port", 0, "--certificate", server, "--send-proxy", 1]
     with programs.running("proxy.py", *options, web) as proxy:
@@ -322,12 +322,12 @@ def test_curl_sends_a_proxy_header_before_tls(files, web, trusted):
 
 
 def resident(process):
-    """Return the bytes of memory that *process* has."""
+    """Return the bytes of memory that *process* uses."""
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096
 
 
 def send_until_blocked(sock, piece):
-    """Send until the other end has taken nothing for a moment; return how much it has taken."""
+    """Send until the other end accepts no data for a moment.  Return the number of bytes."""
     sock.setblocking(False)
     sent = 0
     while select.select([], [sock], [], 0.2)[1]:
@@ -338,7 +338,7 @@ def send_until_blocked(sock, piece):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not show the memory of a process")
-def test_a_client_that_reads_slowly_costs_no_memory():
+def test_a_slow_reader_costs_no_memory():
     piece = bytes(1 << 16)
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
@@ -349,7 +349,7 @@ def test_a_client_that_reads_slowly_costs_no_memory():
         upstream, _ = listening.accept()
         with upstream:
             before = resident(proxy.process)
-            sent = send_until_blocked(upstream, piece)  # into the buffers of the kernel
+            sent = send_until_blocked(upstream, piece)  # fills the kernel's buffers
             received, most = 0, resident(proxy.process)
             for number in range(100):
                 received += len(client.recv(1 << 16))

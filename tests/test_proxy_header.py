@@ -1,4 +1,4 @@
-"""PROXY headers on sockets: which peers can send them, when, and what follows."""
+"""PROXY headers on sockets: the peers that can send them, their timeouts, and the data after them."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def listen(stage, server=Echo, **options):
 
 
 def dial(stage, listener):
-    """A socket that is connected, and has not said anything."""
+    """Return a connected socket that has sent nothing."""
     return stage.peer(listener).socket
 
 
 def until(condition):
-    """Wait for *condition*, which nothing reports."""
+    """Wait for a *condition* that no event reports."""
     with gevent.Timeout(PATIENCE, AssertionError("it did not happen in time")):
         while not condition():
             gevent.sleep(0.001)
 
 
 def read_to_end(sock):
-    """Return everything up to the end of the connection, or up to its reset."""
+    """Return all data up to the end of the connection, or up to its reset."""
     received = b""
     with gevent.Timeout(PATIENCE), contextlib.suppress(ConnectionResetError):
         while data := sock.recv(1000):
@@ -57,13 +57,13 @@ def read_to_end(sock):
 
 @pytest.fixture
 def info(caplog):
-    """What the package has logged, from level INFO on."""
+    """The log entries of the package, from level INFO on."""
     caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
     return caplog
 
 
 def refusal(info):
-    """The reason in the only log entry."""
+    """Return the reason in the only log entry."""
     (record,) = info.records
     assert (record.levelname, record.name) == ("INFO", "ngi_gevent.connection")
     peer, _, reason = record.getMessage().partition(": no valid PROXY header: ")
@@ -75,7 +75,7 @@ def refusal(info):
 
 
 @pytest.mark.parametrize("data", HEADERS, ids=shortened)
-def test_the_bytes_behind_a_header_go_to_the_handler(tcp, data):
+def test_data_after_a_header_goes_to_the_handler(tcp, data):
     sock = dial(tcp, listen(tcp))
     sock.sendall(data + REQUEST)
     assert sock.recv(1000) == REQUEST.upper()
@@ -86,7 +86,7 @@ def test_the_bytes_behind_a_header_go_to_the_handler(tcp, data):
 
 
 @pytest.mark.parametrize("data", [EXAMPLE, binary(0x21, 0x11, IPV4)], ids=["1", "2"])
-def test_a_header_may_come_a_byte_at_a_time(simulated, info, data):
+def test_a_header_can_arrive_byte_by_byte(simulated, info, data):
     sock = dial(simulated, listen(simulated))
     for byte in data + b"hello":
         sock.sendall(bytes([byte]))
@@ -96,7 +96,7 @@ def test_a_header_may_come_a_byte_at_a_time(simulated, info, data):
     assert info.records == []
 
 
-def test_nothing_is_left_of_a_header_afterwards(tcp):
+def test_the_transport_is_a_plain_one_after_the_header(tcp):
     client = Witness(tcp)
     tcp.implementation.connect(listen(tcp).address, client, proxy_header=EXAMPLE)
     tcp.until(lambda: tcp.served)
@@ -106,7 +106,7 @@ def test_nothing_is_left_of_a_header_afterwards(tcp):
     assert connection._handshake is None
 
 
-def test_a_server_may_speak_first(tcp):
+def test_a_server_can_write_first(tcp):
     def greet(connection):
         connection.set_handler(Witness(tcp))
         connection.write(b"220 ready\r\n")
@@ -126,7 +126,7 @@ def test_an_ipv4_proxy_of_a_dual_stack_listener_is_in_an_ipv4_network(tcp):
     assert tcp.served[0].connection.proxy_address[0] == "::ffff:127.0.0.1"
 
 
-def test_peers_on_unix_sockets_are_trusted_together(tcp, tmp_path, info):
+def test_unix_in_proxy_protocol_trusts_every_peer_on_a_unix_socket(tcp, tmp_path, info):
     for networks, answer in (["unix"], b"HELLO"), (["0.0.0.0/0", "::/0"], b""):
         path = str(tmp_path / "socket")
         listener = tcp.implementation.listener(path, tcp.server(Echo), proxy_protocol=networks)
@@ -145,7 +145,7 @@ def test_peers_on_unix_sockets_are_trusted_together(tcp, tmp_path, info):
 
 
 @pytest.mark.parametrize("data", [EXAMPLE, binary(0x21, 0x11, IPV4)], ids=["1", "2"])
-def test_tls_begins_behind_the_header_in_the_same_piece(tcp, data):
+def test_tls_begins_after_the_header_in_the_same_piece(tcp, data):
     sock = dial(tcp, listen(tcp, ssl_context=server_context()))
     begun = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = client_context().wrap_bio(*begun, server_hostname="localhost")
@@ -163,7 +163,7 @@ def test_tls_begins_behind_the_header_in_the_same_piece(tcp, data):
 
 
 def test_a_client_sends_its_header_before_tls(tcp):
-    """The other end is the standard library's, which reads the header without TLS."""
+    """The server uses the standard library.  It reads the header before TLS begins."""
 
     def accept(server):
         sock, _ = server.accept()
@@ -198,10 +198,10 @@ def test_a_header_and_tls_share_one_timeout(simulated, info):
     assert simulated.served == []
 
 
-# Headers that are not valid, and peers that may not send any.
+# Headers that are not valid, and peers that are not trusted.
 
 
-def test_a_peer_in_no_network_is_refused_whatever_it_sends(tcp, info):
+def test_a_peer_outside_all_networks_is_refused_whatever_it_sends(tcp, info):
     listener = listen(tcp, proxy_protocol=["192.0.2.0/24", "unix"])
     sock = dial(tcp, listener)
     with contextlib.suppress(OSError):
@@ -240,7 +240,7 @@ def test_an_invalid_header_is_refused_with_one_log_entry(tcp, info, data, reason
     assert tcp.served == []
 
 
-def test_a_reset_in_a_header_is_one_log_entry(tcp, info):
+def test_a_reset_during_a_header_is_one_log_entry(tcp, info):
     listener = listen(tcp)
     peer = tcp.peer(listener)
     peer.socket.sendall(b"PROXY ")
@@ -251,7 +251,7 @@ def test_a_reset_in_a_header_is_one_log_entry(tcp, info):
 
 
 @pytest.mark.parametrize("data", [b"", b"PROXY ", SIGNATURE])
-def test_a_header_has_only_so_much_time(simulated, info, data):
+def test_a_header_must_be_complete_before_the_timeout(simulated, info, data):
     listener = listen(simulated)
     sock = dial(simulated, listener)
     sock.sendall(data)
@@ -261,7 +261,7 @@ def test_a_header_has_only_so_much_time(simulated, info, data):
     assert not listener._connections
 
 
-def test_a_byte_now_and_then_does_not_prolong_a_header(simulated, info):
+def test_single_bytes_do_not_prolong_the_timeout_of_a_header(simulated, info):
     sock = dial(simulated, listen(simulated))
     ended = gevent.spawn(read_to_end, sock)
     for byte in b"PROXY UNKNOWN ".ljust(100):
@@ -275,7 +275,7 @@ def test_a_byte_now_and_then_does_not_prolong_a_header(simulated, info):
     assert refusal(info) == "the client did not finish it within 10.0 seconds"
 
 
-def test_a_header_that_arrived_in_time_is_taken_after_a_stall(simulated, info):
+def test_a_header_that_arrived_in_time_is_accepted_after_a_stall(simulated, info):
     sock = dial(simulated, listen(simulated))
     until(lambda: simulated.listeners[0]._connections)
     sock.sendall(EXAMPLE + b"hello")
@@ -294,10 +294,10 @@ def test_refusals_do_not_fill_the_log(tcp, info):
     assert len(info.records) == crowd.MOST_FAILED
 
 
-# The connection until its header has been received.
+# Connections whose header has not arrived.
 
 
-def test_before_its_header_a_connection_counts_and_is_not_listed(tcp):
+def test_a_connection_without_its_header_counts_but_is_not_listed(tcp):
     listener = listen(tcp, max_connections=1)
     first, second = dial(tcp, listener), dial(tcp, listener)
     first.sendall(EXAMPLE[:-1])
@@ -312,7 +312,7 @@ def test_before_its_header_a_connection_counts_and_is_not_listed(tcp):
 
 
 @pytest.mark.parametrize("end", ["close", "close_wait"])
-def test_a_listener_that_closes_ends_connections_that_wait_for_their_header(tcp, end):
+def test_a_closing_listener_ends_connections_that_wait_for_their_header(tcp, end):
     listener = listen(tcp)
     sock = dial(tcp, listener)
     until(lambda: listener._connections)
@@ -329,7 +329,7 @@ def test_a_listener_that_closes_ends_connections_that_wait_for_their_header(tcp,
 
 
 @pytest.mark.parametrize("make", [testing.Implementation, ngi_gevent.Implementation])
-def test_a_header_is_input_for_a_listener_that_does_not_expect_one(make):
+def test_a_header_is_input_if_the_listener_does_not_expect_one(make):
     with make() as implementation:
         served = testing.Recorder()
         listener = implementation.listener(None, served.connected)
@@ -339,7 +339,7 @@ def test_a_header_is_input_for_a_listener_that_does_not_expect_one(make):
         served.expect(EXAMPLE + b"hello")
 
 
-def test_in_memory_a_header_goes_to_a_connection_that_was_made_connectable():
+def test_in_memory_a_connectable_connection_gets_the_header_as_input():
     implementation = testing.Implementation()
     served = testing.Recorder()
     implementation.connectable("address", testing.Connection(served))
@@ -347,7 +347,7 @@ def test_in_memory_a_header_goes_to_a_connection_that_was_made_connectable():
     assert served.data == EXAMPLE
 
 
-def test_in_memory_a_client_needs_no_header():
+def test_in_memory_a_client_can_omit_the_header():
     client, served = testing.Recorder(), testing.Recorder()
     testing.Implementation().listener(None, served.connected, proxy_protocol=["10.0.0.0/8"]).connect(client)
     assert served.connection.proxy_address is None
@@ -358,7 +358,7 @@ def test_in_memory_a_client_needs_no_header():
 
 
 @pytest.mark.parametrize("options", [{}, {"ssl_context": server_context()}], ids=["plain", "tls"])
-def test_it_works_under_many_seeds(options):
+def test_a_header_is_received_under_many_seeds(options):
     def scenario(simulation):
         server = simulation.host("server")
         network = server.addresses[0].rpartition(".")[0] + ".0/24"
@@ -379,7 +379,7 @@ def test_it_works_under_many_seeds(options):
     explore(scenario, seeds=range(30))
 
 
-def test_the_pieces_of_a_header_are_cut_anywhere_under_many_seeds():
+def test_a_header_can_be_cut_anywhere_under_many_seeds():
     def scenario(simulation):
         server, balancer = simulation.host("server"), simulation.host("balancer")
         served = testing.Recorder()

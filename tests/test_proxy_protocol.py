@@ -20,7 +20,7 @@ from ngi_gevent.proxy_protocol import (
     parse,
 )
 
-#: The example of the specification, and the longest lines that it calculates.
+#: The example of the specification, and the longest lines that it mentions.
 EXAMPLE = b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n"
 REQUEST = b"GET / HTTP/1.1\r\nHost: 192.168.0.11\r\n\r\n"
 FULL = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
@@ -36,7 +36,7 @@ LINES = {
 
 
 def binary(command, family, rest, size=None):
-    """Return a header of version 2, made by hand."""
+    """Return a header of version 2 that is packed from the given fields."""
     return SIGNATURE + bytes([command, family]) + (len(rest) if size is None else size).to_bytes(2, "big") + rest
 
 
@@ -59,14 +59,14 @@ BINARIES = {
     binary(0x21, 0x10, IPV4): (None, None),
     binary(0x20, 0x00, b""): (None, None),
     binary(0x20, 0x11, IPV4 + TLVS): (None, None),
-    binary(0x20, 0xFF, b""): (None, None),  # the family of LOCAL is ignored
+    binary(0x20, 0xFF, b""): (None, None),  # LOCAL makes the family meaningless
     binary(0x21, 0x11, IPV4 + bytes(LONGEST - 28)): (CLIENT, SERVER),
 }
 HEADERS = LINES | BINARIES
 
 
 def shortened(data):
-    """Return *data* for the name of a test."""
+    """Return the beginning of *data*, for the name of a test."""
     return repr(data[:40])
 
 
@@ -77,11 +77,11 @@ def test_a_header_is_parsed_up_to_its_end(data):
 
 
 @pytest.mark.parametrize("data", HEADERS, ids=shortened)
-def test_any_part_of_a_header_needs_more(data):
+def test_a_part_of_a_header_needs_more_input(data):
     assert [parse(data[:size]) for size in range(len(data))] == [None] * len(data)
 
 
-def test_the_longest_line_is_the_specifications():
+def test_the_longest_line_is_as_long_as_in_the_specification():
     assert max(map(len, LINES)) == LONGEST_LINE == 107
 
 
@@ -133,7 +133,7 @@ def test_the_longest_line_is_the_specifications():
         binary(0x20, 0x00, b"", size=0xFFFF),
     ],
 )
-def test_anything_else_is_refused_as_soon_as_it_shows(data):
+def test_invalid_headers_are_refused_as_soon_as_possible(data):
     with pytest.raises(ValueError, match="PROXY") as caught:
         parse(data)
     assert len(str(caught.value)) < 600
@@ -179,13 +179,13 @@ def test_a_changed_byte_is_parsed_or_refused(data, drawn):
         (None, SERVER, (None, None)),
     ],
 )
-def test_a_header_says_what_it_was_made_of(version, source, destination, expected):
+def test_a_header_contains_the_addresses_that_it_was_made_of(version, source, destination, expected):
     data = header(source, destination, version=version)
     assert parse(data) == (*expected, len(data))
     check_header(data)
 
 
-def test_the_examples_are_made_to_the_byte():
+def test_headers_equal_the_examples_byte_for_byte():
     assert header(("192.168.0.1", 56324), ("192.168.0.11", 443), version=1) == EXAMPLE
     assert header(CLIENT, SERVER) == binary(0x21, 0x11, IPV4)
     assert header(CLIENT6, SERVER6) == binary(0x21, 0x21, IPV6)
@@ -211,12 +211,12 @@ def test_the_examples_are_made_to_the_byte():
         ("/" + "x" * 108, None, ValueError, "source"),
     ],
 )
-def test_addresses_that_cannot_be_written_are_refused(source, destination, error, named):
+def test_addresses_that_a_header_cannot_contain_are_refused(source, destination, error, named):
     with pytest.raises(error, match=named):
         header(source, destination)
 
 
-def test_there_are_two_versions():
+def test_versions_other_than_1_and_2_are_refused():
     with pytest.raises(ValueError, match="version must be 1 or 2; got 3"):
         header(CLIENT, version=3)
 
@@ -232,7 +232,7 @@ def test_there_are_two_versions():
         (b"HELO", ValueError),
     ],
 )
-def test_only_whole_headers_are_sent(data, error):
+def test_only_a_complete_header_can_be_sent(data, error):
     with pytest.raises(error, match="proxy_header"):
         check_header(data)
 
@@ -261,7 +261,7 @@ def test_only_whole_headers_are_sent(data, error):
         (["0.0.0.0/0", "::/0"], "", False),
     ],
 )
-def test_the_address_of_a_proxy_decides(networks, address, trusted):
+def test_a_proxy_is_trusted_by_its_address(networks, address, trusted):
     assert TrustedProxies(networks).are_trusted_at(address) is trusted
 
 
@@ -275,7 +275,7 @@ def test_the_address_of_a_proxy_decides(networks, address, trusted):
         (["10.0.0.1/8"], ValueError),
         (["localhost"], ValueError),
         (["/run/socket"], ValueError),
-        (["::ffff:10.0.0.0/104"], ValueError),  # it would match nothing, since peers count as IPv4
+        (["::ffff:10.0.0.0/104"], ValueError),  # no peer would match, since IPv4 peers count as IPv4
         ([10], TypeError),
         ([b"\x0a\0\0\0"], TypeError),
         ([None], TypeError),

@@ -1,4 +1,4 @@
-"""The README: its code runs, and its commands name what there is."""
+"""The README: its code runs, and the files, modules and figures in it exist."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_the_example_serves_on_sockets(tcp):
     tcp.until(lambda: client.data == b"HELLO OUT THERE")
 
 
-def test_its_main_program_serves():
-    """In a separate process, on a free port instead of the port in the example."""
+def test_the_main_program_of_the_example_serves():
+    """The program runs in a separate process, on a free port instead of the port in the example."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         bound.listen()
@@ -44,13 +44,13 @@ def test_its_main_program_serves():
             program.wait()
 
 
-def test_every_file_that_it_names_is_there():
+def test_every_file_in_the_readme_exists():
     names = re.findall(r"\b(?:examples|tests|docs|benchmarks)/[\w./]+\w", README)
     assert names
     assert [name for name in names if not (ROOT / name).exists() and name != "docs/_build"] == []
 
 
-def test_its_figures_match_the_benchmarks():
+def test_the_figures_in_the_readme_match_the_benchmarks():
     section = README.partition("## How fast it is")[2].partition("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("|")]
     results = (ROOT / "benchmarks" / "results" / "results.md").read_text().splitlines()
@@ -58,8 +58,8 @@ def test_its_figures_match_the_benchmarks():
     assert [line for line in table if line not in results] == []
 
 
-def test_every_module_that_it_lists_is_there():
+def test_every_module_in_the_readme_exists():
     modules = re.findall(r"^\| `(ngi_gevent[\w.]*)`", README, re.MULTILINE)
     assert len(modules) > 3
     for name in modules:
-        assert importlib.util.find_spec(name), name  # not an import, which can need an extra
+        assert importlib.util.find_spec(name), name  # the module is not imported, since that can need an extra

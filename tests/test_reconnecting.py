@@ -1,4 +1,4 @@
-"""A client that connects again: its pauses and its ends, in memory, on sockets, and in simulations."""
+"""A client that reconnects: its pauses and its ends, in memory, on sockets, and in simulations."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ngi_gevent import testing
 from ngi_gevent.core import clock
 from ngi_gevent.reconnecting import FIRST_PAUSE, LONGEST_PAUSE, Backoff, reconnecting
 
-#: Seconds that data takes between two hosts of a simulation, there and back, at most.
+#: The longest time for data between two hosts of a simulation, there and back, in seconds.
 ROUND_TRIP = 0.01
 
 
 class Client(testing.Recorder):
-    """Records its connections and failures, with the times at which they came."""
+    """A client that records its connections and failures, with their times."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class Client(testing.Recorder):
 
 
 def begin(simulation, client, serve=testing.Recorder, **options):
-    """Start *serve* on one host and *client* on another one.  Return both hosts, and the client that connects again."""
+    """Start *serve* on one host, and connect *client* from another.  Return both hosts, and the reconnecting client."""
     simulation.set_links(latency=0.001)
     server = simulation.host("server", lambda host: host.listener(("server", 8000), serve))
     host = simulation.host("client")
@@ -51,7 +51,7 @@ def begin(simulation, client, serve=testing.Recorder, **options):
     return server, host, reconnecting(host.connect, ("server", 8000), client, backoff)
 
 
-def test_it_connects_again_when_its_server_has_crashed_and_is_back(simulation):
+def test_it_reconnects_after_a_crash_of_its_server(simulation):
     client = Client()
     server, _, _ = begin(simulation, client, longest=4)
     for count in range(1, 4):
@@ -83,7 +83,7 @@ def test_pauses_double_up_to_the_longest_and_are_shortened_at_random(simulation)
     assert max(last) - min(last) > 0.2
 
 
-def test_a_partition_ends_attempts_and_the_next_one_after_it_succeeds(simulation):
+def test_a_partition_ends_attempts_until_it_is_healed(simulation):
     client = Client()
     server, host, _ = begin(simulation, client, longest=5)
     gevent.sleep(1)
@@ -100,7 +100,7 @@ def test_a_partition_ends_attempts_and_the_next_one_after_it_succeeds(simulation
     assert client.connection
 
 
-def test_a_server_that_ends_each_connection_at_once_is_asked_less_and_less_often(simulation):
+def test_pauses_grow_if_the_server_closes_each_connection_at_once(simulation):
     def serve(connection):
         connection.set_handler(testing.Recorder())
         if lasts:
@@ -114,14 +114,14 @@ def test_a_server_that_ends_each_connection_at_once_is_asked_less_and_less_often
     assert len(client.connected_at) < 12
     before = client.connected_at[-1] - client.connected_at[-2]
     assert before > 15
-    lasts = 90  # seconds: longer than any pause
+    lasts = 90  # seconds, which is longer than any pause
     gevent.sleep(1000)
     pauses = [after - since for since, after in pairwise(client.connected_at)]
     assert all(pause < 90 + FIRST_PAUSE + ROUND_TRIP for pause in pauses[-3:])
     assert client.failures == []
 
 
-def test_a_host_that_crashes_reconnects_only_when_it_has_started_again(simulation):
+def test_a_crashed_host_reconnects_only_after_its_restart(simulation):
     def start(host):
         reconnecting(host.connect, ("server", 8000), clients[-1], Backoff(random=random.Random(1)))
 
@@ -137,7 +137,7 @@ def test_a_host_that_crashes_reconnects_only_when_it_has_started_again(simulatio
     assert [len(client.connected_at) for client in clients] == [1, 1]
 
 
-def test_the_same_random_numbers_make_the_same_pauses():
+def test_equal_random_numbers_lead_to_equal_pauses():
     pauses = [
         [Backoff(random=random.Random(seed))(failures) for failures in [*range(1, 20), 5000]] for seed in (1, 1, 2)
     ]
@@ -166,7 +166,7 @@ def test_in_memory_it_waits_for_a_listener(ngi):
     assert client.failures == []
 
 
-def test_in_memory_one_that_goes_on_forever_is_stopped(ngi):
+def test_in_memory_endless_reconnecting_is_stopped(ngi):
     listener = ngi.listener("server", lambda connection: connection.close())
     with pytest.raises(ngi_gevent.NGIError, match="reconnected to 'server' forever"):
         reconnecting(ngi.connect, "server", Client())
@@ -174,7 +174,7 @@ def test_in_memory_one_that_goes_on_forever_is_stopped(ngi):
     listener.close()
 
 
-def test_an_address_without_a_listener_is_a_failure_each_time(ngi_implementation):
+def test_each_attempt_to_an_address_without_a_listener_fails(ngi_implementation):
     ngi = ngi_implementation
     listener = ngi.listener(None, testing.Recorder)
     listener.close()
@@ -194,7 +194,7 @@ def test_an_address_without_a_listener_is_a_failure_each_time(ngi_implementation
 def test_stop_ends_it_at_any_moment(stage, moment):
     class Stopping(Witness):
         def failed_connect(self, reason):
-            if moment == "in failed_connect" and again is not None:  # in memory, the call has not returned
+            if moment == "in failed_connect" and again is not None:  # in memory, reconnecting has not returned yet
                 again.stop()
             super().failed_connect(reason)
 
@@ -217,7 +217,7 @@ def test_stop_ends_it_at_any_moment(stage, moment):
     assert client.failed != "stopped"
 
 
-def test_a_handler_that_raises_is_logged_and_connected_again(stage, caplog):
+def test_a_handler_that_raises_is_logged_and_the_client_reconnects(stage, caplog):
     class Failing(Witness):
         def failed_connect(self, reason):
             super().failed_connect(reason)
@@ -241,7 +241,7 @@ def test_a_handler_that_raises_is_logged_and_connected_again(stage, caplog):
     assert {str(record.exc_info[1]) for record in caplog.records} == {"in failed_connect", "in connected"}
 
 
-def test_the_end_of_the_implementation_ends_a_pause(stage):
+def test_closing_the_implementation_ends_a_pause(stage):
     listener = stage.listen()
     listener.close()
     client = Witness(stage)
@@ -254,7 +254,7 @@ def test_the_end_of_the_implementation_ends_a_pause(stage):
     assert "stopped" in repr(again)
 
 
-def test_a_backoff_that_fails_is_logged_and_ends_it(stage, caplog):
+def test_an_invalid_pause_is_logged_and_ends_it(stage, caplog):
     client = Witness(stage)
     listener = stage.listen()
     again = reconnecting(stage.implementation.connect, listener.address, client, lambda failures: float("inf"))
@@ -267,7 +267,7 @@ def test_a_backoff_that_fails_is_logged_and_ends_it(stage, caplog):
     assert "stopped" in repr(again)
 
 
-def test_a_threaded_waits_for_it_and_any_thread_stops_it():
+def test_a_threaded_waits_for_it_and_any_thread_can_stop_it():
     client, served = Client(), testing.Recorder()
     with ngi_gevent.Threaded() as other, ngi_gevent.Threaded() as implementation:
         listener = other.listener(None, served.connected)
@@ -275,7 +275,7 @@ def test_a_threaded_waits_for_it_and_any_thread_stops_it():
         client.wait_connected()
         waiting = threading.Thread(target=implementation.wait, args=[PATIENCE])
         waiting.start()
-        served.wait_connected().close()  # after which nothing is outstanding for a moment
+        served.wait_connected().close()  # for a moment, nothing is pending
         client.wait_until(lambda: len(client.connected_at) == 2)
         listener.close()
         client.wait_until(lambda: len(client.failures) > 2)
@@ -316,6 +316,6 @@ def test_bad_input_is_refused_at_the_call(arguments, error, message):
         ({"random": 1}, TypeError, "random must be an object such as random\\.Random\\(\\), or None; got 1"),
     ],
 )
-def test_a_backoff_that_cannot_be_is_refused(options, error, message):
+def test_invalid_options_of_a_backoff_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         Backoff(**options)

@@ -25,7 +25,7 @@ class Echo:
             connection.close()
 
 
-def test_a_recorder_waits_for_all_that_it_records(stage):
+def test_a_recorder_waits_for_every_event_that_it_records(stage):
     client = testing.Recorder()
     stage.listen(Echo).connect(client)
     client.wait_connected().write(b"hello ")
@@ -50,7 +50,7 @@ def test_a_recorder_is_a_server_for_one_client(stage):
     assert client.wait_closed() is None
 
 
-def test_a_recorder_of_an_adapter_waits_too(stage):
+def test_a_recorder_of_an_adapter_can_wait(stage):
     class Server:
         def __init__(self, connection):
             adapters.Lines(connection).set_handler(self)
@@ -67,7 +67,7 @@ def test_a_recorder_of_an_adapter_waits_too(stage):
     assert client.wait_closed() is None
 
 
-def test_there_may_be_no_connection(stage):
+def test_a_failed_connection_ends_each_wait(stage):
     client = testing.Recorder()
     listener = stage.listen()
     listener.close()
@@ -79,7 +79,7 @@ def test_there_may_be_no_connection(stage):
         client.expect(b"x")
 
 
-def test_something_else_fails_at_once_on_every_implementation(stage):
+def test_unexpected_input_fails_at_once_on_every_implementation(stage):
     client = testing.Recorder()
     stage.listen(Echo).connect(client)
     client.wait_connected().write(b"hello")
@@ -96,7 +96,7 @@ def test_something_else_fails_at_once_on_every_implementation(stage):
 
 
 @pytest.mark.parametrize("data", ["text", 5, [b"x"]])
-def test_only_bytes_are_expected(data):
+def test_expected_input_must_be_bytes(data):
     with pytest.raises(TypeError, match="input must be bytes; got"):
         testing.Recorder().expect(data)
 
@@ -110,7 +110,7 @@ def test_a_wrong_timeout_is_refused(timeout, error):
 
 
 @pytest.mark.parametrize("timeout", [None, float("inf")])
-def test_a_recorder_waits_without_a_limit(stage, timeout):
+def test_a_recorder_can_wait_without_a_timeout(stage, timeout):
     client = testing.Recorder()
     stage.implementation.connect(stage.listen(Echo).address, client)
     client.wait_connected(timeout)
@@ -118,7 +118,7 @@ def test_a_recorder_waits_without_a_limit(stage, timeout):
     client.expect(b"HELLO", timeout)
 
 
-def test_expected_input_can_be_any_bytes():
+def test_expected_input_can_be_any_kind_of_bytes():
     connection = testing.Connection(client := testing.Recorder())
     connection.write(b"abc")
     client.expect(bytearray(b"ab"))
@@ -126,7 +126,7 @@ def test_expected_input_can_be_any_bytes():
 
 
 @pytest.mark.parametrize("kind", [contract.MemoryStage, contract.SocketStage])
-def test_a_stage_says_what_it_has_waited_for(kind, tmp_path, monkeypatch):
+def test_a_failure_of_a_stage_names_its_condition(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(contract.SocketStage, "patience", 0.01)
     stage = kind(tmp_path)
     with pytest.raises(AssertionError, match=r"happen.*: stage.until\(lambda: stage.served\) \(.*test_recorder.py:\d+"):
@@ -134,7 +134,7 @@ def test_a_stage_says_what_it_has_waited_for(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("forget", [lambda connection: None, adapters.Lines], ids=["nothing", "an adapter"])
-def test_a_failure_reminds_of_a_forgotten_handler(stage, forget):
+def test_a_failure_mentions_a_missing_handler(stage, forget):
     client = testing.Recorder()
     stage.listen(forget).connect(client)
     client.wait_connected().write(b"hello")
@@ -157,8 +157,8 @@ def test_a_failure_shows_the_state_of_the_connection():
 
 
 @pytest.mark.parametrize("hub", ["None", "gevent.get_hub()"])
-def test_a_wait_ends_with_its_timeout_if_nothing_else_is_there(hub):
-    """In a separate program, since other tests may have started threads."""
+def test_a_wait_ends_with_its_timeout_if_nothing_else_can_end_it(hub):
+    """The test uses a separate program, since other tests can have started threads."""
     program = f"""
         import gevent, time
         from ngi_gevent import testing
@@ -177,8 +177,8 @@ def test_a_wait_ends_with_its_timeout_if_nothing_else_is_there(hub):
     )
 
 
-def test_in_memory_too_a_wait_ends_with_its_timeout():
-    """It does so at once if nothing is left that can end it before."""
+def test_in_memory_a_wait_ends_with_its_timeout():
+    """If nothing is left that can end the wait, it fails at once."""
     client = testing.Recorder()
     testing.Implementation().listener("here", Echo).connect(client)
     client.connection.write(b"hel")
@@ -204,13 +204,13 @@ def test_a_wait_that_takes_too_long_fails(simulated):
     assert clock.now() == pytest.approx(1000, abs=0.01)
 
 
-def test_greenlets_run_during_a_wait_in_memory_too():
+def test_greenlets_run_during_a_wait_in_memory():
     connection = testing.Connection(client := testing.Recorder())
     gevent.spawn(connection.write, b"later")
     client.expect(b"later")
 
 
-def test_waiting_in_a_callback_says_so():
+def test_a_wait_in_a_callback_fails_with_the_cause():
     failures = []
 
     class Impatient(testing.Recorder):

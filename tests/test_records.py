@@ -1,4 +1,4 @@
-"""Adapters of records: delimiters, lengths, sizes that the handler asks for, text, and changing over."""
+"""Adapters of records: delimiters, lengths, sizes that the handler chooses, text, and changes of the protocol."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def feed(connection, data, size):
 
 
 @given(st.lists(st.binary(max_size=8).filter(lambda r: b"\r" not in r)), st.integers(1, 9), st.booleans())
-def test_a_delimiter_of_several_bytes_is_found_however_it_is_cut(records, size, strip):
+def test_a_long_delimiter_is_found_however_it_is_cut(records, size, strip):
     connection, _, handler = over(adapters.Delimited, delimiter=b"\r\n\r", strip=strip)
     feed(connection, b"".join(record + b"\r\n\r" for record in records) + b"unfinished\r\n", size)
     assert handler.chunks == [record if strip else record + b"\r\n\r" for record in records]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_lines_end_in_either_way_if_that_is_asked_for(size):
+def test_with_crlf_lines_can_end_in_either_way(size):
     connection, _, handler = over(adapters.Lines, crlf=True, max_line=3)
     feed(connection, b"one\r\ntwo\n\r\n\r\r\n123\r", size)
     assert handler.chunks == [b"one", b"two", b"", b"\r"]
@@ -47,7 +47,7 @@ def test_lines_end_in_either_way_if_that_is_asked_for(size):
 @pytest.mark.parametrize("size", [1, 2, 100])
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("format", ["B", ">H", "<I", "!Q"])
-def test_lengths_of_any_format(format, include, size):
+def test_lengths_can_have_any_format(format, include, size):
     connection, adapter, handler = over(adapters.LengthPrefixed, format=format, include_length=include, max_size=5)
     adapter.write(b"one")
     adapter.writelines([b"", b"three"])
@@ -59,7 +59,7 @@ def test_lengths_of_any_format(format, include, size):
     assert isinstance(handler.closed, LimitExceeded)
 
 
-def test_a_length_shorter_than_itself_is_the_mistake_of_the_peer(caplog):
+def test_a_length_shorter_than_itself_counts_as_the_peers_mistake(caplog):
     connection, _, handler = over(adapters.LengthPrefixed, format=">H", include_length=True)
     connection.test_input(b"\0\2\0\1")
     assert (handler.chunks, type(handler.closed)) == ([b""], ValueError)
@@ -92,7 +92,7 @@ def test_bad_options_are_refused_at_the_call(make, options, error, named):
         make(testing.Connection(testing.Recorder()), **options)
 
 
-def test_a_record_that_its_length_cannot_hold_is_refused():
+def test_a_record_that_is_too_long_for_its_length_field_is_refused():
     connection = testing.Connection(testing.Recorder())
     adapters.LengthPrefixed(connection, "B").write(bytes(255))
     for include, size in (False, 256), (True, 255):
@@ -101,7 +101,7 @@ def test_a_record_that_its_length_cannot_hold_is_refused():
 
 
 class Bodies(testing.Recorder):
-    """Receives lines, each of which says how many bytes follow."""
+    """A handler that receives lines, each with the number of bytes that follow."""
 
     def __init__(self, connection):
         super().__init__()
@@ -119,7 +119,7 @@ class Bodies(testing.Recorder):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
-def test_exactly_as_many_bytes_as_were_asked_for(size):
+def test_exactly_gives_as_many_bytes_as_the_handler_requests(size):
     connection = testing.Connection(testing.Recorder())
     handler = Bodies(connection)
     feed(connection, b"3\na\nb0\n4\n\n\n\n\n0\n5\n12345", size)
@@ -130,7 +130,7 @@ def test_exactly_does_not_depend_on_cuts():
     testing.check_chunking(Bodies, b"3\na\nb0\n4\n\n\n\n\n400\n" + b"x" * 400)
 
 
-def test_exactly_checks_its_size_and_works_on_input_that_has_arrived():
+def test_exactly_checks_its_size_and_includes_input_that_has_arrived():
     connection, lines, handler = over(adapters.Lines)
     for error, size in (ValueError, -1), (ValueError, adapters.MAX_SIZE + 1), (TypeError, "1"):
         with pytest.raises(error, match="size"):
@@ -150,8 +150,8 @@ def test_exactly_checks_its_size_and_works_on_input_that_has_arrived():
         (adapters.Delimited, {"delimiter": b"\r\n", "strip": False, "max_size": 3}),
     ],
 )
-def test_a_record_that_is_too_long_comes_after_the_others_of_its_piece(make, options, size):
-    """Unless the handler asks for its bytes instead."""
+def test_a_record_that_is_too_long_is_reported_after_the_records_before_it(make, options, size):
+    """The record is not too long if the handler requests its bytes."""
     for asks in False, True:
         connection, adapter, handler = over(make, **options)
         if asks:
@@ -163,7 +163,7 @@ def test_a_record_that_is_too_long_comes_after_the_others_of_its_piece(make, opt
 
 
 class Asking:
-    """Records, and asks for as many bytes as *size* after *line*."""
+    """A handler that records its input, and requests *size* bytes after *line*."""
 
     def __init__(self, recorder, line, size):
         self.recorder, self.line, self.size = recorder, line, size
@@ -174,7 +174,7 @@ class Asking:
             connection.exactly(self.size)
 
 
-def test_a_record_of_many_costs_no_python_code_in_the_adapter():
+def test_one_of_many_records_costs_no_python_code_in_the_adapter():
     connection, _, handler = over(adapters.Lines, max_line=100, crlf=True)
     piece = b"line\r\n" * 5000
     calls = 0
@@ -193,11 +193,11 @@ def test_a_record_of_many_costs_no_python_code_in_the_adapter():
     assert calls < 500
 
 
-# Changing over.
+# Changes of the protocol.
 
 
 class ChangesOver(testing.Recorder):
-    """Receives lines until ``go``; from then on, *following* has the connection below, and *fed* all input."""
+    """A handler for lines up to ``go``.  After that, *following* is the handler of the connection below."""
 
     def __init__(self, stage, connection=None):
         super().__init__()
@@ -226,7 +226,7 @@ def test_undelivered_input_is_returned_once(size):
     assert (handler.chunks, handler.following.data) == ([b"one", b"go"], b"two\nthree")
 
 
-def test_an_adapter_that_was_detached_is_false_and_raises():
+def test_a_detached_adapter_is_false_and_raises():
     connection, lines, handler = over(adapters.Lines)
     connection.test_input(b"begun")
     assert lines.detach() == (connection, b"begun")
@@ -247,7 +247,7 @@ def test_an_adapter_that_was_detached_is_false_and_raises():
 
 
 @pytest.mark.parametrize("data", [b"line\n", b"lin"])
-def test_input_for_an_adapter_that_was_detached_is_an_error_in_the_log(data, caplog):
+def test_input_for_a_detached_adapter_is_logged_as_an_error(data, caplog):
     connection, lines, _ = over(adapters.Lines)
     lines.detach()
     connection.test_input(data)
@@ -255,7 +255,7 @@ def test_input_for_an_adapter_that_was_detached_is_an_error_in_the_log(data, cap
     assert "call set_handler of the connection" in str(caplog.records[0].exc_info[1])
 
 
-def test_sized_over_lines_after_a_detach_takes_the_rest():
+def test_sized_after_detached_lines_gets_the_rest():
     connection, lines, _ = over(adapters.Lines)
     after = testing.Recorder()
 
@@ -272,7 +272,7 @@ def test_sized_over_lines_after_a_detach_takes_the_rest():
     assert after.chunks == [b"a", b"bc", b""]
 
 
-def test_adapters_on_adapters_are_detached_one_at_a_time():
+def test_stacked_adapters_are_detached_one_at_a_time():
     connection = testing.Connection(testing.Recorder())
     lines = adapters.Lines(connection)
     text = adapters.Text(lines)
@@ -290,12 +290,12 @@ def test_adapters_on_adapters_are_detached_one_at_a_time():
     assert rests == [(True, b""), (connection, b"two\n")]
 
 
-# Classes that derive from adapters of records.
+# Subclasses of adapters of records.
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
 @pytest.mark.parametrize(("kind", "data"), [(adapters.Lines, b"3\n10\n"), (adapters.Sized, b"\0\0\0\0013\0\0\0\00210")])
-def test_a_derived_class_gets_records_and_passes_them_on(kind, data, size):
+def test_a_subclass_gets_records_and_passes_them_on(kind, data, size):
     class Numbers(kind):
         def handle_input(self, connection, data):
             super().handle_input(connection, int(data))
@@ -325,14 +325,14 @@ def text_over(below=lambda connection: connection, **options):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 5), st.sampled_from(["utf-8", "utf-16-le"]))
-def test_text_is_put_together_however_it_is_cut(text, size, encoding):
+def test_text_is_decoded_however_it_is_cut(text, size, encoding):
     connection, _, _, texts = text_over(encoding=encoding)
     feed(connection, text.encode(encoding), size)
     assert "".join(texts) == text
     assert "" not in texts
 
 
-def test_text_over_lines_is_a_line_at_a_time(caplog):
+def test_text_over_lines_comes_line_by_line(caplog):
     connection, _, handler, texts = text_over(adapters.Lines)
     feed(connection, "é\n\n€\n".encode() + b"\xc3\n\xa9\n", 1)
     assert texts == ["é", "", "€"]
@@ -340,7 +340,7 @@ def test_text_over_lines_is_a_line_at_a_time(caplog):
     assert not caplog.records
 
 
-def test_text_is_printed():
+def test_print_can_write_to_a_text_adapter():
     connection, text, handler, _ = text_over()
     print("naïve", 1, file=text, flush=True)
     text.writelines(["a", "b\n"])
@@ -357,16 +357,16 @@ def test_text_is_printed():
         text.write("\ud800")
 
 
-def test_text_that_is_cut_when_it_is_detached_is_not_lost():
+def test_an_incomplete_character_is_returned_by_detach():
     connection, text, _, texts = text_over(errors="replace")
     connection.test_input(b"a\xff\xe2\x82")
     assert texts == ["a\ufffd"]
     assert text.detach() == (connection, b"\xe2\x82")
 
 
-def test_conversations_are_not_joined_if_that_is_asked_for():
+def test_check_chunking_can_leave_the_parts_of_a_conversation_separate():
     class Waits(testing.Recorder):
-        """Raises if the client does not wait for the answer to its first line."""
+        """A handler that raises if the client does not wait for the answer to its first line."""
 
         def handle_input(self, connection, data):
             first = b"\n" not in self.data

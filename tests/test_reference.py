@@ -1,4 +1,4 @@
-"""The reference: every public name is in it, has a docstring, and what is said of limits is so."""
+"""The reference: it has every public name, each name has a docstring, and the limits have the documented values."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _DIRECTIVE = re.compile(r"^\.\. (auto|py:)(?:\w+):: (.*\n(?:[ ]{5,}\S.*\n)*)((?:
 
 
 def documented():
-    """What the pages document: each name, and which of its members, in the order of the pages."""
+    """Return the documented names, each with its documented members, in the order of the pages."""
     found = {}
     for page in sorted(REFERENCE.glob("*.md")):
         for _, names, options in _DIRECTIVE.findall(page.read_text()):
@@ -96,7 +96,7 @@ def test_every_public_name_is_in_the_reference(module):
     assert public - set(documented()) == set()
 
 
-def test_the_readme_lists_no_other_modules():
+def test_the_readme_lists_only_public_modules():
     listed = re.findall(r"^\| `(ngi_gevent[\w.]*)`", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(listed) > 3
     assert set(listed) <= set(PUBLIC)
@@ -120,7 +120,7 @@ def test_each_documented_name_exists_and_has_a_docstring(name, members):
 
 
 def rows(page):
-    """The rows of the tables of *page*: the cells, without the marks of code."""
+    """Return the rows of the tables of *page*, each as a list of cells without marks of code."""
     return [
         [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
         for line in (REFERENCE / page).read_text().splitlines()
@@ -129,12 +129,12 @@ def rows(page):
 
 
 def amount(text):
-    """The number that *text* begins with, in bytes or seconds."""
+    """Return the number at the beginning of *text*, in bytes or seconds."""
     number, unit = re.fullmatch(r"([\d,.]+)(?: (KiB|MiB))?.*", text).groups()
     return float(number.replace(",", "")) * {"KiB": 1024, "MiB": 1024 * 1024, None: 1}[unit]
 
 
-def test_the_limits_are_what_they_are():
+def test_the_limits_have_the_documented_values():
     limits = {row[0]: row[-2] for row in rows("limits.md")}
     assert amount(limits["backlog"]) == listener.BACKLOG
     assert amount(limits["output_limit"]) == output.OUTPUT_LIMIT
@@ -170,7 +170,7 @@ def test_the_limits_are_what_they_are():
     assert amount(limits["longest"]) == reconnecting.LONGEST_PAUSE
 
 
-def test_every_option_of_a_listener_is_among_the_limits():
+def test_limits_mentions_every_option_of_a_listener():
     import ngi_gevent
 
     text = (REFERENCE / "limits.md").read_text()
@@ -183,7 +183,7 @@ def test_every_option_of_a_listener_is_among_the_limits():
     assert {option for option in options - {"ssl_context"} if f"`{option}`" not in text} == set()
 
 
-def test_the_command_line_matches_the_echo_server():
+def test_the_documented_command_line_is_the_echo_servers():
     (shown,) = [block.text for block in pages.blocks(REFERENCE / "echo_server.md") if block.language == "text"]
     said = subprocess.run(
         [sys.executable, "examples/echo_server.py", "--help"],
@@ -194,12 +194,12 @@ def test_the_command_line_matches_the_echo_server():
         check=True,
         timeout=30,
     ).stdout
-    # The lines before are folded in another way by each version of Python.
+    # Each version of Python breaks the lines before this one differently.
     beginning = "Send back all input"
     assert shown[shown.index(beginning) :] == said[said.index(beginning) :]
 
 
-#: Exceptions in the source that no caller has to catch: Python's protocols, and methods that a subclass defines.
+#: Exceptions that no caller catches: they belong to Python's protocols, or to methods that a subclass defines.
 PROTOCOLS = {"AttributeError", "NotImplementedError", "StopIteration"}
 
 

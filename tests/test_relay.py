@@ -1,4 +1,4 @@
-"""Two connections whose input is passed on to each other, on every implementation, as a proxy has them."""
+"""Two connections that pass their input to each other, like a proxy's, on every implementation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ngi_gevent.testing import contract
 
 MEGABYTE = 1 << 20
 
-#: More than a kernel takes for three peers that do not read.
+#: More than the kernel buffers for three peers that do not read.
 MUCH = 24 * MEGABYTE
 
 stage = contract.stages(*params([*STAGES, *WRAPPED_STAGES], slow=[WrappedMemoryStage, WrappedTCPStage]))
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 @pytest.fixture(scope="module")
 def tmp_path(folder):
-    """The folder that other stages have, too."""
+    """The folder for all stages of this module."""
     return folder
 
 
@@ -48,7 +48,7 @@ def short_pauses():
 
 
 class EOFWitness(Witness):
-    """Records the end of input, and leaves the connection open for output."""
+    """A witness that records the end of input, and leaves the connection open for output."""
 
     def handle_eof(self, connection):
         self.trace.append("eof")
@@ -56,7 +56,7 @@ class EOFWitness(Witness):
 
 
 class Proxy:
-    """A listener whose connections are relayed to another one, where *server* answers."""
+    """A listener that relays its connections to a second listener, where *server* answers."""
 
     def __init__(self, stage: Any, server: Any = EOFWitness, back: Any = None, **options: Any) -> None:
         self.stage = stage
@@ -70,7 +70,7 @@ class Proxy:
         self.stage.implementation.connect(self.back.address, _Front(self, client), **self.options)
 
     def talk(self) -> tuple[Any, Any, Any]:
-        """Connect, and return the client's and the server's witness, and the relay."""
+        """Connect a client.  Return its witness, the server's, and the relay."""
         client = self.stage.client(self.front, EOFWitness)
         self.stage.until(lambda: self.relays and self.stage.served)
         return client, self.stage.served[-1], self.relays[-1]
@@ -97,17 +97,17 @@ class _Front:
 
 
 def send_much(peer: Any) -> None:
-    for _ in range(MUCH // 65536):  # in memory, each is one piece of input
+    for _ in range(MUCH // 65536):  # in memory, each write is one piece of input
         peer.send(b"x" * 65536)
 
 
 def fill(stage: Any, connection: Any) -> None:
-    """Wait until the peer of *connection* does not take more."""
+    """Wait until the peer of *connection* accepts no more data."""
     while connection.output_pending <= 64 * 1024:
         stage.settle()
 
 
-def test_each_direction_has_its_own_end_and_nothing_is_lost(stage):
+def test_each_direction_ends_separately_and_no_data_is_lost(stage):
     client, served, relayed = Proxy(stage).talk()
     client.connection.write(b"a" * MEGABYTE)
     client.connection.write_eof()
@@ -125,7 +125,7 @@ def test_each_direction_has_its_own_end_and_nothing_is_lost(stage):
     assert client.closed is served.closed is None
 
 
-def test_a_peer_that_does_not_read_stops_the_other_one(stage):
+def test_a_peer_that_does_not_read_pauses_the_other_peer(stage):
     proxy = Proxy(stage)
     peer = proxy.peer()
     peer.read()
@@ -135,7 +135,7 @@ def test_a_peer_that_does_not_read_stops_the_other_one(stage):
     served.connection.pause_reading()
     send_much(peer)
     peer.finish()
-    served.connection.write(b"answer")  # the other direction goes on
+    served.connection.write(b"answer")  # the other direction continues
     stage.until(lambda: peer.received == b"answer")
     fill(stage, backend)
     for _ in range(5):
@@ -160,14 +160,15 @@ def test_a_reset_of_one_side_resets_the_other(stage, reads):
         send_much(peer)
         fill(stage, proxy.connections[0][1])
     peer.reset()
-    if stage.name == "unix":  # a peer that has closed may have closed after sending, so its input is delivered first
+    # A closed Unix socket can mean that the peer has finished, so its input is delivered first.
+    if stage.name == "unix":
         served.connection.resume_reading()
     stage.until(lambda: served.closed)
     assert isinstance(served.closed, OSError)
     assert isinstance(proxy.relays[0].wait(timeout=20), OSError)
 
 
-def test_the_listener_ends_both(stage):
+def test_closing_the_listener_ends_both_connections(stage):
     proxy = Proxy(stage)
     client, served, relayed = proxy.talk()
     client.connection.write(b"last words")
@@ -180,7 +181,7 @@ def test_the_listener_ends_both(stage):
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_an_end_by_the_program_closes_the_other_side(stage, end):
+def test_a_close_by_the_program_closes_the_other_side(stage, end):
     proxy = Proxy(stage)
     client, served, relayed = proxy.talk()
     client.connection.write(b"all of it")
@@ -193,7 +194,7 @@ def test_an_end_by_the_program_closes_the_other_side(stage, end):
     assert relayed.wait(timeout=20) == "closed"
 
 
-def test_no_data_is_lost_through_an_output_that_the_program_ended(stage):
+def test_data_for_an_output_that_the_program_has_ended_is_an_error(stage):
     proxy = Proxy(stage)
     client, served, relayed = proxy.talk()
     proxy.connections[0][1].write_eof()
@@ -204,7 +205,7 @@ def test_no_data_is_lost_through_an_output_that_the_program_ended(stage):
     assert isinstance(relayed.wait(timeout=20), ngi_gevent.ConnectionClosed)
 
 
-def test_input_that_has_ended_before_ends_the_other_output(stage):
+def test_input_that_ended_before_the_relay_ends_the_other_output(stage):
     listener = stage.listen(EOFWitness)
     client, other = (stage.client(listener, EOFWitness) for _ in range(2))
     stage.until(lambda: len(stage.served) == 2)
@@ -220,7 +221,7 @@ def test_input_that_has_ended_before_ends_the_other_output(stage):
     assert relayed.wait(timeout=20) is None
 
 
-def test_a_connection_that_has_ended_before_ends_the_other_one(stage):
+def test_a_connection_that_ended_before_the_relay_ends_the_other_one(stage):
     listener = stage.listen(EOFWitness)
     clients = [stage.client(listener) for _ in range(2)]
     stage.until(lambda: len(stage.served) == 2)
@@ -231,7 +232,7 @@ def test_a_connection_that_has_ended_before_ends_the_other_one(stage):
     assert relayed.wait(timeout=20) == "closed"
 
 
-def test_waiting_in_a_callback_of_either_fails_at_once(stage):
+def test_waiting_in_a_callback_of_either_connection_fails_at_once(stage):
     errors = []
     proxy = Proxy(stage)
     client, served, relayed = proxy.talk()
@@ -251,7 +252,7 @@ def test_waiting_in_a_callback_of_either_fails_at_once(stage):
         stage.until(lambda before=before: len(errors) > before)
 
 
-def test_bad_arguments(stage):
+def test_invalid_arguments_are_refused(stage):
     client, served = stage.talk()
     with pytest.raises(ValueError, match="different connections"):
         relay(client.connection, client.connection)
@@ -262,7 +263,7 @@ def test_bad_arguments(stage):
             relay(client.connection, wrong)
         with pytest.raises(TypeError, match="a must be a connection; got"):
             relay(wrong, client.connection)
-    relayed = relay(client.connection, served.connection)  # to itself, in a way
+    relayed = relay(client.connection, served.connection)  # these are the two ends of one connection
     for wrong, error in ("1", TypeError), (-1, ValueError):
         with pytest.raises(error, match="timeout"):
             relayed.wait(wrong)
@@ -274,10 +275,10 @@ def tcp(tmp_path):
 
 
 def test_silence_of_one_side_resets_the_other(simulated, caplog):
-    """An orderly end would say that the data is complete."""
+    """A graceful end would mean that the data is complete."""
     caplog.set_level(logging.INFO, "ngi_gevent.connection")
     proxy = Proxy(simulated, back={"idle_timeout": None}, idle_timeout=60)
-    proxy.options = {}  # for the connections to the server
+    proxy.options = {}  # the options of connections to the server
     client, served, relayed = proxy.talk()
     simulated.until(lambda: "eof" in client.trace and served.closed)
     assert isinstance(served.closed, ConnectionResetError)
@@ -288,7 +289,7 @@ def test_silence_of_one_side_resets_the_other(simulated, caplog):
 
 
 def test_a_peer_that_does_not_read_is_ended_by_its_own_idle_timeout(simulated):
-    """The other connection has none, and breaks, since what its peer has sent was not delivered."""
+    """The other connection has no idle timeout.  It is reset, since data from its peer was not delivered."""
     back = simulated.listen(EOFWitness)
     clients = []
 
@@ -310,7 +311,7 @@ def test_a_peer_that_does_not_read_is_ended_by_its_own_idle_timeout(simulated):
     assert peer.ended.startswith("broken")
 
 
-def test_traffic_in_one_direction_keeps_both_connections(simulated):
+def test_traffic_in_one_direction_keeps_both_connections_open(simulated):
     client, served, relayed = Proxy(simulated, idle_timeout=60).talk()
     for _ in range(50):
         client.connection.write(b"x")
@@ -321,7 +322,7 @@ def test_traffic_in_one_direction_keeps_both_connections(simulated):
 
 
 def test_input_that_arrived_before_a_reset_is_passed_on(tcp, monkeypatch):
-    """As a server does that answers early, and does not read the rest; the client begins to read after that."""
+    """The server answers early and does not read the rest.  The client begins to read only after that."""
     monkeypatch.setattr(ngi_gevent.relay, "LAST_DELIVERY", 20)
     proxy = Proxy(tcp)
     peer = proxy.peer()
@@ -340,8 +341,8 @@ def test_input_that_arrived_before_a_reset_is_passed_on(tcp, monkeypatch):
     assert (peer.size, peer.ended) == (2 * MEGABYTE, "broken")
 
 
-def test_an_http_server_behind_it_notices_no_difference(tcp):
-    """With TLS in front, as a client of the standard library sees it: keep-alive, a large answer, a large upload."""
+def test_a_client_of_an_http_server_notices_no_relay(tcp):
+    """The client is the standard library's, with TLS.  It uses keep-alive, a large answer, and a large upload."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -358,7 +359,7 @@ def test_an_http_server_behind_it_notices_no_difference(tcp):
 
     class Server(http.server.ThreadingHTTPServer):
         def handle_error(self, *arguments):
-            """Say nothing: the client ends TLS without a close_notify, so this connection is reset."""
+            """Print nothing: the client ends TLS without a close_notify, so this connection is reset."""
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
@@ -382,8 +383,8 @@ def test_an_http_server_behind_it_notices_no_difference(tcp):
     server.server_close()
 
 
-#: A proxy, made with ``relay`` or with two greenlets.  Prints its port, and at the end of its input how much processor
-#: time and memory it has taken.
+#: A proxy, made with ``relay`` or with two greenlets. It prints its port. At the end of its input, it prints its
+#: processor time and its memory.
 PROGRAM = """
 import resource, socket, sys, time
 import gevent
@@ -429,9 +430,9 @@ print(time.process_time() - began, most - before)
 
 
 def cost_of(kind: str, size: int, rate: float) -> tuple[float, int]:
-    """Return the processor time and the memory that a proxy takes for *size* bytes each way.
+    """Return the processor time and the memory that a proxy needs for *size* bytes each way.
 
-    :param rate: bytes a second that the slower of the two readers takes.
+    :param rate: bytes a second for the slower of the two readers.
     """
     received = []
 
@@ -476,8 +477,11 @@ def cost_of(kind: str, size: int, rate: float) -> tuple[float, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="this system has no /proc")
-def test_256_megabytes_both_ways_with_a_slow_reader_cost_little():
-    """About as much processor time as two greenlets that receive and send, with room for the noise of the machine."""
+def test_256_mebibytes_both_ways_with_a_slow_reader_cost_little():
+    """The relay may take about as much processor time as two greenlets that receive and send.
+
+    The factor 2 allows for noise.
+    """
     costs = {"relay": [], "greenlets": []}
     for _ in range(3):
         for kind, found in costs.items():

@@ -1,4 +1,4 @@
-"""A release: what is built is complete, and its page on an index has links that lead somewhere."""
+"""A release: its distributions are complete, and the links on its index page lead to existing files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_changelog_begins_with_the_version():
 
 
 def links_in(text: str) -> list[str]:
-    """The links and pictures of a page."""
+    """Return the targets of the links and pictures of a page."""
     return re.findall(r"\]\(([^)]*)\)", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
@@ -40,7 +40,7 @@ def test_links_lead_to_files(name):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Path, Path]:
-    """The source distribution, and the wheel that is built of it."""
+    """The source distribution, and the wheel that is built from it."""
     pytest.importorskip("twine", reason="twine is not installed")
     folder = tmp_path_factory.mktemp("release")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -58,7 +58,7 @@ def run(*command: object, **options: Any) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_page_on_an_index_has_links_that_lead_to_files(built):
+def test_links_of_the_index_page_lead_to_files(built):
     with zipfile.ZipFile(built[1]) as archive:
         metadata = archive.read(f"ngi_gevent-{VERSION}.dist-info/METADATA").decode()
     assert f"Project-URL: Repository, {HOME}\n" in metadata
@@ -74,7 +74,7 @@ def test_the_page_on_an_index_has_links_that_lead_to_files(built):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_distribution_has_the_package_and_nothing_else(built):
+def test_the_distribution_has_only_the_package(built):
     sdist, wheel = built
     package = {
         str(path.relative_to(ROOT)) for path in (ROOT / "ngi_gevent").rglob("*") if path.suffix in (".py", ".typed")

@@ -1,4 +1,4 @@
-"""The example RESP server: in memory, in a simulation, and with the clients of Redis.  It needs hiredis."""
+"""The example RESP server: in memory, in a simulation, and with the clients of Redis.  The tests need hiredis."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_commands_are_answered_in_order(serve):
     assert testing.converse(serve, [CONVERSATION]).data == ANSWER
 
 
-def test_it_makes_no_difference_how_commands_are_cut(serve):
+def test_answers_do_not_depend_on_how_commands_are_cut(serve):
     testing.check_chunking(serve, CONVERSATION)
 
 
@@ -54,7 +54,7 @@ def test_an_invalid_command_ends_the_connection(serve, mistake):
     assert answer.closed == "end of input"
 
 
-def test_the_commands_before_a_mistake_are_answered(serve):
+def test_commands_before_an_invalid_one_are_answered(serve):
     answer = testing.converse(serve, [CONVERSATION + b"hello\r\n" + packed(b"PING")])
     assert answer.data == ANSWER + b"-ERR Protocol error\r\n"
 
@@ -82,7 +82,7 @@ def test_many_commands_are_answered_in_order(serve):
 
 
 def test_long_answers_wait_for_a_client_that_does_not_read(serve):
-    """They are not joined: at most 128 KiB are pending, and one more answer."""
+    """Long answers are not joined: at most 128 KiB are pending, and one more answer."""
     with Simulation() as simulation:
         listener = simulation.host("server").listener(("server", 6379), serve)
         client = testing.Recorder()
@@ -100,7 +100,7 @@ def test_long_answers_wait_for_a_client_that_does_not_read(serve):
 
 
 @pytest.mark.parametrize("command", [[b"nonsense"], [b"GET"], [b"GET", b"a", b"b"], [b"SET", b"a"]])
-def test_a_command_that_makes_no_sense_gets_an_error(serve, command):
+def test_an_unknown_or_incomplete_command_gets_an_error(serve, command):
     data = testing.converse(serve, [packed(*command) + packed(b"PING")]).data
     assert data.startswith(b"-ERR ")
     assert data.endswith(b"\r\n+PONG\r\n")
@@ -114,7 +114,7 @@ def test_a_command_that_is_too_long_ends_the_connection(serve, monkeypatch):
     assert (answer.data, answer.closed) == (b"-ERR Protocol error\r\n", "end of input")
 
 
-def test_in_a_simulation(serve):
+def test_it_answers_in_a_simulation(serve):
     for seed in range(20):
         with Simulation(seed) as simulation:
             simulation.host("server").listener(("server", 6379), serve)
@@ -139,7 +139,7 @@ def run(*command: Any) -> str:
 
 
 @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis-cli is not installed")
-def test_redis_cli(port):
+def test_redis_cli_gets_answers(port):
     assert run("redis-cli", "-p", port, "set", "colour", "blue").strip() == "OK"
     assert run("redis-cli", "-p", port, "get", "colour").strip() == "blue"
     assert run("redis-cli", "-p", port, "incr", "colour").strip() == "ERR value is not an integer"
@@ -147,12 +147,12 @@ def test_redis_cli(port):
 
 @pytest.mark.skipif(shutil.which("redis-benchmark") is None, reason="redis-benchmark is not installed")
 @pytest.mark.parametrize("pipelined", [1, 16])
-def test_redis_benchmark(port, pipelined):
+def test_redis_benchmark_completes(port, pipelined):
     output = run("redis-benchmark", "-p", port, "-q", "-t", "set,get,incr", "-n", 20_000, "-c", 50, "-P", pipelined)
     assert output.count("requests per second") == 3
 
 
-def test_redis_py(port):
+def test_redis_py_gets_answers(port):
     redis = pytest.importorskip("redis")
     with redis.Redis(port=port, protocol=2) as client:
         assert client.set("a", b"x" * 100_000)
