@@ -14,15 +14,15 @@ from ngi_gevent.adapters import SansIO
 
 
 class BadWord(Exception):
-    """The peer has sent something that the parser does not take."""
+    """The exception for input that the parser does not accept."""
 
 
 class Words:
-    """A parser: words end in a space.  It answers to ``ping`` by itself, waits behind ``wait``, and refuses ``bad``."""
+    """A parser of words that end in spaces.  It answers ``ping``, pauses after ``wait``, and refuses ``bad``."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
-        self.start = 0  # of the next word
+        self.start = 0  # the start of the next word
         self.output = b""
         self.is_waiting = False
         self.has_ended = False
@@ -53,7 +53,7 @@ class Words:
 
 
 class Listing(Witness):
-    """Sends each word back in brackets."""
+    """A handler that sends each word back in brackets."""
 
     def connected(self, connection: Any) -> None:
         self.words = Words()
@@ -86,13 +86,13 @@ def test_events_are_delivered_one_by_one_and_answered(stage):
     assert served.events == [b"one", b"two", b"three"]
 
 
-def test_the_parser_may_wait_until_the_handler_lets_it_go_on(stage):
+def test_the_parser_can_pause_until_the_handler_resumes_it(stage):
     client, served = stage.talk(Listing)
     client.connection.write(b"one wait two ")
     stage.until(lambda: client.data == b"[one] [wait] [two] ")
 
 
-def test_output_of_the_parser_is_sent_without_an_event_too(stage):
+def test_output_of_the_parser_is_sent_even_without_an_event(stage):
     client, served = stage.talk(Listing)
     client.connection.write(b"ping ")
     stage.until(lambda: client.data == b"pong ")
@@ -101,7 +101,7 @@ def test_output_of_the_parser_is_sent_without_an_event_too(stage):
     assert client.data == b"pong [one] [two] pong "
 
 
-def test_the_parser_learns_of_the_end_of_input(stage):
+def test_the_parser_receives_the_end_of_input(stage):
     client, served = stage.talk(Listing)
     client.connection.write(b"one tw")
     client.connection.write_eof()
@@ -136,7 +136,7 @@ def test_many_events_of_one_piece_are_delivered_in_order(stage):
     assert served.events == words
 
 
-def test_no_event_is_taken_while_reading_is_paused(stage):
+def test_no_event_is_pulled_while_reading_is_paused(stage):
     client, served = stage.talk(Listing)
     client.connection.write(b"one pause two ")
     stage.until(lambda: client.data == b"[one] [pause] ")
@@ -145,10 +145,10 @@ def test_no_event_is_taken_while_reading_is_paused(stage):
     stage.until(lambda: client.data == b"[one] [pause] [two] ")
 
 
-def test_no_event_is_taken_while_much_output_is_pending(stage):
+def test_no_event_is_pulled_while_much_output_is_pending(stage):
     client, served = stage.talk(Listing)
     client.connection.pause_reading()
-    # More than the kernel takes, if the client does not read.
+    # This is more than the kernel accepts while the client does not read.
     client.connection.write(b"long " * 300)
     client.connection.write_eof()
     stage.until(lambda: served.connection.output_pending > 100_000)
@@ -174,7 +174,7 @@ def test_other_exceptions_of_the_parser_count_as_the_handlers(stage, caplog):
 
 
 @pytest.mark.parametrize("first", [b"", b"one "])
-def test_the_parser_keeps_events_behind_a_detach(stage, first):
+def test_the_parser_keeps_the_events_after_a_detach(stage, first):
     class Changing(Listing):
         def connected(self, connection: Any) -> None:
             self.meet(connection)
@@ -198,7 +198,7 @@ def test_the_parser_keeps_events_behind_a_detach(stage, first):
     assert list(served.words.events()) == [b"two", b"three"]
 
 
-def test_events_asked_for_before_a_detach_stay_in_the_parser(stage):
+def test_events_requested_before_a_detach_stay_in_the_parser(stage):
     class Changing(Listing):
         def connected(self, connection: Any) -> None:
             self.meet(connection)
@@ -207,7 +207,7 @@ def test_events_asked_for_before_a_detach_stay_in_the_parser(stage):
             SansIO(connection, self.words.receive, self.words.events).set_handler(self)
 
         def handle_input(self, connection: Any, event: Any) -> None:
-            super().handle_input(connection, event)  # asks for the events behind b"wait"
+            super().handle_input(connection, event)  # requests the events after b"wait"
             if event == b"wait":
                 below, _ = connection.detach()
                 below.set_handler(self)
@@ -223,7 +223,7 @@ def test_events_asked_for_before_a_detach_stay_in_the_parser(stage):
 
 
 @pytest.mark.slow
-def test_the_answers_do_not_depend_on_how_the_input_is_cut():
+def test_answers_do_not_depend_on_how_the_input_is_cut():
     def serve(connection: Any) -> None:
         words = Words()
 
@@ -249,7 +249,7 @@ def test_the_functions_of_the_parser_are_checked(arguments, message):
         SansIO(testing.Connection(), *arguments)
 
 
-def test_flush_after_the_end_is_an_error_only_if_there_is_something_to_send():
+def test_flush_after_the_end_is_an_error_only_if_output_is_left():
     connection = testing.Connection(testing.Recorder())
     words = Words()
     adapter = SansIO(connection, words.receive, words.events, words.to_send)

@@ -1,4 +1,4 @@
-"""Services: a server with the options of its listener."""
+"""Services: each is a server together with options for its listener."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_listener_uses_the_options_of_a_service(ngi_implementation):
         ngi_implementation.listener(None, ngi_gevent.Service(Echo, idle_timeout=-1))
 
 
-def test_options_of_the_call_replace_options_of_a_service(ngi_implementation):
+def test_options_of_a_call_replace_options_of_its_service(ngi_implementation):
     listener = ngi_implementation.listener(None, ngi_gevent.Service(Echo, idle_timeout=-1), idle_timeout=100)
     client = testing.Recorder()
     listener.connect(client)
@@ -55,7 +55,7 @@ def test_a_listener_on_a_faulty_network_uses_the_options_of_a_service(ngi_implem
     ("server", "options", "message"),
     [(None, {}, "must be a callable"), (Echo, {"idle_timeuot": 5, "workers": 2}, "got idle_timeuot=5")],
 )
-def test_an_object_that_is_not_a_service_is_refused(server, options, message):
+def test_invalid_arguments_of_a_service_are_refused(server, options, message):
     with pytest.raises(TypeError, match=message):
         ngi_gevent.Service(server, **options)
 
@@ -68,7 +68,7 @@ def test_an_object_that_is_not_a_service_is_refused(server, options, message):
         ({"x": 5, "idle_timeout": 1}, "option of listener; got x=5$"),
     ],
 )
-def test_a_name_that_is_not_an_option_is_refused_with_the_probable_one(ngi_implementation, options, message):
+def test_a_misspelt_option_is_refused_with_the_probable_name(ngi_implementation, options, message):
     for call in ngi_gevent.Service, lambda server, **options: ngi_implementation.listener(None, server, **options):
         with pytest.raises(TypeError, match=message):
             call(print, **options)

@@ -1,9 +1,11 @@
-"""The example server, stopped while it is busy: no client with an answer that has begun loses anything.
+"""The example server, stopped while it is busy: each client receives all of an answer that has begun.
 
-What holds until the close timeout: every request of which a client got a part of the answer is answered in whole, and
-every client whose connection was made before the server's socket is closed is served.  The exception is one that the
-kernel leaves no way around: who connects in the few microseconds between the server's last look at its queue and the
-close is reset, having got nothing, as if it had been refused.  These are counted, and there may be few.
+Both rules hold until the close timeout.  If a client has received a part of an answer, it receives the whole answer.
+If a client connects before the server closes its socket, it is served.
+
+The kernel makes one exception unavoidable.  It resets a client that connects in the few microseconds between the last
+check of the queue and the close.  That client has received nothing, as if it had been refused.  These clients are
+counted, and few are allowed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from load import Load
 from programs import Server
 from test_echo_server import running
 
-#: How often it is stopped under load.
+#: How often the server is stopped under load.
 ROUNDS = 25
 
 
@@ -42,7 +44,7 @@ def test_stopped_under_load_it_finishes_what_it_began():
 
 
 @pytest.mark.slow
-def test_stopped_under_load_it_ends_those_that_stay_when_their_time_is_over_and_not_before():
+def test_stopped_under_load_it_ends_remaining_clients_at_the_close_timeout():
     with running("--close-timeout", "1") as server:
         load = load_on(server, stay=4)
         load.wait_for(300)

@@ -27,7 +27,7 @@ def say(text):
 stop = signals.catch_stop({numbers})
 """
 
-#: For programs whose greenlets do not run any more: a native thread says when the flag is set.
+#: A native thread that reports when the flag is set, for programs whose greenlets no longer run.
 IN_A_THREAD = """\
 gevent.monkey.get_original("_thread", "start_new_thread")(lambda: say(f"caught: {stop.wait()}"), ())
 """
@@ -48,7 +48,7 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield start
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # also its children
+            os.killpg(process.pid, signal.SIGKILL)  # the signal also ends the children
         process.communicate()
 
 
@@ -59,7 +59,7 @@ def said(process: subprocess.Popen[str]) -> str:
 BUSY = {
     "computes": "while True: pass",
     "sleeps": "time.sleep(1000)",
-    "is in C": "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)",  # this code checks for no signal
+    "is in C": "hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)",  # this code never checks for signals
 }
 
 
@@ -88,8 +88,8 @@ def test_the_first_signal_ends_a_wait_for_the_flag(started, patch):
     assert (process.returncode, out, err) == (0, "over\n", "")
 
 
-def test_a_signal_that_was_blocked_until_then_counts(started):
-    """So that a process 1, to which the kernel sends no signals that have their default effect, misses none."""
+def test_a_signal_that_was_blocked_before_counts(started):
+    """Process 1 needs this, since the kernel sends it no signals that still have their default effect."""
     before = "import os, signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\nos.kill(os.getpid(), 15)\n"
     process = started("say(f'caught: {stop.wait()}')", before=before)
     assert said(process) == "caught: True"
@@ -126,7 +126,7 @@ def test_signals_count_after_an_asyncio_loop(started):
     assert process.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
-def test_signals_count_during_an_asyncio_loop_which_keeps_its_own(started):
+def test_signals_count_during_an_asyncio_loop_that_handles_other_signals(started):
     process = started(
         ASYNCIO.format(
             "say('waiting')\n"
@@ -144,7 +144,7 @@ def test_signals_count_during_an_asyncio_loop_which_keeps_its_own(started):
     assert process.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
-def test_a_forked_child_receives_its_signals_by_itself(started):
+def test_a_forked_child_does_not_share_its_parents_signals(started):
     process = started(
         "child = os.fork()\n"
         "if not child:\n"
@@ -164,7 +164,7 @@ def test_a_forked_child_receives_its_signals_by_itself(started):
     assert process.wait(PATIENCE) == 0
 
 
-def test_a_forked_child_can_catch_them_again(started):
+def test_a_forked_child_can_call_catch_stop_again(started):
     process = started(
         "if not os.fork():\n"
         "    mine = signals.catch_stop()\n"
@@ -197,7 +197,7 @@ def test_a_signal_that_cannot_be_caught_is_refused_and_changes_nothing(numbers, 
     assert state() == before
 
 
-def test_only_one_can_be_woken_up_by_signals():
+def test_only_one_part_of_a_program_can_use_set_wakeup_fd():
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
@@ -211,7 +211,7 @@ def test_only_one_can_be_woken_up_by_signals():
         os.close(writer)
 
 
-def test_another_thread_than_the_main_one_is_refused():
+def test_a_thread_that_is_not_the_main_one_is_refused():
     before = state()
     raised = []
 
@@ -227,9 +227,9 @@ def test_another_thread_than_the_main_one_is_refused():
     assert state() == before
 
 
-def test_without_a_thread_for_them_signals_keep_their_effect():
+def test_signals_keep_their_effect_if_no_thread_can_start():
     before = state()
-    size = threading.stack_size(1 << 46)  # more than there is
+    size = threading.stack_size(1 << 46)  # more memory than there is
     try:
         with pytest.raises(RuntimeError, match="can't start new thread"):
             signals.catch_stop()

@@ -1,4 +1,4 @@
-"""The network of a simulation: it behaves like the kernel's."""
+"""The network of a simulation, which behaves like the kernel's."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_streams_behave_like_the_kernels(family):
 
 @FAMILIES
 @pytest.mark.slow
-def test_streams_behave_like_the_kernels_at_length(family):
+def test_long_runs_of_streams_behave_like_the_kernels(family):
     for seed in range(1000, 2000):
         assert run(family, program(seed, 20)) is None, seed
 
 
-# What a single host does is compared with the system, too.
+# A single host, compared with the kernel.
 
 
 class Kernel:
@@ -228,7 +228,7 @@ def unix_names(kernel):
     sock.close()
     yield result_of(kernel.connect, path)
     kernel.network.unlink(path)
-    again = kernel.bound(os.path.relpath(path))  # the same file
+    again = kernel.bound(os.path.relpath(path))  # another path of the same file
     kernel.network.stat(path)
     again.close()
     yield result_of(kernel.bound, path + "x" * 108) is not None
@@ -304,7 +304,7 @@ def dual_stack(kernel):
             yield accepted[1][0], accepted[0].getsockname()[0], accepted[0].family
             accepted[0].close()
         sock.close()
-        # Another program of this machine can have one port, but not three in a row.
+        # Another program on this machine can use one such port, but hardly three in a row.
         yield all(takes_ipv4_too(kernel, dual) for _ in range(3))
     both = kernel.bound(("::", 0), DATAGRAM)
     yield result_of(kernel.bound, ("0.0.0.0", port_of(both)), DATAGRAM)
@@ -330,7 +330,7 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_a_host_answers_as_the_system_does(scenario, tmp_path):
+def test_a_host_answers_like_the_kernel(scenario, tmp_path):
     world = World()
     found = []
     kernels = [
@@ -351,7 +351,7 @@ def test_a_host_answers_as_the_system_does(scenario, tmp_path):
 
 
 class Pair(World):
-    """A server and a client."""
+    """A network with a server and a client."""
 
     def __init__(self, seed: int = 0, **link: Any) -> None:
         super().__init__(seed)
@@ -367,7 +367,7 @@ class Pair(World):
         return self.client.make_socket(socket.AF_INET, STREAM)
 
     def begin(self, sock: Any = None, address: Any = None) -> Any:
-        """Begin to connect.  Return the greenlet, whose value is the socket or an error."""
+        """Begin to connect.  Return a greenlet whose value will be the socket or an error."""
 
         def connect() -> Any:
             try:
@@ -382,7 +382,7 @@ class Pair(World):
         return greenlet
 
     def end(self, greenlet: Any, seconds: float) -> Any:
-        """Return the value of a greenlet of ``begin`` that ends in so many seconds; None if it does not."""
+        """Return the value of a greenlet of ``begin`` after so many seconds, or None if it has not ended."""
         self.settle(seconds)
         gevent.sleep(0)
         return greenlet.value
@@ -427,7 +427,7 @@ def test_connecting_takes_a_round_trip_and_accepting_half_of_another():
     ("host", "code", "seconds"),
     [("10.0.0.1", errno.ECONNREFUSED, 2), ("10.9.9.9", errno.EHOSTUNREACH, 3), ("192.0.2.1", errno.ENETUNREACH, 0)],
 )
-def test_an_address_without_a_listener(host, code, seconds):
+def test_connecting_fails_at_an_address_without_a_listener(host, code, seconds):
     pair = Pair()
     attempt = pair.begin(address=(host, 7))
     assert pair.end(attempt, seconds - 0.1) is None or not seconds
@@ -461,7 +461,7 @@ def test_a_client_that_gives_up_is_not_accepted(moment):
     assert pair.streams()
 
 
-def test_descriptors_run_out():
+def test_a_host_can_run_out_of_descriptors():
     world = World()
     network = world.internet.add_host("host", max_descriptors=3)
     assert network.max_descriptors() == 3
@@ -475,7 +475,7 @@ def test_descriptors_run_out():
     for call in (
         lambda: network.make_socket(socket.AF_INET, STREAM),
         lambda: network.check_room(1),
-        lambda: network.accept(listener),  # also if there is no connection
+        lambda: network.accept(listener),  # this fails even if no connection is pending
     ):
         assert result_of(call) == "EMFILE"
     client.close()
@@ -484,7 +484,7 @@ def test_descriptors_run_out():
     assert network.accept(listener) is None
 
 
-def test_bandwidth_delays_what_follows():
+def test_bandwidth_delays_later_data():
     pair = Pair(bandwidth=100)
     client, accepted = pair.streams()
     client.send(b"x" * 100)
@@ -498,7 +498,7 @@ def test_bandwidth_delays_what_follows():
 
 
 @FAMILIES
-def test_buffers_are_bounded_and_a_reader_makes_room(family):
+def test_buffers_are_bounded_and_reading_makes_room(family):
     world = World()
     network = world.internet.add_host("host")
     client, accepted = make_pair(network, family, world.call)
@@ -587,7 +587,7 @@ def crashed(function, *arguments):
         function(*arguments)
 
 
-def test_a_process_that_is_killed_resets_its_connections():
+def test_the_end_of_a_process_resets_its_connections():
     pair = Pair()
     client, accepted = pair.streams()
     receiver = pair.datagrams()[1]
@@ -639,7 +639,7 @@ def test_a_machine_without_power_is_silent_until_it_starts_again():
     assert pair.client.has_error(idle)
 
 
-def test_files_stay_in_a_crash():
+def test_files_survive_a_crash():
     world = World()
     network = world.internet.add_host("server")
     sock = network.make_socket(socket.AF_UNIX, STREAM)
@@ -649,14 +649,14 @@ def test_files_stay_in_a_crash():
     again = world.internet.restart("server")
     again.lock("/")
     for call in (network.stat, "/socket"), (network.unlink, "/socket"), (network.lock, "/tmp"), (network.unlock, lock):
-        crashed(*call)  # as a finally clause of the old life may do
+        crashed(*call)  # a finally clause of the crashed program can call these
     assert stat.S_ISSOCK(again.stat("/socket").st_mode)
     assert result_of(again.make_socket(socket.AF_UNIX, STREAM).bind, "/socket") == "EADDRINUSE"
     assert result_of(again.connect, again.make_socket(socket.AF_UNIX, STREAM), "/socket") == "ECONNREFUSED"
     assert result_of(world.internet.add_host("other").stat, "/socket") == "ENOENT"
 
 
-def test_names_of_hosts():
+def test_names_of_hosts_are_resolved():
     pair = Pair()
     found = [entry[4][0] for entry in pair.client.resolve("server", 80, STREAM)]
     assert found == list(reversed(pair.server.addresses)) == ["fd00:0:0:1::1", "10.0.0.1"]
@@ -667,7 +667,7 @@ def test_names_of_hosts():
         assert caught.value.errno == socket.EAI_NONAME
 
 
-def test_datagrams_are_lost_doubled_and_overtaken():
+def test_datagrams_are_lost_duplicated_and_reordered():
     found = {}
     for name in "loss", "duplicates", "reorder", "latency":
         pair = Pair(3, **{name: 0.5})
@@ -687,7 +687,7 @@ def test_datagrams_are_lost_doubled_and_overtaken():
     assert found["reorder"] != every == sorted(found["reorder"])
 
 
-def test_certain_chances_need_no_seed():
+def test_a_chance_of_1_needs_no_seed():
     pair = Pair(0, loss=1)
     sender, receiver = pair.datagrams()
     sender.sendto(b"x", (pair.address[0], 9))
@@ -710,7 +710,7 @@ def test_a_broadcast_reaches_all_hosts():
     assert received(receiver) == received(own) == [b"to all"] * 2
 
 
-def test_a_receiver_that_does_not_receive_loses_datagrams():
+def test_a_full_receiver_loses_datagrams():
     pair = Pair()
     sender, receiver = pair.datagrams()
     for _ in range(1000):
@@ -722,7 +722,7 @@ def test_a_receiver_that_does_not_receive_loses_datagrams():
     assert received(receiver) == [b"y"]
 
 
-def test_sockets_of_elsewhere_are_not_adopted():
+def test_real_and_foreign_sockets_are_not_adopted():
     pair = Pair()
     with socket.socket() as real, pytest.raises(NotSimulated, match=f"real socket; got .*fd={real.fileno()}"):
         pair.server.adopt(real)
@@ -745,7 +745,7 @@ def test_sockets_of_elsewhere_are_not_adopted():
         ({"latency": "1"}, TypeError),
     ],
 )
-def test_a_link_refuses_what_it_cannot_be(options, error):
+def test_a_link_refuses_impossible_values(options, error):
     pair = Pair()
     (name, value) = next(iter(options.items()))
     with pytest.raises(error, match=f"^{name} .*"):
@@ -759,7 +759,7 @@ def test_a_host_needs_a_unique_name(name):
         Pair().internet.add_host(name)
 
 
-def test_only_hosts_that_exist_have_links():
+def test_links_exist_only_between_hosts_that_exist():
     internet = Pair().internet
     for call in internet.link, internet.partition, internet.heal:
         with pytest.raises(ValueError, match="'other'; hosts are: 'server', 'client'"):
@@ -807,7 +807,7 @@ def test_the_trace_has_no_sizes_of_a_tls_handshake():
     assert not any("bytes" in text for text in pair.texts("send", "receive"))
 
 
-def test_the_trace_has_no_sizes_of_a_tls_handshake_behind_plaintext():
+def test_the_trace_has_no_sizes_of_a_tls_handshake_after_plaintext():
     pair = Pair()
     client, accepted = pair.streams()
     client.send(b"STARTTLS")
@@ -834,13 +834,13 @@ def test_equal_seeds_have_equal_traces():
     assert digests[0] == digests[1] != digests[2] == digests[3] != digests[4]
 
 
-def test_nothing_reaches_the_system():
+def test_the_simulated_network_replaces_every_method():
     network = Pair().server
     own = {name for name, value in vars(Network).items() if not name.startswith("_") and callable(value)}
     assert own - set(vars(type(network))) - set(vars(network)) == set()
 
 
-def test_sockets_that_share_a_port():
+def test_sockets_that_share_a_port_get_some_of_the_connections():
     def shares(seed):
         pair = Pair(seed)
         listeners, receivers = [], []
@@ -870,7 +870,7 @@ def test_sockets_that_share_a_port():
 
 
 def live(seed: int) -> Pair:
-    """Let two hosts do anything, and look that no byte is lost, doubled, or out of place."""
+    """Make two hosts do random things.  Check that no byte is lost, duplicated or reordered."""
     draw = Random(seed)
     pair = Pair(seed, jitter=1, bandwidth=draw.choice([None, 50_000]), loss=0.1, duplicates=0.1, reorder=0.1)
     sent, got, ends = {}, {}, []
@@ -945,7 +945,7 @@ def live(seed: int) -> Pair:
 @pytest.mark.parametrize(
     "seeds", [range(20), pytest.param(range(1000, 2000), marks=pytest.mark.slow)], ids=["few", "many"]
 )
-def test_no_life_loses_bytes_or_leaves_anything(seeds):
+def test_random_lives_lose_no_bytes_and_leave_nothing(seeds):
     for seed in seeds:
         pair = live(seed)
         assert live(seed).trace.digest == pair.trace.digest, seed
@@ -953,9 +953,9 @@ def test_no_life_loses_bytes_or_leaves_anything(seeds):
 
 
 def left(pair: Pair) -> list[Any]:
-    """Return the sockets, and the ends of connections, that the kernels of both hosts still have.
+    """Return the sockets, and the ends of connections, that still exist in the kernels of both hosts.
 
-    An end that has delivered everything waits for its peer's end, which never comes from a host that has lost power.
+    An end that has delivered everything waits for its peer's end.  That end never comes from a host without power.
     """
     sites = [network._site for network in (pair.server, pair.client)]
     ends = [end for site in sites for end in site.ends]
@@ -964,7 +964,7 @@ def left(pair: Pair) -> list[Any]:
 
 
 @pytest.mark.parametrize("resets", [False, True])
-def test_ends_are_freed_without_a_collection_of_garbage(resets):
+def test_ends_are_freed_without_garbage_collection(resets):
     pair = Pair()
     socks = pair.streams()
     ends = [sock.end for sock in socks]
@@ -983,7 +983,7 @@ def serve(connection):
     connection.set_handler(testing.Recorder())
 
 
-def test_a_paused_host_does_not_notice_that_it_is_connected():
+def test_a_paused_host_does_not_notice_its_connection():
     connected = []
 
     def connect():
@@ -995,7 +995,7 @@ def test_a_paused_host_does_not_notice_that_it_is_connected():
         server, client = simulation.host("server"), simulation.host("client")
         server.listener(("server", 8000), serve)
         client.spawn(connect)
-        gevent.sleep(0.0005)  # the attempt is on its way
+        gevent.sleep(0.0005)  # the attempt is in transit
         client.pause(10)
         gevent.sleep(20)
     assert len(connected) == 1
@@ -1018,7 +1018,7 @@ def test_a_refusal_on_the_loopback_names_the_host_that_listens_on_its_own(listen
             assert str(recorder.failed) == f"[Errno 111] Connection refused{cause}: {address}"
 
 
-def test_a_listener_takes_a_simulated_socket():
+def test_a_listener_accepts_a_simulated_socket():
     with Simulation() as simulation:
         server, client = simulation.host("server"), simulation.host("client")
         sock = server._network.make_socket(socket.AF_INET, STREAM)

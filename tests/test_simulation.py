@@ -1,4 +1,4 @@
-"""A simulation without its network: virtual time, whose greenlets are whose, and when it cannot go on."""
+"""A simulation without its network: virtual time, the hosts of greenlets, and the errors that end it."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_greenlets_wake_in_the_order_of_their_times(simulation):
 
 
 @pytest.mark.parametrize(("update", "seconds"), [(True, 11), (False, 10)])
-def test_a_timer_counts_from_when_the_loop_read_the_clock(simulation, update, seconds):
-    """As with libev: in a callback that has computed for long, a timer that does not update the time begins early."""
+def test_a_timer_counts_from_the_loops_last_reading_of_the_clock(simulation, update, seconds):
+    """On libev too, a timer that does not update the time is early if a callback has computed for long."""
     fired, loop = [], gevent.get_hub().loop
     timer: Any = loop.timer(1)
 
@@ -73,7 +73,7 @@ def test_a_timer_counts_from_when_the_loop_read_the_clock(simulation, update, se
     assert fired == [pytest.approx(seconds, abs=0.001)]
 
 
-def test_data_arrives_while_a_process_computes_and_before_it_checks_its_timers():
+def test_data_arrives_during_a_computation_and_before_the_timers_after_it():
     for seed in range(20):
         with Simulation(seed) as simulation:
             happened: list[str] = []
@@ -85,7 +85,7 @@ def test_data_arrives_while_a_process_computes_and_before_it_checks_its_timers()
         assert happened == ["data", "timer"], seed
 
 
-def test_what_gevent_waits_with_works(simulation):
+def test_the_classes_that_gevent_waits_with_work(simulation):
     queue: Queue[int] = Queue(maxsize=1)
     result: AsyncResult[str] = AsyncResult()
     lock, semaphore = RLock(), BoundedSemaphore(2)
@@ -120,7 +120,7 @@ def test_greenlets_that_only_yield_do_not_stop_the_clock(simulation):
     assert simulation.now() == pytest.approx(0.01, abs=0.001)
 
 
-def test_computing_takes_time_in_which_nothing_else_runs(simulation):
+def test_nothing_else_runs_while_a_computation_takes_time(simulation):
     ticks = []
     gevent.spawn(lambda: [(gevent.sleep(1), ticks.append(simulation.now())) for _ in range(3)])
     gevent.sleep(0)
@@ -132,7 +132,7 @@ def test_computing_takes_time_in_which_nothing_else_runs(simulation):
 
 
 @pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan")])
-def test_time_does_not_go_back(simulation, seconds):
+def test_impossible_seconds_are_refused(simulation, seconds):
     with pytest.raises(ValueError, match=f"seconds must be >= 0; got {seconds}"):
         simulation.compute(seconds)
     with pytest.raises(TypeError, match="seconds must be a number; got '1'"):
@@ -151,14 +151,14 @@ def order_of_ten(seed: int) -> tuple[list[int], str]:
         return woken, simulation.digest
 
 
-def test_the_seed_draws_the_order_of_events_that_are_due_together():
+def test_the_seed_draws_the_order_of_simultaneous_events():
     assert order_of_ten(0)[0] == list(range(10))
     orders = [order_of_ten(seed) for seed in range(1, 6)]
     assert len({str(order) for order, _ in orders}) == 5
     assert [order_of_ten(seed) for seed in range(1, 6)] == orders
 
 
-def test_callbacks_keep_their_order_unless_any_order_is_asked_for():
+def test_callbacks_keep_their_order_without_is_any_order():
     def orders(**options: Any) -> set[str]:
         found = set()
         for seed in range(1, 6):
@@ -191,7 +191,7 @@ def test_a_callback_comes_last_before_the_loop_waits(virtual):
             watcher.close()
 
 
-def test_a_timer_that_another_one_has_closed_does_not_fire():
+def test_a_timer_that_another_timer_has_closed_does_not_fire():
     for seed in range(50):
         with Simulation(seed) as simulation:
             loop: Any = gevent.get_hub().loop
@@ -203,7 +203,7 @@ def test_a_timer_that_another_one_has_closed_does_not_fire():
             assert len(fired) == 1, simulation.seed
 
 
-def test_a_replay_makes_the_draws_that_it_lists_and_no_others():
+def test_a_replay_makes_only_the_draws_that_it_lists():
     with Simulation(3) as simulation:
         for _ in range(10):
             gevent.spawn(gevent.sleep, 1)
@@ -219,7 +219,7 @@ def test_a_replay_makes_the_draws_that_it_lists_and_no_others():
 
 
 @pytest.mark.parametrize("replay", ["", "x", "1:", "1:x3", "1:s", "1:s1;s2", "0x1", "1:n0", "1:n-1"])
-def test_a_replay_must_be_one(replay):
+def test_a_replay_must_have_its_syntax(replay):
     if replay == "1:":
         assert Simulation(replay=replay).seed == 1
         return
@@ -228,18 +228,18 @@ def test_a_replay_must_be_one(replay):
 
 
 @pytest.mark.parametrize("replay", [5, b"5"])
-def test_a_replay_must_be_text(replay):
+def test_a_replay_must_be_a_str(replay):
     with pytest.raises(TypeError, match="a replay must be a str, such as '7' or '7:s12,n45'; got"):
         Simulation(replay=replay)
 
 
 @pytest.mark.parametrize("max_turns", [0, -1, "1", None, True])
-def test_turns_must_be_an_int(max_turns):
+def test_max_turns_must_be_an_int(max_turns):
     with pytest.raises((TypeError, ValueError), match="max_turns must be an int >= 1; got"):
         Simulation(max_turns=max_turns)
 
 
-def test_a_start_function_must_be_one(simulation):
+def test_a_start_function_must_be_callable(simulation):
     with pytest.raises(TypeError, match="start must be a callable that takes the host; got 5"):
         simulation.host("host", 5)
     assert simulation.host("host").is_up
@@ -255,10 +255,10 @@ def test_random_numbers_of_the_program_come_from_the_seed():
     assert Simulation(5).random.random() == Simulation(5).random.random() != Simulation(6).random.random()
 
 
-# When it cannot go on.
+# Errors that end a simulation.
 
 
-def test_nothing_left_to_happen_is_an_error_that_says_who_waits_where(simulation):
+def test_an_endless_wait_is_an_error_that_names_each_waiting_greenlet(simulation):
     never = Event()
     simulation.host("server").spawn(lambda: never.wait())
     with pytest.raises(
@@ -268,15 +268,15 @@ def test_nothing_left_to_happen_is_an_error_that_says_who_waits_where(simulation
     assert "\n  (test): greenlet 0, in " in str(raised.value)
     assert "\n  server: greenlet 1, in <lambda>, at " in str(raised.value)
     assert f"{__file__}:" in str(raised.value)
-    gevent.sleep(1)  # the simulation can go on
+    gevent.sleep(1)  # the simulation can continue
 
 
-def test_a_periodic_timer_does_not_hide_that_nothing_is_left(simulation):
+def test_a_periodic_timer_does_not_hide_an_endless_wait(simulation):
     ticking = gevent.get_hub().loop.timer(1, 1)
     ticking.start(lambda: None)
     with pytest.raises(Stuck):
         Event().wait()
-    gevent.sleep(5000)  # while something else is to come, it is not the end
+    gevent.sleep(5000)  # a timer of a greenlet is left, so this wait is not endless
     ticking.close()
 
 
@@ -308,13 +308,13 @@ def test_a_simulation_without_an_end_is_an_error():
 # Misuse.
 
 
-def test_a_simulation_inside_of_another_is_refused(simulation):
+def test_a_simulation_inside_another_is_refused(simulation):
     with pytest.raises(SimulationError, match="already runs a simulation"), Simulation():
         pass
     gevent.sleep(1)
 
 
-def test_a_simulation_is_used_once():
+def test_a_simulation_can_run_once():
     once = Simulation()
     with pytest.raises(SimulationError, match="has not begun"):
         once.host("a")
@@ -327,7 +327,7 @@ def test_a_simulation_is_used_once():
             late()
 
 
-def test_another_thread_is_refused():
+def test_use_on_another_thread_is_refused():
     simulation = Simulation()
     begun = threading.Event()
     errors: list[BaseException] = []
@@ -351,7 +351,7 @@ def test_another_thread_is_refused():
     ] * 2
 
 
-def test_a_callback_of_the_hub_is_refused():
+def test_a_simulation_in_a_callback_of_the_hub_is_refused():
     errors: list[BaseException] = []
 
     def enter() -> None:
@@ -365,7 +365,7 @@ def test_a_callback_of_the_hub_is_refused():
     assert "in a callback of gevent's hub" in str(errors[0])
 
 
-def test_an_event_of_outside_is_refused_and_works_again_afterwards():
+def test_an_event_from_outside_is_refused_and_works_again_afterwards():
     outside, woken = Event(), Event()
     gevent.spawn(lambda: (outside.wait(), woken.set()))
     gevent.sleep(0)
@@ -393,7 +393,7 @@ def test_all_links_can_be_changed_at_once(simulation):
 # The end.
 
 
-def test_greenlets_are_unwound_at_the_end_and_none_is_left():
+def test_the_end_unwinds_all_greenlets():
     unwound: list[str] = []
 
     def wait(name: str) -> None:
@@ -417,13 +417,13 @@ def test_greenlets_are_unwound_at_the_end_and_none_is_left():
     assert sum(isinstance(thing, greenlet) for thing in gc.get_objects()) <= before
 
 
-def test_the_exception_of_a_greenlet_is_raised_at_the_end():
+def test_an_exception_of_a_greenlet_is_raised_at_the_end():
     with pytest.raises(ZeroDivisionError), Simulation():
         gevent.spawn(lambda: 1 / 0)
         gevent.sleep(1)
 
 
-def test_an_exception_that_the_test_has_taken_is_not_raised():
+def test_an_exception_that_the_test_has_removed_is_not_raised():
     with Simulation() as simulation:
         gevent.spawn(lambda: 1 / 0)
         gevent.sleep(1)
@@ -444,7 +444,7 @@ def test_a_timeout_that_leaves_a_handler_is_raised_at_the_end():
         gevent.sleep(5)
 
 
-def test_an_exception_of_a_greenlet_after_the_crash_of_its_host_is_not_raised(simulation):
+def test_an_exception_after_the_crash_of_the_host_is_not_raised(simulation):
     def program(host):
         try:
             gevent.sleep(60)
@@ -474,21 +474,21 @@ def test_a_greenlet_that_does_not_end_is_an_error(crashes):
     assert "greenlets continued after 10 times GreenletExit; let it pass:\n  host: greenlet 1, in " in str(raised.value)
 
 
-def test_the_error_of_the_test_itself_comes_first():
+def test_the_error_of_the_test_itself_is_raised_first():
     with pytest.raises(KeyError), Simulation():
         gevent.spawn(lambda: 1 / 0)
         gevent.sleep(1)
         raise KeyError
 
 
-def test_the_collector_is_off_inside_and_on_afterwards():
+def test_the_garbage_collector_is_off_during_a_simulation():
     assert gc.isenabled()
     with Simulation():
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
-def test_a_simulation_in_a_greenlet_leaves_the_others_alone():
+def test_a_simulation_in_a_greenlet_does_not_affect_others():
     def run() -> float:
         with Simulation() as simulation:
             gevent.sleep(1000)
@@ -501,14 +501,14 @@ def test_a_simulation_in_a_greenlet_leaves_the_others_alone():
 # Hosts.
 
 
-def test_a_greenlet_that_a_greenlet_of_a_host_spawns_belongs_to_that_host(simulation):
+def test_a_greenlet_belongs_to_the_host_of_the_greenlet_that_spawned_it(simulation):
     host = simulation.host("server")
     host.spawn(lambda: gevent.spawn(lambda: gevent.spawn(gevent.sleep, 10)).join())
     gevent.sleep(1)
     assert [line.partition(":")[0] for line in simulation.describe_waiting()] == ["(test)", "server"]
 
 
-def test_a_crash_ends_the_greenlets_of_its_host_only(simulation):
+def test_a_crash_ends_only_the_greenlets_of_its_host(simulation):
     ended: list[str] = []
 
     def run(name: str) -> None:
@@ -546,7 +546,7 @@ def test_a_host_starts_again_with_its_start_function(simulation):
 
 
 @pytest.mark.parametrize("by", ["a greenlet of the host", "a greenlet of another host", "a callback of the hub"])
-def test_who_can_crash_a_host(simulation, by):
+def test_greenlets_and_callbacks_of_the_hub_can_crash_a_host(simulation, by):
     host, other = simulation.host("server"), simulation.host("other")
     after: list[str] = []
     host.spawn(gevent.sleep, 1000)
@@ -566,7 +566,7 @@ def test_who_can_crash_a_host(simulation, by):
     assert after == ([] if "the host" in by else ["after"])
 
 
-def test_a_paused_host_does_nothing_until_it_goes_on(simulation):
+def test_a_paused_host_does_nothing_until_the_pause_ends(simulation):
     ticks: dict[str, list[float]] = {"paused": [], "running": []}
 
     def tick(name: str) -> None:
@@ -594,7 +594,7 @@ def test_a_second_pause_does_not_shorten_the_first(simulation):
     assert ticks == [50]
 
 
-def test_who_waits_for_a_host_learns_that_it_crashes(simulation):
+def test_a_wait_for_a_host_raises_when_the_host_crashes(simulation):
     server, client = simulation.host("server"), simulation.host("client")
     server.listener(("server", 80), print)
     errors = []
@@ -618,17 +618,17 @@ class Interrupt(BaseException):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupt])
-def test_an_exception_that_must_end_the_test_is_raised_where_it_waits(simulation, error):
+def test_an_exception_that_ends_the_test_is_raised_in_its_wait(simulation, error):
     def interrupt() -> None:
         raise error
 
     gevent.get_hub().loop.run_callback(interrupt)
     with pytest.raises(error):
         gevent.sleep(10)
-    gevent.sleep(1)  # the hub continues, so that the simulation can end gracefully
+    gevent.sleep(1)  # the hub continues, so the simulation can end gracefully
 
 
-def test_ctrl_c_between_two_callbacks_is_raised_where_the_test_waits(simulation, monkeypatch):
+def test_ctrl_c_between_two_callbacks_is_raised_in_the_wait_of_the_test(simulation, monkeypatch):
     loop: Any = gevent.get_hub().loop
     jump, jumps = loop.agenda.jump, []
 
@@ -647,7 +647,7 @@ def test_ctrl_c_between_two_callbacks_is_raised_where_the_test_waits(simulation,
     gevent.sleep(1)
 
 
-def test_a_host_that_waits_for_an_event_of_another_is_woken_as_itself(simulation):
+def test_a_host_that_waits_for_an_event_of_another_host_wakes_as_itself(simulation):
     event = Event()
     seen: list[str] = []
     loop: Any = gevent.get_hub().loop
@@ -675,7 +675,7 @@ def test_a_host_must_have_a_unique_name(simulation):
         simulation.host("server")
 
 
-def test_the_functions_of_time_and_random_follow_the_simulation_if_asked_to():
+def test_with_patches_time_time_and_random_follow_the_simulation():
     drawn = []
     for _ in range(2):
         with Simulation(7, patches_time=True):
@@ -696,7 +696,7 @@ def test_a_call_that_leaves_the_simulation_is_refused(simulation):
         socket.socket()
 
 
-def test_a_simulation_that_is_over_is_freed():
+def test_a_finished_simulation_is_freed():
     simulation = Simulation()
     with simulation:
         server, client = simulation.host("server"), simulation.host("client")

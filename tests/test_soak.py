@@ -1,4 +1,4 @@
-"""A short soak, with every warning an error; ``python tests/soak.py --minutes 10`` runs a longer one."""
+"""A short soak, with every warning an error.  ``python tests/soak.py --minutes 10`` runs a longer one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEEDS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_a_server_is_afterwards_as_it_was_before(tls):
+def test_a_server_is_the_same_after_a_soak_as_before(tls):
     result = soak(8, 2, dev=True, tls=tls)
     assert all(result["done"][deed] > 10 for deed in DEEDS)
     assert result["last"]["limited"]["max_per_host"] > 5

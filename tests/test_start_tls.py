@@ -1,4 +1,4 @@
-"""TLS on a connection that is open already: what goes in plaintext, what does not, and what fails."""
+"""TLS on a connection that is open already: the last plaintext, the first encrypted data, and failures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ngi_gevent.testing.simulation import Simulation
 
 
 class LineServer:
-    """Answers lines, and starts TLS on STARTTLS."""
+    """A server that answers lines, and starts TLS on STARTTLS."""
 
     lines: list[bytes]
 
@@ -49,7 +49,7 @@ class LineServer:
 
 
 def secured(sock):
-    """TLS on *sock*, once the server has said so in plaintext."""
+    """Return TLS on *sock*, after the server's answer in plaintext."""
     assert sock.recv(100) == b"go ahead\n"
     return client_context().wrap_socket(sock, server_hostname="localhost")
 
@@ -71,14 +71,14 @@ def test_a_line_server_starts_tls(tcp):
     assert served[0].lines == [b"STARTTLS", b"a secret"]
 
 
-def test_plaintext_behind_the_command_is_never_delivered(tcp, caplog):
+def test_plaintext_after_the_command_is_never_delivered(tcp, caplog):
     caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
     served = []
     listener = tcp.listen(lambda connection: served.append(LineServer(connection)))
     with gevent.socket.create_connection(listener.address[:2]) as sock:
         sock.sendall(b"STARTTLS\nDELETE everything\nDELETE more")
         with gevent.Timeout(PATIENCE):
-            while sock.recv(100):  # up to the end of the connection, behind the alert
+            while sock.recv(100):  # up to the end of the connection, which follows the alert
                 pass
         assert served[0].ended.wait(PATIENCE)
     assert served[0].lines == [b"STARTTLS"]
@@ -87,8 +87,8 @@ def test_plaintext_behind_the_command_is_never_delivered(tcp, caplog):
     assert "TLS handshake failed" in record.getMessage()
 
 
-def test_plaintext_that_output_meets_first_is_reported_with_its_own_error(tcp, caplog):
-    """TLS was asked for on another greenlet, and waits for the callback, which goes on writing."""
+def test_plaintext_during_output_is_reported_with_its_own_error(tcp, caplog):
+    """Another greenlet calls ``start_tls``, which waits for the callback, and the callback continues to write."""
 
     class Server(LineServer):
         def handle_input(self, connection, line):
@@ -96,7 +96,7 @@ def test_plaintext_that_output_meets_first_is_reported_with_its_own_error(tcp, c
             starting = gevent.spawn(connection.start_tls, self.context, server_side=True)
             while connection.ssl_object is None:
                 gevent.sleep(0)
-            connection.write(b"x" * MUCH)  # enough output to be sent now
+            connection.write(b"x" * MUCH)  # enough output for a send during the callback
             self.starting = starting
 
     caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
@@ -151,7 +151,7 @@ def test_tls_in_the_same_piece_as_the_command_loses_nothing(tcp):
     assert (plain, said) == (b"go ahead", b"welcome\n")
 
 
-def test_a_handler_that_reads_a_proxy_line_itself_starts_tls_behind_it(tcp):
+def test_a_handler_that_reads_a_proxy_line_itself_starts_tls_after_it(tcp):
     """The line and the first message of TLS are one piece."""
 
     class Proxied:
@@ -178,7 +178,7 @@ def test_a_handler_that_reads_a_proxy_line_itself_starts_tls_behind_it(tcp):
     assert connection.data.lines == [line[:-1], b"a secret"]
 
 
-def test_files_do_not_return_plaintext_once_tls_was_asked_for(tcp):
+def test_files_return_no_plaintext_after_start_tls(tcp):
     client, served = tcp.talk()
     output, input = blocking.open(client.connection)
     served.connection.write(b"go ahead\n250 injected\n")
@@ -195,7 +195,7 @@ SCRIPT = b"first\nSTARTTLS\nDELETE everything\n"
 
 @pytest.mark.parametrize("begun", [True, False], ids=["with the command", "after the answer"])
 def test_plaintext_is_not_delivered_wherever_it_is_cut(tcp, begun):
-    """What is cut off arrives with the first part, or once the handshake has begun."""
+    """The rest arrives either with the first part or during the handshake."""
     served = []
     listener = tcp.listen(lambda connection: served.append(LineServer(connection)))
     command = SCRIPT.index(b"DELETE")
@@ -266,7 +266,7 @@ def test_no_adapter_keeps_plaintext(tcp, name, from_greenlet):
 
 
 class RawServer:
-    """A server of a client of *stage*, which shakes hands when the test says so, and keeps what it received."""
+    """The server of a client of *stage*.  It does its handshake when the test calls for it, and keeps all input."""
 
     def __init__(self, stage, witness=Witness):
         with gevent.socket.socket() as listening:
@@ -314,7 +314,7 @@ class RawServer:
         return data
 
     def start_client(self):
-        """Let the client start TLS, on a separate greenlet."""
+        """Start TLS on the client, on a separate greenlet."""
         starting = gevent.spawn(
             raised_by, self.client.connection.start_tls, client_context(), server_hostname="localhost"
         )
@@ -331,8 +331,8 @@ def raised_by(function, *arguments, **options):
     return None
 
 
-def test_output_of_another_greenlet_during_the_handshake_is_encrypted(tcp):
-    """Also before the handshake can begin, since a callback runs."""
+def test_output_of_other_greenlets_during_the_handshake_is_encrypted(tcp):
+    """This is also true before the handshake can begin, since a callback runs."""
     entered, leave = Flag(), Flag()
 
     class Busy(Witness):
@@ -363,7 +363,7 @@ def test_output_of_another_greenlet_during_the_handshake_is_encrypted(tcp):
         connection.close()
 
 
-def test_a_lot_of_plaintext_goes_first(tcp):
+def test_a_lot_of_plaintext_leaves_first(tcp):
     with RawServer(tcp) as server:
         server.client.connection.write(b"x" * MUCH)
         starting = server.start_client()
@@ -377,7 +377,7 @@ def test_a_lot_of_plaintext_goes_first(tcp):
         assert server.read(6) == b"secret"
 
 
-def test_output_behind_an_iterable_is_not_encrypted_by_mistake(tcp):
+def test_output_after_an_iterable_is_not_encrypted_by_mistake(tcp):
     """The iterable is exhausted, and its output waits for the peer."""
     with RawServer(tcp) as server:
         connection = server.client.connection
@@ -398,7 +398,7 @@ def test_output_behind_an_iterable_is_not_encrypted_by_mistake(tcp):
         assert starting.get(timeout=PATIENCE) is None
 
 
-def test_twice_at_once_is_an_error_of_the_second(tcp):
+def test_a_second_start_tls_during_the_first_is_an_error(tcp):
     with RawServer(tcp) as server:
         starting = server.start_client()
         assert isinstance(
@@ -425,7 +425,7 @@ def test_output_ends_after_the_handshake(tcp, end):
             assert isinstance(starting.get(timeout=PATIENCE), ConnectionClosed)
 
 
-def test_output_ends_after_the_handshake_also_without_any(tcp):
+def test_output_ends_after_the_handshake_even_if_there_is_none(tcp):
     with RawServer(tcp) as server:
         starting = server.start_client()
         server.client.connection.write_eof()
@@ -435,7 +435,7 @@ def test_output_ends_after_the_handshake_also_without_any(tcp):
 
 
 @pytest.mark.parametrize("how", ["own", "of the application"])
-def test_a_handshake_that_takes_too_long(tcp, caplog, how):
+def test_a_handshake_that_takes_too_long_is_a_timeout(tcp, caplog, how):
     caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
     raised = []
 
@@ -453,7 +453,7 @@ def test_a_handshake_that_takes_too_long(tcp, caplog, how):
         assert ["TLS handshake failed" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_a_server_that_is_not_trusted_gets_nothing(tcp):
+def test_an_untrusted_server_receives_nothing(tcp):
     with RawServer(tcp) as server:
         starting = gevent.spawn(
             raised_by, server.client.connection.start_tls, ssl.create_default_context(), server_hostname="localhost"
@@ -469,7 +469,7 @@ def test_a_server_that_is_not_trusted_gets_nothing(tcp):
 
 
 def test_a_function_with_files_starts_tls(tcp):
-    """On the server's side, in the function's greenlet, and on the client's, with files too."""
+    """The server calls ``start_tls`` in the function's greenlet.  The client also uses files."""
 
     @blocking.server
     def serve(input, output):
@@ -489,7 +489,7 @@ def test_a_function_with_files_starts_tls(tcp):
     output.close()
 
 
-def test_no_reader_gets_plaintext_once_tls_was_asked_for(tcp):
+def test_a_waiting_reader_gets_no_plaintext_after_start_tls(tcp):
     with RawServer(tcp) as server:
         output, input = blocking.open(server.client.connection)
         server.socket.sendall(b"go ahead\n250 injected\n")
@@ -501,7 +501,7 @@ def test_no_reader_gets_plaintext_once_tls_was_asked_for(tcp):
         output.close()
 
 
-def test_a_thread_that_has_no_hub_starts_tls(tmp_path):
+def test_a_thread_without_a_hub_starts_tls(tmp_path):
     with ngi_gevent.Threaded() as server, ngi_gevent.Threaded() as client:
         listener = server.listener(("127.0.0.1", 0), LineServer)
 
@@ -527,7 +527,7 @@ def test_a_thread_that_has_no_hub_starts_tls(tmp_path):
 
 
 def test_equal_seeds_have_equal_traces():
-    authority = trustme.CA(key_type=trustme.KeyType.RSA)  # the signatures of others have different lengths
+    authority = trustme.CA(key_type=trustme.KeyType.RSA)  # signatures of other keys differ in length
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.issue_cert("localhost", key_type=trustme.KeyType.RSA).configure_cert(server)
     authority.configure_trust(client)
@@ -548,7 +548,7 @@ def test_equal_seeds_have_equal_traces():
 
 
 @pytest.mark.slow
-def test_it_works_under_a_hundred_seeds():
+def test_start_tls_works_under_a_hundred_seeds():
     for seed in range(100):
         with Simulation(seed) as simulation:
             simulation.host("server").listener(("server", 25), LineServer)

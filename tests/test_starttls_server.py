@@ -43,13 +43,13 @@ def test_a_message_is_delivered_after_starttls(serve, messages):
     assert messages == [MESSAGE]
 
 
-def test_no_message_is_taken_in_plaintext(serve, messages):
+def test_no_message_is_accepted_in_plaintext(serve, messages):
     answer = testing.converse(serve, [MAIL]).data
     assert answer.count(b"530 Must issue a STARTTLS command first\r\n") == 3
     assert messages == []
 
 
-def test_it_makes_no_difference_how_commands_are_cut(serve, messages):
+def test_answers_do_not_depend_on_how_commands_are_cut(serve, messages):
     testing.check_chunking(serve, [START, MAIL], join=False)
     assert set(map(str, messages)) == {str(messages[0])}
 
@@ -65,12 +65,12 @@ def test_it_makes_no_difference_how_commands_are_cut(serve, messages):
         (b"STARTTLS\r\nHELO me\r\nnoop", b"500 unknown command\r\n250 localhost\r\n250 ok"),
     ],
 )
-def test_answers_to_commands(serve, lines, answers):
+def test_each_command_gets_its_answer(serve, lines, answers):
     data = testing.converse(serve, [START, lines + b"\r\n"]).data
     assert data == STARTED + answers.removesuffix(b"\r\n") + b"\r\n"
 
 
-def test_what_is_too_long_is_refused(serve, messages):
+def test_long_messages_and_lines_are_refused(serve, messages):
     begin = b"MAIL FROM:<a@x.org>\r\n" + b"RCPT TO:<b@x.org>\r\n" * 101 + b"DATA\r\n"
     data = testing.converse(serve, [START, begin, (b"x" * 1000 + b"\r\n") * 1100, b".\r\nNOOP\r\n"]).data
     assert data.count(b"452 too many recipients\r\n") == 1
@@ -79,7 +79,7 @@ def test_what_is_too_long_is_refused(serve, messages):
     assert messages == []
 
 
-def test_in_a_simulation(serve, messages):
+def test_it_delivers_messages_in_a_simulation(serve, messages):
     for seed in range(10):
         with Simulation(seed) as simulation:
             simulation.host("server").listener(("server", 25), serve)
@@ -95,8 +95,8 @@ def test_in_a_simulation(serve, messages):
     assert messages == [MESSAGE] * 10
 
 
-def test_commands_behind_starttls_are_not_obeyed(serve, messages, tcp):
-    """The attack of 2011: plaintext that the server kept counted as input of the client over TLS."""
+def test_commands_after_starttls_in_plaintext_are_not_obeyed(serve, messages, tcp):
+    """This was the attack of 2011: servers kept the plaintext, and treated it as input over TLS."""
     listener = tcp.listen(serve)
     with gevent.Timeout(PATIENCE), gevent.socket.create_connection(listener.address[:2]) as sock:
         sock.sendall(START + MAIL)
@@ -118,7 +118,7 @@ def server(tmp_path):
 
 
 @pytest.mark.slow
-def test_smtplib(server):
+def test_smtplib_sends_messages(server):
     with smtplib.SMTP("localhost", server.port, timeout=PATIENCE) as client:
         with pytest.raises(smtplib.SMTPSenderRefused):
             client.sendmail("ann@x.org", ["bob@x.org"], "hello")
@@ -130,7 +130,7 @@ def test_smtplib(server):
 
 
 @pytest.mark.slow
-def test_smtplib_does_not_trust_any_server(server):
+def test_smtplib_refuses_an_untrusted_certificate(server):
     with smtplib.SMTP("localhost", server.port, timeout=PATIENCE) as client:
         with pytest.raises(ssl.SSLCertVerificationError):
             client.starttls(context=ssl.create_default_context())
@@ -139,7 +139,7 @@ def test_smtplib_does_not_trust_any_server(server):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_openssl(server, tmp_path):
+def test_openssl_sends_a_message(server, tmp_path):
     options = ["-quiet", "-starttls", "smtp", "-verify_return_error", "-CAfile", tmp_path / "authority.pem"]
     command = ["openssl", "s_client", *options, "-connect", f"localhost:{server.port}"]
     told = subprocess.run(command, input=MAIL, capture_output=True, timeout=60, check=True).stdout

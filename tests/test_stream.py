@@ -1,4 +1,4 @@
-"""What only connections on sockets do: handlers that block, system calls, and peers that misbehave."""
+"""Connections on sockets only: handlers that block, system calls, and peers that misbehave."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ngi_gevent.testing.contract.simulated import BlockingSocket
 
 
 class Blocking(Witness):
-    """Blocks in handle_input until it is released."""
+    """A handler that blocks in handle_input until it is released."""
 
     def __init__(self, stage, connection=None):
         self.release = Event()
@@ -45,7 +45,7 @@ class Blocking(Witness):
         super().handle_input(connection, data)
 
 
-def test_callbacks_wait_for_one_that_blocks(socket_stage):
+def test_callbacks_wait_for_a_callback_that_blocks(socket_stage):
     def lines():
         yield b" line"
         raise error
@@ -71,8 +71,8 @@ def test_callbacks_wait_for_one_that_blocks(socket_stage):
     ]
 
 
-def test_input_for_a_handler_that_blocks_does_not_wake_it(tcp):
-    """Not even when others are ready in the same turn, which switch from one to the next."""
+def test_input_does_not_wake_a_handler_that_blocks(tcp):
+    """This holds even if other connections are ready in the same turn, since they switch from one to the next."""
 
     class Blocked(Blocking):
         def handle_input(self, connection, data):
@@ -105,7 +105,7 @@ def test_writes_leave_when_the_handler_blocks(socket_stage):
     socket_stage.until(lambda: client.data == b"beforeafter")
 
 
-def test_a_stop_reaches_a_handler_that_blocks_when_it_is_back(socket_stage):
+def test_a_blocked_handler_receives_a_stop_when_it_returns(socket_stage):
     peer = socket_stage.peer(socket_stage.listen(Blocking))
     peer.send(b"x")
     peer.read()
@@ -120,7 +120,7 @@ def test_a_stop_reaches_a_handler_that_blocks_when_it_is_back(socket_stage):
     assert (served.trace, gone) == (["in"], [])
     served.release.set()
     socket_stage.until(lambda: gone)
-    # Its second write raised, since the connection is closed: that came of the handler, and is logged.
+    # The second write raised, since the connection is closed. The handler did not catch that exception.
     assert served.trace == ["in", ("close", "stopped")]
 
 
@@ -160,12 +160,12 @@ def test_nagles_algorithm_is_off_and_keep_alive_on(tcp):
 
 
 def recorded_sends(connection):
-    """What each system call for output of *connection* sends, as the lengths of its pieces."""
+    """Return a list of the system calls for output of *connection*, each as the lengths of its pieces."""
     sends = []
 
     def recorded(call):
         def record(argument, *flags):
-            if not isinstance(argument, int):  # as in recv
+            if not isinstance(argument, int):  # receiving passes a size
                 sends.append([len(piece) for piece in (argument if isinstance(argument, list) else [argument])])
             return call(argument, *flags)
 
@@ -212,7 +212,7 @@ def test_pieces_of_all_sizes_are_sent_together_and_in_order(tcp, sizes):
     assert max(map(len, sends)) > 1
 
 
-def test_a_reset_in_the_middle_of_an_answer_costs_no_log_line(socket_stage, caplog):
+def test_a_reset_in_the_middle_of_an_answer_is_not_logged(socket_stage, caplog):
     class Answer(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -229,8 +229,8 @@ def test_a_reset_in_the_middle_of_an_answer_costs_no_log_line(socket_stage, capl
     assert socket_stage.client(socket_stage.listeners[0]).connection
 
 
-def test_a_reset_while_the_handler_writes_on(tcp):
-    """Writing to a peer that is gone is not a mistake of the handler. It gets the end in its turn."""
+def test_a_reset_is_reported_after_a_handler_that_continues_to_write(tcp):
+    """Writing to a closed peer is not a mistake of the handler. It receives the end in its turn."""
 
     class WriteOn(Witness):
         def handle_input(self, connection, data):
@@ -259,7 +259,7 @@ def test_a_reset_while_the_handler_writes_on(tcp):
 
 
 def test_input_before_a_failed_send_is_still_delivered(socket_stage):
-    """The peer sends its last words and is gone, while output to it is being sent."""
+    """The peer sends its last data and closes, while output to it is being sent."""
 
     class Answer(Blocking):
         def handle_input(self, connection, data):
@@ -276,14 +276,14 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
     peer.send(b"last words")
     socket_stage.until(lambda: peer.sent == 15)
     socket_stage.settle()
-    peer.close()  # with "before" unread in it, which breaks the connection
+    peer.close()  # "before" is unread there, so the kernel resets the connection
     served.release.set()
     socket_stage.until(lambda: served.closed)
     assert served.data == b"firstlast words"
     assert isinstance(served.closed, OSError)
 
 
-def test_room_for_output_is_not_watched_when_everything_is_sent(tcp):
+def test_the_write_watcher_stops_when_all_output_is_sent(tcp):
     """Otherwise it would wake the loop again and again."""
     peer = tcp.peer(tcp.listen())
     tcp.until(lambda: tcp.served)
@@ -299,7 +299,7 @@ def test_room_for_output_is_not_watched_when_everything_is_sent(tcp):
             gevent.sleep(0.001)
 
 
-def test_a_peer_that_takes_nothing_and_goes_on_sending_is_gone_when_all_is_delivered(tcp, tmp_path):
+def test_input_is_delivered_before_the_end_of_a_peer_that_stopped_reading(tcp, tmp_path):
     """On a Unix socket, the peer can end only one direction, so this cannot be recognized as the end of both."""
 
     class Once(Blocking):
@@ -323,8 +323,8 @@ def test_a_peer_that_takes_nothing_and_goes_on_sending_is_gone_when_all_is_deliv
     listener.close()
 
 
-def test_what_could_not_be_sent_keeps_no_implementation_from_closing(tcp):
-    """The connection has no handler yet, so it still holds the end; but it is false already."""
+def test_undelivered_output_does_not_keep_an_implementation_from_closing(tcp):
+    """The connection has no handler yet, so its end is still pending.  It is false already."""
 
     class Holding(Witness):
         def connected(self, connection):
@@ -341,8 +341,8 @@ def test_what_could_not_be_sent_keeps_no_implementation_from_closing(tcp):
     tcp.until(lambda: connection._lifecycle.is_gone())
 
 
-def test_a_handler_that_loops_learns_that_its_peer_is_gone(socket_stage, caplog):
-    """A subscription, for example: it only writes, and waits in between."""
+def test_a_handler_that_loops_notices_the_end_of_its_peer(socket_stage, caplog):
+    """An example is a subscription, whose handler only writes, and waits in between."""
 
     class News(Witness):
         def handle_input(self, connection, data):
@@ -365,8 +365,8 @@ def test_a_handler_that_loops_learns_that_its_peer_is_gone(socket_stage, caplog)
     assert caplog.records == []
 
 
-def test_what_is_written_after_output_was_dropped_is_refused_and_nothing_else(tcp, caplog):
-    """A send fails while an iterator waits for the peer, and the handler answers what had arrived before."""
+def test_a_write_after_output_was_dropped_is_refused_and_nothing_else(tcp, caplog):
+    """A send fails while an iterator waits for the peer, and the handler answers earlier input."""
 
     class Answer(Witness):
         def handle_input(self, connection, data):
@@ -386,7 +386,7 @@ def test_what_is_written_after_output_was_dropped_is_refused_and_nothing_else(tc
             gevent.sleep(0)
     peer.send(b"last words")
     tcp.until(lambda: peer.sent == 21)
-    peer.close()  # with much unread in it, which breaks the connection
+    peer.close()  # much is unread there, so the kernel resets the connection
     tcp.until(lambda: served.closed)
     assert served.data == b"firstsecondlast words"
     assert isinstance(served.closed, OSError)
@@ -395,7 +395,7 @@ def test_what_is_written_after_output_was_dropped_is_refused_and_nothing_else(tc
     assert caplog.records == []
 
 
-def test_a_peer_that_never_reads_holds_a_closed_connection_only_for_so_long(simulated):
+def test_a_peer_that_never_reads_delays_a_closed_connection_until_a_timeout(simulated):
     simulated.peer(simulated.listen())
     simulated.until(lambda: simulated.served)
     connection = simulated.served[0].connection
@@ -408,7 +408,7 @@ def test_a_peer_that_never_reads_holds_a_closed_connection_only_for_so_long(simu
 
 
 @pytest.mark.parametrize("seconds", [LINGER_TIMEOUT, 25])
-def test_a_peer_that_never_closes_holds_a_closed_connection_only_for_a_moment(simulated, seconds):
+def test_a_peer_that_never_closes_delays_a_closed_connection_until_a_timeout(simulated, seconds):
     options = {} if seconds == LINGER_TIMEOUT else {"linger_timeout": seconds}
     peer = simulated.peer(simulated.listen(**options))
     peer.read()
@@ -422,7 +422,7 @@ def test_a_peer_that_never_closes_holds_a_closed_connection_only_for_a_moment(si
     assert (peer.received, peer.ended) == (b"bye", "end")
 
 
-def test_an_iterator_may_block(socket_stage):
+def test_an_iterator_can_block(socket_stage):
     def lines():
         yield b"one "
         release.wait()
@@ -467,7 +467,7 @@ def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp, caplog, end
     assert tcp.served[0].exceptions == []
 
 
-def test_an_iterator_ahead_of_a_peer_that_does_not_read_is_dropped_with_its_connection(tcp):
+def test_an_iterator_paused_by_its_peer_is_dropped_with_its_connection(tcp):
     def lines():
         try:
             while True:
@@ -489,7 +489,7 @@ def test_an_iterator_ahead_of_a_peer_that_does_not_read_is_dropped_with_its_conn
     tcp.until(lambda: closed)
 
 
-def test_an_iterator_of_tiny_pieces_lets_others_have_their_turn(tcp):
+def test_an_iterator_of_tiny_pieces_does_not_delay_others(tcp):
     def lines():
         nonlocal pulled
         while True:
@@ -507,7 +507,7 @@ def test_an_iterator_of_tiny_pieces_lets_others_have_their_turn(tcp):
         assert pulled - before < 2000
 
 
-def test_an_iterator_without_output_does_not_keep_others_waiting(tcp):
+def test_an_iterator_without_output_does_not_delay_others(tcp):
     def silence():
         while not over:
             yield b""
@@ -523,8 +523,8 @@ def test_an_iterator_without_output_does_not_keep_others_waiting(tcp):
     tcp.until(lambda: client.data == b"over")
 
 
-def test_a_timeout_of_an_iterator_that_has_nothing_to_say_is_its_error(tcp):
-    """It is met where the library lets others have their turn; what comes behind the iterator is still sent."""
+def test_a_timeout_in_an_iterator_without_output_is_its_error(tcp):
+    """The timeout expires while the library runs other greenlets.  Output after the iterator is still sent."""
 
     class Server(Witness):
         def handle_input(self, connection, data):
@@ -548,16 +548,16 @@ def test_a_timeout_of_an_iterator_that_has_nothing_to_say_is_its_error(tcp):
 
 
 class NoMemory:
-    """Stands for a context that cannot be copied, and so for a greenlet that cannot be made."""
+    """A context that cannot be copied, as if there was no memory for a greenlet."""
 
     def copy(self):
         raise MemoryError
 
 
-def test_a_connection_for_which_there_is_no_greenlet_is_let_go(tcp, capfd):
+def test_a_connection_that_can_have_no_greenlet_is_closed(tcp, capfd):
     listener = tcp.listen(max_connections=1)
     context, listener._context = listener._context, NoMemory()
-    with socket.create_connection(listener.address, PATIENCE) as peer:  # by the kernel, before anything is accepted
+    with socket.create_connection(listener.address, PATIENCE) as peer:  # accepted by the kernel only
         peer.setblocking(False)
         with contextlib.suppress(ConnectionResetError), gevent.Timeout(PATIENCE):
             gevent.socket.wait_read(peer.fileno())
@@ -568,8 +568,8 @@ def test_a_connection_for_which_there_is_no_greenlet_is_let_go(tcp, capfd):
     assert "MemoryError" in capfd.readouterr().err
 
 
-def test_output_behind_an_iterator_that_waits_is_bounded_too(tcp):
-    """While an iterator is not ready, answers pile up behind it: reading stops."""
+def test_output_after_a_waiting_iterator_is_limited(tcp):
+    """While an iterator waits, answers accumulate after it, and reading stops."""
 
     def lines():
         release.wait()
@@ -595,7 +595,7 @@ def test_output_behind_an_iterator_that_waits_is_bounded_too(tcp):
 
 
 @pytest.mark.parametrize("error", [gevent.Timeout(0), gevent.GreenletExit()])
-def test_a_handler_ended_by_gevent_is_a_handler_that_raised(tcp, caplog, error):
+def test_an_exception_that_gevent_raises_in_a_handler_counts_as_the_handlers(tcp, caplog, error):
     class Ended(Witness):
         def handle_input(self, connection, data):
             connection.write(b"before")
@@ -609,7 +609,7 @@ def test_a_handler_ended_by_gevent_is_a_handler_that_raised(tcp, caplog, error):
     assert len(caplog.records) == 1
 
 
-def test_a_greenlet_killed_where_it_waits_closes_its_connection(tcp, caplog):
+def test_a_greenlet_killed_while_it_waits_closes_its_connection(tcp, caplog):
     class Slow(Witness):
         def handle_close(self, connection, reason):
             self.trace.append("told")
@@ -649,7 +649,7 @@ def test_a_timeout_that_an_iterator_left_running_is_the_iterators_error(tcp):
     timeout.close()
 
 
-def test_an_iterators_error_is_reported_before_an_end_that_came_later(tcp, caplog):
+def test_an_iterators_error_is_reported_before_a_later_end(tcp, caplog):
     peer = tcp.peer(tcp.listen(Blocking))
     peer.send(b"x")
     tcp.until(lambda: tcp.served and tcp.served[0].trace)
@@ -667,7 +667,7 @@ def test_an_iterators_error_is_reported_before_an_end_that_came_later(tcp, caplo
     assert served.closed == "stopped"
 
 
-def test_an_implementation_that_closes_lets_closed_clients_finish_delivering(socket_stage):
+def test_a_closing_implementation_lets_closed_clients_finish_delivering(socket_stage):
     class Last(Witness):
         def connected(self, connection):
             super().connected(connection)
@@ -697,7 +697,7 @@ def test_the_end_of_a_with_statement_waits_until_closed_connections_have_deliver
 
 @pytest.mark.parametrize("output", ["much", "an iterator that waits"])
 def test_the_end_of_a_with_statement_does_not_wait_forever(simulated, output):
-    """For a peer that takes nothing, nor for an iterator that yields nothing."""
+    """A peer that reads nothing cannot delay it forever, and neither can an iterator that yields nothing."""
     never = Event()
     simulated.peer(simulated.listen(lambda connection: None))
     with simulated.make() as clients:
@@ -732,7 +732,7 @@ def test_the_end_of_a_with_statement_waits_for_a_peer_that_reads_slowly(simulate
     assert sum(received) == 2_000_000
 
 
-def test_the_end_of_a_with_statement_does_not_wait_for_a_handler_that_is_blocked(simulated):
+def test_the_end_of_a_with_statement_does_not_wait_for_a_blocked_handler(simulated):
     listener = simulated.listen()
     client = Blocking(simulated)
     with simulated.make() as clients:
@@ -747,7 +747,7 @@ def test_the_end_of_a_with_statement_does_not_wait_for_a_handler_that_is_blocked
     clients.wait(PATIENCE)
 
 
-def test_the_end_of_a_with_statement_in_a_callback_does_not_wait_for_it(tcp):
+def test_the_end_of_a_with_statement_does_not_wait_for_its_own_callback(tcp):
     class Server(Witness):
         def handle_input(self, connection, data):
             with clients:
@@ -763,7 +763,7 @@ def test_the_end_of_a_with_statement_in_a_callback_does_not_wait_for_it(tcp):
     clients.wait(PATIENCE)
 
 
-def test_a_connection_attempt_that_succeeds_while_its_implementation_closes_is_given_up(tcp, tmp_path):
+def test_a_connection_attempt_that_succeeds_while_its_implementation_closes_fails(tcp, tmp_path):
     for address in None, tmp_path / "socket":
         listener = tcp.implementation.listener(address, tcp.server())
         tcp.listeners.append(listener)
@@ -778,13 +778,13 @@ def test_a_connection_attempt_that_succeeds_while_its_implementation_closes_is_g
 def test_a_listener_made_while_its_implementation_closes_is_refused(tcp):
     implementation = type(tcp.implementation)()
     making = gevent.spawn(implementation.listener, ("localhost", 0), tcp.server())
-    gevent.sleep(0)  # it looks up the name
+    gevent.sleep(0)  # the name is being resolved
     implementation.close()
     with pytest.raises(ImplementationClosed):
         making.get(timeout=10)
 
 
-def test_a_server_may_close_its_listener(socket_stage, capfd):
+def test_a_server_can_close_its_listener(socket_stage, capfd):
     def server(connection):
         connection.write(b"bye")
         connection.close()
@@ -797,7 +797,7 @@ def test_a_server_may_close_its_listener(socket_stage, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_waiting_for_oneself_is_refused_everywhere(tcp, caplog):
+def test_a_callback_that_waits_for_itself_is_refused_everywhere(tcp, caplog):
     class Unlucky(Witness):
         def failed_connect(self, reason):
             try:
@@ -818,7 +818,7 @@ def test_waiting_for_oneself_is_refused_everywhere(tcp, caplog):
     tcp.until(lambda: client.data == b"refused")
 
 
-def test_a_greenlet_of_the_application_is_in_no_callback_whatever_its_attributes_are_called(tcp):
+def test_a_greenlet_of_the_application_is_in_no_callback_whatever_its_attributes(tcp):
     class Worker(gevent.Greenlet):
         def __init__(self, connection, function, *arguments):
             super().__init__(function, *arguments)
@@ -834,7 +834,7 @@ def test_a_greenlet_of_the_application_is_in_no_callback_whatever_its_attributes
     client.connection.write(b"hello\n")
     assert work(served.connection, lines.readline, None, PATIENCE) == b"hello\n"
     assert work(served.connection, tcp.listeners[0].close_wait, 0) == 1
-    for connection in served.connection, {}:  # the latter cannot even be looked up
+    for connection in served.connection, {}:  # a dict cannot even be hashed
         work(connection, tcp.implementation.wait, PATIENCE)
 
 
@@ -847,7 +847,7 @@ def test_waits_that_time_out_leave_nothing_behind(tcp):
     assert outstanding._wakers == []
 
 
-def test_a_connection_attempt_to_a_busy_unix_socket_waits_without_using_the_processor(tcp, tmp_path):
+def test_an_attempt_to_a_busy_unix_socket_waits_without_using_the_processor(tcp, tmp_path):
     path = str(tmp_path / "busy")
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
         busy.bind(path)
@@ -866,7 +866,7 @@ def test_a_connection_attempt_to_a_busy_unix_socket_waits_without_using_the_proc
         tcp.implementation.wait(10)
 
 
-def test_a_dropped_iterator_may_block_while_it_cleans_up(tcp):
+def test_a_dropped_iterator_can_block_during_its_cleanup(tcp):
     def lines():
         try:
             while True:
@@ -888,7 +888,7 @@ def test_a_dropped_iterator_may_block_while_it_cleans_up(tcp):
     tcp.until(lambda: cleaned)
 
 
-def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(simulated):
+def test_a_closed_connection_delivers_even_after_a_long_silence_of_its_iterator(simulated):
     def lines():
         yield b"x" * 24_000_000
         gevent.sleep(1000)
@@ -904,7 +904,7 @@ def test_a_closed_connection_whose_iterator_is_silent_for_long_still_delivers(si
     assert (len(peer.received), peer.ended) == (24_000_003, "end")
 
 
-def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_moment(simulated):
+def test_a_stopped_connection_with_an_unresponsive_peer_ends_after_the_linger_timeout(simulated):
     peer = simulated.peer(simulated.listen())
     simulated.until(lambda: simulated.served)
     connection = simulated.served[0].connection
@@ -912,15 +912,15 @@ def test_a_stopped_connection_whose_peer_neither_reads_nor_closes_is_gone_in_a_m
     gevent.sleep(0.1)
     assert connection._output._write_watcher is not None
     simulated.listeners[0].close()
-    while len(peer.received) < 100_000:  # enough for the socket to be writable once more
+    while len(peer.received) < 100_000:  # enough to make the socket writable once more
         peer._pieces.append(peer.socket.recv(1_000_000))
     closed_at = clock.now()
     simulated.until(lambda: simulated.served[0].gone)
     assert clock.now() - closed_at < LINGER_TIMEOUT + 0.01
 
 
-def test_a_handler_may_write_to_many_connections(socket_stage):
-    """A chat: each client receives the lines of all clients."""
+def test_a_handler_can_write_to_many_connections(socket_stage):
+    """The server is a chat: each client receives the lines of all clients."""
 
     class Chat(Witness):
         def handle_input(self, connection, data):
@@ -934,7 +934,7 @@ def test_a_handler_may_write_to_many_connections(socket_stage):
     socket_stage.until(lambda: all(client.data == b"a guest said hello" for client in clients))
 
 
-def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(simulated):
+def test_a_peer_that_reads_slowly_is_not_treated_as_unresponsive(simulated):
     peer = simulated.peer(simulated.listen())
     simulated.until(lambda: simulated.served)
     connection = simulated.served[0].connection
@@ -950,7 +950,7 @@ def test_a_peer_that_reads_slowly_is_not_taken_for_one_that_does_not(simulated):
 
 
 class SlowResolver:
-    """Finds every name on this machine, after a moment, on a thread of gevent's pool."""
+    """A resolver that finds every name on this machine, after a moment, on a thread of gevent's pool."""
 
     def getaddrinfo(self, host, port, family, *arguments):
         if host == "example.org":
@@ -958,8 +958,8 @@ class SlowResolver:
         return socket.getaddrinfo("127.0.0.1", port, family, *arguments)
 
 
-def test_no_connect_is_over_time_because_of_a_stall(tcp, monkeypatch):
-    """The whole process stands still for longer than the timeout, and the name is found in this time."""
+def test_no_connection_attempt_times_out_because_of_a_stall(tcp, monkeypatch):
+    """The whole process stands still for longer than the timeout, and the name is resolved during this time."""
     monkeypatch.setattr(gevent.get_hub(), "resolver", SlowResolver())
     client = Witness(tcp)
     tcp.implementation.connect(("example.org", tcp.listen().address[1]), client, timeout=0.05)
@@ -973,7 +973,7 @@ def test_a_pending_connection_attempt_ends_with_its_implementation(tcp):
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     sock.listen(0)
-    queue = [socket.socket() for _ in range(4)]  # more than the kernel queues: further ones wait
+    queue = [socket.socket() for _ in range(4)]  # more than the kernel queues, so later attempts wait
     for waiting in queue:
         waiting.setblocking(False)
         waiting.connect_ex(sock.getsockname())
@@ -1001,7 +1001,7 @@ def test_an_exception_that_ends_the_program_reaches_the_main_greenlet(tcp, caplo
     tcp.until(lambda: served.closed)
 
 
-def test_nothing_is_left_in_the_loop(tcp):
+def test_closed_connections_leave_nothing_in_the_loop(tcp):
     dispatcher = Dispatcher.current()
     client, served = tcp.talk()
     assert dispatcher._users == 2
@@ -1012,7 +1012,7 @@ def test_nothing_is_left_in_the_loop(tcp):
 
 
 def test_close_wait_lets_clients_finish(simulated):
-    """One client that finishes in time, one that never does, and a new one."""
+    """There is one client that finishes in time, one that never does, and a new one."""
 
     class Slow(Witness):
         def handle_input(self, connection, data):
@@ -1040,13 +1040,13 @@ def test_close_wait_lets_clients_finish(simulated):
     assert (len(finishing.received), finishing.ended, staying.ended) == (300_000, "end", "end")
 
 
-def test_handlers_get_the_end_before_close_wait_returns(tcp):
+def test_handlers_receive_the_end_before_close_wait_returns(tcp):
     client, served = tcp.talk()
     assert tcp.listeners[0].close_wait(0) == 1
     assert served.closed == "stopped"
 
 
-def test_close_wait_returns_when_the_last_has_finished(simulated):
+def test_close_wait_returns_when_the_last_client_has_finished(simulated):
     listener = simulated.listen()
     peers = [simulated.peer(listener) for _ in range(3)]
     simulated.until(lambda: len(simulated.served) == 3)
@@ -1070,15 +1070,15 @@ def test_wait_serves_until_nothing_is_outstanding(tcp):
     assert client.closed == "end of input"
 
 
-def test_wait_raises_when_it_takes_too_long(simulated):
+def test_wait_raises_a_timeout(simulated):
     simulated.listen()
     with pytest.raises(TimeoutError, match="StreamListener"):
         simulated.implementation.wait(60)
     assert clock.now() == pytest.approx(60, abs=0.01)
 
 
-def test_reading_goes_on_when_a_list_is_sent_and_an_iterator_behind_it_waits(tcp):
-    """Nothing is pending then but what the iterator counts for, which may wait for that input."""
+def test_reading_continues_after_a_list_while_a_later_iterator_waits(tcp):
+    """Only the fixed size of the iterator counts as pending then, and the iterator may wait for that input."""
 
     def late():
         release.wait()
@@ -1111,7 +1111,7 @@ def test_reading_goes_on_when_a_list_is_sent_and_an_iterator_behind_it_waits(tcp
             assert peer.recv(100) == b"late"
 
 
-def test_a_timeout_that_an_iterator_left_behind_costs_nothing_that_was_written(tcp):
+def test_a_timeout_that_an_iterator_left_running_loses_no_output(tcp):
     def careless():
         timeouts.append(gevent.Timeout.start_new(0.03))
         yield b"first"
@@ -1138,7 +1138,7 @@ def test_a_timeout_that_an_iterator_left_behind_costs_nothing_that_was_written(t
     timeouts[0].close()
 
 
-def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_has_computed(simulated):
+def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_computed(simulated):
 
     class Compute(Witness):
         def handle_input(self, connection, data):
@@ -1151,8 +1151,8 @@ def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_has_com
     assert clock.now() - simulated.served[0].closed_at == pytest.approx(LINGER_TIMEOUT, abs=0.01)
 
 
-def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_before_the_close(simulated):
-    """Whatever it sends once the socket is closed would reset the connection, and drop what it has not read."""
+def test_a_slow_peer_that_still_sends_gets_all_output_from_before_the_close(simulated):
+    """Input after the close of the socket would reset the connection, and the kernel would drop unread output."""
 
     class Answer(Witness):
         def handle_input(self, connection, data):
@@ -1170,8 +1170,8 @@ def test_a_peer_that_reads_slowly_and_still_sends_gets_all_that_was_written_befo
     assert received == 3_000_000
 
 
-def test_nothing_more_is_written_to_a_peer_that_is_gone(tcp):
-    """Though the handler, still blocked, does not know that yet."""
+def test_a_write_to_a_closed_peer_is_refused(tcp):
+    """The handler is still blocked, and has not received the end yet."""
     peer = tcp.peer(tcp.listen(Blocking))
     peer.send(b"one")
     tcp.until(lambda: tcp.served and tcp.served[0].trace)
@@ -1216,7 +1216,7 @@ def reset_while_output_waits(peer, connection):
 
 
 def send_rubbish(peer, connection):
-    """No record of TLS; to a plain connection some input, and the end."""
+    """Send data that is not a TLS record, and the end.  A plain connection receives some input, and the end."""
     send = getattr(peer.socket, "_sock", peer.socket).sendall
     peer._tasks.put(lambda: send(b"\x17\x03\x03\0\x05xxxxx"))
     peer._tasks.put(lambda: peer.socket.shutdown(socket.SHUT_WR))
@@ -1237,8 +1237,8 @@ def send_rubbish(peer, connection):
     "server", [KeepsItsConnection, OverLines, blocking.server(answer_in_files)], ids=["handler", "lines", "files"]
 )
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
-def test_a_connection_is_freed_when_it_is_gone_and_not_by_the_collector(kind, server, end, request):
-    """It may have taken tens of kilobytes, and full collections are rare."""
+def test_an_ended_connection_is_freed_without_garbage_collection(kind, server, end, request):
+    """A connection can use tens of kilobytes, and full collections are rare."""
 
     def serve(connection):
         connections.append(weakref.ref(connection, lambda _: stage.happened()))
@@ -1258,9 +1258,9 @@ def test_a_connection_is_freed_when_it_is_gone_and_not_by_the_collector(kind, se
         gc.enable()
 
 
-def test_what_a_peer_sent_just_before_it_was_reset_arrives_and_then_the_reset(tcp):
+def test_input_just_before_a_reset_is_delivered_and_then_the_reset(tcp):
     class Late(Witness):
-        """Takes its time with the first of the input, while the rest of it and the reset arrive."""
+        """A handler that blocks on the first input, while the rest of it and the reset arrive."""
 
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -1283,8 +1283,8 @@ def test_what_a_peer_sent_just_before_it_was_reset_arrives_and_then_the_reset(tc
 
 
 @pytest.mark.parametrize("before", [b"", b"x" * 1000])
-def test_a_signal_handler_that_writes_in_the_middle_of_a_write_leaves_the_count_right(tcp, before):
-    """Python runs signal handlers at calls, and a profiler is called there too, before each and after it."""
+def test_a_signal_handler_can_write_in_the_middle_of_a_write(tcp, before):
+    """Python runs signal handlers at calls.  A profiler runs there too, before and after each call."""
     files = {module.__file__ for module in (hub_connection, sender, output_module)}
     client, served = tcp.talk()
     connection = served.connection
@@ -1334,7 +1334,7 @@ def test_a_connection_that_ends_while_it_pauses_raises_nothing_on_the_hub(tcp, c
     assert capfd.readouterr().err == ""
 
 
-def test_a_send_that_fails_when_another_thread_has_just_aborted_raises_nothing(tcp):
+def test_a_failed_send_just_after_another_threads_abort_raises_nothing(tcp):
     class Server(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -1350,13 +1350,13 @@ def test_a_send_that_fails_when_another_thread_has_just_aborted_raises_nothing(t
     peer.reset()
     other_thread = threading.Thread(target=connection.abort)
     other_thread.start()
-    other_thread.join()  # without a turn: the call is made when the sender reports that it failed
+    other_thread.join()  # the hub makes that call only after the sender has reported its failure
     sender.send_pending()
     assert tcp.served[0].gone
 
 
-def test_a_pause_holds_back_input_of_a_peer_that_closes_its_unix_socket(simulated):
-    """Such a socket has ended in both directions then, which is not a reset."""
+def test_a_pause_delays_input_of_a_peer_that_closes_its_unix_socket(simulated):
+    """Such a socket has then ended in both directions, but that is not a reset."""
     served = testing.Recorder()
 
     def serve(connection):
@@ -1376,8 +1376,8 @@ def test_a_pause_holds_back_input_of_a_peer_that_closes_its_unix_socket(simulate
     listener.close()
 
 
-def test_a_parser_that_is_dropped_may_block_while_it_cleans_up(tcp):
-    """The end of a paused connection is noticed on the hub, where nothing may block."""
+def test_a_dropped_parser_can_block_during_its_cleanup(tcp):
+    """The end of a paused connection is noticed on the hub, where nothing can block."""
 
     class Parser(adapters.Base):
         def handle_input(self, connection, data):
@@ -1406,7 +1406,7 @@ def test_a_parser_that_is_dropped_may_block_while_it_cleans_up(tcp):
     assert served.trace == [b"1", ("close", "stopped")]
 
 
-def test_a_reset_is_noticed_while_iterables_that_hang_keep_the_connection_from_reading(simulated):
+def test_a_reset_is_noticed_while_hanging_iterables_stop_reading(simulated):
     """Nothing is pending, so no watcher runs."""
 
     class Hanging(Witness):

@@ -24,7 +24,7 @@ from ngi_gevent import systemd
 
 ACTIVATE, ANALYZE = shutil.which("systemd-socket-activate"), shutil.which("systemd-analyze")
 
-#: A program that takes the place of systemd: it hands over descriptors, in order, and becomes another program.
+#: A program that replaces systemd: it passes descriptors, in order, and becomes another program.
 HAND_OVER = """\
 import fcntl, os, sys
 descriptors, names, command = sys.argv[1].split(), sys.argv[2], sys.argv[3:]
@@ -38,7 +38,7 @@ os.execv(command[0], command)
 
 
 def handing_over(*things, names=""):
-    """The beginning of a command that hands over sockets or descriptors, and the options to start it with."""
+    """Return the beginning of a command that passes sockets or descriptors, and the options to start it with."""
     numbers = [thing if isinstance(thing, int) else thing.fileno() for thing in things]
     return [sys.executable, "-c", HAND_OVER, " ".join(map(str, numbers)), names], {"pass_fds": numbers}
 
@@ -51,7 +51,7 @@ def listening(address=("127.0.0.1", 0)):
 
 @pytest.fixture
 def manager(tmp_path, monkeypatch):
-    """The socket of systemd, to which programs send what they notify it of."""
+    """The socket on which systemd receives notifications."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
         sock.settimeout(PATIENCE)
@@ -69,7 +69,7 @@ def answer_of(sock):
         return client.recv(100)
 
 
-# Sockets that are handed over.
+# Sockets from systemd.
 
 
 @needs_ipv6
@@ -82,12 +82,12 @@ def test_the_echo_server_listens_on_all_sockets():
             assert answer_of(one) == answer_of(other) == b"HELLO"
             server.stop()
             assert server.end() == (0, "stopped, ending 0 connections\n", "")
-            # They are systemd's: the next server goes on with them.
+            # The sockets are systemd's, and the next server uses them again.
             with programs.running("echo_server.py", "--systemd", before=before, **options) as server:
                 assert answer_of(one) == b"HELLO"
 
 
-def test_the_echo_server_listens_on_the_socket_of_a_name():
+def test_the_echo_server_listens_on_the_socket_with_that_name():
     with listening() as one, listening() as other:
         before, options = handing_over(one, other, names="one.socket:other.socket")
         with programs.running("echo_server.py", "--systemd", "other.socket", before=before, **options) as server:
@@ -96,7 +96,7 @@ def test_the_echo_server_listens_on_the_socket_of_a_name():
 
 
 @pytest.mark.skipif(ACTIVATE is None, reason="systemd-socket-activate is not installed")
-def test_systemd_itself_hands_over_a_socket(tmp_path):
+def test_systemd_itself_passes_a_socket(tmp_path):
     path = str(tmp_path / "echo")
     before = [ACTIVATE, "--listen", path, "--fdname", "echo"]
     command = programs.command("echo_server.py", "--systemd", "echo")
@@ -106,7 +106,7 @@ def test_systemd_itself_hands_over_a_socket(tmp_path):
                 client.settimeout(PATIENCE)
                 deadline = time.monotonic() + PATIENCE
                 while client.connect_ex(path) and time.monotonic() < deadline:
-                    time.sleep(0.001)  # it says on a terminal only that it listens
+                    time.sleep(0.001)  # systemd-socket-activate says only on a terminal that it listens
                 client.sendall(b"hello")
                 assert client.recv(100) == b"HELLO"
             assert process.stdout.readline().decode() == f"listening on {path}\n"
@@ -122,8 +122,8 @@ def bound(kind):
 
 
 def refused(*arguments, before, **options):
-    """The exit code of the echo server, and the one line in which it refuses what it is started with."""
-    # Without the warnings of Python about sockets that a program leaves open when it ends.
+    """Return the exit code of the echo server, and the one line in which it refuses its arguments."""
+    # Without -W, Python does not warn about sockets that are open at the end.
     command = [*before, sys.executable, EXAMPLES / "echo_server.py", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, **options)
     assert answer.stdout == ""
@@ -140,7 +140,7 @@ def test_a_datagram_socket_is_refused():
 
 
 def test_a_connection_is_refused():
-    """As ``Accept=yes`` of a socket unit hands over."""
+    """Systemd passes connections if a socket unit has ``Accept=yes``."""
     with listening() as sock, socket.create_connection(sock.getsockname()), sock.accept()[0] as accepted:
         before, options = handing_over(accepted)
         code, line = refused("--systemd", before=before, **options)
@@ -149,7 +149,7 @@ def test_a_connection_is_refused():
     assert "Invalid argument" in line
 
 
-def test_what_is_not_a_socket_is_refused(tmp_path):
+def test_a_descriptor_that_is_not_a_socket_is_refused(tmp_path):
     with open(tmp_path / "file", "w") as file:
         before, options = handing_over(file, names="queue")
         code, line = refused("--systemd", before=before, **options)
@@ -157,7 +157,7 @@ def test_what_is_not_a_socket_is_refused(tmp_path):
     assert "--systemd: descriptor 3 ('queue') from systemd is not a socket" in line
 
 
-def test_no_socket_of_that_name_is_refused():
+def test_a_name_without_a_socket_is_refused():
     with listening() as sock:
         before, options = handing_over(sock, names="echo.socket")
         code, line = refused("--systemd", "other", before=before, **options)
@@ -165,7 +165,7 @@ def test_no_socket_of_that_name_is_refused():
     assert "--systemd other: systemd passed no such socket; the names are ['echo.socket']" in line
 
 
-def test_no_sockets_at_all_are_refused():
+def test_a_start_without_sockets_is_refused():
     code, line = refused("--systemd", before=[])
     assert code == 2
     assert "--systemd: systemd passed no such socket; the names are []" in line
@@ -197,7 +197,7 @@ subprocess.run([sys.executable, "-c", child], close_fds=False)
 """
 
 
-def test_child_processes_do_not_inherit_them():
+def test_child_processes_do_not_inherit_the_sockets():
     with listening() as one, listening() as other, listening() as third:
         before, options = handing_over(one, other, third, names="a:b:a")
         program = [*before, sys.executable, "-c", CHILD]
@@ -207,14 +207,14 @@ def test_child_processes_do_not_inherit_them():
     assert first == f"{{'a': [{ports[0]}, {ports[2]}], 'b': [{ports[1]}]}} {{}}"
     names, descriptors = second.split("] ")
     assert names == "["
-    assert not {"3", "4", "5"} - {"3"} & set(re.findall(r"\d+", descriptors))  # 3 is used for the listing itself
+    assert not {"3", "4", "5"} - {"3"} & set(re.findall(r"\d+", descriptors))  # the listing itself uses 3
 
 
 # The units on the page.
 
 
 def units(page):
-    """The units on *page*, by their names."""
+    """Return the units on *page*, by their names."""
     blocks = pages.blocks(pages.DOCS / "how_to" / page)
     return {block.options["caption"]: block.text for block in blocks if block.language == "ini"}
 
@@ -224,7 +224,7 @@ UNITS = units("systemd.md")
 
 
 def values(unit):
-    """The assignments of a unit, with continued lines in one."""
+    """Return the assignments of a unit, with continued lines joined."""
     return dict(re.findall(r"^(\w+)=(.*)$", UNITS[unit].replace("\\\n", ""), re.MULTILINE))
 
 
@@ -253,7 +253,8 @@ def test_systemd_finds_no_mistake_in_the_units(tmp_path, page):
 @pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
 def test_systemd_rates_the_unit_as_safe(tmp_path):
     (tmp_path / "echo.service").write_text(UNITS["echo.service"])
-    command = [ANALYZE, "security", "--offline=true", "--threshold=20", "./echo.service"]  # 2.0 of 10
+    # The threshold stands for 2.0 out of 10.
+    command = [ANALYZE, "security", "--offline=true", "--threshold=20", "./echo.service"]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
     assert answer.returncode == 0, answer.stdout
 
@@ -261,7 +262,7 @@ def test_systemd_rates_the_unit_as_safe(tmp_path):
 # Notifications.
 
 
-def test_systemd_learns_when_the_echo_server_is_ready_and_stops(manager):
+def test_systemd_is_notified_when_the_echo_server_is_ready_and_stops(manager):
     with programs.running("echo_server.py", "--bind", "127.0.0.1:0") as server:
         assert received(manager) == ["READY=1"]
         server.connect().close()
@@ -270,7 +271,7 @@ def test_systemd_learns_when_the_echo_server_is_ready_and_stops(manager):
         assert server.end()[0] == 0
 
 
-def test_systemd_learns_when_the_echo_server_reloads(manager, tmp_path):
+def test_systemd_is_notified_when_the_echo_server_reloads(manager, tmp_path):
     pem = tmp_path / "server.pem"
     certificate("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
     with programs.running("echo_server.py", "--bind", "127.0.0.1:0", "--certificate", str(pem)) as server:
@@ -285,7 +286,7 @@ def test_systemd_learns_when_the_echo_server_reloads(manager, tmp_path):
             assert received(manager) == ["READY=1"]
 
 
-def test_systemd_learns_nothing_of_a_server_that_cannot_listen(manager):
+def test_systemd_is_not_notified_by_a_server_that_cannot_listen(manager):
     with listening() as sock:
         answer = programs.run("echo_server.py", "--bind", f"127.0.0.1:{sock.getsockname()[1]}")
     assert answer.returncode == 1
@@ -294,7 +295,7 @@ def test_systemd_learns_nothing_of_a_server_that_cannot_listen(manager):
         manager.recv(100)
 
 
-def test_the_watchdog_is_fed_until_a_handler_does_not_yield(manager, monkeypatch):
+def test_the_watchdog_is_notified_until_a_handler_does_not_yield(manager, monkeypatch):
     code = (
         "import time, gevent\n"
         "from ngi_gevent import systemd\n"
@@ -319,7 +320,7 @@ def test_the_watchdog_is_fed_until_a_handler_does_not_yield(manager, monkeypatch
             process.kill()
 
 
-def test_the_watchdog_outlives_a_lack_of_descriptors(manager, monkeypatch):
+def test_the_watchdog_survives_a_lack_of_descriptors(manager, monkeypatch):
     code = (
         "import os, resource, gevent\n"
         "from ngi_gevent import systemd\n"
@@ -359,7 +360,7 @@ def test_the_watchdog_of_another_process_is_left_alone(monkeypatch, manager):
     systemd.watchdog()
 
 
-def test_an_abstract_socket_is_notified(monkeypatch):
+def test_an_abstract_socket_can_be_notified(monkeypatch):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0ngi-" + os.urandom(8).hex())
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + sock.getsockname()[1:].decode())
@@ -374,7 +375,7 @@ def test_without_systemd_nothing_happens(monkeypatch):
         pass
 
 
-def test_a_systemd_that_is_gone_is_a_log_entry(monkeypatch, tmp_path, caplog):
+def test_a_missing_systemd_is_logged(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     assert not systemd.notify("READY=1")
     (record,) = caplog.records
@@ -382,7 +383,7 @@ def test_a_systemd_that_is_gone_is_a_log_entry(monkeypatch, tmp_path, caplog):
     assert re.search(r"unable to notify systemd at '.*gone' of READY=1: .*No such file", record.getMessage())
 
 
-def test_a_systemd_that_does_not_read_is_a_log_entry(monkeypatch, manager, caplog):
+def test_a_systemd_that_does_not_read_is_logged(monkeypatch, manager, caplog):
     monkeypatch.setattr(systemd, "NOTIFY_TIMEOUT", 0.01)
     with contextlib.suppress(BlockingIOError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full:
         full.setblocking(False)
@@ -394,7 +395,7 @@ def test_a_systemd_that_does_not_read_is_a_log_entry(monkeypatch, manager, caplo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("patch", ["gevent.monkey.patch_all()", "pass"])
-def test_it_works_monkey_patched(manager, patch):
+def test_sockets_and_notifications_work_monkey_patched(manager, patch):
     with listening() as sock:
         code = (
             f"import gevent.monkey; {patch}\n"
