@@ -1,4 +1,4 @@
-"""The in-memory implementation beyond the contract: printing, recording, and playing the network's part."""
+"""The in-memory implementation beyond the contract: printing, recording, and calls that act as the network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Echo:
         connection.write(data.upper())
 
 
-def test_who_was_paused_by_the_size_of_a_list_reads_again_when_it_is_exhausted():
+def test_a_side_paused_by_a_large_list_reads_again_when_the_list_is_exhausted():
     class Writer(testing.Recorder):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -60,7 +60,7 @@ def test_who_was_paused_by_the_size_of_a_list_reads_again_when_it_is_exhausted()
     assert writer.data == b"abc"
 
 
-def test_a_connection_prints_what_is_written(capsys):
+def test_a_connection_prints_its_peers_output(capsys):
     connection = testing.Connection()
     connection.write(b"hello out there")
     connection.write(b"x" * 60)
@@ -68,7 +68,7 @@ def test_a_connection_prints_what_is_written(capsys):
     assert capsys.readouterr().out == ("-> b'hello out there'\n-> b'" + "x" * 48 + "\n.> " + "x" * 12 + "'\n-> CLOSE\n")
 
 
-def test_a_connection_prints_other_reasons(capsys):
+def test_a_connection_prints_reasons_of_its_end(capsys):
     connection = testing.Connection()
     connection.peer.test_close("tired")
     assert capsys.readouterr().out == "-> CLOSE tired\n"
@@ -90,13 +90,13 @@ def test_a_text_connection_prints_text_as_it_is(capsys):
     assert capsys.readouterr().out == "naïve\n\\xff\n-> CLOSE\n"
 
 
-def test_a_handler_can_be_called_by_hand(capsys):
+def test_a_handler_can_be_called_directly(capsys):
     connection = testing.Connection()
     Echo(connection).handle_input(connection, b"hello")
     assert capsys.readouterr().out == "-> b'HELLO'\n"
 
 
-def test_a_pair_has_references_to_its_sides():
+def test_the_sides_of_a_pair_refer_to_each_other():
     recorder = testing.Recorder()
     connection = testing.Connection(recorder, address="here", peer_address="there")
     assert connection.peer.peer is connection
@@ -106,7 +106,7 @@ def test_a_pair_has_references_to_its_sides():
     assert recorder.data == b"hello"
 
 
-def test_a_recorder_records():
+def test_a_recorder_records_input_exceptions_and_the_end():
     recorder = testing.Recorder()
     connection = testing.Connection(recorder)
     Echo(connection)
@@ -132,7 +132,7 @@ def test_a_recorder_is_a_server_and_a_client():
     assert client.failed == "no such server"
 
 
-def test_the_network_can_be_played():
+def test_a_test_can_act_as_the_network():
     handler = testing.Recorder()
     connection = testing.Connection(testing.Recorder())
     connection.set_handler(handler)
@@ -178,7 +178,7 @@ def test_a_listener_connects_a_printing_client(capsys):
         listener.connect()
 
 
-def test_a_printing_client_misses_nothing(capsys):
+def test_a_printing_client_prints_output_from_the_very_beginning(capsys):
     def greet(connection):
         connection.write(b"welcome")
         connection.close()
@@ -220,7 +220,7 @@ def test_waiting_in_a_callback_for_a_later_event_raises():
     ids=["a turn", "sleep", "event", "queue", "greenlet", "pool", "flag"],
 )
 def test_a_callback_that_waits_fails_at_once(wait):
-    """Whatever calls it: also for an adapter, a generator, or an iterable, and on any greenlet."""
+    """The same is true for an adapter, a generator or an iterable, and on any greenlet."""
 
     class Server(testing.Recorder):
         def handle_input(self, connection, data):
@@ -262,13 +262,13 @@ def test_a_callback_that_waits_fails_at_once(wait):
     gevent.spawn(run).get(timeout=10)
     assert [type(error) for error in raised] == [WouldWait] * 10
     assert "sockets" in str(raised[0])
-    gevent.sleep(0)  # this is possible again
+    gevent.sleep(0)  # outside callbacks, waiting is possible again
 
 
-def test_a_client_that_waits_before_it_connects_again_is_not_called_forever(caplog):
+def test_a_client_that_waits_before_it_reconnects_is_not_called_forever(caplog):
     class Again:
         def connected(self, connection):
-            """Never called."""
+            """Do nothing, since this is never called."""
 
         def failed_connect(self, reason):
             gevent.sleep(0.001)
@@ -325,14 +325,14 @@ print(input.read(5, timeout=1000).decode())
 
 
 def test_a_timeout_expires_at_once_if_nothing_can_end_the_wait():
-    """Without a hub, and with one.  Other greenlets can end it."""
+    """The program waits without a hub, and with one.  Another greenlet can end the wait."""
     run = subprocess.run([sys.executable, "-c", PATIENT], capture_output=True, text=True, timeout=30, check=True)
     ended = ["Timeout", "Timeout", "ConnectionTimeout", "Timeout", "Timeout", "AssertionError"]
     assert run.stdout.split() == [*ended, *ended, "later"]
 
 
-def test_threads_take_turns_too():
-    """What one thread causes while another runs callbacks is run by that one: callbacks do not overlap."""
+def test_callbacks_of_several_threads_do_not_overlap():
+    """If a thread causes a callback while another thread runs callbacks, the other thread also runs that one."""
 
     class Slow(testing.Recorder):
         running = overlapped = 0
@@ -365,7 +365,7 @@ def test_threads_take_turns_too():
     assert (len(recorder.data), recorder.overlapped) == (8000, 0)
 
 
-def test_a_client_address_is_the_clients():
+def test_client_address_is_the_address_of_the_client():
     listener = testing.Implementation().listener("address", Echo)
     client = testing.Recorder()
     listener.connect(handler=client, client_address="me")
@@ -374,7 +374,7 @@ def test_a_client_address_is_the_clients():
 
 
 @pytest.mark.parametrize("name", ["local_address", "client_address"])
-def test_a_local_address_is_the_clients(name):
+def test_local_address_is_the_address_of_the_client(name):
     implementation = testing.Implementation()
     listener = implementation.listener("address", Echo)
     client = testing.Recorder()
@@ -485,7 +485,7 @@ def test_implementations_do_not_share_addresses():
         one.connect([], testing.Recorder())
 
 
-def test_one_listener_on_several_addresses():
+def test_a_listener_can_have_several_addresses():
     implementation = testing.Implementation()
     listener = implementation.listener(["one", None, ("two", 2)], Echo)
     assert listener.addresses == ("one", listener.addresses[1], ("two", 2))
@@ -513,7 +513,7 @@ def test_the_module_has_a_default_implementation():
     testing.wait()
 
 
-def test_prepared_connections_are_had_in_order(capsys):
+def test_prepared_connections_are_used_in_order(capsys):
     implementation = testing.Implementation()
     first, second = testing.Connection(), testing.Connection(testing.Recorder())
     implementation.connectable("address", first)
@@ -546,7 +546,7 @@ def test_a_client_that_reconnects_forever_is_stopped():
     assert client.connection
 
 
-def test_a_client_that_reconnects_until_it_succeeds_does():
+def test_a_client_can_reconnect_until_it_succeeds():
     class Patient(testing.Recorder):
         tries = 0
 
@@ -573,14 +573,14 @@ def test_an_exception_that_ends_the_program_leaves_the_outermost_call(caplog):
     assert not connection.peer
 
 
-def test_it_is_said_what_may_be_a_handler():
+def test_an_object_that_is_not_a_handler_is_refused():
     with pytest.raises(TypeError, match="handle_input"):
         testing.Connection(object())
     with pytest.raises(TypeError, match="handle_input"):
         testing.Connection(testing.Recorder)
 
 
-def test_a_connection_shows_itself():
+def test_the_repr_of_a_connection_shows_its_state():
     connection = testing.Connection(testing.Recorder(), "here", "there")
     assert repr(connection) == "<Connection 'here' to 'there', open, no handler, bytes pending: 0>"
     assert "handler: Recorder" in repr(connection.peer)
@@ -589,7 +589,7 @@ def test_a_connection_shows_itself():
         connection.write(b"x")
 
 
-def test_a_listener_shows_itself():
+def test_the_repr_of_a_listener_shows_its_state():
     listener = ngi_gevent.testing.Implementation().listener("address", Echo)
     assert repr(listener) == "<Listener on 'address', accepting, connections: 0>"
     listener.close()

@@ -44,13 +44,13 @@ class Echo(Witness):
 
 
 def descriptors():
-    """How many descriptors there are of each socket, and of the loops.
+    """Count the descriptors of each socket, and of the loops.
 
-    Files do not count: a thread that has been joined may open one as it ends, when glibc gives its memory back.
+    Files do not count.  A thread that has been joined may open one while it ends, when glibc frees its memory.
     """
     links = Counter()
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own
+        with contextlib.suppress(OSError):  # the listing's own descriptor is closed
             links[os.readlink(f"/proc/self/fd/{name}")] += 1
     return Counter({link: count for link, count in links.items() if not link.startswith("/")})
 
@@ -63,10 +63,10 @@ def word_count(connection):
 
 
 def test_two_hundred_threads_talk_to_a_word_count_server():
-    """Each checks its own answers; afterwards nothing is left: no connection, no thread, no descriptor."""
+    """Each thread checks its own answers.  At the end, no connection, thread or descriptor is left."""
 
     class Client:
-        """Asks for one text after the other; runs on the hub's thread, and is waited for on the caller's."""
+        """A client that sends one text after another.  It runs on the hub's thread, and another thread waits for it."""
 
         def __init__(self, number):
             self.texts = [f"text {number} of\nthread {turn} ".encode() * (number + turn + 1) for turn in range(5)]
@@ -110,12 +110,12 @@ def test_two_hundred_threads_talk_to_a_word_count_server():
     (thread,) = set(threading.enumerate()) - before[1]
     implementation.close()
     thread.join(PATIENCE)
-    # What tests before this one left may be gone.
+    # Leftovers of earlier tests can vanish during this one.
     assert descriptors() <= before[0]
     assert set(threading.enumerate()) <= before[1]
 
 
-def test_threads_have_the_names_that_they_are_given_and_others_by_default():
+def test_threads_have_their_given_names_or_default_names():
     class Tell(ngi_gevent.testing.Recorder):
         def connected(self, connection):
             connection.write(f"{threading.current_thread().name}, {gevent.get_hub().name}".encode())
@@ -150,7 +150,7 @@ def test_a_greenlet_that_raises_system_exit_does_not_end_the_thread_of_a_threade
     implementation.wait(PATIENCE)
 
 
-def test_a_connection_whose_hub_was_destroyed_can_be_closed_in_any_way():
+def test_a_connection_of_a_destroyed_hub_can_be_closed_in_any_way():
     def serve():
         listener = ngi_gevent.listener(None, connections.append)
         blocking.connect(listener.address, timeout=PATIENCE)
@@ -167,7 +167,7 @@ def test_a_connection_whose_hub_was_destroyed_can_be_closed_in_any_way():
     assert not connection
 
 
-def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
+def test_writes_of_a_thread_keep_their_order_and_arrive_at_once(tcp):
     client, served = tcp.talk()
     began = time.monotonic()
 
@@ -200,8 +200,8 @@ def test_a_threads_writes_keep_their_order_and_arrive_at_once(tcp):
     ],
     ids=["write", "a list of bytes", "a list of memoryviews"],
 )
-def test_output_limit_binds_other_threads_while_the_hub_is_busy(write, cost):
-    """The handler keeps the hub's thread, so nothing that another thread writes can be sent until then."""
+def test_output_limit_applies_to_other_threads_while_the_hub_is_busy(write, cost):
+    """The handler blocks the hub's thread, so output of other threads cannot be sent until it returns."""
     busy, go_on = threading.Event(), threading.Event()
 
     class Busy(ngi_gevent.testing.Recorder):
@@ -223,13 +223,13 @@ def test_output_limit_binds_other_threads_while_the_hub_is_busy(write, cost):
         finally:
             go_on.set()
         served.wait_closed(PATIENCE)
-    assert writes == 1_000_000 // cost + 2  # the one that is over the limit, and the one that finds it exceeded
+    assert writes == 1_000_000 // cost + 2  # one write exceeds the limit, and the next one ends the connection
     assert isinstance(served.closed, LimitExceeded)
     assert "from other threads" in str(served.closed)
 
 
-def test_an_answer_to_a_client_that_had_finished_sending_is_refused_in_other_threads(tcp):
-    """Its connection has closed by then; the answer that is lost must not be lost silently."""
+def test_a_late_answer_from_another_thread_is_refused(tcp):
+    """The connection has closed after the client's input.  The loss of an answer must be reported."""
     peer = tcp.peer(tcp.listen())
     peer.send(b"question")
     peer.finish()
@@ -242,7 +242,7 @@ def test_an_answer_to_a_client_that_had_finished_sending_is_refused_in_other_thr
 
 
 def test_a_waiting_hub_is_woken_at_once(tcp):
-    """Nothing else happens on the hub, and no timer helps."""
+    """No other event and no timer wakes the hub."""
     client, served = tcp.talk()
     threading.Timer(0.05, served.connection.write, [b"wake up"]).start()
     began = time.monotonic()
@@ -250,7 +250,7 @@ def test_a_waiting_hub_is_woken_at_once(tcp):
     assert time.monotonic() - began < 0.5
 
 
-def test_handlers_are_set_and_connections_ended_from_other_threads(tcp):
+def test_other_threads_can_set_handlers_and_end_connections(tcp):
     client, served = tcp.talk()
     second = Witness(tcp)
     in_thread(served.connection.set_handler, second)
@@ -266,7 +266,7 @@ def test_handlers_are_set_and_connections_ended_from_other_threads(tcp):
     tcp.until(lambda: client.closed)
 
 
-def test_a_first_handler_set_by_another_thread_learns_of_the_end_that_it_missed(tcp):
+def test_a_first_handler_set_by_another_thread_receives_an_earlier_end(tcp):
     connections = []
     client = tcp.client(tcp.listen(lambda connection: (connections.append(connection), tcp.happened())))
     tcp.until(lambda: connections)
@@ -280,8 +280,8 @@ def test_a_first_handler_set_by_another_thread_learns_of_the_end_that_it_missed(
     assert late.trace == [("close", "stopped")]
 
 
-def test_a_first_handler_for_a_connection_whose_hub_has_gone_gets_no_callback(caplog):
-    """There is no greenlet left on which it could be called."""
+def test_a_first_handler_on_a_destroyed_hub_gets_no_callback(caplog):
+    """No greenlet is left that could call the handler."""
 
     def end_before_it_has_a_handler():
         with ngi_gevent.Implementation() as implementation:
@@ -303,7 +303,7 @@ def test_a_first_handler_for_a_connection_whose_hub_has_gone_gets_no_callback(ca
     assert late.closed is None
 
 
-def test_listeners_are_used_from_other_threads(tcp):
+def test_other_threads_can_use_listeners(tcp):
     client, served = tcp.talk(Echo)
     listener = tcp.listeners[0]
     assert in_thread(lambda: len(list(listener.connections()))) == 1
@@ -321,7 +321,7 @@ def test_listeners_are_used_from_other_threads(tcp):
         in_thread(listener.close, "handler")
 
 
-def test_an_implementation_is_closed_from_another_thread(tcp):
+def test_another_thread_can_close_an_implementation(tcp):
     client, served = tcp.talk()
     in_thread(tcp.implementation.close)
     tcp.until(lambda: client.connection._lifecycle.is_gone() and served.connection._lifecycle.is_gone())
@@ -331,7 +331,7 @@ def test_an_implementation_is_closed_from_another_thread(tcp):
 
 
 def test_each_thread_has_its_own_hub():
-    """An implementation used in two threads serves in each what was made there."""
+    """In each thread, the implementation serves the listeners and connections that were made there."""
 
     def serve_and_ask():
         listener = implementation.listener(None, lambda connection: Echo(stage, connection))
@@ -346,7 +346,7 @@ def test_each_thread_has_its_own_hub():
 
 
 class LastMoment(ngi_gevent.Implementation):
-    """One whose threads, while they begin to use it, wait until the test lets the first of them go on."""
+    """An implementation that makes each thread wait at the beginning of its use, until the test releases it."""
 
     def __init__(self):
         super().__init__()
@@ -354,12 +354,12 @@ class LastMoment(ngi_gevent.Implementation):
         self.over = threading.Event()
 
     def use(self, gone_on):
-        """The body of a thread."""
+        """Run the body of a thread."""
         with contextlib.suppress(ImplementationClosed):
             self.listener(None, lambda connection: None)
         gone_on.set()
         self.wait(PATIENCE)
-        assert self.over.wait(PATIENCE)  # since a destroyed hub must not be used
+        assert self.over.wait(PATIENCE)  # until then, the hub must not be destroyed
         gevent.get_hub().destroy()
 
     def _make_registry(self):
@@ -370,7 +370,7 @@ class LastMoment(ngi_gevent.Implementation):
 
 
 def test_close_ends_connections_that_other_threads_begin_at_the_same_time():
-    """At each of its steps, another thread begins to use the implementation."""
+    """At each step of the close, another thread begins to use the implementation."""
 
     def next_goes_on(*_):
         if waiting:
@@ -408,7 +408,7 @@ def ask(connection):
     assert (yield) == b"HELLO"
 
 
-def test_output_of_a_thread_comes_before_later_output_of_the_hubs_own_thread(socket_stage):
+def test_output_of_a_thread_comes_before_later_output_of_the_hubs_thread(socket_stage):
     if not socket_stage.has_threads:
         pytest.skip("a simulation has no native threads")
 
@@ -430,7 +430,7 @@ def test_output_of_a_thread_comes_before_later_output_of_the_hubs_own_thread(soc
 
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end):
-    """The hub is busy when it ends; input is there already."""
+    """When the connection ends, the hub is busy, and input has already arrived."""
 
     class Busy(Witness):
         def handle_input(self, connection, data):
@@ -454,8 +454,8 @@ def test_no_callback_begins_after_another_thread_ended_the_connection(tcp, end):
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_connection(tcp, end):
-    """Input for all of them came in one turn of the loop; whichever is first has the others ended."""
+def test_a_pending_callback_does_not_begin_after_another_thread_ended_the_connection(tcp, end):
+    """Input for all connections arrives in one turn of the loop.  The first handler ends the other connections."""
 
     class EndOthers(Witness):
         def handle_input(self, connection, data):
@@ -474,7 +474,7 @@ def test_no_callback_begins_that_was_about_to_when_another_thread_ended_its_conn
     assert sorted(served.trace for served in tcp.served) == [[], [], [b"input"]]
 
 
-def test_wait_waits_for_events_that_only_another_thread_causes():
+def test_wait_includes_events_that_only_another_thread_causes():
     class Late(Hello):
         def connected(self, connection):
             timers.append(threading.Timer(0.05, connection.set_handler, [self]))
@@ -499,7 +499,7 @@ def test_wait_waits_for_events_that_only_another_thread_causes():
     assert got == [b"welcome"]
 
 
-def test_a_listener_whose_thread_has_ended_says_so(monkeypatch):
+def test_a_listener_whose_thread_has_ended_raises(monkeypatch):
     monkeypatch.setattr(mailbox, "CHECK_AFTER", 0.05)
 
     def listen():
@@ -515,7 +515,7 @@ def test_a_listener_whose_thread_has_ended_says_so(monkeypatch):
 # The implementation with its own thread.
 
 
-def test_two_greenlets_may_start_it():
+def test_two_greenlets_can_start_a_threaded():
     with Threaded() as implementation:
         starting = [gevent.spawn(implementation.listener, None, Upper) for _ in range(5)]
         assert len({greenlet.get(timeout=PATIENCE).address for greenlet in starting}) == 5
@@ -561,7 +561,7 @@ def no_room_for_stacks():
 
 @contextlib.contextmanager
 def no_loop():
-    """gevent makes none: what fails is the hub, in the new thread."""
+    """Make the hub of the new thread fail, since gevent cannot make a loop."""
 
     class Loop:
         def __init__(self, *arguments, **options):
@@ -576,7 +576,7 @@ def no_loop():
 
 
 @pytest.mark.parametrize(("trouble", "error"), [(no_room_for_stacks, RuntimeError), (no_loop, MemoryError)])
-def test_threaded_that_cannot_start_says_so_to_all_callers_and_the_next_call_tries_again(trouble, error):
+def test_a_threaded_that_cannot_start_raises_for_all_callers_and_can_try_again(trouble, error):
 
     def use():
         begin.wait()
@@ -604,7 +604,7 @@ def test_threaded_that_cannot_start_says_so_to_all_callers_and_the_next_call_tri
         each.close()
         began = time.monotonic()
         each.end_at_exit()
-    assert time.monotonic() - began < EXIT_TIMEOUT  # it does not wait for a thread that there is not
+    assert time.monotonic() - began < EXIT_TIMEOUT  # there is no thread to wait for
     assert descriptors() <= before
 
 
@@ -628,7 +628,7 @@ print("alive")
 """
 
 
-def test_a_thread_that_could_not_start_leaves_nothing_to_the_collector_that_crashes_greenlet():
+def test_a_failed_start_leaves_nothing_to_a_garbage_collection_that_crashes_greenlet():
     program = [sys.executable, "-c", COLLECTED_WHILE_GREENLET_CLEANS_UP]
     answer = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "alive\n", "")
@@ -653,7 +653,7 @@ print(implementation.listener(("127.0.0.1", 0), print).address[0])
 """
 
 
-def test_threaded_without_descriptors_for_its_loop_says_so_and_the_next_call_tries_again():
+def test_a_threaded_without_descriptors_raises_and_can_try_again():
     program = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", OUT_OF_DESCRIPTORS],
         capture_output=True,
@@ -664,7 +664,7 @@ def test_threaded_without_descriptors_for_its_loop_says_so_and_the_next_call_tri
     assert (program.returncode, program.stderr) == (0, "")
 
 
-def test_threaded_that_was_never_used_starts_no_thread():
+def test_an_unused_threaded_starts_no_thread():
     before = set(threading.enumerate())
     Threaded().close()
     assert set(threading.enumerate()) == before
@@ -680,7 +680,7 @@ def test_threaded_checks_arguments_at_the_call():
             implementation.connect(("127.0.0.1", 1), None)
 
 
-def test_a_handler_may_use_its_own_threaded_implementation(caplog):
+def test_a_handler_can_use_its_own_threaded_implementation(caplog):
     class Proxy:
         def handle_input(self, connection, data):
             blocking.request(implementation.connect, upper.address, ask, timeout=PATIENCE)
@@ -723,8 +723,8 @@ class Hello:
 
 
 @pytest.mark.parametrize("at", range(1, 46, 4))
-def test_wait_returns_if_another_thread_closes_in_that_moment(at):
-    """Whatever the waiting thread is about to do then."""
+def test_wait_returns_if_another_thread_closes_at_that_moment(at):
+    """The close happens at each step of the waiting thread."""
 
     def step():
         nonlocal steps
@@ -775,7 +775,7 @@ def test_join_waits_for_the_end_of_the_thread():
                 connection.write(b"deadlock")
 
     implementation, client = Threaded(), ngi_gevent.testing.Recorder()
-    implementation.join()  # it was never started
+    implementation.join()  # the thread was never started
     implementation.listener(None, Join().connected).connect(client)
     (thread,) = (each for each in threading.enumerate() if each.name.startswith("ngi_gevent.Threaded-"))
     client.wait_connected().write(b"x")
@@ -848,16 +848,16 @@ assert computing.wait(20)
 
 
 def test_a_handler_that_computes_when_the_program_ends_is_interrupted():
-    """The thread must not go on while the interpreter ends: CPython 3.13 crashes then."""
+    """The thread must not continue while the interpreter ends, because CPython 3.13 crashes then."""
     program = subprocess.run(
         [sys.executable, "-c", COMPUTES_AT_EXIT], capture_output=True, text=True, timeout=50, check=False
     )
     assert (program.returncode, program.stdout) == (0, "interrupted\n")
-    assert "SystemExit" in program.stderr  # the log shows where it was
+    assert "SystemExit" in program.stderr  # the log shows where the handler was
 
 
-def test_a_handler_that_connects_again_meets_the_close_in_silence(caplog):
-    """At each moment of it: the program closes on one thread, while handlers run on the other."""
+def test_a_handler_that_reconnects_during_the_close_logs_nothing(caplog):
+    """At each step of the close on one thread, a handler on the other thread reconnects."""
     used = Flag()
 
     class Again(ngi_gevent.testing.Recorder):
@@ -885,7 +885,7 @@ def test_a_handler_that_connects_again_meets_the_close_in_silence(caplog):
 # Scripts.
 
 
-def test_a_script_asks_three_servers_and_ends_by_itself(tcp):
+def test_a_script_asks_three_servers_and_then_ends(tcp):
     answers = []
 
     class Ask(Hello):
@@ -901,7 +901,7 @@ def test_a_script_asks_three_servers_and_ends_by_itself(tcp):
     assert answers == [b"HELLO"] * 3
 
 
-def test_a_scripts_error_is_raised_by_wait_once(tcp, caplog):
+def test_wait_raises_an_error_of_a_script_once(tcp, caplog):
     class Bad(Hello):
         def handle_input(self, connection, data):
             raise KeyError(data)
@@ -916,7 +916,7 @@ def test_a_scripts_error_is_raised_by_wait_once(tcp, caplog):
     implementation.wait(10)
     assert not caplog.records
     listener.close()
-    implementation.connect(listener.address, ask)  # a generator, whose failed_connect raises
+    implementation.connect(listener.address, ask)  # the handler is a generator, whose failed_connect raises
     with pytest.raises(ngi_gevent.ConnectionFailed):
         implementation.wait(10)
     implementation.close()
@@ -940,7 +940,7 @@ def test_further_errors_are_logged(tcp, caplog):
     implementation.close()
 
 
-def test_errors_that_no_wait_comes_for_are_logged(tcp, caplog):
+def test_errors_are_logged_if_no_wait_follows(tcp, caplog):
     class Bad(Hello):
         def connected(self, connection):
             connection.set_handler(self)
@@ -961,7 +961,7 @@ def test_errors_that_no_wait_comes_for_are_logged(tcp, caplog):
 
 
 class Interrupted(Hello):
-    """Ctrl-C arrives in its handler."""
+    """A handler in which Ctrl-C arrives."""
 
     def handle_input(self, connection, data):
         raise KeyboardInterrupt
@@ -1000,7 +1000,7 @@ def test_a_server_that_never_answers_is_a_timeout(tcp):
 # Contexts.
 
 
-def test_handlers_see_the_context_that_their_listener_or_connect_was_made_in(socket_stage):
+def test_handlers_run_in_the_context_of_their_listener_or_connect(socket_stage):
     variable = contextvars.ContextVar("variable", default="nothing")
 
     class Tell(Witness):
@@ -1035,7 +1035,7 @@ def test_handlers_see_the_context_that_their_listener_or_connect_was_made_in(soc
     assert variable.get() == "later"
 
 
-def test_iterators_see_the_context_that_they_were_given_in(tcp):
+def test_iterators_run_in_the_context_of_their_writelines(tcp):
     variable = contextvars.ContextVar("variable")
 
     class Lines(Witness):
@@ -1048,10 +1048,10 @@ def test_iterators_see_the_context_that_they_were_given_in(tcp):
     tcp.until(lambda: client.data == b"the handler's")
 
 
-# The parts.
+# Flags, and waits for them.
 
 
-def test_a_flag_is_waited_for_natively_without_a_hub():
+def test_without_a_hub_a_wait_for_a_flag_is_native():
     def wait():
         assert not flag.wait(0.01)
         waiting.set()
@@ -1067,13 +1067,13 @@ def test_a_flag_is_waited_for_natively_without_a_hub():
 
 
 @pytest.mark.parametrize("seconds", [0, 1e-7])
-def test_a_wait_for_no_time_at_all_ends(seconds):
+def test_a_wait_of_no_time_ends(seconds):
     assert not Flag().wait(seconds)
     assert not Flag().wait(seconds, alone=True)
     assert in_thread(Flag().wait, seconds) is False
 
 
-def test_a_flag_is_waited_for_with_greenlets_if_there_is_a_hub():
+def test_with_a_hub_greenlets_run_during_a_wait_for_a_flag():
     flag, ticks = Flag(), []
     gevent.spawn(lambda: (gevent.sleep(0), ticks.append(1)))
     assert not flag.wait(0.05)
@@ -1085,7 +1085,7 @@ def test_a_flag_is_waited_for_with_greenlets_if_there_is_a_hub():
 
 
 def test_waiting_for_a_closed_threaded_waits_for_its_callbacks(monkeypatch):
-    monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.001)  # after which everything is delivered
+    monkeypatch.setattr(hub_registry, "CHECK_INTERVAL", 0.001)  # after this time, all output is delivered
     release, begun = threading.Event(), threading.Event()
 
     class Server(ngi_gevent.testing.Recorder):
@@ -1142,7 +1142,7 @@ def test_a_thread_drains_a_connection_of_a_busy_hub_within_its_timeout():
         client.expect(b"answer")
 
 
-def test_a_thread_that_drains_is_woken_when_the_hub_goes():
+def test_a_drain_in_a_thread_ends_when_the_hub_ends():
     client = ngi_gevent.testing.Recorder()
     implementation = Threaded()
     implementation.listener(None, lambda connection: None).connect(client)
@@ -1154,21 +1154,21 @@ def test_a_thread_that_drains_is_woken_when_the_hub_goes():
     implementation.join(PATIENCE)
 
 
-def test_a_flag_can_be_set_again_before_the_thread_that_waits_for_it_has_gone_on():
-    """Draining connections do so, whenever more is sent."""
+def test_a_flag_can_be_set_again_before_its_waiting_thread_continues():
+    """Connections set the flag of a drain again whenever they send more."""
     flag = Flag()
     waiting = threading.Thread(target=flag.wait, daemon=True)
     waiting.start()
     while not flag._wakers:
         time.sleep(0.001)
-    with flag._lock:  # the thread needs it before it can continue
+    with flag._lock:  # the thread needs this lock before it can continue
         flag.set()
         flag.set()
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
 
 
-def test_a_drain_does_not_return_for_output_that_the_hub_never_took():
+def test_a_drain_raises_if_the_hub_never_took_the_output():
     def serve():
         listener = ngi_gevent.listener(None, connections.append)
         blocking.connect(listener.address, timeout=PATIENCE)

@@ -15,7 +15,7 @@ VOID = {"meta", "br", "line", "path", "circle"}
 
 
 class Page(HTMLParser):
-    """What is on a page: each element, and the text of each cell."""
+    """A parsed page: each element, and the text of each cell."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
     def all(self, tag, **attributes):
-        """Return the attributes of all elements of a kind, with these attributes or, if they are None, without."""
+        """Return the attributes of all elements *tag* that have these *attributes*.  None stands for a missing one."""
         return [
             found
             for name, found in self.elements
@@ -54,7 +54,7 @@ def dots(page):
 
 
 def arrows(page):
-    """Return the begin and the end of each arrow."""
+    """Return the start and the end of each arrow."""
     ways = [re.findall(r"-?[\d.]+", one["d"]) for one in page.all("path") if "marker-end" in one]
     return [((float(way[0]), float(way[1])), (float(way[-2]), float(way[-1]))) for way in ways]
 
@@ -89,7 +89,7 @@ def test_every_event_is_a_dot_in_the_lane_of_its_host_and_a_row_of_the_table():
     assert {"Seed 7, 11 events until 3,602.000000 virtual seconds.", "(test)", "server", "client"} <= set(page.texts)
 
 
-def test_arrows_lead_from_each_sending_to_its_arrival():
+def test_each_arrow_leads_from_a_send_to_its_arrival():
     page = Page(render_timeline(EVENTS, 7, "a test"))
     at = dots(page)
     assert arrows(page) == [(at[3], at[4]), (at[2], at[5]), (at[6], at[7])]
@@ -123,15 +123,15 @@ def test_data_that_does_not_arrive_ends_in_a_cross_on_its_way(kind):
     assert y2 > y1
 
 
-def test_silences_are_short_and_said():
+def test_silences_are_shortened_and_labelled():
     page = Page(render_timeline(EVENTS, 7, "a test"))
     assert [text for text in page.texts if "of silence" in text] == ["3,599.99 s of silence", "1.5 s of silence"]
     assert max(y for _, y in dots(page)) < 600
     assert len(page.all("line", **{"class": "break"})) == 2
-    assert len(page.all("line", **{"class": "down"})) == 1  # the host is down
+    assert len(page.all("line", **{"class": "down"})) == 1  # the line while the host is down
 
 
-def test_nothing_is_unescaped():
+def test_all_text_is_escaped():
     evil = "<script>alert(1)</script>&\"'\0\x1b\u202e\udcff\n"
     page = render_timeline([Event(0.0, evil, evil, evil), Event(0.0, "log", "a -> <b>:1 c", evil)], evil, evil)
     assert page.count("<script>") == 1
@@ -157,7 +157,7 @@ def test_the_page_is_one_file_for_both_colour_schemes_and_for_phones():
     assert len(page) < 15_000
 
 
-def test_of_very_many_events_the_last_are_shown():
+def test_only_the_last_of_very_many_events_are_shown():
     events = [Event(n * 1e-3, "timer", "host", f"number {n}") for n in range(MOST_SHOWN + 1234)]
     page = Page(render_timeline(events, 7, "a test"))
     assert "The first 1,234 of 3,234 events are left out." in page.texts
@@ -174,7 +174,7 @@ def test_the_draws_are_named(seed, text):
     assert f"<p>{text}" in render_timeline(EVENTS, seed, "a test")
 
 
-def test_a_reset_has_an_arrow_too_and_one_whose_beginning_is_left_out_has_none():
+def test_a_reset_has_an_arrow_unless_its_beginning_is_left_out():
     text = "server:1 -> client:2"
     events = [
         Event(0.0, "receive", "client", text, 1),
@@ -186,5 +186,5 @@ def test_a_reset_has_an_arrow_too_and_one_whose_beginning_is_left_out_has_none()
     assert arrows(page) == [(at[1], at[2])]
 
 
-def test_without_events_there_is_a_page_still():
+def test_a_timeline_without_events_is_still_a_page():
     assert "Seed 0, no events." in Page(render_timeline([], 0, "a test")).texts

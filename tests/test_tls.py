@@ -40,40 +40,40 @@ CONTEXTS = [ssl.SSLContext, gevent.ssl.SSLContext]
 
 
 def in_thread(function, *arguments):
-    """Call something that blocks on a native thread, while this one's greenlets go on."""
+    """Run a function that blocks on a native thread, while this thread's greenlets continue."""
     return gevent.get_hub().threadpool.apply(function, arguments)
 
 
 def dial(listener, context=None, server_hostname="localhost"):
-    """The standard library's own client: blocking, so for threads."""
+    """Connect a client of the standard library.  It blocks, so it needs a native thread."""
     sock = socket.create_connection(listener.address[:2], timeout=PATIENCE)
     return (context or client_context()).wrap_socket(sock, server_hostname=server_hostname)
 
 
 def plain(stage, listener):
-    """A socket that is connected, and has not said anything."""
+    """Return a connected socket that has sent nothing."""
     sock = gevent.socket.create_connection(listener.address[:2])
     stage.peers.append(sock)
     return sock
 
 
 def listen_for_tls(stage, server=None, **options):
-    """A listener for TLS on a stage that is not one of TLS."""
+    """Return a listener for TLS, on a stage without TLS."""
     return stage.listen(server, **{"ssl_context": server_context(), **options})
 
 
-#: The options of a client of one.
+#: The options of a client of such a listener.
 SECURE = {"ssl_context": client_context(), "server_hostname": "localhost"}
 
 
 def stranger_of(simulated, listener):
-    """A socket of the simulation that is connected, and has not said anything."""
+    """Return a connected socket of the simulation that has sent nothing."""
     return simulated.peer(listener).socket
 
 
 @pytest.fixture
 def info(caplog):
-    """What the package has logged, from level INFO on."""
+    """The log entries of the package, from level INFO on."""
     caplog.set_level(logging.INFO, logger="ngi_gevent.connection")
     return caplog
 
@@ -86,7 +86,7 @@ def until(condition):
 
 
 def failure_line(info):
-    """The only log entry about a handshake."""
+    """Return the only log entry, which must be about a handshake."""
     records = info.records
     assert [record.levelname for record in records] == ["INFO"]
     assert records[0].name == "ngi_gevent.connection"
@@ -99,7 +99,7 @@ def failure_line(info):
 
 
 class Watched:
-    """A transport around another one, with other calls that receive and send."""
+    """A wrapper of a transport that receives and sends with other calls."""
 
     def __init__(self, transport, receive, send):
         self._transport = transport
@@ -124,8 +124,8 @@ def test_any_context_works(tcp, of_server, of_client):
 
 
 @pytest.mark.parametrize("kind", CONTEXTS)
-def test_a_context_may_choose_by_the_name_that_is_asked_for(tcp, kind):
-    """gevent's contexts use a private attribute in the arguments of the callback. This test fails when that goes."""
+def test_a_context_can_be_chosen_by_the_requested_name(tcp, kind):
+    """gevent's contexts need a private attribute in the callback's arguments.  Without it, this test fails."""
 
     def choose(ssl_object, name, context):
         asked.append((ssl_object, name))
@@ -147,14 +147,14 @@ def test_a_context_may_choose_by_the_name_that_is_asked_for(tcp, kind):
 
 
 def certificate_of(listener, context):
-    """The certificate that a new client gets."""
+    """Return the certificate that a new client gets."""
     with in_thread(dial, listener, context) as client:
         return client.getpeercert(binary_form=True)
 
 
 @pytest.mark.parametrize("kind", CONTEXTS)
-def test_a_context_can_be_handed_a_new_certificate(tcp, kind):
-    """As the page on TLS shows."""
+def test_a_running_listener_can_get_a_new_certificate(tcp, kind):
+    """The page on TLS shows this code."""
     new = kind(ssl.PROTOCOL_TLS_SERVER)
     AUTHORITY.issue_cert("localhost", key_type=trustme.KeyType.RSA).configure_cert(new)
     context = new_server_context(kind)
@@ -174,7 +174,7 @@ def test_a_context_can_be_handed_a_new_certificate(tcp, kind):
 
 
 def test_a_context_that_fails_to_load_a_certificate_has_lost_its_key(tcp, info, tmp_path):
-    """Why the page on TLS makes another context: this is what OpenSSL does."""
+    """OpenSSL does this, and therefore the page on TLS makes another context."""
     good, other = AUTHORITY.issue_cert("localhost"), AUTHORITY.issue_cert("localhost")
     mixed = tmp_path / "mixed.pem"
     mixed.write_bytes(good.private_key_pem.bytes() + other.cert_chain_pems[0].bytes())
@@ -189,7 +189,7 @@ def test_a_context_that_fails_to_load_a_certificate_has_lost_its_key(tcp, info, 
     assert "NO_SHARED_CIPHER" in failure_line(info)
 
 
-def test_the_facts_about_tls_are_available_from_the_connection(tcp):
+def test_ssl_object_has_the_facts_about_tls(tcp):
     for_server, for_client = new_server_context(), new_client_context()
     for_server.verify_mode = ssl.CERT_REQUIRED
     for_server.load_verify_locations(cadata=AUTHORITY.cert_pem.bytes().decode())
@@ -213,7 +213,7 @@ def test_the_facts_about_tls_are_available_from_the_connection(tcp):
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_either_version_is_spoken(tcp, version):
+def test_both_versions_of_tls_are_supported(tcp, version):
     context = new_client_context()
     context.minimum_version = context.maximum_version = version
     client = Witness(tcp)
@@ -235,7 +235,7 @@ def test_an_object_that_is_not_a_context_is_refused(stage, context):
         stage.implementation.connect(stage.listen().address, Witness(stage), ssl_context=context)
 
 
-def test_a_context_of_the_other_side_is_refused(stage):
+def test_a_context_for_the_other_side_is_refused(stage):
     with pytest.raises(ValueError, match="ssl_context"):
         stage.listen(ssl_context=client_context())
     with pytest.raises(ValueError, match="ssl_context"):
@@ -251,7 +251,7 @@ def test_an_invalid_server_name_is_refused(stage, name):
         stage.implementation.connect(address, Witness(stage), ssl_context=client_context(), server_hostname=b"x")
 
 
-def test_no_name_is_only_for_contexts_that_do_not_check_it(tcp):
+def test_an_empty_name_needs_a_context_that_does_not_check_it(tcp):
     context = new_client_context()
     client = Witness(tcp)
     listener = tcp.listen(ssl_context=server_context())
@@ -268,7 +268,7 @@ def test_a_name_without_a_context_is_refused(tcp):
         tcp.implementation.connect(("localhost", 1), Witness(tcp), server_hostname="localhost")
 
 
-def test_a_unix_socket_has_no_server_name(tcp, tmp_path):
+def test_a_unix_socket_needs_an_explicit_server_name(tcp, tmp_path):
     listener = tcp.implementation.listener(tmp_path / "socket", tcp.server(Echo), ssl_context=server_context())
     tcp.listeners.append(listener)
     with pytest.raises(ValueError, match="check_hostname"):
@@ -280,16 +280,16 @@ def test_a_unix_socket_has_no_server_name(tcp, tmp_path):
     tcp.until(lambda: client.data == b"HELLO")
 
 
-# Handshakes that fail, for servers.
+# Handshakes that fail on the server's side.
 
 
-def test_a_context_that_fails_is_a_failed_connection_attempt(tcp):
+def test_a_context_that_raises_is_the_reason_of_a_failed_attempt(tcp):
     class Context(ssl.SSLContext):
         made = 0
 
         def wrap_bio(self, *arguments, **options):
             self.made += 1
-            if self.made > 1:  # the first is made at the call, to see that there can be one
+            if self.made > 1:  # connect makes the first object itself, as a check
                 raise MemoryError
             return super().wrap_bio(*arguments, **options)
 
@@ -319,7 +319,7 @@ def test_silent_clients_do_not_delay_others(tls, info):
     assert info.records == []
 
 
-def test_a_handshake_has_only_so_much_time(simulated, info):
+def test_a_handshake_must_be_complete_before_the_timeout(simulated, info):
     listener = listen_for_tls(simulated)
     stranger = stranger_of(simulated, listener)
     assert stranger.recv(100) == b""
@@ -330,8 +330,8 @@ def test_a_handshake_has_only_so_much_time(simulated, info):
     assert simulated.served == []
 
 
-def test_handshakes_that_fail_do_not_fill_the_log(tls, info, monkeypatch):
-    """Each listener has its own count, so that one does not hide another."""
+def test_failed_handshakes_do_not_fill_the_log(tls, info, monkeypatch):
+    """Each listener has its own count, so one does not hide another."""
 
     def fail(listener, times):
         for _ in range(times):
@@ -356,7 +356,7 @@ def test_handshakes_that_fail_do_not_fill_the_log(tls, info, monkeypatch):
     assert [line.partition("; ")[2] for line in lines] == [""] * 11 + ["15 more since the last such entry", ""]
 
 
-def test_a_byte_now_and_then_does_not_prolong_a_handshake(simulated, info):
+def test_single_bytes_do_not_prolong_the_timeout_of_a_handshake(simulated, info):
     stranger = stranger_of(simulated, listen_for_tls(simulated))
     ended = gevent.spawn(stranger.recv, 100)
     for byte in client_hello():
@@ -372,7 +372,7 @@ def test_a_byte_now_and_then_does_not_prolong_a_handshake(simulated, info):
 STALL = HANDSHAKE_TIMEOUT + 1
 
 
-def test_no_handshake_is_over_time_because_of_a_stall(simulated, info):
+def test_no_handshake_times_out_because_of_a_stall(simulated, info):
     """After the clients have begun their handshakes, the whole process stands still for longer than the timeout."""
     listener = listen_for_tls(simulated, Echo)
     clients = [stranger_of(simulated, listener) for _ in range(10)]
@@ -386,10 +386,10 @@ def test_no_handshake_is_over_time_because_of_a_stall(simulated, info):
     assert info.records == []
 
 
-def test_input_that_is_received_late_is_not_taken_for_late_input(simulated, info):
-    """Handlers compute before the input of a handshake is received, in whatever order.
+def test_input_that_is_received_late_does_not_count_as_late(simulated, info):
+    """Handlers compute before the input of a handshake is received, in either order.
 
-    Nothing more has arrived when the timeout is due, since the client waits for an answer.
+    No more input has arrived when the timeout is due, since the client waits for an answer.
     """
 
     class Computing(Echo):
@@ -414,7 +414,7 @@ def test_input_that_is_received_late_is_not_taken_for_late_input(simulated, info
     assert info.records == []
 
 
-def test_more_time_for_a_handshake_ends_with_it(simulated, info):
+def test_extra_time_after_a_stall_ends_with_the_handshake(simulated, info):
     listener = listen_for_tls(simulated, Echo)
     sock = stranger_of(simulated, listener)
     until(lambda: listener._connections)
@@ -427,7 +427,7 @@ def test_more_time_for_a_handshake_ends_with_it(simulated, info):
     assert info.records == []
 
 
-def test_without_a_stall_a_handshake_gets_no_more_time(simulated, info):
+def test_a_handshake_gets_no_extra_time_without_a_stall(simulated, info):
     stranger = stranger_of(simulated, listen_for_tls(simulated))
     stranger.sendall(client_hello()[:1])
     assert stranger.recv(100) == b""
@@ -435,12 +435,12 @@ def test_without_a_stall_a_handshake_gets_no_more_time(simulated, info):
     assert clock.now() == pytest.approx(HANDSHAKE_TIMEOUT, abs=0.01)
 
 
-def test_a_handshake_that_is_stopped_when_its_time_is_over_is_not_an_error(simulated, info):
+def test_a_handshake_that_is_stopped_after_its_timeout_is_not_logged(simulated, info):
     listener = listen_for_tls(simulated)
     stranger_of(simulated, listener)
     until(lambda: listener._connections)
     gevent.spawn(simulated.simulation.compute, STALL)
-    gevent.sleep(0.001)  # this ends in the same turn as the handshake's time, and before it
+    gevent.sleep(0.001)  # the sleep ends in the same turn as the handshake's timeout, and before it
     listener.close()
     until(lambda: not listener._connections)
     assert info.records == []
@@ -469,7 +469,7 @@ def test_handshakes_can_take_forever_if_configured(tls):
 @pytest.mark.parametrize(
     "words", [b"GET / HTTP/1.0\r\n\r\n", b"SSH-2.0-x\r\n", b"\0" * 100, b"\x16\x03\x01\xff\xff" * 50]
 )
-def test_a_client_without_tls_is_one_quiet_log_entry(tls, info, words):
+def test_a_client_without_tls_is_one_log_entry_at_level_info(tls, info, words):
     listener = tls.listen(Echo)
     client = tls.client(listener)
     stranger = plain(tls, listener)
@@ -485,7 +485,7 @@ def test_a_client_without_tls_is_one_quiet_log_entry(tls, info, words):
     tls.until(lambda: client.data == b"STILL THERE")
 
 
-def test_a_client_without_tls_that_waits_for_an_answer_gets_the_end(tls, info):
+def test_a_client_without_tls_that_waits_for_an_answer_receives_the_end(tls, info):
     listener = tls.listen()
     stranger = plain(tls, listener)
     stranger.sendall(b"HELO there\r\n")
@@ -497,8 +497,8 @@ def test_a_client_without_tls_that_waits_for_an_answer_gets_the_end(tls, info):
     failure_line(info)
 
 
-def test_input_of_a_client_without_tls_is_escaped_in_the_log(tls, info):
-    """A context may be anybody's, and so may the words with which it refuses."""
+def test_a_message_of_a_context_is_escaped_in_the_log(tls, info):
+    """The context can be the application's, with any text in its error messages."""
 
     class Refusing(ssl.SSLObject):
         def do_handshake(self):
@@ -514,8 +514,8 @@ def test_input_of_a_client_without_tls_is_escaped_in_the_log(tls, info):
     stranger.close()
 
 
-def test_a_line_that_breaks_without_a_word_ends_the_handshake(tls, info):
-    """Sending may fail where receiving does not, such as for a host that cannot be reached any more."""
+def test_an_error_of_sending_ends_the_handshake(tls, info):
+    """Sending can fail while receiving does not, for example if a host becomes unreachable."""
 
     def unreachable(data, flags):
         raise OSError(errno.EHOSTUNREACH, "No route to host")
@@ -532,7 +532,7 @@ def test_a_line_that_breaks_without_a_word_ends_the_handshake(tls, info):
 
 @pytest.mark.parametrize("said", [0, 1, 50])
 @pytest.mark.parametrize("end", ["reset", "close"])
-def test_a_client_that_disconnects_in_the_handshake(tls, info, said, end):
+def test_a_client_that_disconnects_during_the_handshake_is_logged(tls, info, said, end):
     listener = tls.listen()
     stranger = plain(tls, listener)
     stranger.sendall(client_hello()[:said])
@@ -546,15 +546,15 @@ def test_a_client_that_disconnects_in_the_handshake(tls, info, said, end):
 
 
 def listen_for_certificates(stage):
-    """A listener that requires a certificate from each client."""
+    """Return a listener that requires a certificate from each client."""
     context = new_server_context()
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=AUTHORITY.cert_pem.bytes().decode())
     return stage.listen(ssl_context=context)
 
 
-def test_a_client_that_sends_on_after_its_handshake_has_failed_learns_why(tcp):
-    """Its input is discarded, as for any closing connection, although nothing can decrypt it."""
+def test_a_client_that_sends_after_its_failed_handshake_receives_the_alert(tcp):
+    """The client's input is discarded, like a closing connection's, although nothing can decrypt it."""
     listener = listen_for_certificates(tcp)
     client = TLSSocket(plain(tcp, listener))
     for _ in range(5):
@@ -566,7 +566,7 @@ def test_a_client_that_sends_on_after_its_handshake_has_failed_learns_why(tcp):
     until(lambda: not listener._connections)
 
 
-def test_a_client_without_the_certificate_that_is_wanted_learns_why(tcp, info):
+def test_a_client_without_the_required_certificate_receives_the_alert(tcp, info):
     listener = listen_for_certificates(tcp)
 
     def ask():
@@ -596,7 +596,7 @@ def test_closing_the_listener_ends_handshakes(tls, info):
     assert listener.metrics().failed_handshakes == 0
 
 
-def test_closing_the_listener_is_not_a_mistake_of_a_proxy_header(tcp, info):
+def test_closing_the_listener_does_not_count_as_an_invalid_proxy_header(tcp, info):
     listener = tcp.listen(proxy_protocol=["0.0.0.0/0", "::/0"], ssl_context=server_context())
     stranger = plain(tcp, listener)
     until(lambda: listener._connections)
@@ -607,7 +607,7 @@ def test_closing_the_listener_is_not_a_mistake_of_a_proxy_header(tcp, info):
     assert listener.metrics().failed_handshakes == 0
 
 
-def test_close_wait_waits_for_a_handshake_as_for_any_client_and_does_not_count_it(tls):
+def test_close_wait_waits_for_a_handshake_but_does_not_count_it(tls):
     listener = tls.listen(Echo)
     plain(tls, listener)
     until(lambda: listener._connections)
@@ -615,7 +615,7 @@ def test_close_wait_waits_for_a_handshake_as_for_any_client_and_does_not_count_i
     tls.implementation.wait(PATIENCE)
 
 
-def test_a_client_in_its_handshake_during_close_wait_is_served(tls):
+def test_a_client_that_completes_its_handshake_during_close_wait_is_served(tls):
     listener = tls.listen(Echo)
     sock = plain(tls, listener)
     until(lambda: listener._connections)
@@ -628,7 +628,7 @@ def test_a_client_in_its_handshake_during_close_wait_is_served(tls):
     assert waited.get(timeout=PATIENCE) == 0
 
 
-def test_a_handshake_that_is_ended_by_gevent_leaves_nothing(tls, caplog):
+def test_a_handshake_whose_greenlet_is_killed_leaves_nothing(tls, caplog):
     listener = tls.listen()
     plain(tls, listener)
     until(lambda: listener._connections)
@@ -638,7 +638,7 @@ def test_a_handshake_that_is_ended_by_gevent_leaves_nothing(tls, caplog):
     assert tls.served == []
 
 
-# Handshakes that fail, for clients.
+# Handshakes that fail on the client's side.
 
 
 def failed(stage, address, **options):
@@ -649,7 +649,7 @@ def failed(stage, address, **options):
     return client.failed
 
 
-def test_a_certificate_that_is_not_trusted_is_reported(tls, info):
+def test_an_untrusted_certificate_is_the_reason(tls, info):
     listener = tls.listen()
     reason = failed(tls, listener.address, ssl_context=ssl.create_default_context())
     assert isinstance(reason, ssl.SSLCertVerificationError)
@@ -658,13 +658,13 @@ def test_a_certificate_that_is_not_trusted_is_reported(tls, info):
     assert tls.served == []
 
 
-def test_a_certificate_of_another_name_is_reported(tls, info):
+def test_a_certificate_for_another_name_is_the_reason(tls, info):
     reason = failed(tls, tls.listen().address, server_hostname="example.org")
     assert isinstance(reason, ssl.SSLCertVerificationError)
     assert "example.org" in str(reason)
 
 
-def test_the_name_is_the_host_of_the_address(tls):
+def test_the_default_server_hostname_is_the_host_of_the_address(tls):
     client = Witness(tls)
     tls.implementation.connect(tls.listen().address, client, server_hostname=None)
     tls.until(lambda: client.connection)
@@ -672,7 +672,7 @@ def test_the_name_is_the_host_of_the_address(tls):
 
 
 class Resolver:
-    """Finds each name at the loopback address."""
+    """A resolver that finds each name at the loopback address."""
 
     def getaddrinfo(self, host, port, *arguments):
         return socket.getaddrinfo("127.0.0.1", port, *arguments)
@@ -682,7 +682,7 @@ class Resolver:
     ("host", "name"), [("localhost.", "localhost"), pytest.param("::1%1", "::1", marks=needs_ipv6)]
 )
 @pytest.mark.parametrize("given", ["in the address", "as server_hostname"])
-def test_a_name_has_no_trailing_dot_and_no_scope_in_tls(tls, monkeypatch, host, name, given):
+def test_a_server_hostname_loses_its_trailing_dot_or_scope(tls, monkeypatch, host, name, given):
     monkeypatch.setattr(gevent.get_hub(), "resolver", Resolver())
     listener = tls.implementation.listener(("::1" if name == "::1" else "127.0.0.1", 0), tls.server())
     tls.listeners.append(listener)
@@ -693,7 +693,7 @@ def test_a_name_has_no_trailing_dot_and_no_scope_in_tls(tls, monkeypatch, host, 
     assert client.connection.ssl_object.server_hostname == name
 
 
-def test_a_server_that_speaks_no_tls_is_reported(tls):
+def test_a_server_without_tls_is_reported(tls):
     listener = tls.listen(Echo, ssl_context=None)
     assert isinstance(failed(tls, listener.address), ssl.SSLError)
     until(lambda: not listener._connections)
@@ -706,7 +706,7 @@ def test_a_server_that_ends_the_handshake_is_reported(tls):
     assert isinstance(failed(tls, tls.listen(server, ssl_context=None).address), ssl.SSLEOFError)
 
 
-def test_a_server_that_resets_in_the_handshake_is_reported(tls):
+def test_a_server_that_resets_during_the_handshake_is_reported(tls):
     def server(connection):
         connection.abort()
 
@@ -714,7 +714,7 @@ def test_a_server_that_resets_in_the_handshake_is_reported(tls):
 
 
 @pytest.mark.parametrize("seconds", [CONNECT_TIMEOUT, 5])
-def test_a_connection_attempt_has_a_timeout_for_its_handshake(simulated, seconds):
+def test_the_timeout_of_a_connection_attempt_includes_the_handshake(simulated, seconds):
     listener = simulated.listen()
     reason = failed(simulated, listener.address, **SECURE, **({} if seconds == CONNECT_TIMEOUT else {"timeout": 5}))
     assert clock.now() == pytest.approx(seconds, abs=0.05)
@@ -737,7 +737,7 @@ def test_failed_connect_can_block_after_a_timeout(simulated, caplog):
 
 
 @pytest.mark.parametrize("why", ["its queue is full", "nothing passes"])
-def test_a_connection_attempt_has_a_timeout_without_tls_too(simulated, why):
+def test_a_connection_attempt_without_tls_has_the_same_timeout(simulated, why):
     server = simulated.simulation.host("server")
     if why == "nothing passes":
         simulated.simulation.partition("server", simulated.implementation)
@@ -767,14 +767,14 @@ def test_a_blocking_connect_raises_its_timeout(simulated):
     until(lambda: not simulated.listeners[0]._connections)
 
 
-def test_a_failed_handshake_is_a_failed_connection_for_a_blocking_connect(tls):
+def test_a_blocking_connect_raises_if_the_handshake_fails(tls):
     connect = functools.partial(tls.implementation.connect, server_hostname="example.org")
     with pytest.raises(ConnectionFailed) as caught:
         blocking.connect(tls.listen().address, connect)
     assert isinstance(caught.value.reason, ssl.SSLCertVerificationError)
 
 
-def test_a_handshake_is_given_up_with_its_implementation(tls):
+def test_closing_the_implementation_ends_a_handshake(tls):
     client = Witness(tls)
     listener = tls.listen(ssl_context=None)
     tls.implementation.connect(listener.address, client)
@@ -786,7 +786,7 @@ def test_a_handshake_is_given_up_with_its_implementation(tls):
     tls.implementation = other
 
 
-def test_the_defaults_are_there():
+def test_the_timeouts_have_their_default_values():
     assert transport.CONNECT_TIMEOUT == 60
     assert transport.HANDSHAKE_TIMEOUT == 10
 
@@ -805,7 +805,7 @@ def test_an_end_without_close_notify_is_reported(tls):
     assert "without ending TLS" in str(served.closed)
 
 
-def test_a_context_can_allow_an_end_that_the_peer_has_not_said(tls):
+def test_a_context_can_allow_an_end_without_close_notify(tls):
     context = new_server_context()
     context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     peer = tls.peer(tls.listen(ssl_context=context))
@@ -815,7 +815,7 @@ def test_a_context_can_allow_an_end_that_the_peer_has_not_said(tls):
     assert tls.served[0].trace == [b"hello", ("close", "end of input")]
 
 
-def test_who_finishes_without_saying_so_still_gets_the_answer(tls):
+def test_a_peer_that_finishes_without_close_notify_still_gets_the_answer(tls):
     class Long(Witness):
         def handle_input(self, connection, data):
             connection.write(b"x" * MUCH)
@@ -828,7 +828,7 @@ def test_who_finishes_without_saying_so_still_gets_the_answer(tls):
     assert (peer.ended, len(peer.received)) == ("end", MUCH)
 
 
-def test_an_answer_that_is_cut_short_does_not_look_whole(tls):
+def test_an_answer_that_is_cut_short_is_not_taken_for_complete(tls):
     peer = tls.peer(tls.listen())
     tls.until(lambda: tls.served)
     tls.served[0].connection.write(b"x" * MUCH)
@@ -850,7 +850,7 @@ def says_hello_and_ends(peer):
 
 
 def test_input_and_the_end_in_one_piece_are_both_reported(tls):
-    """The socket does not become readable for the end again, since the peer waits for this side's end."""
+    """The socket does not become readable again for the end, since the peer waits for this side's end."""
     peer = tls.peer(tls.listen(Echo))
     tls.until(lambda: tls.served)
     says_hello_and_ends(peer)
@@ -860,7 +860,7 @@ def test_input_and_the_end_in_one_piece_are_both_reported(tls):
     assert tls.served[0].trace == [b"hello", ("close", "end of input")]
 
 
-def test_input_and_the_end_in_one_piece_are_kept_for_a_handler_that_blocks(tls):
+def test_input_and_the_end_in_one_piece_are_kept_while_a_handler_blocks(tls):
     class Slow(Echo):
         def handle_input(self, connection, data):
             self.release = Event()
@@ -872,7 +872,8 @@ def test_input_and_the_end_in_one_piece_are_kept_for_a_handler_that_blocks(tls):
     tls.until(lambda: tls.served)
     says_hello_and_ends(peer)
     tls.until(lambda: hasattr(tls.served[0], "release"))
-    peer._tasks.put(lambda: peer.socket._sock.sendall(b"\x17\x03\x03\0\x05xxxxx"))  # this is not decrypted any more
+    # This data comes after the end, so it is no longer decrypted.
+    peer._tasks.put(lambda: peer.socket._sock.sendall(b"\x17\x03\x03\0\x05xxxxx"))
     for _ in range(10):
         gevent.sleep(0)
     tls.served[0].release.set()
@@ -883,7 +884,7 @@ def test_input_and_the_end_in_one_piece_are_kept_for_a_handler_that_blocks(tls):
 
 
 def almost_shaken_hands(sock):
-    """A client on *sock* that has yet to send the end of its handshake, with the two buffers of its ``SSLObject``."""
+    """Return a client on *sock* that has yet to send the end of its handshake, and its two buffers."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     while True:
@@ -896,8 +897,8 @@ def almost_shaken_hands(sock):
             return client, incoming, outgoing
 
 
-def test_input_with_the_end_of_the_handshake_in_one_piece_is_reported(tls):
-    """And kept, until there is a handler: the socket does not become readable for it again."""
+def test_input_in_the_last_piece_of_the_handshake_is_reported(tls):
+    """The input is kept until there is a handler.  The socket does not become readable again for it."""
     connections = []
     listener = tls.listen(connections.append)
     sock = plain(tls, listener)
@@ -910,7 +911,7 @@ def test_input_with_the_end_of_the_handshake_in_one_piece_is_reported(tls):
     tls.until(lambda: witness.data == b"hello")
 
 
-def test_garbage_after_the_handshake_breaks_the_connection_and_the_peer_learns_why(tls):
+def test_garbage_after_the_handshake_ends_the_connection_with_an_alert(tls):
     peer = tls.peer(tls.listen())
     tls.until(lambda: tls.served)
     peer.socket._sock.sendall(b"\x17\x03\x03\0\x20" + b"x" * 32)
@@ -920,7 +921,7 @@ def test_garbage_after_the_handshake_breaks_the_connection_and_the_peer_learns_w
         peer.socket.recv(100)
 
 
-def test_a_server_that_blocks_keeps_input_for_later(tls):
+def test_input_is_kept_while_the_server_blocks(tls):
     def slow(connection):
         release.wait()
         tls.server(Echo)(connection)
@@ -936,8 +937,8 @@ def test_a_server_that_blocks_keeps_input_for_later(tls):
     assert (peer.received, peer.ended) == (b"X" * 100_000, "end")
 
 
-def test_what_the_kernel_does_not_take_is_not_encrypted_far_ahead(tls):
-    """What waits for a peer that does not read is in memory once, and some of it twice."""
+def test_pending_output_is_encrypted_only_a_little_ahead(tls):
+    """Pending output is in memory once, and only a part of it twice."""
     tls.peer(tls.listen(output_limit=1 << 30))
     tls.until(lambda: tls.served)
     connection = tls.served[0].connection
@@ -952,8 +953,8 @@ def test_what_the_kernel_does_not_take_is_not_encrypted_far_ahead(tls):
     assert 0 < connection._output.size <= len(data)
 
 
-def test_messages_of_tls_itself_do_not_pile_up_either(tls):
-    """Each request for new keys is answered, so a peer that takes no answers could fill the memory with them."""
+def test_messages_of_tls_itself_do_not_accumulate(tls):
+    """Each request for new keys is answered.  A peer that reads no answers could fill the memory with them."""
     peer = tls.peer(tls.listen())
     tls.until(lambda: tls.served)
     tls.served[0].connection._transport._outgoing.write(b"x" * (tls_module.OWN_LIMIT + 1))
@@ -968,7 +969,7 @@ def test_messages_of_tls_itself_do_not_pile_up_either(tls):
 
 
 def test_large_transfers_in_random_pieces_both_ways(tcp):
-    """A client of the standard library in a thread, that sends and receives in turns."""
+    """The client is the standard library's, on a thread.  It sends and receives in turns."""
     size = 4_000_000
     chance = random.Random(5)
     data = chance.randbytes(size)
@@ -1015,7 +1016,7 @@ def test_large_transfers_in_random_pieces_both_ways(tcp):
     assert tcp.served[0].data == data
 
 
-def test_a_server_of_the_standard_library_is_talked_to(tcp):
+def test_a_client_works_with_a_server_of_the_standard_library(tcp):
     def serve():
         with bound, server_context().wrap_socket(bound, server_side=True) as secure:
             connection, _ = secure.accept()
@@ -1040,7 +1041,7 @@ def test_a_server_of_the_standard_library_is_talked_to(tcp):
     tcp.until(lambda: client.connection._lifecycle.is_gone())
 
 
-def test_a_web_client_of_the_standard_library(tcp):
+def test_a_web_client_of_the_standard_library_gets_its_pages(tcp):
     class Web(Witness):
         def handle_input(self, connection, data):
             super().handle_input(connection, data)
@@ -1089,7 +1090,7 @@ class Program:
         self._process.stdin.flush()
 
     def until(self, data):
-        """Wait until it has printed *data*."""
+        """Wait until the command has printed *data*."""
         with gevent.Timeout(PATIENCE, AssertionError(f"{data!r} is not in {self.output!r}")):
             while data not in self.output:
                 gevent.sleep(0.001)
@@ -1101,7 +1102,7 @@ class Program:
             pass
 
 
-def test_a_context_that_fails_later_costs_its_clients_only(tcp, capfd):
+def test_a_context_that_fails_later_affects_only_its_clients(tcp, capfd):
     class Ruined(ssl.SSLContext):
         ruined = False
 
@@ -1138,14 +1139,14 @@ def test_openssls_client_gets_its_answer_and_the_end(tcp):
 
 
 @needs_openssl
-def test_keys_are_updated_by_openssls_client(tcp):
+def test_openssls_client_can_update_keys(tcp):
     listener = tcp.listen(Echo, ssl_context=server_context())
     program = Program("s_client", "-tls1_3", "-connect", f"127.0.0.1:{listener.address[1]}")
     tcp.peers.append(program)
     program.until(b"Verification")
     for number in b"1234":
         program.output = b""
-        program.say(b"K\n")  # both sides are to change their keys
+        program.say(b"K\n")  # makes openssl change the keys of both sides
         program.until(b"KEYUPDATE")
         program.say(b"hello %c\n" % number)
         program.until(b"HELLO %c\n" % number)
@@ -1153,7 +1154,7 @@ def test_keys_are_updated_by_openssls_client(tcp):
 
 
 def openssl_server(tcp, tmp_path, *options, client=Witness):
-    """A server that is the openssl command, for one connection, and a client connected to it."""
+    """Start the openssl command as a server for one connection, and connect a client.  Return both."""
     chain = tmp_path / "chain.pem"
     leaf = certificate("localhost", "127.0.0.1", "::1")
     chain.write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
@@ -1170,19 +1171,19 @@ def openssl_server(tcp, tmp_path, *options, client=Witness):
 
 
 @needs_openssl
-def test_openssls_server_is_talked_to(tcp, tmp_path):
+def test_a_client_works_with_openssls_server(tcp, tmp_path):
     program, client = openssl_server(tcp, tmp_path)
     client.connection.write(b"from the client\n")
     program.until(b"from the client\n")
     program.say(b"from the server\n")
     tcp.until(lambda: client.data == b"from the server\n")
-    program.say(b"Q\n")  # at which it just goes
+    program.say(b"Q\n")  # the server exits without a close_notify
     tcp.until(lambda: client.closed)
     assert isinstance(client.closed, ssl.SSLEOFError)
 
 
 @needs_openssl
-def test_openssls_server_learns_of_the_end(tcp, tmp_path):
+def test_openssls_server_receives_the_end(tcp, tmp_path):
     program, client = openssl_server(tcp, tmp_path)
     client.connection.write(b"the last\n")
     client.connection.close()
@@ -1192,7 +1193,7 @@ def test_openssls_server_learns_of_the_end(tcp, tmp_path):
 
 @needs_openssl
 def test_openssls_server_renegotiates_while_the_client_writes(tcp, tmp_path):
-    """In TLS 1.2 a server may ask for one at any time, and nothing can be written until it is done."""
+    """In TLS 1.2, a server can request a renegotiation at any time, and the client cannot write until it ends."""
 
     class Writer(Witness):
         def connected(self, connection):
@@ -1201,7 +1202,7 @@ def test_openssls_server_renegotiates_while_the_client_writes(tcp, tmp_path):
                     return transport.recv(size)
                 finally:
                     if connection:
-                        connection._output.pause_threshold = 0  # as if it had answered more than the server takes
+                        connection._output.pause_threshold = 0  # as after more answers than the server reads
                         connection.write(b"written early\n")
                         connection.writelines([b"-" * 70_000, b"\n"])
 
@@ -1225,7 +1226,7 @@ def test_openssls_server_renegotiates_while_the_client_writes(tcp, tmp_path):
     until(lambda: stalls)
     for _ in range(10):
         gevent.sleep(0.001)
-    assert len(stalls) < 5  # since it waits for the server, and does not try again and again
+    assert len(stalls) < 5  # the client waits for the server, and does not try repeatedly
     assert stalls[-1]
     program._process.send_signal(signal.SIGCONT)
     until(lambda: not stalls[-1])
@@ -1241,10 +1242,10 @@ def test_openssls_server_renegotiates_while_the_client_writes(tcp, tmp_path):
     assert b"written early\n" in program.output
 
 
-# Everything that connects and listens.
+# All functions that connect and listen.
 
 
-def test_what_waits_works_over_tls(tcp):
+def test_blocking_functions_work_over_tls(tcp):
     listener = tcp.listen(Echo, ssl_context=server_context())
     connect = functools.partial(tcp.implementation.connect, ssl_context=client_context(), server_hostname="localhost")
 
@@ -1265,7 +1266,7 @@ def test_what_waits_works_over_tls(tcp):
 
 
 @pytest.mark.parametrize("kind", [ngi_gevent.Threaded, ngi_gevent.Inline, ngi_gevent.Implementation])
-def test_every_implementation_speaks_tls(kind, no_socket_left):
+def test_every_implementation_supports_tls(kind, no_socket_left):
     with kind() as implementation:
         server = blocking.server(lambda input, output: output.writelines(line.upper() for line in input))
         listener = implementation.listener(None, server, ssl_context=server_context(), handshake_timeout=5)
@@ -1281,7 +1282,7 @@ def test_every_implementation_speaks_tls(kind, no_socket_left):
         implementation.wait(PATIENCE)
 
 
-def test_other_threads_may_write(tls):
+def test_other_threads_can_write_over_tls(tls):
     def write():
         for number in range(100):
             served.connection.write(b"%02d " % number)
@@ -1292,11 +1293,11 @@ def test_other_threads_may_write(tls):
     assert client.data.split() == [b"%02d" % number for number in range(100)]
 
 
-# Fuzz.
+# Random data.
 
 
 def client_hello(context=None):
-    """What a client says first."""
+    """Return the first message of a client."""
     outgoing = ssl.MemoryBIO()
     hello = (context or client_context()).wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
     with pytest.raises(ssl.SSLWantReadError):
@@ -1305,7 +1306,7 @@ def client_hello(context=None):
 
 
 def strange_words(seed):
-    """Bytes that are not a handshake, or hardly one."""
+    """Return random bytes, or a damaged first message."""
     chance = random.Random(seed)
     hello = bytearray(client_hello())
     kind = seed % 4
@@ -1323,7 +1324,7 @@ def strange_words(seed):
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.slow)])
-def test_random_bytes_in_the_handshake_do_not_affect_others(tls, info, capfd, monkeypatch, count):
+def test_random_bytes_during_the_handshake_do_not_affect_others(tls, info, capfd, monkeypatch, count):
     monkeypatch.setattr(crowd, "MOST_FAILED", count + 1)
     listener = tls.listen(Echo)
     client = tls.client(listener)
@@ -1356,7 +1357,7 @@ def test_random_bytes_in_the_handshake_do_not_affect_others(tls, info, capfd, mo
 
 @pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_random_bytes_after_the_handshake_do_not_affect_others(tls, caplog, capfd, count):
-    """What is changed on its way, is cut short, or was never encrypted: it ends its connection, and nothing arrives."""
+    """Data is changed, cut short, or not encrypted.  Its connection ends, and none of the data is delivered."""
     listener = tls.listen()
     for seed in range(count):
         chance = random.Random(seed)
@@ -1382,14 +1383,14 @@ def test_random_bytes_after_the_handshake_do_not_affect_others(tls, caplog, capf
 
 
 def received_by_a_hasty_client(address):
-    """All that a client gets who sends much together with the end of the handshake, and some more later."""
+    """Return the size of the answer for a client that sends much with the end of its handshake, and some more later."""
     received = 0
     with socket.create_connection(address, timeout=PATIENCE) as sock:
         client, incoming, outgoing = almost_shaken_hands(sock)
         for _ in range(3):
             client.write(b"r" * 10_000)
         sock.sendall(outgoing.read())
-        time.sleep(0.04)  # it is slow to read
+        time.sleep(0.04)  # the client is slow to read
         while True:
             try:
                 data = client.read(65536)
@@ -1404,7 +1405,7 @@ def received_by_a_hasty_client(address):
                 sock.sendall(outgoing.read())
 
 
-def test_a_server_that_answers_before_it_has_read_what_came_with_the_handshake_loses_nothing(tcp):
+def test_an_answer_before_all_input_of_the_handshake_is_read_loses_nothing(tcp):
     def server(connection):
         connection.write(b"x" * 2_000_000)
         connection.close()
@@ -1415,7 +1416,7 @@ def test_a_server_that_answers_before_it_has_read_what_came_with_the_handshake_l
     listener.close()
 
 
-def test_large_pieces_are_not_copied_again_and_again_for_a_peer_that_takes_little(tls):
+def test_large_pieces_are_not_copied_repeatedly_for_a_slow_peer(tls):
     client, served = tls.talk()
     sizes = []
     transport = served.connection._transport

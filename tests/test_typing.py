@@ -1,4 +1,4 @@
-"""Typed programs, checked as their authors check them: against the installed package alone."""
+"""Typed programs, checked like their authors' checks: against the installed package alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def check(tmp_path_factory):
-    """Run ``mypy --strict`` in an environment in which the package is installed, and gevent's types are not."""
+    """A function that runs ``mypy --strict`` in an environment with the package, but without gevent's types."""
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment)
     python = environment / "bin" / "python"
@@ -48,13 +48,13 @@ def check(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["right.py", "mistakes.py"])
-def test_what_is_right_passes_and_each_mistake_is_found(check, name):
+def test_correct_programs_pass_and_each_mistake_is_found(check, name):
     """The test also finds superfluous marks: an ``ignore`` without a mistake is a mistake itself."""
     assert check(TYPED / name) == "Success: no issues found in 1 source file\n"
 
 
 def test_without_its_marks_each_mistake_is_reported_at_its_place(check, tmp_path):
-    """That is, what is above cannot pass because nothing is checked."""
+    """The test above could pass because nothing is checked.  This test excludes that."""
     marked = (TYPED / "mistakes.py").read_text()
     mark = re.compile(r"  # type: ignore\[[\w, -]+\]")
     lines = {number for number, line in enumerate(marked.splitlines(), 1) if mark.search(line)}
@@ -64,6 +64,6 @@ def test_without_its_marks_each_mistake_is_reported_at_its_place(check, tmp_path
     assert {int(number) for number in re.findall(r"^unmarked\.py:(\d+): error", told, re.MULTILINE)} == lines
 
 
-def test_the_page_on_types_has_nothing_wrong(check, tmp_path):
+def test_the_page_on_types_has_no_mistakes(check, tmp_path):
     (tmp_path / "greeter.py").write_text(pages.module(pages.DOCS / "how_to" / "types.md"))
     assert check(tmp_path / "greeter.py") == "Success: no issues found in 1 source file\n"

@@ -1,4 +1,4 @@
-"""The check of the words that the style page bans."""
+"""The check for the phrases that the style page bans."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_phrase_is_found_across_lines(vocabulary):
     assert len(vocabulary.findings("page.md", "> It waits for\n> ever.\n")) == 1
 
 
-def test_only_the_words_of_a_module_are_checked(vocabulary):
+def test_only_the_prose_of_a_module_is_checked(vocabulary):
     words = ["# told", "'is told'", "'''a\ntold'''", "f'{x} told'", "def test_it_is_told(): pass"]
     for word in words:
         assert len(vocabulary.findings("a.py", f"told = {word}\n" if "def" not in word else word + "\n")) == 1, word
@@ -147,7 +147,7 @@ def test_the_style_page_can_quote_bad_style(vocabulary):
     assert len(vocabulary.findings("docs/style.md", "Not told.\n")) == 1
 
 
-def test_the_exit_status_is_1_if_there_are_any(vocabulary, capsys):
+def test_the_exit_status_is_1_if_a_phrase_is_found(vocabulary, capsys):
     assert vocabulary.main(["docs/style.md"]) == 0
     page = vocabulary.ROOT / "tests" / "words.toml"
     try:

@@ -1,4 +1,4 @@
-"""The example chat over WebSocket: in memory, in a simulation, and with a real client.  It needs wsproto."""
+"""The example chat over WebSocket: in memory, in a simulation, and with real clients.  The tests need wsproto."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_chat(monkeypatch):
 
 
 class Peer(testing.Recorder):
-    """A client, with the same parser."""
+    """A client with the same parser as the server."""
 
     def __init__(self) -> None:
         from wsproto import ConnectionType, WSConnection
@@ -58,7 +58,7 @@ class Peer(testing.Recorder):
         self.connection.write(self.parser.send(TextMessage(data=text, **options)))
 
 
-def test_each_message_goes_to_all(ngi, make_chat):
+def test_each_message_goes_to_all_clients(ngi, make_chat):
     listener = ngi.listener(None, make_chat())
     peers = [Peer(), Peer(), Peer()]
     for peer in peers:
@@ -70,7 +70,7 @@ def test_each_message_goes_to_all(ngi, make_chat):
     listener.close()
 
 
-def test_a_message_that_is_too_long_and_bytes_end_the_connection(ngi, make_chat):
+def test_a_long_message_and_a_binary_one_end_the_connection(ngi, make_chat):
     from wsproto.events import BytesMessage
 
     chat = make_chat()
@@ -85,8 +85,8 @@ def test_a_message_that_is_too_long_and_bytes_end_the_connection(ngi, make_chat)
     listener.close()
 
 
-def test_a_message_in_pieces_without_end_ends_the_connection(ngi, make_chat, monkeypatch):
-    """Though there is nothing in the pieces."""
+def test_a_message_in_endless_pieces_ends_the_connection(ngi, make_chat, monkeypatch):
+    """The pieces are counted even if they are empty."""
     import websocket_chat
 
     monkeypatch.setattr(websocket_chat, "MAX_MESSAGE", 100)
@@ -108,7 +108,7 @@ def test_a_request_without_a_websocket_gets_the_page(make_chat):
     assert answer.closed == "end of input"
 
 
-def test_a_client_that_is_lost_in_a_crash_does_not_keep_others_waiting(make_chat):
+def test_a_client_lost_in_a_crash_does_not_delay_others(make_chat):
     for seed in range(10):
         with Simulation(seed) as simulation:
             chat = make_chat()
@@ -131,7 +131,7 @@ def port():
         yield server.port
 
 
-def test_websockets(port):
+def test_the_websockets_library_can_chat(port):
     websockets = pytest.importorskip("websockets")
 
     async def talk() -> None:
@@ -147,8 +147,8 @@ def test_websockets(port):
 
 
 @needs_chromium
-def test_browsers_chat(port, browser):
-    """Two pages, unchanged, with messages typed into them, and another client."""
+def test_browsers_can_chat(port, browser):
+    """Two browsers show the unchanged page.  Messages are typed into them, and a third client sends one."""
     websockets = pytest.importorskip("websockets")
 
     tabs = [browser.tab(), browser.tab()]

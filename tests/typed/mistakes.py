@@ -1,5 +1,6 @@
-"""Mistakes that a type checker finds.  Each is marked with the message of ``mypy --strict``.  The last ones are not
-found.
+"""Mistakes that a type checker finds.
+
+Each is marked with the message of ``mypy --strict``, except the last ones, which are not found.
 """
 
 from __future__ import annotations
@@ -306,8 +307,8 @@ def test() -> None:
     print(printing)
 
 
-# Mistakes that it misses.  Optional methods are not part of a protocol, and the addresses of listeners and peers depend
-# on the implementation.
+# Mistakes that mypy does not find.  Optional methods are not part of a protocol, and the addresses of listeners and
+# peers depend on the implementation.
 
 
 class WithoutReasonAtTheEnd:

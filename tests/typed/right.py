@@ -1,4 +1,4 @@
-"""What typed programs write: ``mypy --strict`` has nothing to say to it."""
+"""Typed programs in which ``mypy --strict`` finds no mistake."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ngi_gevent.testing.faults.wrapping import WrappingImplementation
 
 ADDRESS = ("127.0.0.1", 8000)
 
-# Handlers, from the least to the most.
+# Handlers, from the smallest to the largest.
 
 
 class Echo:
@@ -60,7 +60,7 @@ class Echo:
 
 
 class AnyConnection:
-    """A handler that does not care which side it is on."""
+    """A handler that works on either side."""
 
     def handle_input(self, connection: IConnection, data: bytes) -> bool:
         if connection:
@@ -69,7 +69,7 @@ class AnyConnection:
 
 
 class WithArguments:
-    """A server with something to share."""
+    """A server that shares a store between its connections."""
 
     def __init__(self, store: dict[bytes, bytes]) -> None:
         self.store = store
@@ -95,7 +95,7 @@ class Client:
 
 
 class Declared(IConnectionHandler):
-    """Who inherits an interface has methods compared where they are written."""
+    """A handler that inherits an interface, so mypy checks its methods at their definition."""
 
     def handle_input(self, connection: IConnection, data: bytes) -> None:
         connection.abort()
@@ -140,7 +140,7 @@ def datagrams() -> None:
 
 
 def serve(implementation: IImplementation, tls: ssl.SSLContext) -> IListener:
-    """What is written against any implementation, with any option."""
+    """Use any implementation, with any option."""
     listener = implementation.listener(None, Echo, backlog=10, max_connections=10, idle_timeout=60, output_limit=10)
     implementation.listener(None, Echo, reuse_port=True, keep_alive=False, ssl_context=tls, handshake_timeout=None)
     implementation.connect(listener.address, Client(), ssl_context=tls, server_hostname="localhost", timeout=3)
