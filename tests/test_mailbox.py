@@ -56,7 +56,7 @@ def test_a_call_that_raises_does_not_delay_later_calls(monkeypatch):
 
 
 def test_many_calls_that_end_connections_are_made_one_after_another(tcp, capfd):
-    """Each of these calls makes the remaining ones, and that must not nest."""
+    """Each call that ends a connection makes the remaining calls.  These must not nest."""
     client, served = tcp.talk()
     other_thread = threading.Thread(target=lambda: [served.connection.close() for _ in range(1000)])
     other_thread.start()

@@ -117,7 +117,7 @@ def test_the_autoscaler_has_its_metric_and_alone_sets_the_number_of_pods(deploym
     (metric,) = autoscaler["spec"]["metrics"]
     assert metric["resource"]["name"] in container["resources"]["requests"]
     assert "replicas" not in deployment["spec"]
-    assert autoscaler["spec"]["minReplicas"] > 1  # the budget must allow the end of one
+    assert autoscaler["spec"]["minReplicas"] > 1  # the budget must allow the eviction of one pod
 
 
 def test_the_server_listens_on_the_ports_of_the_service_and_the_probes(container, service, options):

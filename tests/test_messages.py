@@ -364,7 +364,7 @@ def test_exceptions_are_logged_by_the_logger_of_the_failing_part(tcp, log):
 
 
 def test_a_handler_that_uses_a_closed_implementation_is_logged_at_level_debug(tcp, log):
-    """Each logger does so: the program closed the implementation, and the handler could not prevent that."""
+    """The program closed the implementation, and the handler could not prevent that."""
 
     class Again(Witness):
         def failed_connect(self, reason):

@@ -76,7 +76,7 @@ def test_an_answer_just_before_the_end_of_its_connection_is_counted(tcp):
     """The peer has not acknowledged the answer when the socket is closed."""
     listener = tcp.listen(Echo)
     for _ in range(20):
-        with socket.create_connection(listener.address) as client:  # a blocking socket, never read
+        with socket.create_connection(listener.address) as client:  # a blocking socket that is never read
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
             tcp.until(lambda: tcp.served and tcp.served[-1].closed)

@@ -79,7 +79,7 @@ class ModelConnection:
         self.handler: Any = None
         self.reason: Any = None  # the reason that the handler has yet to receive
         self.exceptions: list[BaseException] = []
-        self.wire: deque[Any] = deque()  # on its way to the peer
+        self.wire: deque[Any] = deque()  # data in transit to the peer
         self.begin: Callable[[Any], object] | None = None
 
     def __bool__(self) -> bool:
@@ -452,7 +452,7 @@ class World:
         )
 
     def settle(self, expected: Any) -> None:
-        """Wait until all consequences have come; the model says which are *expected*."""
+        """Wait for all consequences.  The model gives the *expected* ones."""
 
     def end(self) -> None:
         """End all connections and listeners."""
@@ -488,7 +488,7 @@ class ImplementedWorld(World):
 
     def make(self, client: Player, server: Player) -> None:
         self.listeners.append(self.implementation.listener(None, server.connected, linger_timeout=None))
-        self.listeners[-1].connect(client, linger_timeout=None)  # nothing ends because of time here
+        self.listeners[-1].connect(client, linger_timeout=None)  # no timeout ends a connection here
 
     def stop(self, pair: int, way: Callable[..., None]) -> None:
         way(self.listeners[pair].close)

@@ -175,7 +175,7 @@ def test_a_patched_server_serves_while_its_program_waits_for_an_event(printed, h
     assert printed["waiting, patched"] == ("HELLO\n" if head in PATCHED else "")
 
 
-def test_the_program_does_the_same_in_memory(printed):
+def test_a_server_answers_in_memory(printed):
     assert printed["in memory"] == "-> b'HELLO'\n"
 
 

@@ -49,7 +49,7 @@ def left(queue):
 
 @given(st.lists(st.tuples(st.binary(max_size=30), st.binary(max_size=5))))
 def test_output_leaves_complete_and_in_order(turns):
-    """Each turn has the sizes of the writes, and the sizes that the kernel accepts, as bytes for speed."""
+    """Each turn has the sizes of the writes and the sizes that the kernel accepts.  Bytes hold both, for speed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(output, "JOINED_SIZE", 64)  # with this size, some pieces stay separate without megabytes of data
         leaves_whole_and_in_order(turns)
@@ -144,7 +144,7 @@ def test_answers_are_not_limited_below_the_high_water_mark():
     assert queue.pause_threshold is None
 
 
-def test_input_pauses_after_as_much_output_again():
+def test_input_pauses_when_pending_output_has_doubled():
     queue = OutputQueue()
     queue.append(b"x" * (HIGH_WATER + 1))
     assert not queue.exceeds_threshold()  # this output answers no input

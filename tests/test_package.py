@@ -85,7 +85,7 @@ def test_every_public_method_has_a_docstring(thing):
     assert {name for name, method in public.items() if not inspect.getdoc(method)} <= internal
 
 
-def test_exceptions_derive_from_the_standard_ones_that_they_resemble():
+def test_exceptions_derive_from_more_general_ones():
     assert issubclass(ngi_gevent.ConnectionClosed, ValueError)
     assert issubclass(ngi_gevent.Timeout, TimeoutError)
     assert issubclass(ngi_gevent.ConnectionTimeout, ngi_gevent.ConnectionFailed)

@@ -65,8 +65,8 @@ interrupted
 """
 
 
-#: A running command, with code for after its first line. The next command waits until that code has written to
-#: ``reached``.
+#: A command that keeps running, with code that runs after its first line. The next command waits until that code has
+#: written to ``reached``.
 LEFT_RUNNING = """\
 ```{code-block} console
 :class: running
@@ -80,7 +80,7 @@ $ cat reached > /dev/null
 ```
 """
 
-#: The output of that command that a page shows later.
+#: Output of that command that a page shows later.
 LATER = """
 ```{code-block} console
 :class: %s

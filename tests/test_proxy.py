@@ -182,7 +182,7 @@ def test_the_proxy_reads_for_a_slow_client_only_as_fast_as_the_client_reads(exam
 # On sockets.
 
 
-def test_tls_and_proxy_headers_work_at_both_ends(example, tcp):
+def test_the_proxy_accepts_tls_and_passes_proxy_headers_on(example, tcp):
     upstream = tcp.listen(Echo, proxy_protocol=["127.0.0.0/8"])
     serve = example.proxy_server([upstream.address], 2, tcp.implementation.connect)
     front = tcp.listen(serve, ssl_context=server_context(), proxy_protocol=["127.0.0.0/8"])

@@ -51,7 +51,7 @@ def begin(simulation, client, serve=testing.Recorder, **options):
     return server, host, reconnecting(host.connect, ("server", 8000), client, backoff)
 
 
-def test_it_reconnects_after_a_crash_of_its_server(simulation):
+def test_a_client_reconnects_after_a_crash_of_its_server(simulation):
     client = Client()
     server, _, _ = begin(simulation, client, longest=4)
     for count in range(1, 4):
@@ -144,7 +144,7 @@ def test_equal_random_numbers_lead_to_equal_pauses():
     assert pauses[0] == pauses[1] != pauses[2]
 
 
-def test_in_memory_it_waits_for_a_listener(ngi):
+def test_in_memory_reconnecting_waits_for_a_listener(ngi):
     client = Client()
     listener = ngi.listener("server", testing.Recorder)
     again = reconnecting(ngi.connect, "server", client)
@@ -191,7 +191,7 @@ def test_each_attempt_to_an_address_without_a_listener_fails(ngi_implementation)
 
 
 @pytest.mark.parametrize("moment", ["pausing", "connecting", "connected", "in failed_connect"])
-def test_stop_ends_it_at_any_moment(stage, moment):
+def test_stop_ends_reconnecting_at_any_moment(stage, moment):
     class Stopping(Witness):
         def failed_connect(self, reason):
             if moment == "in failed_connect" and again is not None:  # in memory, reconnecting has not returned yet
@@ -254,7 +254,7 @@ def test_closing_the_implementation_ends_a_pause(stage):
     assert "stopped" in repr(again)
 
 
-def test_an_invalid_pause_is_logged_and_ends_it(stage, caplog):
+def test_an_invalid_pause_is_logged_and_ends_reconnecting(stage, caplog):
     client = Witness(stage)
     listener = stage.listen()
     again = reconnecting(stage.implementation.connect, listener.address, client, lambda failures: float("inf"))
@@ -267,7 +267,7 @@ def test_an_invalid_pause_is_logged_and_ends_it(stage, caplog):
     assert "stopped" in repr(again)
 
 
-def test_a_threaded_waits_for_it_and_any_thread_can_stop_it():
+def test_a_threaded_waits_for_reconnecting_and_any_thread_can_stop_it():
     client, served = Client(), testing.Recorder()
     with ngi_gevent.Threaded() as other, ngi_gevent.Threaded() as implementation:
         listener = other.listener(None, served.connected)

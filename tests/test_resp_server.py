@@ -114,7 +114,7 @@ def test_a_command_that_is_too_long_ends_the_connection(serve, monkeypatch):
     assert (answer.data, answer.closed) == (b"-ERR Protocol error\r\n", "end of input")
 
 
-def test_it_answers_in_a_simulation(serve):
+def test_commands_are_answered_in_a_simulation(serve):
     for seed in range(20):
         with Simulation(seed) as simulation:
             simulation.host("server").listener(("server", 6379), serve)

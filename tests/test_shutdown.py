@@ -27,7 +27,7 @@ def load_on(server: Server, **clients: int) -> Load:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_stopped_under_load_it_finishes_what_it_began():
+def test_a_server_stopped_under_load_completes_each_answer_that_has_begun():
     refused = 0
     for _ in range(ROUNDS):
         with running() as server:
@@ -44,7 +44,7 @@ def test_stopped_under_load_it_finishes_what_it_began():
 
 
 @pytest.mark.slow
-def test_stopped_under_load_it_ends_remaining_clients_at_the_close_timeout():
+def test_a_server_stopped_under_load_ends_remaining_clients_at_the_close_timeout():
     with running("--close-timeout", "1") as server:
         load = load_on(server, stay=4)
         load.wait_for(300)

@@ -88,7 +88,7 @@ def test_the_first_signal_ends_a_wait_for_the_flag(started, patch):
     assert (process.returncode, out, err) == (0, "over\n", "")
 
 
-def test_a_signal_that_was_blocked_before_counts(started):
+def test_a_signal_that_was_blocked_before_catch_stop_counts(started):
     """Process 1 needs this, since the kernel sends it no signals that still have their default effect."""
     before = "import os, signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\nos.kill(os.getpid(), 15)\n"
     process = started("say(f'caught: {stop.wait()}')", before=before)

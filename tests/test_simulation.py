@@ -85,7 +85,7 @@ def test_data_arrives_during_a_computation_and_before_the_timers_after_it():
         assert happened == ["data", "timer"], seed
 
 
-def test_the_classes_that_gevent_waits_with_work(simulation):
+def test_queues_locks_pools_and_results_of_gevent_work(simulation):
     queue: Queue[int] = Queue(maxsize=1)
     result: AsyncResult[str] = AsyncResult()
     lock, semaphore = RLock(), BoundedSemaphore(2)
@@ -675,7 +675,7 @@ def test_a_host_must_have_a_unique_name(simulation):
         simulation.host("server")
 
 
-def test_with_patches_time_time_and_random_follow_the_simulation():
+def test_patches_time_makes_time_and_random_follow_the_simulation():
     drawn = []
     for _ in range(2):
         with Simulation(7, patches_time=True):

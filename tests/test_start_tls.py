@@ -194,7 +194,7 @@ SCRIPT = b"first\nSTARTTLS\nDELETE everything\n"
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["with the command", "after the answer"])
-def test_plaintext_is_not_delivered_wherever_it_is_cut(tcp, begun):
+def test_no_cut_of_the_input_delivers_plaintext(tcp, begun):
     """The rest arrives either with the first part or during the handshake."""
     served = []
     listener = tcp.listen(lambda connection: served.append(LineServer(connection)))
@@ -332,7 +332,7 @@ def raised_by(function, *arguments, **options):
 
 
 def test_output_of_other_greenlets_during_the_handshake_is_encrypted(tcp):
-    """This is also true before the handshake can begin, since a callback runs."""
+    """The same is true while a callback delays the handshake."""
     entered, leave = Flag(), Flag()
 
     class Busy(Witness):

@@ -79,7 +79,7 @@ def test_long_messages_and_lines_are_refused(serve, messages):
     assert messages == []
 
 
-def test_it_delivers_messages_in_a_simulation(serve, messages):
+def test_messages_are_delivered_in_a_simulation(serve, messages):
     for seed in range(10):
         with Simulation(seed) as simulation:
             simulation.host("server").listener(("server", 25), serve)

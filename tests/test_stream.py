@@ -72,7 +72,7 @@ def test_callbacks_wait_for_a_callback_that_blocks(socket_stage):
 
 
 def test_input_does_not_wake_a_handler_that_blocks(tcp):
-    """This holds even if other connections are ready in the same turn, since they switch from one to the next."""
+    """Other connections are ready in the same turn, and each switches to the next one."""
 
     class Blocked(Blocking):
         def handle_input(self, connection, data):
@@ -230,7 +230,7 @@ def test_a_reset_in_the_middle_of_an_answer_is_not_logged(socket_stage, caplog):
 
 
 def test_a_reset_is_reported_after_a_handler_that_continues_to_write(tcp):
-    """Writing to a closed peer is not a mistake of the handler. It receives the end in its turn."""
+    """Writing to a closed peer is not a mistake of the handler. The handler receives the end in its turn."""
 
     class WriteOn(Witness):
         def handle_input(self, connection, data):
@@ -284,7 +284,7 @@ def test_input_before_a_failed_send_is_still_delivered(socket_stage):
 
 
 def test_the_write_watcher_stops_when_all_output_is_sent(tcp):
-    """Otherwise it would wake the loop again and again."""
+    """A started watcher would wake the loop again and again."""
     peer = tcp.peer(tcp.listen())
     tcp.until(lambda: tcp.served)
     connection = tcp.served[0].connection
@@ -300,7 +300,7 @@ def test_the_write_watcher_stops_when_all_output_is_sent(tcp):
 
 
 def test_input_is_delivered_before_the_end_of_a_peer_that_stopped_reading(tcp, tmp_path):
-    """On a Unix socket, the peer can end only one direction, so this cannot be recognized as the end of both."""
+    """On a Unix socket, the peer can end only one direction, so the library cannot recognize the end of both."""
 
     class Once(Blocking):
         def handle_input(self, connection, data):
@@ -324,7 +324,7 @@ def test_input_is_delivered_before_the_end_of_a_peer_that_stopped_reading(tcp, t
 
 
 def test_undelivered_output_does_not_keep_an_implementation_from_closing(tcp):
-    """The connection has no handler yet, so its end is still pending.  It is false already."""
+    """The connection is already false.  Its end is pending, since it has no handler yet."""
 
     class Holding(Witness):
         def connected(self, connection):
@@ -376,7 +376,7 @@ def test_a_write_after_output_was_dropped_is_refused_and_nothing_else(tcp, caplo
             connection.writelines(b"x" * 65536 for _ in range(10))
 
     peer = tcp.peer(tcp.listen(Answer))
-    peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its last output is in transit
+    peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its last output leaves at once
     peer.send(b"first")
     tcp.until(lambda: tcp.served and tcp.served[0].data)
     served = tcp.served[0]
@@ -446,7 +446,7 @@ def test_an_iterator_that_blocks_is_dropped_with_its_connection(tcp, caplog, end
     def lines():
         try:
             yield b"one "
-            Event().wait()  # forever
+            Event().wait()  # waits forever
         finally:
             closed.append(True)
             tcp.happened()
@@ -697,7 +697,7 @@ def test_the_end_of_a_with_statement_waits_until_closed_connections_have_deliver
 
 @pytest.mark.parametrize("output", ["much", "an iterator that waits"])
 def test_the_end_of_a_with_statement_does_not_wait_forever(simulated, output):
-    """A peer that reads nothing cannot delay it forever, and neither can an iterator that yields nothing."""
+    """A peer that reads nothing cannot delay the end forever, and neither can an iterator that yields nothing."""
     never = Event()
     simulated.peer(simulated.listen(lambda connection: None))
     with simulated.make() as clients:
@@ -763,7 +763,7 @@ def test_the_end_of_a_with_statement_does_not_wait_for_its_own_callback(tcp):
     clients.wait(PATIENCE)
 
 
-def test_a_connection_attempt_that_succeeds_while_its_implementation_closes_fails(tcp, tmp_path):
+def test_a_connection_attempt_fails_if_its_implementation_has_closed(tcp, tmp_path):
     for address in None, tmp_path / "socket":
         listener = tcp.implementation.listener(address, tcp.server())
         tcp.listeners.append(listener)
@@ -1142,7 +1142,7 @@ def test_a_closed_connection_waits_for_its_peer_however_long_its_handler_compute
 
     class Compute(Witness):
         def handle_input(self, connection, data):
-            simulated.simulation.compute(10)  # until then, no greenlet runs, and the loop does not
+            simulated.simulation.compute(10)  # until then, neither the loop nor any greenlet runs
             connection.close()
             self.closed_at = clock.now()
 

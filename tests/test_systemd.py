@@ -28,7 +28,7 @@ ACTIVATE, ANALYZE = shutil.which("systemd-socket-activate"), shutil.which("syste
 HAND_OVER = """\
 import fcntl, os, sys
 descriptors, names, command = sys.argv[1].split(), sys.argv[2], sys.argv[3:]
-# Away from where they go.
+# The copies have high numbers, so none of them is overwritten.
 for place, copy in enumerate([fcntl.fcntl(int(number), fcntl.F_DUPFD, 50) for number in descriptors], 3):
     os.dup2(copy, place)
     os.close(copy)

@@ -332,7 +332,7 @@ def test_a_timeout_expires_at_once_if_nothing_can_end_the_wait():
 
 
 def test_callbacks_of_several_threads_do_not_overlap():
-    """If a thread causes a callback while another thread runs callbacks, the other thread also runs that one."""
+    """If a thread causes a callback while another thread runs callbacks, the other thread runs that one too."""
 
     class Slow(testing.Recorder):
         running = overlapped = 0

@@ -354,7 +354,7 @@ class LastMoment(ngi_gevent.Implementation):
         self.over = threading.Event()
 
     def use(self, gone_on):
-        """Run the body of a thread."""
+        """Use the implementation, as the body of a thread."""
         with contextlib.suppress(ImplementationClosed):
             self.listener(None, lambda connection: None)
         gone_on.set()
@@ -617,18 +617,18 @@ gevent.config.loop = Loop
 gc.disable()
 imports = builtins.__import__
 def collecting(name, *arguments, **options):
-    if name == "gc": gc.collect()  # greenlet imports it to look for references to the main greenlet of a dead thread
+    if name == "gc": gc.collect()  # greenlet imports it to find references to the main greenlet of a dead thread
     return imports(name, *arguments, **options)
 builtins.__import__ = collecting
 for _ in range(20):
     try: ngi_gevent.Threaded().wait()
     except MemoryError: pass
-    time.sleep(0.001)  # the thread ends, and this one cleans up after it
+    time.sleep(0.001)  # the thread ends, and the main thread cleans up after it
 print("alive")
 """
 
 
-def test_a_failed_start_leaves_nothing_to_a_garbage_collection_that_crashes_greenlet():
+def test_after_a_failed_start_a_garbage_collection_does_not_crash_greenlet():
     program = [sys.executable, "-c", COLLECTED_WHILE_GREENLET_CLEANS_UP]
     answer = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "alive\n", "")
@@ -835,11 +835,11 @@ class Compute:
         try:
             computing.set()
             while time.monotonic() < end:
-                time.sleep(0.001)  # keeps the thread as a computation does, and costs less
+                time.sleep(0.001)  # blocks the thread like a computation, but costs less
         finally:
             print("interrupted" if time.monotonic() < end else "done", flush=True)
 
-# It lingers for much less, or the connection would end in the same moment as the program.
+# With the default linger_timeout, the connection would end at the same moment as the program.
 listener = ngi_gevent.Threaded().listener(None, Compute, linger_timeout=0.05)
 client = socket.create_connection(listener.address)
 client.sendall(b"x")

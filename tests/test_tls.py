@@ -968,7 +968,7 @@ def test_messages_of_tls_itself_do_not_accumulate(tls):
 # Peers with other libraries.
 
 
-def test_large_transfers_in_random_pieces_both_ways(tcp):
+def test_large_transfers_in_random_pieces_are_complete_both_ways(tcp):
     """The client is the standard library's, on a thread.  It sends and receives in turns."""
     size = 4_000_000
     chance = random.Random(5)

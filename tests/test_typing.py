@@ -1,4 +1,4 @@
-"""Typed programs, checked like their authors' checks: against the installed package alone."""
+"""Typed programs, checked as by their authors: against the installed package alone."""
 
 from __future__ import annotations
 
