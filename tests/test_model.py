@@ -351,7 +351,7 @@ def on_greenlet(*calls: Callable[[], object]) -> None:
 
 
 def on_thread(*calls: Callable[[], object]) -> None:
-    """Make *calls* on another native thread, and wait for it."""
+    """Make *calls* on another native thread, and wait for that thread."""
     raised: list[BaseException] = []
 
     def run() -> None:
