@@ -109,7 +109,7 @@ class Load:
         start = chance.randrange(len(TEXT) - size)
         expected = ANSWER[start : start + size]
         received = bytearray()
-        errors: list[OSError] = []  # of the sending or the receiving thread
+        errors: list[OSError] = []  # errors in the two threads
 
         def send() -> None:
             try:

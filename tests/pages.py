@@ -92,7 +92,7 @@ def strange_ports(text: str) -> list[str]:
 
 
 class Reader:
-    """Follows a page in a directory.  A context manager, which ends the commands that still run."""
+    """Follows a page in a directory.  Leaving the context ends the commands that still run."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

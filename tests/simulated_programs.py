@@ -187,7 +187,7 @@ def disturb(simulation: Simulation, hosts: list[Host], random: Random) -> None:
 
 
 def run_program(seed: int, steps: int = 12) -> str:
-    """Run the program of *seed*, with so many changes to the network.  Return the digest."""
+    """Run the program of *seed*, with *steps* changes to the network.  Return the digest."""
     random = Random(seed)
     with Simulation(seed) as simulation:
         hosts = [simulation.host(f"host{number}", start) for number in range(3)]

@@ -323,7 +323,7 @@ class Clients:
             received += data
         assert received in (b"", b"HELLO\n"), f"{received!r}"
         self._count("served in a crowd")
-        time.sleep(chance.random())  # while others come
+        time.sleep(chance.random())  # other clients connect during this time
 
     def leaves(self, sock: socket.socket, chance: random.Random) -> None:
         pass

@@ -153,7 +153,7 @@ def test_the_ipv6_wildcard_includes_ipv4_only_on_request(tcp, dual_stack):
         tcp.until(lambda: len(tcp.served) == 2)
         assert tcp.served[1].connection.peer_address[0] == "::ffff:127.0.0.1"
     else:
-        listen(tcp, ("0.0.0.0", port))  # a different address
+        listen(tcp, ("0.0.0.0", port))  # this is a different address
 
 
 @pytest.mark.parametrize("address", [("", 0), ("127.0.0.1", 0), ("::1", 0), "/tmp/path", None])

@@ -193,7 +193,7 @@ def test_an_exception_in_the_handler_is_raised_with_its_traceback_and_not_logged
 
 
 def test_a_write_in_the_handler_after_the_end_is_not_an_error(stage, caplog):
-    """This is the same without a request.  The result is the reason for the end."""
+    """Without a request, such a write is not an error either.  The result is the reason for the end."""
 
     class Client:
         def connected(self, connection):

@@ -43,7 +43,7 @@ def test_a_fast_sender_waits_for_a_slow_reader(socket_stage):
         read += len(data)
         most = max(most, came - read)
         if read < 1000 * 1000:
-            gevent.idle()  # run everything that is ready
+            gevent.idle()  # let all ready greenlets run
             assert peer.sent < MUCH
     assert read == came == MUCH
     assert PIECE - 1000 <= most <= 2 * PIECE

@@ -65,7 +65,7 @@ def start(image: str) -> Iterator[Callable[..., str]]:
 
     yield run
     for name in names:
-        engine("kill", name, check=False)  # without the time to stop that rm would allow
+        engine("kill", name, check=False)  # rm would give it time to stop
         engine("rm", "-f", name)
 
 
@@ -137,7 +137,7 @@ def test_a_client_that_stays_does_not_keep_the_container_running(start):
     with connect(name) as client:
         client.sendall(b"hello")
         assert client.recv(100) == b"HELLO"
-        engine("stop", name)  # with the engine's default time to stop
+        engine("stop", name)  # the engine's default time to stop applies
         assert client.recv(100) == b""
     assert inspected(name, ".State.ExitCode") == 0
     assert engine("logs", name).stdout.splitlines()[-1] == "stopped, ending 1 connection"

@@ -84,11 +84,7 @@ def test_an_impossible_limit_is_refused(name, value, error):
         (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 2), True),  # a client of a listener with dual_stack
         (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
         (("fe80::1%eth0", 1, 0, 2), ("fe80::1%eth0", 2, 0, 2), True),
-        (
-            ("fe80::1%eth0", 1, 0, 2),
-            ("fe80::2%eth0", 1, 0, 2),
-            False,
-        ),  # link-local addresses share one network
+        (("fe80::1%eth0", 1, 0, 2), ("fe80::2%eth0", 1, 0, 2), False),  # all of these share one network
     ],
 )
 def test_connections_count_by_host(one, other, same):
@@ -109,7 +105,7 @@ def test_connections_count_by_host(one, other, same):
         (("fe80::1%eth0", 1, 0, 2), "fe80::1"),
     ],
 )
-def test_a_host_in_the_log(address, shown):
+def test_the_log_shows_a_host_as_it_is_counted(address, shown):
     assert format_host(address) == shown
 
 
@@ -162,7 +158,7 @@ def test_max_per_host_limits_a_host_that_opens_33_connections_a_second(simulated
         assert client.data == b"?"
         assert len(list(listener.connections())) == 16 + 1
         assert {record.levelname for record in caplog.records} == {"WARNING"}
-        assert 2 * crowd.MOST_REFUSED <= len(refusals(caplog)) <= 3 * crowd.MOST_REFUSED  # in 20 seconds
+        assert 2 * crowd.MOST_REFUSED <= len(refusals(caplog)) <= 3 * crowd.MOST_REFUSED  # the number for 20 seconds
         assert f"{listener.address!r} refused a connection from ('10.0.0.2', " in refusals(caplog)[0]
         assert refusals(caplog)[0].endswith(": 10.0.0.2 has 16 open (max_per_host)")
         assert "more since the last such entry" in refusals(caplog)[crowd.MOST_REFUSED]

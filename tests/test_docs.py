@@ -167,7 +167,7 @@ def test_the_drawing_of_calls_shows_the_calls_of_a_conversation():
 def test_the_drawing_of_the_race_equals_its_replay(monkeypatch):
     """If this fails because the simulation has changed, check the replay on the page, and run the script."""
     for name in "office", "others", "test_office":
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # the script creates them from the page's code blocks
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # the script takes their code from the page
     drawings = pages.DOCS / "drawings"
     assert runpy.run_path(str(drawings / "race.py"))["draw"]() == (drawings / "race.svg").read_text()
 

@@ -99,7 +99,7 @@ def test_the_table_lists_every_example():
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("nc") and shutil.which("openssl")), reason="nc or openssl is not installed")
 def test_each_documented_command_prints_what_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTEST_PLUGINS", "pytest_ngi_gevent")  # as if the plugin were installed
+    monkeypatch.setenv("PYTEST_PLUGINS", "pytest_ngi_gevent")  # this simulates an installed plugin
     (tmp_path / "examples").symlink_to(EXAMPLES)
     with pages.Reader(tmp_path) as reader:
         reader.follow(EXAMPLES / "README.md")

@@ -596,7 +596,8 @@ def test_ctrl_c_while_output_is_sent_resets_only_that_connection(tcp, capfd):
     assert "KeyboardInterrupt" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("size", [1, 20_000])  # one is sent at the end of the turn, the other when the callback returns
+# One byte is sent at the end of the turn, and much output when the callback returns.
+@pytest.mark.parametrize("size", [1, 20_000])
 def test_no_output_is_sent_twice_after_ctrl_c_during_a_send(tcp, capfd, size):
     class Server(Witness):
         def handle_input(self, connection, data):

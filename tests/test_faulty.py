@@ -1,4 +1,4 @@
-"""A network with planned faults: they are the same in memory and on sockets, and are only those that TCP allows."""
+"""A network with planned faults.  They are the same in memory and on sockets, and are only those that TCP allows."""
 
 from __future__ import annotations
 
@@ -510,7 +510,7 @@ def traces_on_sockets(plan, expected):
 
 @pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(10, 400, 10))])
 def test_the_same_plan_has_the_same_traces_in_memory_and_on_sockets(first, caplog):
-    caplog.set_level("CRITICAL")  # it includes handlers that raise
+    caplog.set_level("CRITICAL")  # the plans include handlers that raise
     for seed in range(first, first + 10):
         plan = Plan.from_seed(seed)
         expected = traces_in_memory(plan)

@@ -97,7 +97,7 @@ def test_an_earlier_socket_is_an_error_at_its_first_use():
 
 def test_harmless_calls_are_allowed(tmp_path, caplog):
     alarms = []
-    before = signal.signal(signal.SIGALRM, lambda *_: alarms.append(1))  # as pytest-timeout does
+    before = signal.signal(signal.SIGALRM, lambda *_: alarms.append(1))  # pytest-timeout calls this, too
     with Fence():
         signal.setitimer(signal.ITIMER_REAL, 0.001)
         (tmp_path / "file").write_bytes(b"x")

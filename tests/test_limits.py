@@ -240,7 +240,7 @@ def test_after_a_stall_no_active_client_is_idle(simulated):
     peers[0].send(b"stall")
     simulated.until(lambda: all(peer.ended or peer.received for peer in peers))
     assert [peer.received for peer in peers] == [b"answer"] * 3
-    simulated.until(lambda: all(served.closed for served in simulated.served))  # from here on, the clients are idle
+    simulated.until(lambda: all(served.closed for served in simulated.served))  # now, the clients are idle
     assert {type(served.closed) for served in simulated.served} == {ngi_gevent.Timeout}
 
 

@@ -352,7 +352,7 @@ def test_the_timer_ends_with_the_connection(tcp, monkeypatch, waits_for):
 
 
 def served_without_a_reader(implementation):
-    """Listen with a server that writes much and closes.  Return the address, and a flag that is then set."""
+    """Listen with a server that writes much and closes.  Return the address, and a flag that is set after that."""
 
     def serve(connection):
         connection.write(bytes(10_000_000))
