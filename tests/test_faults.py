@@ -166,7 +166,7 @@ def test_a_reset_is_reported_once_whatever_the_server_does(network, caplog, mome
     assert caplog.records == []
 
 
-def test_a_reset_before_a_handler_is_set(network, caplog):
+def test_a_reset_before_a_handler_is_set_is_kept_for_the_handler(network, caplog):
     """The connection keeps the reset, and the input before it, for the handler."""
     held = []
     peer = network.peer(network.listen(lambda connection: (held.append(connection), network.happened())))
@@ -185,7 +185,7 @@ def test_a_reset_before_a_handler_is_set(network, caplog):
     assert caplog.records == []
 
 
-def test_a_reset_before_the_connection_is_accepted(tcp, caplog):
+def test_a_reset_before_the_connection_is_accepted_affects_no_other_client(tcp, caplog):
     """The server may or may not get the connection.  No other client is affected, and nothing is left open."""
     listener = tcp.listen(Echo)
     bystander = Bystander(tcp, listener)

@@ -393,7 +393,7 @@ class Traced:
 
 
 class LineServer(Traced):
-    """A server: it greets, answers lines, answers one line in many pieces, and closes on request."""
+    """A server that greets, answers lines, answers one line in many pieces, and closes on request."""
 
     def __init__(self, trace, connection):
         super().__init__(trace)

@@ -1,4 +1,4 @@
-"""A forked child that has its parent's descriptors: it does not hide the end of a connection, and does not end any."""
+"""A forked child that has its parent's descriptors.  It does not hide the end of a connection, or end a connection."""
 
 from __future__ import annotations
 

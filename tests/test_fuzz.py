@@ -1,4 +1,4 @@
-"""Random bytes in random pieces: the result must be documented, or as a few lines of Python compute it.
+"""Random bytes in random pieces: the result must equal the result of a few lines of Python, or be a documented error.
 
 ``pytest -m "" --hypothesis-profile=more --timeout=0 tests/test_fuzz.py`` tries many other inputs, different in each
 run.
