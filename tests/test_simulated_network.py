@@ -1005,7 +1005,7 @@ def test_a_paused_host_does_not_notice_its_connection():
 @pytest.mark.parametrize(
     ("listens", "advice"), [(None, "let it listen on ('server', 0)"), (("", 8000), "connect to ('server', 8000)")]
 )
-def test_a_refusal_on_the_loopback_names_the_host_that_listens_on_its_own(listens, advice):
+def test_a_refusal_on_the_loopback_names_another_host_that_listens(listens, advice):
     with Simulation() as simulation:
         server, client = simulation.host("server"), simulation.host("client")
         port = server.listener(listens, serve).address[1]

@@ -1,4 +1,4 @@
-"""Typed programs, checked as by their authors: against the installed package alone."""
+"""Typed programs, checked against the installed package alone, like the programs of its users."""
 
 from __future__ import annotations
 
