@@ -188,9 +188,9 @@ def test_a_refused_client_gets_a_reset_which_fails_its_handshake_if_there_is_one
     refused = Witness(stage)
     stage.implementation.connect(listener.address, refused)
     stage.until(lambda: refused.closed or refused.failed)
-    reason = refused.failed if kind == "tls" else refused.closed
-    assert isinstance(reason, ConnectionResetError)
-    assert (refused.connection is None) == (kind == "tls")
+    assert isinstance(refused.closed or refused.failed, ConnectionResetError)
+    # Without TLS, the kernel can report the reset before the client notices that it is connected.
+    assert kind == "tcp" or refused.connection is None
 
 
 def test_a_refusal_names_the_network_of_the_client_and_the_address_of_the_listener(simulation, caplog):
