@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseListener", "ListenerOwner", "check_listen_options", "log_refusal"]
 
+#: The largest backlog that a system call can take.
+MOST_QUEUED = 2**31 - 1
+
 
 def check_listen_options(
     backlog: Any,
@@ -45,6 +48,8 @@ def check_listen_options(
     :raises ValueError: an option has an invalid value.
     """
     check_count("backlog", backlog)
+    if backlog > MOST_QUEUED:
+        raise ValueError(f"backlog must be an int <= {MOST_QUEUED}; got {backlog!r}")
     check_max_connections(max_connections)
     check_limits(limits)
     as_positive_timeout(slow_callback, "slow_callback")

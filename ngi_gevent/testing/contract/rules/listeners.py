@@ -226,7 +226,14 @@ def test_the_same_options_are_accepted_everywhere(stage):
     stage.until(lambda: client.connection)
 
 
-IMPOSSIBLE = [("backlog", -1), ("output_limit", -1), ("max_connections", 0), ("idle_timeout", 0), ("idle_timeout", -1)]
+IMPOSSIBLE = [
+    ("backlog", -1),
+    ("backlog", 2**31),
+    ("output_limit", -1),
+    ("max_connections", 0),
+    ("idle_timeout", 0),
+    ("idle_timeout", -1),
+]
 IMPOSSIBLE += [("linger_timeout", -1), ("slow_callback", 0), ("slow_callback", -1)]
 IMPOSSIBLE += [("keep_alive", value) for value in [(), (60, 10), (0, 10, 3), (60, 40_000, 3), (60, 10, 128)]]
 
