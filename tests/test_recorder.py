@@ -224,3 +224,16 @@ def test_a_wait_in_a_callback_fails_with_the_cause():
     testing.Connection(Impatient()).write(b"mo")
     assert len(failures) == 1
     assert "a callback cannot wait for its own connection" in failures[0]
+
+
+def test_a_recorder_on_a_connection_of_the_application_says_what_it_expected():
+    class Connection:
+        def set_handler(self, handler):
+            self.handler = handler
+
+        def when_closed(self, callback):
+            pass
+
+    recorder = testing.Recorder(Connection())
+    with pytest.raises(AssertionError, match=r"^expected b'x' next, but perhaps the server set no handler"):
+        recorder.expect(b"x", timeout=0.001)

@@ -198,7 +198,7 @@ class Recorder:
         connection = bottom(self.connection)
         if self.chunks or self.closed is not None or not connection:
             return ""
-        side = "server" if connection.control is None else "client"
+        side = "server" if getattr(connection, "control", None) is None else "client"
         peer = getattr(connection, "peer", None)  # in memory
         if peer is None:
             return f"perhaps the {side} set no handler (set_handler): "
