@@ -42,7 +42,7 @@ def test_a_fast_sender_waits_for_a_slow_reader(socket_stage):
     while data := input.read(1000, PATIENCE):
         read += len(data)
         most = max(most, came - read)
-        if read < 1000 * 1000:
+        if read < 200 * 1000:  # the kernel's buffers grow as more is read
             gevent.idle()  # let all ready greenlets run
             assert peer.sent < MUCH
     assert read == came == MUCH
