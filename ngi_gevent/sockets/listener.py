@@ -35,7 +35,7 @@ __all__ = ["BACKLOG", "StreamListener"]
 BACKLOG = 1024
 
 #: Seconds after which a connection without a handler is logged.  A proxy sets one once it has reached its upstream.
-HANDLER_TIMEOUT = 2.0
+HANDLER_TIMEOUT = 5.0
 
 
 @documented_by(IListener)
