@@ -43,7 +43,7 @@ def needs(page, *programs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if pages.module(page)], ids=named)
-def test_the_module_of_a_page_runs(page, run):
+def test_page_module_runs(page, run):
     needs(page)
     code = pages.module(page)
     tests = len(re.findall(r"^def test_", code, re.MULTILINE))
