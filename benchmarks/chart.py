@@ -14,7 +14,7 @@ CHARTED = ("echo-64x1-cpu", "echo-64x100-cpu", "resp-x50-cpu", "http-x50-cpu")
 #: Pixels: as wide as a phone, on which the image is not made smaller.
 WIDTH = 380
 MARGIN = 14
-LABEL = 96  # width of the names
+LABEL = 106  # width of the names
 FIGURE = 46  # width of the figures after the bars
 BAR = 20  # height of a bar and its space
 HEAD = 26  # height of the title of a panel

@@ -67,7 +67,7 @@ def test_links_of_the_index_page_lead_to_files(built):
         assert link.startswith("https://")
         if found := re.fullmatch(rf"{HOME}/(raw|blob)/v{VERSION}/([^#]*)(#.*)?", link):
             files[found[1]].append(found[2])
-    assert files["raw"] == ["benchmarks/results/echo.svg"]
+    assert files["raw"] == ["benchmarks/results/chart.svg"]
     assert len(files["blob"]) > 20
     assert [file for file in files["blob"] + files["raw"] if not (ROOT / file).is_file()] == []
 
