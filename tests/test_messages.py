@@ -18,6 +18,7 @@ from certificates import client_context, server_context
 from stages import PATIENCE, Witness, in_thread
 
 import ngi_gevent
+import pytest_ngi_gevent
 from ngi_gevent import blocking, testing
 from ngi_gevent.sockets import listener as listeners
 
@@ -440,7 +441,8 @@ def test_a_closed_threaded_says_so():
 #: Calls whose text is a message: exceptions, and methods of loggers.
 IS_MESSAGE = re.compile(r"[A-Z]\w*(Error|Closed|Exceeded|Timeout|Response)|Deadlock|Refused|NotSimulated|HostCrashed")
 METHODS = {"debug", "info", "warning", "error", "log"}
-SOURCES = [*(ROOT / "ngi_gevent").rglob("*.py"), *(ROOT / "examples").glob("*.py"), ROOT / "pytest_ngi_gevent.py"]
+PACKAGE = Path(ngi_gevent.__file__).parent  # perhaps of an installed wheel
+SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "examples").glob("*.py"), Path(pytest_ngi_gevent.__file__)]
 #: Names and texts from other programs that begin with a capital.
 CAPITALS = (
     "I/O ",

@@ -209,8 +209,9 @@ def test_every_exception_is_in_the_table():
     assert {getattr(errors, name) for name in errors.__all__} - listed == set()
     assert {getattr(simulation.errors, name) for name in simulation.errors.__all__} - listed == set()
     raised = set()
-    rules = ROOT / "ngi_gevent" / "testing" / "contract" / "rules"
-    for path in {*(ROOT / "ngi_gevent").rglob("*.py")} - {*rules.glob("*.py")}:
+    package = Path(errors.__file__).parent  # perhaps of an installed wheel
+    rules = package / "testing" / "contract" / "rules"
+    for path in {*package.rglob("*.py")} - {*rules.glob("*.py")}:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Raise(exc=ast.Name(name) | ast.Call(func=ast.Name(name))):
