@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.cases import FULL, Case, Settings, connect_case, echo, http, resp
 from benchmarks.figures import Figures, Spread, shown
 from benchmarks.processes import HERE, OURS, Bench, Server, two_cores
+from benchmarks.report import ratio
 from benchmarks.rounds import EVERY, measured, planned
 
 #: How many times the processor time of the other revision is too much.
@@ -45,8 +46,7 @@ class Comparison:
     ratio: Spread
 
     def __str__(self) -> str:
-        times = f"× {self.ratio.median:.2f} ({self.ratio.least:.2f}-{self.ratio.most:.2f})"
-        return f"{self.title:40} {shown(self.other.median):>8} {shown(self.ours.median):>8}  {times}"
+        return f"{self.title:40} {shown(self.other.median):>8} {shown(self.ours.median):>8}  × {ratio(self.ratio)}"
 
 
 def checkout(revision: str, directory: Path) -> str:
@@ -72,9 +72,9 @@ def compared(figures: Figures, cases: Sequence[Case], other: Server) -> Iterator
     for case in cases:
         row = next(row for row in case.rows if row.name.endswith("-cpu"))
         ours, others = figures.spread(row.name, OURS), figures.spread(row.name, other)
-        ratio = figures.against(row.name, other)
-        if ours and others and ratio:
-            yield Comparison(f"{case.rows[0].title}, {row.unit}", ours, others, ratio)
+        compared_to = figures.against(row.name, other)
+        if ours and others and compared_to:
+            yield Comparison(f"{case.rows[0].title}, {row.unit}", ours, others, compared_to)
 
 
 def published() -> str:

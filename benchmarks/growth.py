@@ -18,10 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from benchmarks import machine, work, workers
+from benchmarks.cases import rate_and_cpu
+from benchmarks.drawing import MARGIN, TOP, WIDTH, page, text
 from benchmarks.figures import Spread, shown
 from benchmarks.processes import COMPILER, HERE, OURS, Bench, Running, raise_limit_of_files, two_cores
 
@@ -87,7 +88,8 @@ def size(bench: Bench, request: int) -> float:
 
 def _for_a_request(bench: Bench, running: Running, **options: int) -> float:
     report = bench.load("echo", running, seconds=SECONDS, warm_up=WARM_UP, **options)
-    return report["server_cpu"] * report["seconds"] * 1e6 / report["operations"]
+    _, cost = rate_and_cpu(report)
+    return cost.value
 
 
 def of_workers(bench: Bench, count: int) -> float:
@@ -144,7 +146,7 @@ def measured(bench: Bench, all_series: Sequence[Series], rounds: int) -> list[Gr
                 cost = series.measure(bench, amount)
                 found.setdefault((series.title, amount), []).append(cost)
                 print(
-                    f"round {number}  {series.title:24} {amount:>9,} {series.work:12} {shown(cost):>8} µs", flush=True
+                    f"round {number}  {series.title:24} {amount:>9,} {series.work:12} {precise(cost):>8} µs", flush=True
                 )
     growths = []
     for series in all_series:
@@ -168,9 +170,7 @@ def markdown(growths: Sequence[Growth], described: dict[str, str], rounds: int) 
         rows = [f"| {amount:,} | {spread(cost)} |" for amount, cost in growth.costs.items()]
         verdict = "" if growth.is_bounded else ": **more than the limit**"
         parts += [
-            f"## {series.title[0].upper()}{series.title[1:]}"
-            if series.title != "connections()"
-            else "## `connections()`",
+            f"## {series.title}",
             "\n".join([f"| {series.work} | µs for a {series.unit} |", "| ---: | ---: |", *rows]),
             f"Exponent: {growth.exponent:.2f}{verdict}",
         ]
@@ -188,44 +188,20 @@ def precise(figure: float) -> str:
 
 # The drawing.
 
-WIDTH, MARGIN, PANEL, PLOT, HEAD = 380, 14, 176, 104, 24
+PANEL, PLOT, HEAD = 176, 104, 24
 LEFT = 58  # of a plot, for the figures beside it
-
-STYLE = """
-  svg { font: 14px system-ui, sans-serif; }
-  .page { fill: #ffffff; stroke: #d0d7de; }
-  text { fill: #1f2328; }
-  .head { font-weight: 600; }
-  .fine { fill: #59636e; font-size: 12px; }
-  .axis { stroke: #d0d7de; fill: none; }
-  .line { stroke: #1f6feb; stroke-width: 2; fill: none; }
-  .point { fill: #1f6feb; }
-  @media (prefers-color-scheme: dark) {
-    .page { fill: #0d1117; stroke: #3d444d; }
-    text { fill: #e6edf3; }
-    .fine { fill: #9198a1; }
-    .axis { stroke: #3d444d; }
-    .line { stroke: #4493f8; }
-    .point { fill: #4493f8; }
-  }
-"""
 
 
 def svg(growths: Sequence[Growth]) -> str:
     """A panel for each series, with logarithmic axes; each covers at least a factor of ten of the cost."""
-    height = MARGIN + 44 + PANEL * len(growths)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        f'viewBox="0 0 {WIDTH} {height}" role="img">',
-        "<title>The cost of a unit of each work, as there is more of it</title>",
-        f"<style>{STYLE}</style>",
-        f'<rect class="page" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
-        _text(MARGIN, MARGIN + 12, "Cost of a unit as work grows, in µs", "head"),
-        _text(MARGIN, MARGIN + 30, "Flat: a unit costs the same. Axes are logarithmic.", "fine"),
-    ]
-    for index, growth in enumerate(growths):
-        parts += _panel(MARGIN + 44 + PANEL * index, growth)
-    return "\n".join([*parts, "</svg>\n"])
+    panels = [part for index, growth in enumerate(growths) for part in _panel(TOP + PANEL * index, growth)]
+    return page(
+        "The cost of a unit of each work, as there is more of it",
+        "Cost of a unit as work grows, in µs",
+        "Flat: a unit costs the same. Axes are logarithmic.",
+        panels,
+        TOP + PANEL * len(growths),
+    )
 
 
 def _panel(top: float, growth: Growth) -> list[str]:
@@ -243,18 +219,14 @@ def _panel(top: float, growth: Growth) -> list[str]:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     series = growth.series
     return [
-        _text(MARGIN, top + 14, f"{series.title}: for a {series.unit}", "head"),
+        text(MARGIN, top + 14, f"{series.title}: for a {series.unit}", "head"),
         f'<polyline class="axis" points="{LEFT},{top + HEAD} {LEFT},{bottom} {right},{bottom}"/>',
-        *(_text(MARGIN, at(first, cost)[1] + 4, precise(cost), "fine") for cost in (low, high)),
+        *(text(MARGIN, at(first, cost)[1] + 4, precise(cost), "fine") for cost in (low, high)),
         f'<polyline class="line" points="{line}"/>',
         *(f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in points),
-        _text(LEFT, bottom + 17, f"{first:,}", "fine"),
+        text(LEFT, bottom + 17, f"{first:,}", "fine"),
         f'<text class="fine" text-anchor="end" x="{right}" y="{bottom + 17}">{last:,} {series.work}</text>',
     ]
-
-
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def main() -> int:
@@ -272,8 +244,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as directory:
         growths = measured(Bench(Path(directory), server_core, load_core), SERIES, options.rounds)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "growth.md").write_text(markdown(growths, machine.described(), options.rounds))
-    (options.output / "growth.svg").write_text(svg(growths))
+    (options.output / "growth.md").writetext(markdown(growths, machine.described(), options.rounds))
+    (options.output / "growth.svg").writetext(svg(growths))
     print(f"written to {options.output}")
     return 0 if all(growth.is_bounded for growth in growths) else 1
 

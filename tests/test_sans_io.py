@@ -173,15 +173,19 @@ def test_other_exceptions_of_the_parser_count_as_the_handlers(stage, caplog):
     assert "handle_input raised an exception" in caplog.text
 
 
+class Detachable(Listing):
+    """A handler whose connection below can have it as its handler later."""
+
+    def connected(self, connection: Any) -> None:
+        self.meet(connection)
+        self.words = Words()
+        self.events: list[Any] = []
+        SansIO(connection, self.words.receive, self.words.events).set_handler(self)
+
+
 @pytest.mark.parametrize("first", [b"", b"one "])
 def test_the_parser_keeps_the_events_after_a_detach(stage, first):
-    class Changing(Listing):
-        def connected(self, connection: Any) -> None:
-            self.meet(connection)
-            self.words = Words()
-            self.events: list[Any] = []
-            SansIO(connection, self.words.receive, self.words.events).set_handler(self)
-
+    class Changing(Detachable):
         def handle_input(self, connection: Any, event: Any) -> None:
             super().handle_input(connection, event)
             if event == b"change":
@@ -199,13 +203,7 @@ def test_the_parser_keeps_the_events_after_a_detach(stage, first):
 
 
 def test_events_requested_before_a_detach_stay_in_the_parser(stage):
-    class Changing(Listing):
-        def connected(self, connection: Any) -> None:
-            self.meet(connection)
-            self.words = Words()
-            self.events: list[Any] = []
-            SansIO(connection, self.words.receive, self.words.events).set_handler(self)
-
+    class Changing(Detachable):
         def handle_input(self, connection: Any, event: Any) -> None:
             super().handle_input(connection, event)  # requests the events after b"wait"
             if event == b"wait":

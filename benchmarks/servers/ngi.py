@@ -32,8 +32,7 @@ class Connections(Echo):
 
     def handle_input(self, connection: IServerConnection, data: bytes) -> None:
         if data == work.TIME_CONNECTIONS:
-            (listener,) = listeners
-            data = struct.pack("d", min(timeit.repeat(listener.connections, number=1, repeat=20)))
+            data = struct.pack("d", min(timeit.repeat(connection.control.connections, number=1, repeat=20)))
         super().handle_input(connection, data)
 
 
@@ -70,17 +69,12 @@ def serve_example(name: str, connection: IServerConnection) -> None:
     server_of(name)(connection)
 
 
-#: The listener, once it listens.
-listeners: list[Any] = []
-
-
 def main() -> None:
     examples = {name: partial(serve_example, name) for name in SESSIONS}
     works: dict[str, Callable[[IServerConnection], object]]
     works = {"echo": Echo, "send": Send, "receive": Receive, "burst": Burst, "connections": Connections, **examples}
     server = work.chosen(works)
-    listeners.append(ngi_gevent.listener(None, server))
-    work.announce(listeners[0].address[1])
+    work.announce(ngi_gevent.listener(None, server).address[1])
     ngi_gevent.wait()
 
 

@@ -58,14 +58,19 @@ def talk(stage, witness=Witness):
     return client, served
 
 
-def test_a_conversation_goes_on_with_tls(stage):
-    client, served = talk(stage)
-    client.connection.write(b"ONE\nSTARTTLS\n")
+def finish_with_tls(stage, client, served):
+    """Start TLS on the side of a client that has sent ONE and STARTTLS, send TWO, and end the conversation."""
     stage.until(lambda: client.data.startswith(b"one\ngo ahead, "))
     start_as_client(client.connection)
     client.connection.write(b"TWO\n")
     client.connection.write_eof()
     stage.until(lambda: client.closed and served.closed)
+
+
+def test_a_conversation_goes_on_with_tls(stage):
+    client, served = talk(stage)
+    client.connection.write(b"ONE\nSTARTTLS\n")
+    finish_with_tls(stage, client, served)
     assert client.data == b"one\ngo ahead, starttls\ntwo\n"
     assert served.trace == [b"ONE", b"STARTTLS", b"TWO", ("close", "end of input")]
 
@@ -169,11 +174,7 @@ def test_a_parser_that_was_taken_off_does_not_prevent_tls(stage):
     if client.connection.ssl_object is not None:
         pytest.skip("connections of this stage have TLS already")
     client.connection.write(b"ONE\nSTARTTLS\nDELETE everything\n")
-    stage.until(lambda: client.data.startswith(b"one\ngo ahead, "))
-    start_as_client(client.connection)
-    client.connection.write(b"TWO\n")
-    client.connection.write_eof()
-    stage.until(lambda: client.closed and served.closed)
+    finish_with_tls(stage, client, served)
     assert client.data == b"one\ngo ahead, begun\ntwo\n"
     assert served.trace == [b"ONE", b"STARTTLS", b"TWO", ("close", "end of input")]
 
