@@ -81,7 +81,7 @@ MISTAKES = {
     ),
     "accepting does not resume when there is room again": Mistake(
         "sockets/acceptor.py",
-        "        if self._retry is None and not self.closed:\n            self.start_accepting()\n",
+        "        if not (self._retry.is_pending or self.closed):\n            self.start_accepting()\n",
         "",
     ),
     "what is written behind an iterable overtakes it": Mistake(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import gevent
 import gevent.socket
@@ -356,24 +357,54 @@ class Polite(Network):
         super().let_others_run()
 
 
-@pytest.mark.parametrize("is_shared", [True, False])
-def test_each_turn_accepts_one_connection_and_lets_other_processes_accept_the_next(tcp, is_shared):
-    network = tcp.implementation._network = Polite()
+def shared_socket():
+    """Return a bound socket, as a parent process passes it to several children."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+def accepted_in_each_turn(tcp, address, seconds=0.0):
+    """Return how many connections a listener on *address* accepts in each turn, if 40 wait in the kernel's queue.
+
+    :param seconds: the time that the server takes for each.
+    """
     turns = []
 
     def serve(connection):
+        now[0] += seconds
         turns.append(gevent.get_hub().loop.iteration)
         tcp.happened()
 
-    address = None
-    if is_shared:
-        address = socket.socket()
-        address.bind(("127.0.0.1", 0))
     listener = tcp.implementation.listener(address, serve)
     tcp.listeners.append(listener)
-    clients = [socket.create_connection(listener.address) for _ in range(5)]
-    tcp.until(lambda: len(turns) == 5)
+    clients = [socket.create_connection(listener.address) for _ in range(40)]
+    now = [1.0]
+    before = clock.use(lambda: now[0])
+    try:
+        tcp.until(lambda: len(turns) == 40)
+    finally:
+        clock.use(before)
     for client in clients:
         client.close()
-    assert len(set(turns)) == 5
-    assert network.times == (5 if is_shared else 0)
+    return list(Counter(turns).values())
+
+
+def test_a_turn_accepts_several_connections(tcp):
+    assert accepted_in_each_turn(tcp, None) == [16, 16, 8]
+
+
+def test_a_turn_accepts_one_connection_if_the_server_takes_long(tcp):
+    assert accepted_in_each_turn(tcp, None, 0.001) == [1] * 40
+
+
+def test_each_process_with_a_shared_socket_accepts_one_connection_in_a_turn_and_lets_others_run(tcp):
+    network = tcp.implementation._network = Polite()
+    assert accepted_in_each_turn(tcp, shared_socket()) == [1] * 40
+    assert network.times == 40
+
+
+def test_a_process_with_its_own_socket_does_not_give_up_the_processor(tcp):
+    network = tcp.implementation._network = Polite()
+    accepted_in_each_turn(tcp, None)
+    assert network.times == 0

@@ -95,6 +95,20 @@ def test_a_turn_is_short_even_if_every_handler_takes_long(tcp, monkeypatch):
     assert max(Counter(handled[40:]).values()) <= 3
 
 
+def test_a_turn_is_longer_if_thousands_of_connections_are_ready():
+    """In each turn, the loop reports all ready connections again, which must not take longer than serving them."""
+    ready = [None] * 10_000
+    loop = gevent.get_hub().loop
+    few, many = TurnTime(loop, []), TurnTime(loop, ready)
+    lengths = []
+    for time in few, many:
+        time.now = lambda: 1.0
+        time.measure()
+        lengths.append(round(time.ends - 1.0, 6))
+        time.close()
+    assert lengths == [0.005, 0.025]
+
+
 def test_records_of_connections_that_a_short_turn_leaves_over_are_delivered(tcp, monkeypatch):
     class Records(adapters.Base):
         def handle_input(self, connection, data):

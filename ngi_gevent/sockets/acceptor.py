@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, Any
 from gevent import get_hub
 from gevent.server import StreamServer
 
-from ngi_gevent.core import logs
+from ngi_gevent.core import clock, logs
 from ngi_gevent.core.counters import SYSTEM
 from ngi_gevent.sockets.binding import Binding
+from ngi_gevent.sockets.dispatcher import LONG
 from ngi_gevent.sockets.network import Network, Socket
 
 if TYPE_CHECKING:
     from ngi_gevent.sockets.crowd import Crowd
 
-__all__ = ["Acceptor", "default_max_connections"]
+__all__ = ["Acceptor", "SharedAcceptor", "default_max_connections"]
 
 #: Seconds before accepting is tried again after the kernel refused.  They double with each failure, up to the second.
 FIRST_RETRY, LAST_RETRY = 0.01, 0.5
@@ -52,6 +53,10 @@ OF_THE_CONNECTION = frozenset(
 #: Descriptors that the default of ``max_connections`` leaves to the program, at least.
 RESERVED = 32
 
+#: Connections that are accepted, at most, in one turn of the loop.  After a call of the server that takes ``LONG``
+#: seconds, accepting goes on in the next turn.  So everything else gets a turn after about ``TURN`` seconds.
+AT_ONCE = 16
+
 
 def default_max_connections(network: Network) -> int:
     """Return 90% of the descriptors that the process can open, and at least ``RESERVED`` fewer than all of them."""
@@ -70,10 +75,7 @@ class Acceptor(StreamServer):
     recently used are last.
     """
 
-    #: Connections that are accepted in one turn of the loop.  With more, a process would take connections for which the
-    #: kernel has woken other processes with the same socket.  It would also call many servers before anything else gets
-    #: a turn.
-    max_accept = 1
+    max_accept = AT_ONCE  # used by gevent's server
 
     def __init__(
         self,
@@ -88,19 +90,19 @@ class Acceptor(StreamServer):
     ) -> None:
         self._network = network
         self._binding = binding
+        self._accepted = accepted
         self._connections = connections
         self._max_connections = max_connections
         self._crowd = crowd
         self._gave_up = gave_up
         self._turns = turns
         turns.append(self)
-        self._retry: Any = None
-        self._retry_after = FIRST_RETRY
+        self._turn_is_over = False  # whether accepting goes on in the next turn
         loop = get_hub().loop
         address = binding.socket.getsockname()
         limited = crowd.counters.limited
         self._full = PauseLog(loop, address, self._is_full, limited)
-        self._refused = PauseLog(loop, address, lambda: self._retry is not None, limited)
+        self._retry = Retry(loop, address, self._try_again, limited)
         # Otherwise, a program that waits for connections would get LoopExit during a pause.
         self._keep_running = loop.async_()
         self._keep_running.start(lambda: None)
@@ -109,14 +111,14 @@ class Acceptor(StreamServer):
 
     def connection_gone(self) -> None:
         """Accept again if there is room.  The listener calls this when a connection is gone."""
-        if self._retry is not None:
-            self._try_again_after(0)
+        if self._retry.is_pending:
+            self._retry.start(0)
         else:
             self.handshake_over()
 
     def handshake_over(self) -> None:
         """Accept again if there is room, but not if the kernel has refused."""
-        if self._retry is None and not self.closed:
+        if not (self._retry.is_pending or self.closed):
             self.start_accepting()
 
     def remove_file(self) -> None:
@@ -130,18 +132,16 @@ class Acceptor(StreamServer):
 
     def close(self) -> None:
         self.remove_file()
-        self._stop_retry()
+        self._retry.close()
         self._full.close()
-        self._refused.close()
         self._keep_running.close()
         if not self.closed:
             self._close_socket()
         super().close()
 
     def _close_socket(self) -> None:
-        if self._binding.is_own:
-            with suppress(OSError):  # not all systems shut down listening sockets
-                self.socket.shutdown(socket.SHUT_RDWR)  # otherwise, a child with the descriptor would go on listening
+        with suppress(OSError):  # not all systems shut down listening sockets
+            self.socket.shutdown(socket.SHUT_RDWR)  # otherwise, a child with the descriptor would go on listening
         self.socket.close()
 
     def close_taking_queued(self) -> list[tuple[Any, Any]]:
@@ -164,18 +164,23 @@ class Acceptor(StreamServer):
     def full(self) -> bool:
         if self.closed:
             return True
+        if self._turn_is_over:  # perhaps at a limit, but no client is known to wait
+            return False
         limit = self._limit()
         if limit is not None:
             self._full.note(*limit)
         return limit is not None
 
     def do_read(self) -> Any:
-        if self.closed or self._is_turn_of_another():  # the last connection's server may have closed the listener
+        if self._turn_is_over:
+            self._turn_is_over = False
             return None
-        return self._accept()
+        return None if self._is_turn_of_another() else self._accept()
 
-    def do_close(self, *_: object) -> None:
-        pass
+    def do_handle(self, sock: Socket, peer_address: Any) -> None:
+        began = clock.now()
+        self._accepted(sock, peer_address)
+        self._turn_is_over = clock.now() - began > LONG or self._is_full()
 
     def _is_turn_of_another(self) -> bool:
         """Return whether there is room for one connection only, and another socket must accept it.
@@ -189,7 +194,7 @@ class Acceptor(StreamServer):
         return any(other._is_accepting() and self._network.has_input(other.socket) for other in earlier)
 
     def _is_accepting(self) -> bool:
-        return self.started and self._retry is None
+        return self.started and not self._retry.is_pending
 
     def _accept(self) -> Any:
         try:
@@ -198,14 +203,10 @@ class Acceptor(StreamServer):
             if error.errno not in OF_THE_CONNECTION:
                 self._system_refused(error)
             return None
-        self._retry_after = FIRST_RETRY
+        self._retry.succeeded()
         if accepted is not None:
             self._turns.remove(self)
             self._turns.append(self)
-        if not self._binding.is_own:
-            # Other processes with this socket have been woken, too, and accept the next connections.  Without this, one
-            # of four processes accepts 23 or more of 40 connections; with it, 12.
-            self._network.let_others_run()
         return accepted
 
     # Refusals by the kernel.
@@ -232,28 +233,76 @@ class Acceptor(StreamServer):
                 *(self.address, reason),
             )
             return
-        self._refused.note(SYSTEM, error.strerror)
         self.stop_accepting()
-        self._try_again_after(self._retry_after)
-        self._retry_after = min(2 * self._retry_after, LAST_RETRY)
-
-    def _try_again_after(self, seconds: float) -> None:
-        self._stop_retry()
-        self._retry = self.loop.timer(seconds)
-        self._retry.start(self._try_again)
-
-    def _stop_retry(self) -> None:
-        if self._retry is not None:
-            self._retry.close()
-            self._retry = None
+        self._retry.refused(error.strerror)
 
     def _try_again(self) -> None:
-        self._stop_retry()
         self.start_accepting()
         # Even if no connection is queued, this shows whether the kernel still refuses.
         accepted = None if self.full() else self.do_read()
         if accepted:
             self.do_handle(*accepted)
+
+
+class SharedAcceptor(Acceptor):
+    """An acceptor on a socket that the caller bound, which other processes can have, too."""
+
+    max_accept = 1  # The kernel has also woken the other processes, and each accepts one connection.
+
+    def _accept(self) -> Any:
+        accepted = super()._accept()
+        # The others accept the next connections.  Without this, one of four processes accepts 23 or more of 40
+        # connections; with it, 12.
+        self._network.let_others_run()
+        return accepted
+
+    def _close_socket(self) -> None:
+        self.socket.close()
+
+
+class Retry:
+    """The next attempt to accept, after the kernel has refused."""
+
+    def __init__(self, loop: Any, address: Any, again: Callable[[], None], counts: dict[str, int]) -> None:
+        self._loop = loop
+        self._again = again
+        self._after = FIRST_RETRY
+        self._timer: Any = None
+        self._log = PauseLog(loop, address, lambda: self.is_pending, counts)
+        #: Whether there will be another attempt.
+        self.is_pending = False
+
+    def refused(self, reason: object) -> None:
+        """Note that the kernel has refused for *reason*.  Try again after a time that doubles until ``succeeded``."""
+        self._log.note(SYSTEM, reason)
+        self.start(self._after)
+        self._after = min(2 * self._after, LAST_RETRY)
+
+    def succeeded(self) -> None:
+        """Note that the kernel has not refused."""
+        self._after = FIRST_RETRY
+
+    def start(self, seconds: float) -> None:
+        """Try again after *seconds*, in place of a pending attempt."""
+        self._stop()
+        self._timer = self._loop.timer(seconds)
+        self._timer.start(self._try)
+        self.is_pending = True
+
+    def close(self) -> None:
+        """Cancel a pending attempt, and stop logging."""
+        self._stop()
+        self._log.close()
+
+    def _try(self) -> None:
+        self._stop()
+        self._again()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+            self.is_pending = False
 
 
 class PauseLog:

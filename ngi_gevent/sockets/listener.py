@@ -14,7 +14,7 @@ from ngi_gevent.core.listening import BaseListener, ListenerOwner, log_refusal
 from ngi_gevent.core.threads import Flag, cpu_clock, seconds_of
 from ngi_gevent.errors import ImplementationClosed
 from ngi_gevent.interfaces import IListener, documented_by
-from ngi_gevent.sockets.acceptor import Acceptor
+from ngi_gevent.sockets.acceptor import Acceptor, SharedAcceptor
 from ngi_gevent.sockets.binding import BindOptions, bind_all
 from ngi_gevent.sockets.dispatcher import Dispatcher, current_connection
 from ngi_gevent.sockets.watchdog import Watchdog
@@ -84,7 +84,8 @@ class StreamListener(BaseListener):
             self._log_opened()
             turns: list[Acceptor] = []
             for binding in bindings:
-                acceptor = Acceptor(
+                kind = Acceptor if binding.is_own else SharedAcceptor
+                acceptor = kind(
                     *(network, binding, self._accepted, self._connections, max_connections, crowd),
                     *(self._stop_listening, turns),
                 )
@@ -199,7 +200,7 @@ class StreamListener(BaseListener):
     def _begin(self, connection: StreamConnection) -> object:
         logs.connections.debug("connection with %r accepted, on %r", connection.peer_address, connection.local_address)
         result = self._server(connection)
-        if connection and connection._handler is None:
+        if connection._handler is None and connection:
             timer = self._hub.loop.timer(HANDLER_TIMEOUT, ref=False)
             timer.start(self._check_handler, timer, connection)
         return result
