@@ -284,7 +284,7 @@ class BaseConnection(Callbacks):
         lifecycle = self._lifecycle
         before = lifecycle.state
         if lifecycle.handle(event, reason) and lifecycle.state is not before:
-            if not lifecycle.is_open():
+            if self._blocks and not lifecycle.is_open():
                 self.interrupt_blocks()
             try:
                 self._enter(lifecycle.state)

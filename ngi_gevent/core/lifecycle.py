@@ -233,7 +233,7 @@ class Lifecycle:
 
     def finishes(self) -> bool:
         """Return True once, when the connection is gone, and its references must be released."""
-        if self._is_finished or not self.is_gone():
+        if self.state is not CLOSED or not self.callbacks_are_over or self._is_finished:
             return False
         self._is_finished = True
         return True

@@ -65,7 +65,8 @@ class ReceivingConnection(HubConnection):
         lifecycle = self._lifecycle
         while True:
             self._events_pending = False
-            self._run_upgrade()
+            if self._upgrade is not None:
+                self._run_upgrade()
             if self._has_new_transport:
                 self._events_pending = True
                 return False

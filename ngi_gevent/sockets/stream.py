@@ -204,8 +204,8 @@ class StreamConnection(ReceivingConnection):
             raise self.closed_error(upgrade.error)
 
     def _run_upgrade(self) -> None:
-        if self._upgrade is not None and not self._upgrade.has_begun:
-            self._upgrade.shake_hands(self)
+        if self.is_to_start_tls():
+            self._upgrade.shake_hands(self)  # type: ignore[union-attr]
 
     def is_shaking_hands(self) -> bool:
         """Return whether a TLS handshake is pending on the open connection."""
@@ -294,11 +294,10 @@ class StreamConnection(ReceivingConnection):
     # The end.
 
     def handle(self, event: str, reason: Reason | None = None) -> None:
-        if not self._lifecycle.is_gone():  # otherwise, the hub may have gone, too
-            if self._calls:
-                self._dispatcher.mailbox.make_calls()
-            if self._lifecycle.resets(event):
-                self._transport.reset()
+        if self._calls and not self._lifecycle.is_gone():  # otherwise, the hub may have gone, too
+            self._dispatcher.mailbox.make_calls()
+        if self._lifecycle.resets(event):
+            self._transport.reset()
         super().handle(event, reason)
 
     def _enter(self, state: str) -> None:
