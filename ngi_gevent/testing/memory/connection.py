@@ -243,13 +243,20 @@ class Connection(BaseConnection):
         elif not self._is_receiving or self._output.exceeds_threshold():
             pass
         elif self._records:
-            self._limit_answers()
-            self._call("handle_input", self._deliver_record)
-            self._queue_turn()
+            self._deliver_records()
         elif self._lifecycle.input_is_over:
             self._discard_input()
         else:
             self._take_input()
+
+    def _deliver_records(self) -> None:
+        """Deliver records, each as in a turn of its own, until another turn is due."""
+        while self._records and self._is_receiving:
+            self._limit_answers()
+            self._call("handle_input", self._deliver_record)
+            if self._turns.is_due():
+                break
+        self._queue_turn()
 
     def _take_input(self) -> None:
         peer = self.peer

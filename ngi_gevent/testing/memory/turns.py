@@ -47,6 +47,10 @@ class Turns:
     def queue(self, callback: Callable[[], object]) -> None:
         self._queue.append(callback)
 
+    def is_due(self) -> bool:
+        """Return whether a callback is waiting for its turn."""
+        return bool(self._queue)
+
     def _start(self) -> bool:
         """If the queue is not empty and not running, make the caller run it, and return True."""
         with self._lock:
