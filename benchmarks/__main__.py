@@ -38,6 +38,7 @@ def main() -> int:
     options = parser().parse_args()
     if not hasattr(os, "sched_setaffinity"):
         sys.exit("this needs Linux, to pin processes to cores")
+    signal.signal(signal.SIGTERM, terminated)
     if options.against is not None:
         return against.main(options.against, quick=options.quick, rounds=options.rounds, seconds=options.seconds)
     settings, notes = settings_for(options)
@@ -52,7 +53,6 @@ def main() -> int:
         print(f"nothing to measure is called like {options.only.pattern!r}", file=sys.stderr)
         return 2
 
-    signal.signal(signal.SIGTERM, terminated)
     server_core, load_core = two_cores()
     os.sched_setaffinity(0, {load_core})  # nothing else must run here while a server is measured
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as directory:

@@ -49,7 +49,7 @@ class Collector:
     Bytes from peers never become a label.
 
     :param listeners: a mapping of names to listeners.  The names are the values of the label ``listener``.
-    :raises TypeError: *listeners* is not a mapping, or a name is not a ``str``.
+    :raises TypeError: *listeners* is not a mapping of ``str`` to listeners.
     :raises ModuleNotFoundError: ``prometheus-client`` is not installed.
     """
 
@@ -59,6 +59,8 @@ class Collector:
 
         if not isinstance(listeners, Mapping) or not all(isinstance(name, str) for name in listeners):
             raise TypeError(f"listeners must be a mapping of names to listeners; got {listeners!r:.100}")
+        for listener in listeners.values():
+            _check_listener(listener)
         self._core = core
         self._listeners = dict(listeners)
 
@@ -91,9 +93,10 @@ def log_metrics(listener: IListener, interval: float = 60.0) -> None:
     Blocks the calling greenlet or thread until the listener is closed and its last connection is gone.
 
     :param interval: seconds between two log entries.
-    :raises TypeError: *interval* has the wrong type.
+    :raises TypeError: *listener* is not a listener of connections, or *interval* has the wrong type.
     :raises ValueError: *interval* is 0, negative or not finite.
     """
+    _check_listener(listener)
     interval = as_delay(interval, "interval")
     as_positive_timeout(interval, "interval")
     before = listener.metrics()
@@ -110,6 +113,11 @@ def log_metrics(listener: IListener, interval: float = 60.0) -> None:
             *(now.open, now.output_pending),
         )
         before = now
+
+
+def _check_listener(listener: Any) -> None:
+    if not callable(getattr(listener, "metrics", None)):
+        raise TypeError(f"only listeners of connections have metrics; got {listener!r:.100}")
 
 
 def _sum(counts: Mapping[str, int]) -> int:

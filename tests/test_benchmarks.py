@@ -233,10 +233,14 @@ def test_an_invalid_option_is_named(option, value, error, capsys):
 
 @needs_compiler
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_no_process(signal_number, tmp_path):
+@pytest.mark.parametrize("options", [["--only", "echo-64x100 (C|ngi)"], ["--against", "HEAD"]])
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_an_interrupted_run_leaves_no_process(signal_number, options, repository):
+    output = repository / "output"
+    output.mkdir()
     process = subprocess.Popen(
-        command("--only", "echo-64x100 (C|ngi)", "--seconds", "30", "--output", str(tmp_path)),
-        cwd=ROOT,
+        command(*options, "--seconds", "30", "--output", str(output)),
+        cwd=repository,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -248,7 +252,7 @@ def test_an_interrupted_run_leaves_no_process(signal_number, tmp_path):
         assert (process.returncode, out, err) == (1, b"", b"interrupted: nothing is written\n")
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)
-        assert list(tmp_path.iterdir()) == []
+        assert list(output.iterdir()) == []
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

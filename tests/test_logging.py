@@ -146,21 +146,6 @@ def test_a_line_that_is_too_long_is_logged(tcp, lines):
     assert "all is lost" not in line[2]
 
 
-def test_output_that_the_peer_did_not_read_is_logged(simulated, lines):
-    simulated.peer(simulated.listen())
-    simulated.until(lambda: simulated.served)
-    connection = simulated.served[0].connection
-    connection.write(b"x" * 50_000_000)
-    connection.close()
-    simulated.until(lambda: simulated.served[0].gone)
-    gevent.idle()
-    (line,) = [line for line in lines(logging.INFO) if line[0] == "connection"]
-    assert line[1] == "INFO"
-    assert line[2].startswith(
-        f"connection with {connection.peer_address!r} reset: the peer took nothing for 30.0 seconds; "
-    )
-
-
 def test_an_exception_of_a_handler_is_one_line_and_its_traceback(tcp, caplog):
     class Raising(Witness):
         def handle_input(self, connection, data):

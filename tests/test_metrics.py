@@ -481,6 +481,14 @@ def test_an_impossible_interval_is_refused(tcp, interval, error):
         metrics.log_metrics(tcp.listen(Echo), interval)
 
 
+def test_only_listeners_of_connections_have_metrics_to_log(tcp):
+    datagrams = tcp.implementation.udp_listener(None, print)
+    for wrong in None, datagrams:
+        with pytest.raises(TypeError, match="only listeners of connections have metrics; got"):
+            metrics.log_metrics(wrong)
+    datagrams.close()
+
+
 # For Prometheus.
 
 
@@ -538,3 +546,5 @@ def test_a_collector_requires_names_and_listeners(tcp):
     for wrong in [tcp.listen(Echo)], {1: tcp.listen(Echo)}, tcp.listen(Echo):
         with pytest.raises(TypeError, match="listeners must be a mapping of names to listeners; got"):
             metrics.Collector(wrong)
+    with pytest.raises(TypeError, match="only listeners of connections have metrics; got None"):
+        metrics.Collector({"echo": None})
