@@ -13,7 +13,7 @@ from stages import Witness
 
 import ngi_gevent
 from ngi_gevent import adapters
-from ngi_gevent.sockets.dispatcher import TurnTime
+from ngi_gevent.sockets.dispatcher import Dispatcher, TurnTime
 from ngi_gevent.testing.contract.rules.common import Echo
 
 PACKAGE = os.path.dirname(ngi_gevent.__file__)
@@ -82,7 +82,7 @@ def test_a_turn_is_short_even_if_every_handler_takes_long(tcp, monkeypatch):
             handled.append(len(turns))
 
     now, handled, turns = [1.0], [], []
-    monkeypatch.setattr(TurnTime, "now", staticmethod(lambda: now[0]))
+    monkeypatch.setattr(Dispatcher.current().time, "now", lambda: now[0])
     prepare = gevent.get_hub().loop.prepare(ref=False)
     prepare.start(turns.append, None)
     listener = tcp.listen(Long)
@@ -123,7 +123,7 @@ def test_records_of_connections_that_a_short_turn_leaves_over_are_delivered(tcp,
             handled[connection.peer_address] += 1
 
     now, handled = [1.0], Counter()
-    monkeypatch.setattr(TurnTime, "now", staticmethod(lambda: now[0]))
+    monkeypatch.setattr(Dispatcher.current().time, "now", lambda: now[0])
     listener = tcp.listen(lambda connection: Long(tcp, Records(connection)))
     peers = [tcp.peer(listener) for _ in range(10)]
     for peer in peers:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
 import pytest
 from stages import Witness
 
 import ngi_gevent
 from ngi_gevent import testing
 from ngi_gevent.adapters import SansIO
+from ngi_gevent.sockets.dispatcher import Dispatcher
 
 
 class BadWord(Exception):
@@ -134,6 +137,23 @@ def test_many_events_of_one_piece_are_delivered_in_order(stage):
     client.connection.write(b" ".join(words) + b" ")
     stage.until(lambda: client.data == b"".join(b"[%b] " % word for word in words))
     assert served.events == words
+
+
+def test_a_handler_that_takes_long_handles_at_most_three_events_in_a_turn(tcp, monkeypatch):
+    """Otherwise, everything else on the hub would wait for all events of one piece of input."""
+
+    class Slow(Listing):
+        def handle_input(self, connection, event):
+            now[0] += 0.02
+            turns.append(gevent.get_hub().loop.iteration)
+            super().handle_input(connection, event)
+
+    now, turns = [1.0], []
+    monkeypatch.setattr(Dispatcher.current().time, "now", lambda: now[0])
+    peer = tcp.peer(tcp.listen(Slow))
+    peer.send(b"a " * 8)
+    tcp.until(lambda: len(turns) == 8)
+    assert max(Counter(turns).values()) <= 3
 
 
 def test_no_event_is_pulled_while_reading_is_paused(stage):

@@ -115,8 +115,10 @@ class ReceivingConnection(HubConnection):
         return self._can_deliver() and not self._lifecycle.input_is_over
 
     def goes_on(self) -> bool:
-        is_free = not (self._events_pending or self._lifecycle.closing_from_other_thread)
-        return is_free and self._output.size <= HIGH_WATER
+        if self._events_pending or self._lifecycle.closing_from_other_thread or self._output.size > HIGH_WATER:
+            return False
+        time = self._dispatcher.time
+        return time.measure() < time.ends
 
     def _deliver_records(self) -> bool:
         """Deliver records until there are events to handle.  Return False if the time is up."""
