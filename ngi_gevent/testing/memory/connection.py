@@ -250,7 +250,7 @@ class Connection(BaseConnection):
             self._take_input()
 
     def _deliver_records(self) -> None:
-        """Deliver records, each as in a turn of its own, until another turn is due."""
+        """Deliver records, each as in a separate turn, until another turn is due."""
         while self._records and self._is_receiving:
             self._limit_answers()
             self._call("handle_input", self._deliver_record)
