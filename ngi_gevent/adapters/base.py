@@ -128,7 +128,7 @@ class Base:
     def take_undelivered(self) -> bytes:
         """Remove the input that this adapter, or the handler, has and has not delivered, and return it, for TLS.
 
-        Override this in an adapter that keeps input, and add that input after the handler's.
+        Override this, and ``detach``, in an adapter that keeps input.  Add that input after the handler's.
         """
         return take_undelivered_of(self._handler)
 
@@ -215,7 +215,7 @@ class Base:
         and pass the bytes to its ``handle_input``, if there are any.  Later input goes to that handler.  The adapter is
         false afterwards, and any other use of it raises ``RuntimeError``.
 
-        If your own adapter keeps input, override this, and add that input to the bytes.
+        If your own adapter keeps input, override this and ``take_undelivered``, and add that input to the bytes.
 
         :returns: the connection below, and the input that was received and not delivered.
         :raises RuntimeError: the adapter was detached before.
