@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 
 import gevent
 import gevent.socket
@@ -20,9 +21,12 @@ import pytest
 from stages import PATIENCE, Witness, needs_ipv6
 
 import ngi_gevent
+from ngi_gevent import proxy_protocol
 from ngi_gevent.core import clock
 from ngi_gevent.sockets import binding
+from ngi_gevent.sockets.dispatcher import Dispatcher
 from ngi_gevent.sockets.network import Network
+from ngi_gevent.testing.contract.rules.common import Echo
 
 
 class SeveralAddresses(Network):
@@ -344,6 +348,46 @@ def test_at_max_connections_addresses_are_served_in_turn(tcp, busy):
     assert served[busy] < 30
 
 
+def test_addresses_share_the_room_that_many_ends_make_at_once(tcp):
+    served = []
+
+    def serve(connection):
+        served.append(connection)
+        tcp.happened()
+
+    listener = tcp.implementation.listener([None, ("127.0.0.2", 0)], serve, max_connections=8)
+    tcp.listeners.append(listener)
+    with ExitStack() as clients:
+        for address in listener.addresses * 20:
+            clients.enter_context(socket.create_connection(address))
+        tcp.until(lambda: len(served) == 8)
+        for connection in served[:]:
+            connection.abort()
+        tcp.until(lambda: len(served) == 16)
+        counts = Counter(connection.local_address for connection in served[8:])
+    assert min(counts[address] for address in listener.addresses) >= 3
+
+
+def test_addresses_share_the_room_for_handshakes(tcp):
+    """A client of one address does not wait until the handshakes of all clients of the other have failed."""
+    listener = tcp.implementation.listener(
+        [None, ("127.0.0.2", 0)],
+        tcp.server(Echo),
+        limits=ngi_gevent.Limits(max_handshakes=1),
+        handshake_timeout=0.01,
+        proxy_protocol=["127.0.0.0/8"],
+    )
+    tcp.listeners.append(listener)
+    busy, other = listener.addresses
+    with ExitStack() as clients, gevent.socket.socket() as client:
+        for _ in range(40):
+            clients.enter_context(socket.create_connection(busy))
+        client.connect(other)
+        client.sendall(proxy_protocol.header(("10.0.0.1", 1), ("10.0.0.2", 2), version=1) + b"hello")
+        assert client.recv(5) == b"HELLO"
+        assert listener.metrics().failed_handshakes < 20
+
+
 # Sockets that several processes share.
 
 
@@ -369,7 +413,7 @@ def accepted_in_each_turn(tcp, address, seconds=0.0):
 
     :param seconds: the time that the server takes for each.
     """
-    turns = []
+    turns, now = [], [1.0]
 
     def serve(connection):
         now[0] += seconds
@@ -378,15 +422,11 @@ def accepted_in_each_turn(tcp, address, seconds=0.0):
 
     listener = tcp.implementation.listener(address, serve)
     tcp.listeners.append(listener)
-    clients = [socket.create_connection(listener.address) for _ in range(40)]
-    now = [1.0]
-    before = clock.use(lambda: now[0])
-    try:
+    with ExitStack() as clients, pytest.MonkeyPatch.context() as patch:
+        for _ in range(40):
+            clients.enter_context(socket.create_connection(listener.address))
+        patch.setattr(Dispatcher.current().time, "now", lambda: now[0])
         tcp.until(lambda: len(turns) == 40)
-    finally:
-        clock.use(before)
-    for client in clients:
-        client.close()
     return list(Counter(turns).values())
 
 
@@ -394,8 +434,31 @@ def test_a_turn_accepts_several_connections(tcp):
     assert accepted_in_each_turn(tcp, None) == [16, 16, 8]
 
 
-def test_a_turn_accepts_one_connection_if_the_server_takes_long(tcp):
-    assert accepted_in_each_turn(tcp, None, 0.001) == [1] * 40
+@pytest.mark.parametrize(("seconds", "most"), [(0.002, 3), (0.02, 1)])
+def test_a_turn_accepts_fewer_connections_if_the_server_takes_long(tcp, seconds, most):
+    assert max(accepted_in_each_turn(tcp, None, seconds)) == most
+
+
+def test_all_listeners_share_the_time_of_a_turn(tcp, monkeypatch):
+    turns, now = [], [1.0]
+
+    def serve(connection):
+        now[0] += 0.002
+        turns.append(gevent.get_hub().loop.iteration)
+        tcp.happened()
+
+    listeners = [tcp.implementation.listener(None, serve) for _ in range(4)]
+    tcp.listeners += listeners
+    monkeypatch.setattr(Dispatcher.current().time, "now", lambda: now[0])
+    with ExitStack() as clients:
+        for listener in listeners * 10:
+            clients.enter_context(socket.create_connection(listener.address))
+        tcp.until(lambda: len(turns) == 40)
+    assert max(Counter(turns).values()) <= 3 + 3  # three in 5 ms, and one for each of the other listeners
+
+
+def test_a_turn_accepts_one_connection_on_each_of_several_addresses(tcp):
+    assert accepted_in_each_turn(tcp, [None, ("127.0.0.2", 0)]) == [1] * 40
 
 
 def test_each_process_with_a_shared_socket_accepts_one_connection_in_a_turn_and_lets_others_run(tcp):

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from gevent import get_hub
 from gevent.server import StreamServer
 
-from ngi_gevent.core import clock, logs
+from ngi_gevent.core import logs
 from ngi_gevent.core.counters import SYSTEM
 from ngi_gevent.sockets.binding import Binding
-from ngi_gevent.sockets.dispatcher import LONG
+from ngi_gevent.sockets.dispatcher import Dispatcher
 from ngi_gevent.sockets.network import Network, Socket
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ OF_THE_CONNECTION = frozenset(
 #: Descriptors that the default of ``max_connections`` leaves to the program, at least.
 RESERVED = 32
 
-#: Connections that are accepted, at most, in one turn of the loop.  After a call of the server that takes ``LONG``
-#: seconds, accepting goes on in the next turn.  So everything else gets a turn after about ``TURN`` seconds.
+#: Connections that a listener on one address accepts, at most, in one turn of the loop.
 AT_ONCE = 16
 
 
@@ -75,7 +74,10 @@ class Acceptor(StreamServer):
     recently used are last.
     """
 
-    max_accept = AT_ONCE  # used by gevent's server
+    max_accept = 1  # for gevent's server, which calls do_handle with the connection
+
+    #: Connections that are accepted in one turn, at most, unless the listener has other sockets.
+    at_once = AT_ONCE
 
     def __init__(
         self,
@@ -97,11 +99,11 @@ class Acceptor(StreamServer):
         self._gave_up = gave_up
         self._turns = turns
         turns.append(self)
-        self._turn_is_over = False  # whether accepting goes on in the next turn
+        self._time = Dispatcher.current().time
         loop = get_hub().loop
         address = binding.socket.getsockname()
         limited = crowd.counters.limited
-        self._full = PauseLog(loop, address, self._is_full, limited)
+        self._full = PauseLog(loop, address, lambda: self._room() < 1, limited)
         self._retry = Retry(loop, address, self._try_again, limited)
         # Otherwise, a program that waits for connections would get LoopExit during a pause.
         self._keep_running = loop.async_()
@@ -164,31 +166,32 @@ class Acceptor(StreamServer):
     def full(self) -> bool:
         if self.closed:
             return True
-        if self._turn_is_over:  # perhaps at a limit, but no client is known to wait
+        if self._room() > 0:
             return False
-        limit = self._limit()
-        if limit is not None:
-            self._full.note(*limit)
-        return limit is not None
+        self._full.note(*self._limit())
+        return True
 
     def do_read(self) -> Any:
-        if self._turn_is_over:
-            self._turn_is_over = False
-            return None
         return None if self._is_turn_of_another() else self._accept()
 
     def do_handle(self, sock: Socket, peer_address: Any) -> None:
-        began = clock.now()
-        self._accepted(sock, peer_address)
-        self._turn_is_over = clock.now() - began > LONG or self._is_full()
+        left = self.at_once if len(self._turns) == 1 else 1
+        until = self._time.end_of_accepting()
+        accepted = sock, peer_address
+        while accepted:
+            self._accepted(*accepted)
+            left -= 1
+            if not left or self.closed or self._room() < 1 or self._time.now() > until:
+                break
+            accepted = self._accept()
 
     def _is_turn_of_another(self) -> bool:
         """Return whether there is room for one connection only, and another socket must accept it.
 
-        At ``max_connections``, the loop would give all room to the same socket.  The clients of the others would wait
-        until its queue is empty.
+        At a limit, the loop would give all room to the same socket.  The clients of the others would wait until its
+        queue is empty.
         """
-        if len(self._turns) == 1 or len(self._connections) < self._max_connections - 1:
+        if len(self._turns) == 1 or self._room() > 1:
             return False
         earlier = self._turns[: self._turns.index(self)]
         return any(other._is_accepting() and self._network.has_input(other.socket) for other in earlier)
@@ -209,20 +212,17 @@ class Acceptor(StreamServer):
             self._turns.append(self)
         return accepted
 
-    # Refusals by the kernel.
+    def _room(self) -> float:
+        """Return how many more connections can be accepted now."""
+        return min(self._max_connections - len(self._connections), self._crowd.room())
 
-    def _is_full(self) -> bool:
-        return self._limit() is not None
-
-    def _limit(self) -> tuple[str, str] | None:
+    def _limit(self) -> tuple[str, str]:
         """Return the limit that is reached, and its description for the log."""
         if len(self._connections) >= self._max_connections:
-            return (
-                "max_connections",
-                f"max_connections={self._max_connections} reached",
-            )
-        reason = self._crowd.full_reason()
-        return None if reason is None else ("max_handshakes", reason)
+            return "max_connections", f"max_connections={self._max_connections} reached"
+        return "max_handshakes", self._crowd.full_reason()
+
+    # Refusals by the kernel.
 
     def _system_refused(self, error: OSError) -> None:
         if self.is_fatal_error(error):
@@ -247,7 +247,7 @@ class Acceptor(StreamServer):
 class SharedAcceptor(Acceptor):
     """An acceptor on a socket that the caller bound, which other processes can have, too."""
 
-    max_accept = 1  # The kernel has also woken the other processes, and each accepts one connection.
+    at_once = 1  # The kernel has also woken the other processes, and each accepts one connection.
 
     def _accept(self) -> Any:
         accepted = super()._accept()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 from ngi_gevent.core import logs
@@ -93,17 +94,19 @@ class Crowd:
         try:
             yield
         finally:
-            was_full = self.full_reason() is not None
+            was_full = self.room() < 1
             self._handshakes -= 1
             if was_full:
                 self.has_room()
 
-    def full_reason(self) -> str | None:
-        """Return why the listener must not accept until a handshake is over; None if it can accept."""
+    def full_reason(self) -> str:
+        """Return why the listener must not accept until a handshake is over."""
+        return f"max_handshakes={self._limits.max_handshakes} reached"
+
+    def room(self) -> float:
+        """Return how many more handshakes can begin now."""
         most = self._limits.max_handshakes
-        if most is None or self._handshakes < most:
-            return None
-        return f"max_handshakes={most} reached"
+        return inf if most is None else most - self._handshakes
 
 
 def _do_nothing() -> None:

@@ -73,7 +73,7 @@ class TurnTime:
     A turn with few ready connections is short, so it does not read the clock.  *ready* has the connections to run.
     """
 
-    __slots__ = ("_idle", "_measured", "_ready", "batch_size", "ends", "now", "was_short")
+    __slots__ = ("_accepting_ends", "_idle", "_measured", "_ready", "batch_size", "ends", "now", "was_short")
 
     def __init__(self, loop: Any, ready: Sized) -> None:
         self._ready = ready
@@ -85,6 +85,7 @@ class TurnTime:
         self._measured = 0.0  # when the clock was last read
         #: When this turn ends; 0 until the clock has been read.
         self.ends = 0.0
+        self._accepting_ends = 0.0  # the same, for listeners, which accept after the connections have run
         #: Whether the turn has ended although connections were ready.
         self.was_short = False
         #: How many connections run before the clock is read again.
@@ -94,8 +95,15 @@ class TurnTime:
         """Begin another turn."""
         if self.was_short:
             self._idle.stop()
-        self.ends = 0.0
+        self.ends = self._accepting_ends = 0.0
         self.was_short = False
+
+    def end_of_accepting(self) -> float:
+        """Return the time until which all listeners of the hub can accept in this turn."""
+        if not self._accepting_ends:
+            self._accepting_ends = self.now() + TURN
+            self.ends = self.ends or self._accepting_ends  # so that the next turn begins with ``begin``
+        return self._accepting_ends
 
     def end(self) -> None:
         """End a turn early.  The loop begins another one after it has handled all other events."""
