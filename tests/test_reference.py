@@ -36,6 +36,7 @@ from ngi_gevent.sockets import (
 )
 from ngi_gevent.testing import simulation
 from ngi_gevent.testing.simulation import Simulation
+from ngi_gevent.testing.simulation.limits import MOST_WITHOUT_TIME
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = pages.DOCS / "reference"
@@ -163,6 +164,8 @@ def test_the_limits_have_the_documented_values():
     assert "in 10 seconds" in fixed[-1]
     assert logs.RATE_PERIOD == 10
     assert amount(limits["max_turns"]) == inspect.signature(Simulation).parameters["max_turns"].default
+    (turns,) = re.findall(r"`Spins` after ([\d,]+) turns", (REFERENCE / "limits.md").read_text())
+    assert amount(turns) == MOST_WITHOUT_TIME
     assert amount(limits["max_descriptors"]) == inspect.signature(Simulation.host).parameters["max_descriptors"].default
     (below,) = re.findall(r"`below` of `drain` \((.*?)\)", (REFERENCE / "limits.md").read_text())
     assert amount(below) == output.LOW_WATER
