@@ -368,7 +368,8 @@ def test_addresses_share_the_room_that_many_ends_make_at_once(tcp):
     assert min(counts[address] for address in listener.addresses) >= 3
 
 
-def test_addresses_share_the_room_for_handshakes(tcp):
+@pytest.mark.parametrize("crowded", [0, 1])
+def test_addresses_share_the_room_for_handshakes(tcp, crowded):
     """A client of one address does not wait until the handshakes of all clients of the other have failed."""
     listener = tcp.implementation.listener(
         [None, ("127.0.0.2", 0)],
@@ -378,11 +379,10 @@ def test_addresses_share_the_room_for_handshakes(tcp):
         proxy_protocol=["127.0.0.0/8"],
     )
     tcp.listeners.append(listener)
-    busy, other = listener.addresses
     with ExitStack() as clients, gevent.socket.socket() as client:
         for _ in range(40):
-            clients.enter_context(socket.create_connection(busy))
-        client.connect(other)
+            clients.enter_context(socket.create_connection(listener.addresses[crowded]))
+        client.connect(listener.addresses[1 - crowded])
         client.sendall(proxy_protocol.header(("10.0.0.1", 1), ("10.0.0.2", 2), version=1) + b"hello")
         assert client.recv(5) == b"HELLO"
         assert listener.metrics().failed_handshakes < 20
