@@ -102,7 +102,7 @@ class TurnTime:
         """Return the time until which all listeners of the hub can accept in this turn."""
         if not self._accepting_ends:
             self._accepting_ends = self.now() + TURN
-            self.ends = self.ends or self._accepting_ends  # so that the next turn begins with ``begin``
+            self.ends = self.ends or self._accepting_ends  # the next turn then begins with ``begin``
         return self._accepting_ends
 
     def end(self) -> None:
