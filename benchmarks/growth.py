@@ -229,6 +229,13 @@ def _panel(top: float, growth: Growth) -> list[str]:
     ]
 
 
+def write(growths: Sequence[Growth], rounds: int, output: Path) -> None:
+    """Write the table and the drawing of *growths*, measured in *rounds*, into *output*."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "growth.md").write_text(markdown(growths, machine.described(), rounds))
+    (output / "growth.svg").write_text(svg(growths))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument(
@@ -243,9 +250,7 @@ def main() -> int:
     os.sched_setaffinity(0, {load_core})
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as directory:
         growths = measured(Bench(Path(directory), server_core, load_core), SERIES, options.rounds)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "growth.md").writetext(markdown(growths, machine.described(), options.rounds))
-    (options.output / "growth.svg").writetext(svg(growths))
+    write(growths, options.rounds, options.output)
     print(f"written to {options.output}")
     return 0 if all(growth.is_bounded for growth in growths) else 1
 

@@ -706,16 +706,17 @@ def test_the_chart_shows_its_panels_in_order():
 
 
 @needs_compiler
-def test_the_cost_of_each_kind_of_work_is_measured_for_each_amount(bench):
+def test_the_cost_of_each_kind_of_work_is_measured_for_each_amount_and_drawn(bench, tmp_path):
     few = [
         replace(series, amounts=series.amounts[:2]) for series in growth.SERIES if series.measure != growth.of_workers
     ]
     growths = growth.measured(bench, few, 1)
     assert [tuple(found.costs) for found in growths] == [series.amounts for series in few]
     assert all(cost.median > 0 for found in growths for cost in found.costs.values())
-    text = growth.markdown(growths, {"date": "today"}, 1)
+    growth.write(growths, 1, tmp_path / "new")
+    text = (tmp_path / "new" / "growth.md").read_text()
     assert [series.title for series in few] == re.findall("^## (.*)$", text, re.MULTILINE)
-    drawn = xml.etree.ElementTree.fromstring(growth.svg(growths))
+    drawn = xml.etree.ElementTree.parse(tmp_path / "new" / "growth.svg")
     points = [element for element in drawn.iter() if element.get("class") == "point"]
     assert len(points) == sum(len(series.amounts) for series in few)
 
