@@ -204,8 +204,8 @@ class StreamConnection(ReceivingConnection):
             raise self.closed_error(upgrade.error)
 
     def _run_upgrade(self) -> None:
-        if self.is_to_start_tls():
-            self._upgrade.shake_hands(self)  # type: ignore[union-attr]
+        if self._upgrade is not None and not self._upgrade.has_begun:
+            self._upgrade.shake_hands(self)
 
     def is_shaking_hands(self) -> bool:
         """Return whether a TLS handshake is pending on the open connection."""

@@ -251,10 +251,10 @@ class Connection(BaseConnection):
 
     def _deliver_records(self) -> None:
         """Deliver records, each as in a separate turn, until another turn is due."""
+        self._limit_answers()
         while self._records and self._is_receiving:
-            self._limit_answers()
             self._call("handle_input", self._deliver_record)
-            if self._turns.is_due():
+            if self._turns.is_due():  # also after each write, so answers stay limited
                 break
         self._queue_turn()
 
