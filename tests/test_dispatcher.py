@@ -74,25 +74,36 @@ def test_a_turn_with_one_ready_connection_makes_three_calls(tcp):
     assert [name for name in calls if name != "_dispatch"] == ["write", "send_pending"]
 
 
-def test_a_turn_is_short_even_if_every_handler_takes_long(tcp, monkeypatch):
+def plain(connection):
+    return connection
+
+
+def events(connection):
+    """Return an adapter whose parser makes an event of each byte."""
+    parts = []
+    return adapters.SansIO(connection, parts.append, lambda: (b"%c" % byte for byte in parts.pop()))
+
+
+@pytest.mark.parametrize(("adapt", "seconds", "most"), [(plain, 0.01, 6), (events, 0.001, 12)])
+def test_a_turn_is_short_even_if_every_handler_takes_long(tcp, monkeypatch, adapt, seconds, most):
     class Long(Witness):
         def handle_input(self, connection, data):
-            now[0] += 0.01
+            now[0] += seconds
+            handled.extend([len(turns)] * len(data))
             super().handle_input(connection, data)
-            handled.append(len(turns))
 
-    now, handled, turns = [1.0], [], []
+    now, handled, turns = [1.0], [], []  # handled: the turn in which each byte arrived
     monkeypatch.setattr(Dispatcher.current().time, "now", lambda: now[0])
     prepare = gevent.get_hub().loop.prepare(ref=False)
     prepare.start(turns.append, None)
-    listener = tcp.listen(Long)
+    listener = tcp.listen(lambda connection: Long(tcp, adapt(connection)))
     peers = [tcp.peer(listener) for _ in range(40)]
     for rounds in 1, 2:
         for peer in peers:
-            peer.send(b"x")
-        tcp.until(lambda rounds=rounds: len(handled) == 40 * rounds)
+            peer.send(b"xy")
+        tcp.until(lambda rounds=rounds: len(handled) == 80 * rounds)
     prepare.close()
-    assert max(Counter(handled[40:]).values()) <= 3
+    assert max(Counter(handled[80:]).values()) <= most
 
 
 def test_a_turn_is_longer_if_thousands_of_connections_are_ready():

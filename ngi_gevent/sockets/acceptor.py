@@ -99,7 +99,7 @@ class Acceptor(StreamServer):
         self._gave_up = gave_up
         self._turns = turns
         turns.append(self)
-        self._time = Dispatcher.current().time
+        self._time = Dispatcher.current().accepting
         loop = get_hub().loop
         address = binding.socket.getsockname()
         limited = crowd.counters.limited
@@ -176,7 +176,7 @@ class Acceptor(StreamServer):
 
     def do_handle(self, sock: Socket, peer_address: Any) -> None:
         left = self.at_once if len(self._turns) == 1 else 1
-        until = self._time.end_of_accepting()
+        until = self._time.share()
         accepted = sock, peer_address
         while accepted:
             self._accepted(*accepted)

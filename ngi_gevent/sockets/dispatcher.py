@@ -30,7 +30,6 @@ from ngi_gevent.sockets.mailbox import Mailbox, this_thread
 
 __all__ = ["ConnectionGreenlet", "Dispatcher", "current_connection"]
 
-
 #: Connections that run, at most, before their output is sent, and before the clock is read.  Larger batches need fewer
 #: switches.  But in a batch of a thousand, the first connections have left the cache when their output is sent, which
 #: costs more.
@@ -73,7 +72,7 @@ class TurnTime:
     A turn with few ready connections is short, so it does not read the clock.  *ready* has the connections to run.
     """
 
-    __slots__ = ("_accepting_ends", "_idle", "_measured", "_ready", "batch_size", "ends", "now", "was_short")
+    __slots__ = ("_batch_began", "_idle", "_ready", "batch_size", "ends", "now", "was_short")
 
     def __init__(self, loop: Any, ready: Sized) -> None:
         self._ready = ready
@@ -82,10 +81,9 @@ class TurnTime:
         self._idle = loop.idle(ref=False)
         #: Returns the time in seconds.  This is faster than ``clock.now``, and is called for each record of an adapter.
         self.now = clock.of_thread()
-        self._measured = 0.0  # when the clock was last read
+        self._batch_began = 0.0  # when the running batch began, if it has as many connections as it can
         #: When this turn ends; 0 until the clock has been read.
         self.ends = 0.0
-        self._accepting_ends = 0.0  # the same, for listeners, which accept after the connections have run
         #: Whether the turn has ended although connections were ready.
         self.was_short = False
         #: How many connections run before the clock is read again.
@@ -95,15 +93,8 @@ class TurnTime:
         """Begin another turn."""
         if self.was_short:
             self._idle.stop()
-        self.ends = self._accepting_ends = 0.0
+        self.ends = 0.0
         self.was_short = False
-
-    def end_of_accepting(self) -> float:
-        """Return the time until which all listeners of the hub can accept in this turn."""
-        if not self._accepting_ends:
-            self._accepting_ends = self.now() + TURN
-            self.ends = self.ends or self._accepting_ends  # the next turn then begins with ``begin``
-        return self._accepting_ends
 
     def end(self) -> None:
         """End a turn early.  The loop begins another one after it has handled all other events."""
@@ -115,28 +106,59 @@ class TurnTime:
 
     def measure(self) -> float:
         """Return the time.  After the first call, the turn has an end."""
-        self._measured = now = self.now()
+        now = self.now()
         if not self.ends:
             self.ends = now + TURN + REPORTED * len(self._ready)
         return now
+
+    def is_over(self) -> bool:
+        """Return whether the turn is over, in the middle of a batch, which goes on."""
+        return self.measure() > self.ends
 
     def is_left(self) -> bool:
         """Return whether the turn goes on."""
         self.was_short = self.measure() > self.ends
         return not self.was_short
 
+    def begin_full_batch(self) -> None:
+        """Begin a batch of ``batch_size`` connections, whose time decides how many the next one has."""
+        self._batch_began = self.measure()
+
     def is_left_after_batch(self) -> bool:
         """Return whether the turn goes on.  If this batch took long, make the next one small."""
-        is_measured, began = bool(self.ends), self._measured
-        is_left = self.is_left()
-        if is_measured:
-            is_long = self._measured - began > LONG * self.batch_size
+        began, self._batch_began = self._batch_began, 0.0
+        now = self.measure()
+        if began:
+            is_long = now - began > LONG * self.batch_size
             self.batch_size = 1 if is_long else min(2 * self.batch_size, BATCH_SIZE)
-        return is_left
+        self.was_short = now > self.ends
+        return not self.was_short
 
     def end_of_slice(self, others: int) -> float:
         """Return the time until which one connection can deliver records, if *others* wait behind it."""
         return self.measure() + ALL_SLICES / (ALL_SLICES / TURN + others)
+
+
+class AcceptingTime:
+    """The time that listeners have in one turn of the loop, after the connections: ``TURN``, in equal parts."""
+
+    __slots__ = ("_before", "_count", "_loop", "now")
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self.now = clock.of_thread()
+        self._count = 0  # listeners that have accepted in this turn
+        self._before = 0  # the same, in the last turn in which there were any
+
+    def share(self) -> float:
+        """Return the time until which the calling listener, which now accepts, can go on in this turn."""
+        if not self._count:
+            self._loop.run_callback(self._end)
+        self._count += 1
+        return self.now() + TURN / max(self._count, self._before)
+
+    def _end(self) -> None:
+        self._before, self._count = self._count, 0
 
 
 class Dispatched(Protocol):
@@ -193,6 +215,8 @@ class Dispatcher:
         self.is_dispatching = False
         #: The time that this turn has.
         self.time = TurnTime(self.loop, self.ready)
+        #: The time that it has for accepting.
+        self.accepting = AcceptingTime(self.loop)
         self._users = 0
         forks.add(self)
 
@@ -245,6 +269,7 @@ class Dispatcher:
             # The turn ends with this connection.  The others of its batch are the first of the next turn.
             self.ready[:0] = reversed(self.batch)
             del self.batch[:]
+            self.time.batch_size = 1  # this batch took long for the connections that ran
 
     def send_later(self, sender: Flushed) -> None:
         """Call *sender* at the end of this batch, or soon if there is none."""
@@ -273,7 +298,7 @@ class Dispatcher:
             if len(ready) > 1 or batch:
                 size = time.batch_size
                 if len(ready) > size:
-                    time.measure()
+                    time.begin_full_batch()
                     batch += ready[size - 1 :: -1]
                     del ready[:size]
                 else:

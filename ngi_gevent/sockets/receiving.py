@@ -117,8 +117,7 @@ class ReceivingConnection(HubConnection):
     def goes_on(self) -> bool:
         if self._events_pending or self._lifecycle.closing_from_other_thread or self._output.size > HIGH_WATER:
             return False
-        time = self._dispatcher.time
-        return time.measure() < time.ends
+        return not self._dispatcher.time.is_over()
 
     def _deliver_records(self) -> bool:
         """Deliver records until there are events to handle.  Return False if the time is up."""
