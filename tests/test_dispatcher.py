@@ -84,7 +84,7 @@ def events(connection):
     return adapters.SansIO(connection, parts.append, lambda: (b"%c" % byte for byte in parts.pop()))
 
 
-@pytest.mark.parametrize(("adapt", "seconds", "most"), [(plain, 0.01, 6), (events, 0.001, 12)])
+@pytest.mark.parametrize(("adapt", "seconds", "most"), [(plain, 0.01, 6), (events, 0.009, 6)])
 def test_a_turn_is_short_even_if_every_handler_takes_long(tcp, monkeypatch, adapt, seconds, most):
     class Long(Witness):
         def handle_input(self, connection, data):

@@ -269,7 +269,6 @@ class Dispatcher:
             # The turn ends with this connection.  The others of its batch are the first of the next turn.
             self.ready[:0] = reversed(self.batch)
             del self.batch[:]
-            self.time.batch_size = 1  # this batch took long for the connections that ran
 
     def send_later(self, sender: Flushed) -> None:
         """Call *sender* at the end of this batch, or soon if there is none."""
