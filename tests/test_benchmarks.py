@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import chart, clients, growth, in_memory, report, simulated, work
+from benchmarks import against, chart, clients, growth, in_memory, report, simulated, work
 from benchmarks.__main__ import parser
 from benchmarks.cases import CASES, QUICK, Case, Row, rate_and_cpu, with_cpu
 from benchmarks.figures import Figures, Measurement, Spread
@@ -105,6 +105,15 @@ def compare(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]
         return subprocess.run(whole, cwd=repository, capture_output=True, text=True, timeout=250)
 
     return compare
+
+
+@pytest.mark.parametrize(
+    ("median", "least", "is_slower"), [(1.4, 14, True), (1.4, 12, False), (1.2, 14, False), (0.9, 9, False)]
+)
+def test_a_revision_is_slower_if_its_least_time_is_longer_too(median, least, is_slower):
+    ours, other = Spread(20, least, 30), Spread(15, 10, 30)
+    comparison = against.Comparison("echo", ours, other, ratio=Spread(median, 0.5, 2))
+    assert comparison.is_slower is is_slower
 
 
 @needs_compiler
