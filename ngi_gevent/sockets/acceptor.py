@@ -92,7 +92,6 @@ class Acceptor(StreamServer):
     ) -> None:
         self._network = network
         self._binding = binding
-        self._accepted = accepted
         self._connections = connections
         self._max_connections = max_connections
         self._crowd = crowd
@@ -177,9 +176,9 @@ class Acceptor(StreamServer):
     def do_handle(self, sock: Socket, peer_address: Any) -> None:
         left = self.at_once if len(self._turns) == 1 else 1
         until = self._time.share()
-        accepted = sock, peer_address
+        accepted: Any = sock, peer_address  # gevent's handle expects its own sockets
         while accepted:
-            self._accepted(*accepted)
+            self.handle(*accepted)
             left -= 1
             if not left or self.closed or self._room() < 1 or self._time.now() > until:
                 break

@@ -117,7 +117,7 @@ class TurnTime:
 
     def is_left(self) -> bool:
         """Return whether the turn goes on."""
-        self.was_short = self.measure() > self.ends
+        self.was_short = self.is_over()
         return not self.was_short
 
     def begin_full_batch(self) -> None:
